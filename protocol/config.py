@@ -1,0 +1,230 @@
+"""The run configuration: every key, its type, its default and its meaning, parsed and checked once.
+
+Flower hands an app a flat mapping such as ``{"lora.rank": 4}``. :meth:`RunConfig.parse` turns it into
+frozen dataclasses; from there on values travel as plain arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+Scalar = bool | int | float | str
+Check = tuple[Callable[[Any], bool], str]
+
+AT_LEAST_ONE: Check = (lambda value: value >= 1, "at least 1")
+NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
+POSITIVE: Check = (lambda value: value > 0, "greater than 0")
+BELOW_ONE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+
+
+class ConfigError(ValueError):
+    """A key or value of the run configuration is wrong; the message is one sentence for a person."""
+
+
+def one_of(*names: str) -> Check:
+    """Return the check that a value is one of ``names``."""
+    return (lambda value: value in names, "one of " + ", ".join(f"'{name}'" for name in names))
+
+
+def key(default: Scalar, meaning: str, check: Check | None = None) -> Any:
+    """Declare one configuration key with its default, meaning (with unit) and range."""
+    return field(default=default, metadata={"meaning": meaning, "check": check})
+
+
+METHODS = ("hyperlora", "fedit", "flexlora", "local")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data the clients hold and how a simulation divides it."""
+
+    name: str = key("digits", "data set: digits (embedded) or pacs", one_of("digits", "pacs"))
+    path: str = key("", "absolute path of a local copy; empty loads from the hub where the data set needs it")
+    clients_per_domain: int = key(5, "clients that share one domain's samples", AT_LEAST_ONE)
+    dirichlet_alpha: float = key(0.5, "label skew inside a domain; 0 divides evenly", NOT_NEGATIVE)
+    unseen_fraction: float = key(0.2, "share of each domain's clients that never train", BELOW_ONE)
+    validation_fraction: float = key(0.15, "share of a client's samples held out for validation", BELOW_ONE)
+    test_fraction: float = key(0.25, "share of a client's samples held out for its own test", BELOW_ONE)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen backbone that all parties share."""
+
+    name: str = key("digits-vit", "digits-vit (embedded) or the name of a timm VisionTransformer")
+    weights: str = key("", "absolute path of a safetensors file; empty takes the model's own pretrained weights")
+    image_size: int = key(16, "side of the square input in pixels", AT_LEAST_ONE)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The shape of the adapter."""
+
+    rank: int = key(4, "rank r of every adapted module", AT_LEAST_ONE)
+    alpha: float = key(8.0, "numerator of scaling = alpha / rank", POSITIVE)
+    last_blocks: int = key(2, "number of last transformer blocks that are adapted", AT_LEAST_ONE)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The local budget and the local optimiser."""
+
+    local_steps: int = key(10, "optimiser steps K a client makes per round", NOT_NEGATIVE)
+    batch_size: int = key(16, "samples per local step", AT_LEAST_ONE)
+    optimizer: str = key("adamw", "local optimiser", one_of("adamw", "sgd"))
+    learning_rate: float = key(3e-3, "local learning rate", POSITIVE)
+    weight_decay: float = key(0.0, "local weight decay", NOT_NEGATIVE)
+    device: str = key("auto", "auto, cpu or cuda; cuda fails where no GPU is given to the client", one_of("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The class prior of a client in the bias of its head."""
+
+    use: str = key("method", "method (as the method declares), on or off", one_of("method", "on", "off"))
+    gamma: float = key(1.0, "strength of the log class frequencies", NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class SignatureConfig:
+    """What a client tells of its data."""
+
+    max_samples: int = key(512, "most local training samples behind one signature", AT_LEAST_ONE)
+    smoothing: float = key(1.0, "pseudo-count added to every class frequency", POSITIVE)
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """Rounds, cohorts and deadlines."""
+
+    rounds: int = key(30, "training rounds", AT_LEAST_ONE)
+    clients_per_round: int = key(8, "clients in the cohort of a round", AT_LEAST_ONE)
+    evaluate_every: int = key(5, "rounds between evaluations; the last round is always evaluated", AT_LEAST_ONE)
+    min_clients: int = key(0, "clients to wait for before round 1; 0 means all that the data set defines", NOT_NEGATIVE)
+    join_timeout: float = key(120.0, "seconds to wait for them", POSITIVE)
+    round_timeout: float = key(600.0, "seconds after which a missing reply is given up", POSITIVE)
+
+
+@dataclass(frozen=True)
+class HyperLoraConfig:
+    """The server side of method = hyperlora."""
+
+    temperature: float = key(1.0, "temperature of the attention over the memory", POSITIVE)
+    self_logit: float = key(1.0, "added to the attention logit of a client's own deviation")
+    strength: float = key(1.0, "factor on the attended deviations in a start", NOT_NEGATIVE)
+    server_step: float = key(1.0, "step of the anchor along the averaged movements", POSITIVE)
+
+
+@dataclass(frozen=True)
+class RunDirectoryConfig:
+    """Where results go."""
+
+    output_dir: str = key("", "absolute path of the run directory; empty makes a new one under ~/hyperlora-runs")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, complete and checked."""
+
+    method: str = key("hyperlora", "federated LoRA method", one_of(*METHODS))
+    seed: int = key(0, "seed of data division, cohorts, initial factors and local batches", NOT_NEGATIVE)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    signature: SignatureConfig = field(default_factory=SignatureConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    hyperlora: HyperLoraConfig = field(default_factory=HyperLoraConfig)
+    run: RunDirectoryConfig = field(default_factory=RunDirectoryConfig)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Scalar]) -> RunConfig:
+        """Build the configuration from Flower's flat mapping; keys that are absent keep their default.
+
+        Raises:
+            ConfigError: for an unknown key, a value of another type or outside its range.
+        """
+        known = {entry.key: entry for entry in config_keys()}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown configuration key '{name}'{_nearest(name, known)}")
+        parsed = {name: _checked(known[name], value) for name, value in values.items()}
+        return _build(cls, parsed, prefix="")
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return the flat mapping that :meth:`parse` accepts, every key present."""
+        return dict(_flatten(self, prefix=""))
+
+
+@dataclass(frozen=True)
+class ConfigKey:
+    """One entry of the configuration reference."""
+
+    key: str
+    type: type
+    default: Scalar
+    meaning: str
+    check: Check | None
+
+
+def config_keys() -> Iterator[ConfigKey]:
+    """Yield every configuration key in the order of its declaration."""
+    yield from _keys_of(RunConfig, prefix="")
+
+
+def _keys_of(cls: type, prefix: str) -> Iterator[ConfigKey]:
+    hints = get_type_hints(cls, localns=dict(vars(types)))
+    for entry in fields(cls):
+        name = prefix + entry.name.replace("_", "-")
+        if is_dataclass(hints[entry.name]):
+            yield from _keys_of(hints[entry.name], prefix=name + ".")
+        else:
+            meta = entry.metadata
+            yield ConfigKey(name, hints[entry.name], entry.default, meta["meaning"], meta["check"])
+
+
+def _checked(entry: ConfigKey, value: Scalar) -> Scalar:
+    if entry.type is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not entry.type:
+        raise ConfigError(
+            f"configuration key '{entry.key}' takes {_article(entry.type)}, got {value!r} ({type(value).__name__})"
+        )
+    if entry.check and not entry.check[0](value):
+        raise ConfigError(f"configuration key '{entry.key}' must be {entry.check[1]}, got {value!r}")
+    return value
+
+
+def _article(kind: type) -> str:
+    return {int: "an integer", float: "a number", str: "a string", bool: "true or false"}[kind]
+
+
+def _build(cls: type, values: Mapping[str, Scalar], prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for entry in fields(cls):
+        name = prefix + entry.name.replace("_", "-")
+        if is_dataclass(hints[entry.name]):
+            arguments[entry.name] = _build(hints[entry.name], values, prefix=name + ".")  # type: ignore[arg-type]
+        elif name in values:
+            arguments[entry.name] = values[name]
+    return cls(**arguments)
+
+
+def _flatten(config: Any, prefix: str) -> Iterator[tuple[str, Scalar]]:
+    for entry in fields(config):
+        name, value = prefix + entry.name.replace("_", "-"), getattr(config, entry.name)
+        if is_dataclass(value):
+            yield from _flatten(value, prefix=name + ".")
+        else:
+            yield name, value
+
+
+def _nearest(name: str, known: Mapping[str, ConfigKey]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
