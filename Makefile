@@ -1,0 +1,38 @@
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format table clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "%-8s %s\n", $$1, $$2 }'
+
+install: $(VENV)/.installed  ## make the virtual environment and install the project with its tools
+
+$(VENV)/.installed: pyproject.toml
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+run: install  ## run the default simulation
+	$(BIN)/hyperlora run
+
+test:  ## install and run all tests: the README's test command
+	python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[dev]' && .venv/bin/pytest
+
+lint: install  ## check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## format the code and repair what ruff can repair
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+table: install  ## run the digits benchmark and print its table
+	$(BIN)/python -m benchmarks digits
+
+clean:  ## remove caches and builds; keep the environment and the runs
+	rm -rf build dist *.egg-info *.fab .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

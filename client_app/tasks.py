@@ -1,0 +1,103 @@
+"""What a client does when it is asked: describe its data, train a start, evaluate an adapter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from client_app.training import LocalTrainer, OptimizerSpec, evaluate
+from client_app.workplace import Workplace
+from data.federation import DataError
+from models.adapter import Adapter
+from models.prior import add_prior, remove_prior
+from protocol.build import derive_seed
+from protocol.messages import (
+    ClientCard,
+    EvaluateReply,
+    EvaluateRequest,
+    SignatureReply,
+    TrainMetrics,
+    TrainReply,
+    TrainRequest,
+)
+
+
+def describe_clients(workplace: Workplace, client_ids: Sequence[str]) -> SignatureReply:
+    """Return a card for every client that can take part and the reason for every one that cannot."""
+    cards, left_out = [], {}
+    for client_id in client_ids:
+        try:
+            cards.append(_card(workplace, client_id))
+        except DataError as error:
+            left_out[client_id] = str(error)
+    return SignatureReply(cards, left_out)
+
+
+def _card(workplace: Workplace, client_id: str) -> ClientCard:
+    client = workplace.client(client_id)
+    signature = workplace.signature(client_id)
+    return ClientCard(client_id, client.domain, client.trains, len(client.train), signature)
+
+
+def train_start(workplace: Workplace, request: TrainRequest, gamma: float) -> TrainReply:
+    """Train the received start for its local budget.
+
+    The validation share is never trained on; it scores the start and the result. The prior (strength ``gamma``) is
+    added to the head's bias before and taken off after.
+    """
+    began = time.perf_counter()
+    model, frequencies = workplace.model, workplace.frequencies(request.client_id)
+    validation = workplace.tokens(request.client_id, "validation")
+    model.load(add_prior(request.start, frequencies, gamma))
+    start_accuracy, start_loss = evaluate(model, validation)
+    trainer = _trainer(workplace, request.client_id, request.server_round, "train")
+    train_loss = trainer.run(request.local_steps)
+    end_accuracy, end_loss = evaluate(model, validation)
+    metrics = TrainMetrics(
+        num_examples=len(workplace.tokens(request.client_id, "train")),
+        train_loss=train_loss,
+        start_loss=start_loss,
+        start_accuracy=start_accuracy,
+        end_loss=end_loss,
+        end_accuracy=end_accuracy,
+        seconds=time.perf_counter() - began,
+    )
+    end = remove_prior(model.extract(), frequencies, gamma)
+    return TrainReply(request.client_id, request.server_round, end, metrics)
+
+
+def evaluate_adapter(workplace: Workplace, request: EvaluateRequest, gamma: float) -> EvaluateReply:
+    """Score the received adapter on the client's own test split after each number of local steps.
+
+    What is trained here stays here.
+    """
+    began = time.perf_counter()
+    model = workplace.model
+    test = workplace.tokens(request.client_id, "test")
+    validation = workplace.tokens(request.client_id, "validation")
+    model.load(personal_adapter(workplace, request.client_id, request.adapter, gamma))
+    trainer = _trainer(workplace, request.client_id, request.server_round, "evaluate")
+    scores, made = [], 0
+    for steps in request.steps:
+        trainer.run(steps - made)
+        made = steps
+        scores.append((*evaluate(model, test), evaluate(model, validation)[1]))
+    accuracy, loss, validation_loss = (list(column) for column in zip(*scores, strict=True))
+    seconds = time.perf_counter() - began
+    return EvaluateReply(request.client_id, len(test), accuracy, loss, validation_loss, seconds)
+
+
+def personal_adapter(workplace: Workplace, client_id: str, adapter: Adapter, gamma: float) -> Adapter:
+    """Return the adapter as the client uses it: with its own class prior in the head's bias."""
+    return add_prior(adapter, workplace.frequencies(client_id), gamma)
+
+
+def _trainer(workplace: Workplace, client_id: str, server_round: int, purpose: str) -> LocalTrainer:
+    train = workplace.config.train
+    return LocalTrainer(
+        workplace.model,
+        workplace.tokens(client_id, "train"),
+        optimizer=OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay),
+        batch_size=train.batch_size,
+        seed=derive_seed(workplace.config.seed, client_id, server_round, purpose),
+    )

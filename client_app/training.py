@@ -1,0 +1,96 @@
+"""Local training and evaluation of an adapter on tokens: no Flower, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.adapted_model import AdaptedModel
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Samples behind the frozen prefix of the backbone: ``tokens`` (n, t, d) and ``labels`` (n,)."""
+
+    tokens: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """The local optimiser: ``adamw`` or ``sgd``, started afresh with every adapter that is received."""
+
+    name: str
+    learning_rate: float
+    weight_decay: float
+
+    def build(self, model: AdaptedModel) -> torch.optim.Optimizer:
+        """Return the optimiser over the adapter and the head; frozen parameters have no state."""
+        parameters = model.trainable_parameters()
+        if self.name == "sgd":
+            return torch.optim.SGD(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+
+class LocalTrainer:
+    """Trains the adapter that ``model`` carries, and can be continued: ``run(2)`` then ``run(8)`` is ``run(10)``."""
+
+    def __init__(
+        self, model: AdaptedModel, samples: TokenSet, *, optimizer: OptimizerSpec, batch_size: int, seed: int
+    ) -> None:
+        self._model, self._samples = model, samples
+        self._optimizer = optimizer.build(model)
+        self._batches = _endless_batches(len(samples), batch_size, seed)
+
+    def run(self, steps: int) -> float:
+        """Make ``steps`` optimiser steps and return the mean training loss over them (0.0 for no step)."""
+        losses = [self._step(next(self._batches)) for _ in range(steps)]
+        return sum(losses) / max(len(losses), 1)
+
+    def _step(self, batch: Tensor) -> float:
+        tokens, labels = _on_device(self._model, self._samples, batch)
+        loss = F.cross_entropy(self._model.logits(tokens), labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.detach())
+
+
+@torch.inference_mode()
+def evaluate(model: AdaptedModel, samples: TokenSet) -> tuple[float, float]:
+    """Return accuracy (share) and mean cross-entropy (nats) of the adapter that ``model`` carries.
+
+    An empty set has accuracy 0 and loss 0; the number of its samples tells.
+    """
+    correct, loss = 0.0, 0.0
+    for batch in torch.arange(len(samples)).split(EVALUATION_BATCH):
+        tokens, labels = _on_device(model, samples, batch)
+        logits = model.logits(tokens)
+        correct += float((logits.argmax(dim=1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    count = max(len(samples), 1)
+    return correct / count, loss / count
+
+
+def _on_device(model: AdaptedModel, samples: TokenSet, batch: Tensor) -> tuple[Tensor, Tensor]:
+    return samples.tokens[batch].to(model.device), samples.labels[batch].to(model.device)
+
+
+def _endless_batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Yield index batches of full epochs in random order; a batch may span two epochs."""
+    generator = torch.Generator().manual_seed(seed)
+    waiting = torch.empty(0, dtype=torch.int64)
+    while True:
+        while waiting.numel() < batch_size:
+            waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]

@@ -1,0 +1,114 @@
+"""What a client process keeps between messages: the backbone, the data and the frozen prefix's output.
+
+In simulation one process works for many clients, so everything here is either common to all of them (backbone) or
+kept under a client's name (data, tokens). In deployment a process serves one message and the caches start empty.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import OrderedDict
+
+import torch
+
+from client_app.training import TokenSet
+from data.federation import ClientData, Federation, Samples
+from models.adapted_model import AdaptedModel
+from models.backbone import embed_prefix
+from models.signature import Signature, class_frequencies, compute_signature
+from protocol.build import build_federation, build_model
+from protocol.config import ConfigError, RunConfig
+
+PREFIX_BATCH = 64
+log = logging.getLogger(__name__)
+
+
+class Workplace:
+    """The backbone and the data of one process, with the tokens of recent clients in memory."""
+
+    def __init__(self, config: RunConfig, model: AdaptedModel, federation: Federation) -> None:
+        self.config, self.model, self.federation = config, model, federation
+        self._tokens: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
+        self._limit = config.train.prefix_cache_mb * 2**20
+
+    def client(self, client_id: str) -> ClientData:
+        """Return the data of a client; raises DataError where it has none."""
+        return self.federation.load(client_id)
+
+    def tokens(self, client_id: str, split: str) -> TokenSet:
+        """Return one split (train, validation or test) behind the frozen prefix, computed once and kept."""
+        place = (client_id, split)
+        if place not in self._tokens:
+            self._tokens[place] = self._embed(getattr(self.client(client_id), split))
+            self._evict()
+        self._tokens.move_to_end(place)
+        return self._tokens[place]
+
+    def frequencies(self, client_id: str) -> torch.Tensor:
+        """Return the smoothed class frequencies of the client's training samples, shape (classes,)."""
+        labels, smoothing = self.client(client_id).train.labels, self.config.signature.smoothing
+        return class_frequencies(labels, len(self.federation.class_names), smoothing)
+
+    def signature(self, client_id: str) -> Signature:
+        """Describe the client's training samples with the frozen backbone."""
+        train = self.tokens(client_id, "train")
+        tokens = train.tokens[: self.config.signature.max_samples]
+        features = [
+            self.model.frozen_features(part.to(self.model.device)) for part in tokens.split(PREFIX_BATCH)
+        ]
+        return compute_signature(
+            torch.cat(features).cpu(),
+            train.labels,
+            num_classes=len(self.federation.class_names),
+            smoothing=self.config.signature.smoothing,
+        )
+
+    @torch.no_grad()
+    def _embed(self, samples: Samples) -> TokenSet:
+        backbone, model = self.model.backbone, self.model
+        if not len(samples):
+            return TokenSet(torch.empty(0), samples.labels)
+        parts = [
+            embed_prefix(model.network, backbone.prepare(images).to(model.device), model.first_block).cpu()
+            for images in samples.images.split(PREFIX_BATCH)
+        ]
+        return TokenSet(torch.cat(parts), samples.labels)
+
+    def _evict(self) -> None:
+        size = sum(one.tokens.nbytes for one in self._tokens.values())
+        while size > self._limit and len(self._tokens) > 1:
+            size -= self._tokens.popitem(last=False)[1].tokens.nbytes
+
+
+@functools.lru_cache(maxsize=2)
+def open_workplace(config: RunConfig) -> Workplace:
+    """Return this process's workplace for ``config``, built at the first call."""
+    torch.set_num_threads(available_threads())
+    model = build_model(config)
+    model.to(choose_device(config.train.device))
+    log.info("clients of this process train on %s with %d thread(s)", model.device, torch.get_num_threads())
+    return Workplace(config, model, build_federation(config))
+
+
+def available_threads() -> int:
+    """Return the cores this process has to itself: Ray's share in a simulation, else all that it may run on."""
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    return int(share) if share.isdigit() and int(share) > 0 else len(os.sched_getaffinity(0))
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device to train on.
+
+    Raises:
+        ConfigError: ``cuda`` is wanted and this process is given no GPU.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device is 'cuda', but no GPU is visible to this client "
+            "(in a simulation set --gpus-per-client above 0)"
+        )
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)

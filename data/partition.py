@@ -1,0 +1,168 @@
+"""The division of each domain's samples over its clients, and the federation that results from it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from data.federation import ClientData, DataError, Division, Samples
+from data.split import split_by_key
+
+MIN_CLIENT_SAMPLES = 20
+DIRICHLET_ATTEMPTS = 20
+CACHED_CLIENTS = 256
+
+
+class Source(NamedTuple):
+    """Samples that were read: images (n, c, h, w) uint8, labels (n,) int64 and one split key each."""
+
+    images: Tensor
+    labels: Tensor
+    keys: list[str]
+
+
+Reader = Callable[[str, Sequence[int]], Source]
+"""Reads the samples of a domain at the given rows of the data set."""
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """Which rows of the data set a client holds."""
+
+    domain: str
+    trains: bool
+    rows: tuple[int, ...]
+
+
+def partition_labels(
+    labels: Sequence[int],
+    *,
+    domain: str,
+    num_clients: int,
+    alpha: float,
+    seed: int,
+    min_samples: int = MIN_CLIENT_SAMPLES,
+) -> list[list[int]]:
+    """Divide the positions of one domain's labels over clients, each position to exactly one.
+
+    Args:
+        labels: class of each sample of the domain.
+        domain: its name; domains are divided independently of each other.
+        num_clients: number of lists to return.
+        alpha: concentration of the Dirichlet distribution over clients, drawn per class; 0 gives every
+            client an equal share of every class.
+        seed: of the division.
+        min_samples: samples that each client gets at least.
+
+    Raises:
+        DataError: if there are too few samples, or no draw gives each client ``min_samples``.
+    """
+    if len(labels) < min_samples * num_clients:
+        raise DataError(
+            f"domain '{domain}' has {len(labels)} samples, too few for {num_clients} clients "
+            f"with at least {min_samples} each"
+        )
+    domain_seed = _derived_seed(seed, domain)
+    if alpha == 0:
+        return _even(labels, num_clients, domain_seed)
+    for attempt in range(DIRICHLET_ATTEMPTS):
+        parts = _dirichlet(labels, num_clients, alpha, domain_seed + attempt, min_samples)
+        if parts is not None:
+            return parts
+    raise DataError(
+        f"no Dirichlet division with alpha {alpha} gives each of {num_clients} clients {min_samples} of the "
+        f"{len(labels)} samples of domain '{domain}'; use fewer clients per domain or a larger alpha"
+    )
+
+
+def plan_clients(
+    domains: Mapping[str, Sequence[int]], labels: Sequence[int], division: Division
+) -> dict[str, ClientPlan]:
+    """Divide each domain's rows; return the clients by id, sorted by it.
+
+    Args:
+        domains: rows of each domain in the data set.
+        labels: class of every row of the data set.
+        division: the number of clients, the skew and the seed.
+    """
+    plans = {}
+    for domain, rows in domains.items():
+        parts = partition_labels(
+            [labels[row] for row in rows],
+            domain=domain,
+            num_clients=division.clients_per_domain,
+            alpha=division.dirichlet_alpha,
+            seed=division.seed,
+        )
+        for index, part in enumerate(parts):
+            trains = index < division.clients_per_domain - division.num_unseen
+            plans[f"{domain}-{index}"] = ClientPlan(domain, trains, tuple(rows[i] for i in part))
+    return dict(sorted(plans.items()))
+
+
+class DividedFederation:
+    """A :class:`~data.federation.Federation` made of plans; reads a client on first use and keeps it."""
+
+    def __init__(
+        self, plans: Mapping[str, ClientPlan], class_names: Sequence[str], division: Division, read: Reader
+    ) -> None:
+        self.client_ids: tuple[str, ...] = tuple(sorted(plans))
+        self.class_names: tuple[str, ...] = tuple(class_names)
+        self._plans = plans
+        self._division = division
+        self._read = read
+        self._cached = lru_cache(maxsize=CACHED_CLIENTS)(self._load)
+
+    def load(self, client_id: str) -> ClientData:
+        """Return the data of one client; see :meth:`data.federation.Federation.load`."""
+        if client_id not in self._plans:
+            raise DataError(f"the data set has no client '{client_id}'; its first is '{self.client_ids[0]}'")
+        return self._cached(client_id)
+
+    def _load(self, client_id: str) -> ClientData:
+        plan = self._plans[client_id]
+        images, labels, keys = self._read(plan.domain, plan.rows)
+        parts = split_by_key(
+            keys,
+            validation_fraction=self._division.validation_fraction,
+            test_fraction=self._division.test_fraction,
+            client_id=client_id,
+        )
+        train, validation, test = (Samples(images[part], labels[part]) for part in parts)
+        return ClientData(client_id, plan.domain, plan.trains, train, validation, test)
+
+
+def _derived_seed(seed: int, domain: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{domain}".encode(), digest_size=6).digest(), "big")
+
+
+def _even(labels: Sequence[int], num_clients: int, seed: int) -> list[list[int]]:
+    order = np.random.default_rng(seed).permutation(len(labels))
+    by_class = order[np.argsort(np.asarray(labels)[order], kind="stable")]
+    return [sorted(by_class[index::num_clients].tolist()) for index in range(num_clients)]
+
+
+def _dirichlet(
+    labels: Sequence[int], num_clients: int, alpha: float, seed: int, min_samples: int
+) -> list[list[int]] | None:
+    """Return one division by flwr_datasets, or None where its own attempts fell short of ``min_samples``."""
+    from datasets import Dataset  # slow to import, as is flwr_datasets
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    partitioner = DirichletPartitioner(
+        num_clients, "label", alpha, min_partition_size=min_samples, self_balancing=False, seed=seed
+    )
+    partitioner.dataset = Dataset.from_dict({"label": list(labels), "position": list(range(len(labels)))})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return [sorted(partitioner.load_partition(k)["position"]) for k in range(num_clients)]
+    except ValueError:
+        return None

@@ -1,0 +1,161 @@
+"""A frozen backbone with LoRA modules (PEFT) and a trainable head, read and written by declared keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from models.adapter import Adapter, AdapterError, check_same_shapes
+from models.backbone import Backbone, forward_suffix, pooled_features
+from models.low_rank import Factors
+
+ADAPTER_NAME = "default"
+
+
+class AdaptedModel:
+    """A backbone that carries one LoRA adapter and its head.
+
+    The backbone's module is taken over: PEFT puts its layers into it. The blocks before ``first_block`` have no
+    adapter, so their output per sample ("tokens") never changes and may be kept by the caller.
+
+    Args:
+        backbone: the frozen model; see :func:`models.backbone.build_backbone`.
+        rank: r of every adapted module.
+        alpha: scaling = alpha / rank.
+        last_blocks: number of last blocks that are adapted.
+
+    Raises:
+        AdapterError: the rank is larger than a layer, or there are fewer blocks than asked for.
+    """
+
+    def __init__(self, backbone: Backbone, *, rank: int, alpha: float, last_blocks: int) -> None:
+        if last_blocks > backbone.num_blocks:
+            raise AdapterError(
+                f"lora.last-blocks is {last_blocks}, but '{backbone.name}' has {backbone.num_blocks} blocks"
+            )
+        self.backbone = backbone
+        self.first_block = backbone.num_blocks - last_blocks
+        _check_rank(backbone, rank, self.first_block)
+        self.peft_model: PeftModel = get_peft_model(
+            backbone.module, lora_config(backbone, rank=rank, alpha=alpha, first_block=self.first_block)
+        )
+        self.peft_model.eval()
+        self.network: nn.Module = self.peft_model.base_model.model
+        self._layers = {kind: self._layers_of(kind) for kind in backbone.target_modules}
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model is on."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device) -> None:
+        """Move the model to ``device``."""
+        self.peft_model.to(device)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Map tokens (n, t, d) before ``first_block`` to logits (n, classes)."""
+        return forward_suffix(self.network, tokens, self.first_block)
+
+    def frozen_features(self, tokens: Tensor) -> Tensor:
+        """Map tokens (n, t, d) to the pooled features (n, d) of the backbone without its adapter."""
+        with torch.no_grad(), self.peft_model.disable_adapter():
+            return pooled_features(self.network, tokens, self.first_block)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the LoRA factors and the head's parameters, in a fixed order."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def extract(self) -> Adapter:
+        """Return a copy of the adapter that the model carries now."""
+        low_rank = {kind: _stack(layers) for kind, layers in self._layers.items()}
+        head = self._head()
+        return Adapter(low_rank, torch.cat([head.weight, head.bias[:, None]], dim=1).detach().cpu().clone())
+
+    @torch.no_grad()
+    def load(self, adapter: Adapter) -> None:
+        """Write ``adapter`` into the model.
+
+        Raises:
+            AdapterError: a part is missing, unknown or of another shape.
+        """
+        check_same_shapes(adapter, self.extract())
+        for kind, layers in self._layers.items():
+            factors = adapter.low_rank[kind]
+            for layer, lora_A, lora_B in zip(layers, factors.A, factors.B, strict=True):
+                layer.lora_A[ADAPTER_NAME].weight.copy_(lora_A)
+                layer.lora_B[ADAPTER_NAME].weight.copy_(lora_B)
+        head = self._head()
+        head.weight.copy_(adapter.head[:, :-1])
+        head.bias.copy_(adapter.head[:, -1])
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> Adapter:
+        """Return a fresh adapter as PEFT makes it: lora_A Kaiming-uniform with ``seed``, lora_B and head zero."""
+        generator = torch.Generator().manual_seed(seed)
+        low_rank = {}
+        for kind, layers in self._layers.items():
+            lora_A, lora_B = _stack(layers).A, _stack(layers).B
+            for block in lora_A:
+                nn.init.kaiming_uniform_(block, a=5**0.5, generator=generator)
+            low_rank[kind] = Factors(B=torch.zeros_like(lora_B), A=lora_A)
+        return Adapter(low_rank, torch.zeros_like(self.extract().head))
+
+    def save(self, adapter: Adapter, directory: Path) -> None:
+        """Write ``adapter`` as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads."""
+        self.load(adapter)
+        self.peft_model.save_pretrained(str(directory))
+
+    def _layers_of(self, kind: str) -> list[LoraLayer]:
+        names = [f"blocks.{index}.{kind}" for index in range(self.first_block, self.backbone.num_blocks)]
+        layers = [self.network.get_submodule(name) for name in names]
+        for name, layer in zip(names, layers, strict=True):
+            if not isinstance(layer, LoraLayer):
+                raise AdapterError(f"module '{name}' of '{self.backbone.name}' carries no LoRA layer")
+        return layers
+
+    def _head(self) -> nn.Linear:
+        wrapper = self.network.get_submodule(self.backbone.head_name)
+        if not isinstance(wrapper, ModulesToSaveWrapper):
+            raise AdapterError(
+                f"the head '{self.backbone.head_name}' of '{self.backbone.name}' is not trained"
+            )
+        head = wrapper.modules_to_save[ADAPTER_NAME]
+        if not isinstance(head, nn.Linear):
+            raise AdapterError(f"the head of '{self.backbone.name}' is not a linear layer")
+        return head
+
+
+def lora_config(backbone: Backbone, *, rank: int, alpha: float, first_block: int) -> LoraConfig:
+    """Return PEFT's description of the adapter: declared modules of the blocks from ``first_block`` on, and the head."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(backbone.target_modules),
+        layers_to_transform=list(range(first_block, backbone.num_blocks)),
+        layers_pattern=backbone.layers_pattern,
+        modules_to_save=[backbone.head_name],
+        lora_dropout=0.0,
+    )
+    config.base_model_name_or_path = backbone.name
+    return config
+
+
+def _check_rank(backbone: Backbone, rank: int, first_block: int) -> None:
+    for kind in backbone.target_modules:
+        layer = backbone.module.get_submodule(f"blocks.{first_block}.{kind}")
+        smallest = min(layer.weight.shape)  # type: ignore[arg-type]
+        if rank > smallest:
+            raise AdapterError(
+                f"lora.rank is {rank}, larger than layer '{kind}' of '{backbone.name}' allows (at most {smallest})"
+            )
+
+
+def _stack(layers: list[LoraLayer]) -> Factors:
+    lora_A = torch.stack([layer.lora_A[ADAPTER_NAME].weight.detach().cpu() for layer in layers])
+    lora_B = torch.stack([layer.lora_B[ADAPTER_NAME].weight.detach().cpu() for layer in layers])
+    return Factors(B=lora_B, A=lora_A)

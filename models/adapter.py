@@ -1,0 +1,100 @@
+"""An adapter as a value: the LoRA factors of every adapted module and the head.
+
+Modules of one kind have one shape, so the factors of a kind are stacked over its blocks and every operation
+of :mod:`models.low_rank` runs on a whole kind at once. The head is one more module, kept at full rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.low_rank import Factors, align, concatenate, inner, truncate
+
+
+class AdapterError(ValueError):
+    """An adapter does not fit the model or another adapter; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA factors by module kind, and the head.
+
+    Attributes:
+        low_rank: kind (for example ``attn.qkv``) -> factors, ``B`` (blocks, m, r) and ``A`` (blocks, r, n).
+            The product ``B A`` leaves out the constant ``scaling``, which all parties share.
+        head: (classes, width + 1), the weight with the bias as its last column.
+    """
+
+    low_rank: Mapping[str, Factors]
+    head: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The rank that the factors of all modules share."""
+        return next(iter(self.low_rank.values())).rank
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all parts by name: ``<kind>.lora_A``, ``<kind>.lora_B`` and ``head``."""
+        named = {"head": self.head}
+        for kind, factors in self.low_rank.items():
+            named[f"{kind}.lora_A"], named[f"{kind}.lora_B"] = factors.A, factors.B
+        return named
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Adapter:
+        """Inverse of :meth:`tensors`."""
+        kinds = sorted(name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A"))
+        low_rank = {kind: Factors(B=tensors[f"{kind}.lora_B"], A=tensors[f"{kind}.lora_A"]) for kind in kinds}
+        return cls(low_rank, tensors["head"])
+
+    def map(self, function: Callable[[Factors], Factors]) -> Adapter:
+        """Apply ``function`` to the factors of every kind and leave the head as it is."""
+        return Adapter({kind: function(factors) for kind, factors in self.low_rank.items()}, self.head)
+
+    def scaled(self, weight: float) -> Adapter:
+        """Return ``weight`` times this adapter, in product space."""
+        return Adapter(self.map(lambda factors: factors.scaled(weight)).low_rank, weight * self.head)
+
+    def truncated(self, rank: int) -> Adapter:
+        """Return the best adapter of rank ``rank`` in every module (Eckart-Young)."""
+        return self.map(lambda factors: truncate(factors, rank).kept)
+
+    def aligned(self, reference: Adapter) -> Adapter:
+        """Turn the gauge of every module to ``reference``; the products stay what they are."""
+        turned = {kind: align(factors, reference.low_rank[kind]) for kind, factors in self.low_rank.items()}
+        return Adapter(turned, self.head)
+
+
+def combine(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
+    """Return sum_i w_i adapter_i exactly: products by concatenation of factors (ranks add up), heads densely."""
+    kinds = adapters[0].low_rank
+    low_rank = {kind: concatenate([one.low_rank[kind] for one in adapters], list(weights)) for kind in kinds}
+    head = torch.stack([weight * one.head for one, weight in zip(adapters, weights, strict=True)]).sum(dim=0)
+    return Adapter(low_rank, head)
+
+
+def subtract(left: Adapter, right: Adapter) -> Adapter:
+    """Return left - right in product space; the rank is the sum of both."""
+    return combine([left, right], [1.0, -1.0])
+
+
+def adapter_inner(left: Adapter, right: Adapter) -> dict[str, Tensor]:
+    """Return the inner products <dW_left, dW_right> by part: one scalar per kind and one for the head."""
+    products = {kind: inner(factors, right.low_rank[kind]).sum() for kind, factors in left.low_rank.items()}
+    return products | {"head": (left.head * right.head).sum()}
+
+
+def check_same_shapes(adapter: Adapter, reference: Adapter) -> None:
+    """Raise :class:`AdapterError` unless both adapters have the same parts with the same shapes."""
+    expected = {name: tuple(tensor.shape) for name, tensor in reference.tensors().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
+    if expected != got:
+        wrong = sorted(name for name in expected | got if expected.get(name) != got.get(name))
+        detail = ", ".join(
+            f"{name}: expected {expected.get(name)}, got {got.get(name)}" for name in wrong[:3]
+        )
+        raise AdapterError(f"the adapter does not fit the backbone's adapter ({detail})")

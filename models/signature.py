@@ -1,0 +1,94 @@
+"""The signature: a few hundred numbers that describe a client's data, computed with the frozen backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIGNATURE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a client tells of its data.
+
+    Attributes:
+        feature_mean: (d,) mean of the pooled features of the frozen backbone.
+        feature_std: (d,) their standard deviation (0 where there is one sample only).
+        class_frequencies: (classes,) smoothed class frequencies pi, positive, sum 1.
+        log_num_examples: natural logarithm of the number of training samples.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+    class_frequencies: Tensor
+    log_num_examples: float
+
+    def vector(self) -> Tensor:
+        """Return all numbers as one vector of 2 d + classes + 1 entries."""
+        count = torch.tensor([self.log_num_examples])
+        return torch.cat([self.feature_mean, self.feature_std, self.class_frequencies, count])
+
+    @classmethod
+    def from_vector(cls, vector: Tensor, num_classes: int) -> Signature:
+        """Inverse of :meth:`vector`.
+
+        Raises:
+            ValueError: the length does not fit, a number is not finite, or the frequencies are none.
+        """
+        width, odd = divmod(vector.numel() - num_classes - 1, 2)
+        if vector.dim() != 1 or odd or width < 1:
+            raise ValueError(f"a signature of {num_classes} classes cannot have shape {tuple(vector.shape)}")
+        if not bool(torch.isfinite(vector).all()):
+            raise ValueError("a signature must be finite, got NaN or infinity")
+        mean, std, frequencies, count = vector.split([width, width, num_classes, 1])
+        if bool((frequencies <= 0).any()) or abs(float(frequencies.sum()) - 1) > 0.01:
+            raise ValueError("the class frequencies of a signature must be positive and sum to 1")
+        return cls(mean, std, frequencies, float(count))
+
+
+def class_frequencies(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Return pi_c = (n_c + smoothing) / (n + classes * smoothing), shape (classes,)."""
+    counts = torch.bincount(labels, minlength=num_classes).float() + smoothing
+    return counts / counts.sum()
+
+
+def compute_signature(features: Tensor, labels: Tensor, *, num_classes: int, smoothing: float) -> Signature:
+    """Describe a client's training samples.
+
+    Args:
+        features: (M, d) pooled features of at most M of them.
+        labels: (n,) labels of all of them.
+        num_classes: number of classes of the task.
+        smoothing: pseudo-count per class.
+    """
+    return Signature(
+        feature_mean=features.mean(dim=0),
+        feature_std=features.std(dim=0, correction=0),
+        class_frequencies=class_frequencies(labels, num_classes, smoothing),
+        log_num_examples=float(torch.log(torch.tensor(float(labels.numel())))),
+    )
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Mean and standard deviation of the signatures seen so far, for inputs of comparable scale.
+
+    Attributes:
+        mean: (k,) running mean.
+        std: (k,) running standard deviation, floored so that a constant coordinate stays 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def fit(cls, vectors: Tensor) -> Standardizer:
+        """Fit to signatures (N, k)."""
+        return cls(vectors.mean(dim=0), vectors.std(dim=0, correction=0).clamp_min(1e-6))
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Return (vectors - mean) / std."""
+        return (vectors - self.mean) / self.std

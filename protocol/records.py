@@ -1,0 +1,120 @@
+"""Tensors, adapters and signatures as Flower records, and back with every expectation checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from models.adapter import Adapter
+
+Value = TypeVar("Value", int, float, str, bool, list[int], list[float], list[str], list[bool])
+
+
+class ProtocolError(ValueError):
+    """A message is not what the protocol says; the message is one sentence."""
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], dtype: np.typing.DTypeLike) -> ArrayRecord:
+    """Return an ArrayRecord with every tensor as ``dtype`` under its name."""
+    arrays = {name: Array(tensor.detach().cpu().numpy().astype(dtype)) for name, tensor in tensors.items()}
+    return ArrayRecord(arrays)
+
+
+def decode_tensors(record: ArrayRecord, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return the tensors of ``record`` as float32, exactly those of ``expected`` (name -> shape).
+
+    Raises:
+        ProtocolError: a name is missing or unknown, a shape or dtype differs, or a number is not finite.
+    """
+    if set(record) != set(expected):
+        names = sorted(set(record) ^ set(expected))
+        raise ProtocolError(f"arrays do not match: missing or unknown {', '.join(names[:4])}")
+    return {name: _decode_tensor(name, record[name], shape) for name, shape in expected.items()}
+
+
+def _decode_tensor(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
+    if tuple(array.shape) != shape or array.dtype not in ("float32", "float16"):
+        raise ProtocolError(f"array '{name}': expected float {shape}, got {array.dtype} {tuple(array.shape)}")
+    try:
+        values = array.numpy()
+    except Exception as error:
+        raise ProtocolError(f"array '{name}' cannot be read: {error}") from error
+    if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
+        raise ProtocolError(f"array '{name}' holds NaN, infinity or other data than it declares")
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def adapter_shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every part, as :func:`decode_adapter` expects it."""
+    return {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
+
+
+def encode_adapter(adapter: Adapter) -> ArrayRecord:
+    """Return the adapter's parts as float32 arrays."""
+    return encode_tensors(adapter.tensors(), np.float32)
+
+
+def decode_adapter(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+    """Inverse of :func:`encode_adapter`; raises :class:`ProtocolError` where a part is not as ``shapes`` says."""
+    return Adapter.from_tensors(decode_tensors(record, shapes))
+
+
+def require(record: Mapping[str, object], name: str, kind: type[Value]) -> Value:
+    """Return entry ``name`` of a config or metric record, of exactly the type ``kind``.
+
+    Raises:
+        ProtocolError: it is missing, of another type, or not finite.
+    """
+    value = record.get(name)
+    if type(value) is not (kind if isinstance(kind, type) else list):
+        raise ProtocolError(f"entry '{name}': expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    if isinstance(value, float) and not np.isfinite(value):
+        raise ProtocolError(f"entry '{name}' must be finite, got {value}")
+    return value  # type: ignore[return-value]
+
+
+def require_list(record: Mapping[str, object], name: str, kind: type, length: int) -> list[object]:
+    """Return list ``name`` of ``length`` entries of type ``kind``; raises :class:`ProtocolError` otherwise."""
+    value = record.get(name)
+    if not isinstance(value, list) or len(value) != length or any(type(one) is not kind for one in value):
+        raise ProtocolError(
+            f"entry '{name}': expected {length} values of type {kind.__name__}, got {value!r}"
+        )
+    if kind is float and not np.isfinite(value).all():
+        raise ProtocolError(f"entry '{name}' must be finite, got {value!r}")
+    return value
+
+
+def config_of(content: RecordDict) -> ConfigRecord:
+    """Return the message's ConfigRecord or raise :class:`ProtocolError`."""
+    return _record(content, "config", ConfigRecord)
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """Return the message's MetricRecord or raise :class:`ProtocolError`."""
+    return _record(content, "metrics", MetricRecord)
+
+
+def arrays_of(content: RecordDict) -> ArrayRecord:
+    """Return the message's ArrayRecord or raise :class:`ProtocolError`."""
+    return _record(content, "arrays", ArrayRecord)
+
+
+Record = TypeVar("Record", ConfigRecord, MetricRecord, ArrayRecord)
+
+
+def _record(content: RecordDict, name: str, kind: type[Record]) -> Record:
+    record = content.get(name)
+    if not isinstance(record, kind):
+        raise ProtocolError(f"the message holds no {kind.__name__} '{name}'")
+    return record
+
+
+def count_bytes(content: RecordDict) -> int:
+    """Return the bytes of all records of a message's content."""
+    return sum(record.count_bytes() for record in content.values())

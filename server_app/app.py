@@ -1,0 +1,16 @@
+"""The ServerApp: hands Flower's grid and run configuration to :func:`server_app.run.run`."""
+
+from __future__ import annotations
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server_app.run import run
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Make one run from its configuration to its run directory."""
+    run(grid, context.run_config)

@@ -1,0 +1,80 @@
+"""What a person reads while a run goes on: one line per round, in the log and in ``console.log``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from protocol.config import RunConfig
+from strategies.records import RoundRecord
+
+log = logging.getLogger(__name__)
+
+
+class RunConsole:
+    """Appends lines to a file that ``hyperlora run`` shows as they come, and to the log."""
+
+    def __init__(self, path: Path, *, rounds: int) -> None:
+        self._path, self._rounds = path, rounds
+
+    def opening(self, config: RunConfig, directory: Path) -> None:
+        """Say what is about to run."""
+        self._say(
+            f"{config.method} on {config.data.name} with {config.model.name}: {config.federation.rounds} rounds, "
+            f"{config.federation.clients_per_round} clients per round, {config.train.local_steps} local steps of "
+            f"{config.train.batch_size}, LoRA rank {config.lora.rank}, seed {config.seed}"
+        )
+        self._say(f"results go to {directory}")
+
+    def round(self, record: RoundRecord, *, seconds: float) -> None:
+        """Say what a round brought."""
+        parts = [f"round {record.server_round:>{len(str(self._rounds))}}/{self._rounds}", _training(record)]
+        parts += [_group(name, figures) for name, figures in record.evaluation.items()]
+        if record.failures:
+            parts.append(f"{len(record.failures)} left out")
+        moved = sum(record.bytes.values()) / 2**20
+        left = seconds / record.server_round * (self._rounds - record.server_round)
+        parts.append(
+            f"{moved:.1f} MiB, {_clock(left)} left" if left else f"{moved:.1f} MiB, {_clock(seconds)} in all"
+        )
+        self._say("  ".join(parts))
+
+    def closing(self, record: RoundRecord, directory: Path) -> None:
+        """Say the result, where it lies and how to go on."""
+        for name, figures in record.evaluation.items():
+            self._say(
+                f"accuracy of {figures['clients']} {name} clients on their own test data: "
+                f"{_percent(figures['zero_step'])} with the adapter as received, "
+                f"{_percent(figures['k_step'])} after local steps "
+                f"(worst tenth {_percent(figures['k_step'], 'worst_tenth')})"
+            )
+        self._say(f"figure {directory / 'accuracy.png'}, metrics {directory / 'metrics.jsonl'}")
+        self._say(
+            f"one adapter per client in {directory / 'adapters'}; load with peft.PeftModel.from_pretrained"
+        )
+        self._say("compare: hyperlora run --method fedit; other settings: hyperlora run --help")
+
+    def _say(self, line: str) -> None:
+        log.info(line)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def _training(record: RoundRecord) -> str:
+    if not record.training:
+        return "no client answered"
+    start, end = (_percent(record.training[name]) for name in ("start_accuracy", "end_accuracy"))
+    return f"validation {start} -> {end}"
+
+
+def _group(name: str, figures: dict[str, Any]) -> str:
+    return f"{name} test {_percent(figures['zero_step'])} -> {_percent(figures['k_step'])}"
+
+
+def _percent(figures: dict[str, float], name: str = "mean") -> str:
+    return f"{100 * figures[name]:.1f} %"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

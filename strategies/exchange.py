@@ -1,0 +1,99 @@
+"""Sent versus received: which reply answers which request, and what became of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from flwr.app import Message, RecordDict
+
+from protocol.records import ProtocolError, count_bytes
+
+TIMED_OUT = "no reply within the time limit"
+
+
+class Request(Protocol):
+    """A request of :mod:`protocol.messages` that names its client."""
+
+    @property
+    def client_id(self) -> str:
+        """The client that the request is for."""
+
+    def encode(self) -> RecordDict:
+        """Return the content of the message."""
+
+
+R = TypeVar("R", bound=Request)
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Answers(Generic[R, A]):
+    """What came back from one exchange.
+
+    Attributes:
+        answered: (request, answer) pairs, sorted by client-id.
+        failures: client-id -> reason, for every client whose answer is missing or unusable.
+        bytes_down: bytes of all contents sent, measured on the messages.
+        bytes_up: bytes of all contents received.
+    """
+
+    answered: Sequence[tuple[R, A]]
+    failures: dict[str, str]
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass
+class Exchange(Generic[R]):
+    """One request per client, sent together."""
+
+    sent: list[tuple[Message, R]] = field(default_factory=list)
+
+    def add(self, request: R, *, message_type: str, node_id: int, ttl: float, server_round: int) -> None:
+        """Pack ``request`` into a message of its own for ``node_id``."""
+        message = Message(
+            content=request.encode(),
+            dst_node_id=node_id,
+            message_type=message_type,
+            ttl=ttl,
+            group_id=str(server_round),
+        )
+        self.sent.append((message, request))
+
+    def messages(self) -> list[Message]:
+        """Return the messages to send; Flower puts their ids in when it sends them."""
+        return [message for message, _ in self.sent]
+
+    def settle(self, replies: Iterable[Message], decode: Callable[[RecordDict, R], A]) -> Answers[R, A]:
+        """Match ``replies`` to what was sent and decode each; a broken one costs its own client only."""
+        open_requests = {message.metadata.message_id: request for message, request in self.sent}
+        answered: list[tuple[R, A]] = []
+        failures: dict[str, str] = {}
+        bytes_up = 0
+        for reply in replies:
+            request = open_requests.pop(reply.metadata.reply_to_message_id, None)
+            if request is None:
+                continue
+            bytes_up += count_bytes(reply.content) if reply.has_content() else 0
+            try:
+                answered.append((request, _decoded(reply, request, decode)))
+            except ProtocolError as error:
+                failures[request.client_id] = str(error)
+        failures |= {request.client_id: TIMED_OUT for request in open_requests.values()}
+        bytes_down = sum(count_bytes(message.content) for message, _ in self.sent)
+        answered.sort(key=lambda pair: pair[0].client_id)
+        return Answers(answered, dict(sorted(failures.items())), bytes_down, bytes_up)
+
+
+def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -> A:
+    if reply.has_error():
+        raise ProtocolError(error_sentence(reply))
+    return decode(reply.content, request)
+
+
+def error_sentence(reply: Message) -> str:
+    """Return one line for an error reply: the last line of its reason and its code."""
+    lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
+    return f"{lines[-1] if lines else 'the client failed'} (error code {reply.error.code})"

@@ -1,0 +1,37 @@
+"""FlexLoRA: the products are averaged and cut back to rank r by an SVD (Bai et al. 2024, arXiv 2402.11505, eq. 3-5).
+
+dW = T_r( sum_i w_i B_i A_i ), computed from the factors without forming an m x n matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from models.adapter import Adapter, combine
+from protocol.messages import ClientCard
+from strategies.method import ClientUpdate, example_weights
+
+
+class FlexLoRA:
+    """State: the averaged adapter, which every client starts from."""
+
+    def init(self, initial: Adapter) -> Adapter:
+        """Start from the fresh adapter."""
+        return initial
+
+    def register(self, state: Adapter, cards: Mapping[str, ClientCard]) -> Adapter:
+        """Return the state as it is: FlexLoRA knows nothing of its clients."""
+        return state
+
+    def start(self, state: Adapter, card: ClientCard) -> Adapter:
+        """Send everybody the same average."""
+        return state
+
+    def aggregate(self, state: Adapter, updates: Sequence[ClientUpdate]) -> Adapter:
+        """Average in product space, truncate, and keep the gauge of the last round."""
+        total = combine([update.end for update in updates], example_weights(updates))
+        return total.truncated(state.rank).aligned(state)
+
+    def anchor(self, state: Adapter) -> Adapter:
+        """Return the average."""
+        return state

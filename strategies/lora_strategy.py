@@ -1,0 +1,227 @@
+"""The Flower Strategy that hosts a federated LoRA method, and the one round loop that all methods share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from models.adapter import Adapter
+from protocol.messages import ClientCard, EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from protocol.records import encode_adapter
+from strategies.exchange import Exchange
+from strategies.method import ClientUpdate, Method
+from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
+from strategies.roster import FederationError, Roster
+from strategies.sampling import sample_cohort
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """How rounds are made; seconds where a time is meant."""
+
+    clients_per_round: int
+    local_steps: int
+    evaluate_every: int
+    seed: int
+    min_clients: int
+    join_timeout: float
+    round_timeout: float
+
+
+class LoraStrategy(Strategy):
+    """Runs a :class:`strategies.method.Method` by Flower's four hooks.
+
+    Every client gets a message of its own with an adapter of its own. The hooks may be driven by :meth:`start` or by
+    any other Flower loop; ``arrays`` is not what clients receive, it is the method's anchor (or empty).
+
+    Args:
+        method: the algorithm.
+        initial: the fresh adapter before round 1.
+        roster: who takes part.
+        settings: cohort size, budget, deadlines.
+    """
+
+    def __init__(self, method: Method, *, initial: Adapter, roster: Roster, settings: RoundSettings) -> None:
+        self.method, self.roster, self.settings = method, roster, settings
+        self.state: Any = method.init(initial)
+        self.scores: list[ClientScore] = []
+        self.record = RoundRecord(0)
+        self._training: Exchange[TrainRequest] = Exchange()
+        self._evaluation: Exchange[EvaluateRequest] = Exchange()
+        self._sent_at = 0.0
+
+    def summary(self) -> None:
+        """Log what is about to run."""
+        log.info("method %s, %s", type(self.method).__name__, asdict(self.settings))
+
+    def join(self, grid: Grid) -> None:
+        """Wait for the clients that the run needs.
+
+        Raises:
+            FederationError: too few of them came or train.
+        """
+        own = self.settings
+        self.roster.wait_for(
+            grid, wanted=own.min_clients, join_timeout=own.join_timeout, reply_timeout=own.round_timeout
+        )
+        training = sum(card.trains for card in self.roster.reachable().values())
+        if training < own.clients_per_round:
+            raise FederationError(
+                f"federation.clients-per-round is {own.clients_per_round}, but only {training} clients train "
+                f"({len(self.roster.reachable())} joined); lower it or add clients"
+            )
+        self.state = self.method.register(self.state, self.roster.cards)
+
+    def configure_train(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+    ) -> list[Message]:
+        """Draw the cohort and pack for each of its clients the start that the method makes for it."""
+        self.record = RoundRecord(server_round)
+        if self.roster.refresh(grid, self.settings.round_timeout):
+            self.state = self.method.register(self.state, self.roster.cards)
+        clients = {name: card for name, card in self.roster.reachable().items() if card.trains}
+        self.record.cohort = sample_cohort(
+            clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
+        )
+        began, self._training = time.perf_counter(), Exchange()
+        for name in self.record.cohort:
+            start = self.method.start(self.state, clients[name])
+            request = TrainRequest(name, server_round, self.settings.local_steps, start)
+            self._add(self._training, request, TrainRequest.TYPE, server_round)
+        self._sent_at = time.perf_counter()
+        self.record.add_seconds("aggregating", self._sent_at - began)
+        return self._training.messages()
+
+    def aggregate_train(
+        self,
+        server_round: int,
+        replies: Iterable[Message],
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check every reply, leave out what is broken or missing, and hand the rest to the method."""
+        replies = list(replies)
+        began = time.perf_counter()
+        self.record.add_seconds("waiting", began - self._sent_at)
+        answers = self._training.settle(replies, TrainReply.decode)
+        self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
+        updates = [
+            ClientUpdate(self.roster.cards[request.client_id], request.start, reply.end, reply.metrics)
+            for request, reply in answers.answered
+        ]
+        if updates:
+            self.state = self.method.aggregate(self.state, updates)
+            self.record.training = training_figures(updates)
+            self.record.add_seconds("training", sum(one.metrics.seconds for one in updates))
+        self.record.add_seconds("aggregating", time.perf_counter() - began)
+        return self._anchor_arrays(), MetricRecord({"num_clients": len(updates)})
+
+    def configure_evaluate(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+    ) -> list[Message]:
+        """Ask every reachable client, seen and unseen, what the adapter made for it is worth."""
+        began, self._evaluation = time.perf_counter(), Exchange()
+        for name, card in self.roster.reachable().items():
+            adapter = self.method.start(self.state, card)
+            request = EvaluateRequest(name, server_round, [0, self.settings.local_steps], adapter)
+            self._add(self._evaluation, request, EvaluateRequest.TYPE, server_round)
+        self._sent_at = time.perf_counter()
+        self.record.add_seconds("aggregating", self._sent_at - began)
+        return self._evaluation.messages()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Collect the scores; nothing of an evaluation changes the method's state."""
+        answers = self._evaluation.settle(list(replies), EvaluateReply.decode)
+        self.record.add_seconds("evaluating", time.perf_counter() - self._sent_at)
+        self._note("evaluate", answers.failures, answers.bytes_down, answers.bytes_up)
+        self.scores = [
+            client_score(self.roster.cards[request.client_id], request, reply)
+            for request, reply in answers.answered
+            if reply.num_test
+        ]
+        self.record.evaluation = evaluation_figures(self.scores)
+        means = {
+            f"{group}_{name}": figures[name]["mean"]
+            for group, figures in self.record.evaluation.items()
+            for name in ("zero_step", "k_step")
+        }
+        return MetricRecord(means) if means else None
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        start_round: int = 1,
+        on_round: Callable[[RoundRecord], None] = lambda record: None,
+    ) -> Result:
+        """Run rounds ``start_round`` to ``num_rounds``.
+
+        Args beyond Flower's: ``start_round`` is the first round to make; ``on_round`` is called with the record of
+        every round once it is complete (metrics, checkpoint).
+        """
+        self.summary()
+        arrays, result = initial_arrays or ArrayRecord(), Result()
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        self.join(grid)
+        for server_round in range(start_round, num_rounds + 1):
+            messages = self.configure_train(server_round, arrays, train_config, grid)
+            trained, metrics = self.aggregate_train(
+                server_round, grid.send_and_receive(messages, timeout=timeout)
+            )
+            arrays = result.arrays = trained or arrays
+            if metrics is not None:
+                result.train_metrics_clientapp[server_round] = metrics
+            if server_round % self.settings.evaluate_every == 0 or server_round == num_rounds:
+                asked = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
+                scored = self.aggregate_evaluate(server_round, grid.send_and_receive(asked, timeout=timeout))
+                if scored is not None:
+                    result.evaluate_metrics_clientapp[server_round] = scored
+            if evaluate_fn and (central := evaluate_fn(server_round, arrays)) is not None:
+                result.evaluate_metrics_serverapp[server_round] = central
+            on_round(self.record)
+        return result
+
+    def final_adapters(self) -> dict[str, tuple[ClientCard, Adapter]]:
+        """Return for every client known its card and the adapter that the method makes for it now."""
+        return {
+            name: (card, self.method.start(self.state, card))
+            for name, card in sorted(self.roster.cards.items())
+        }
+
+    def _add(self, exchange: Exchange[Any], request: Any, message_type: str, server_round: int) -> None:
+        node_id = self.roster.nodes[request.client_id]
+        ttl = self.settings.round_timeout
+        exchange.add(request, message_type=message_type, node_id=node_id, ttl=ttl, server_round=server_round)
+
+    def _note(self, phase: str, failures: dict[str, str], bytes_down: int, bytes_up: int) -> None:
+        self.record.bytes |= {f"{phase}_down": bytes_down, f"{phase}_up": bytes_up}
+        self.record.failures |= {f"{phase} {name}": reason for name, reason in failures.items()}
+        for name, reason in failures.items():
+            log.warning(
+                "round %d: %s of client '%s' is left out: %s", self.record.server_round, phase, name, reason
+            )
+
+    def _anchor_arrays(self) -> ArrayRecord | None:
+        anchor = self.method.anchor(self.state)
+        return None if anchor is None else encode_adapter(anchor)

@@ -1,0 +1,52 @@
+"""The contract of a federated LoRA method: pure functions from state and client results to new state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from models.adapter import Adapter
+from protocol.messages import ClientCard, TrainMetrics
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What one client of a cohort sent back, checked.
+
+    Attributes:
+        card: the client.
+        start: the adapter that it was sent.
+        end: the adapter after its local steps, prior taken off.
+        metrics: what it measured on the way.
+    """
+
+    card: ClientCard
+    start: Adapter
+    end: Adapter
+    metrics: TrainMetrics
+
+
+class Method(Protocol):
+    """A federated LoRA method. It holds its settings, never its state; no function changes its arguments."""
+
+    def init(self, initial: Adapter) -> Any:
+        """Return the state before round 1 from the fresh adapter that every client would start from."""
+
+    def register(self, state: Any, cards: Mapping[str, ClientCard]) -> Any:
+        """Return the state after the server learned which clients there are (called when that changes)."""
+
+    def start(self, state: Any, card: ClientCard) -> Adapter:
+        """Return the adapter that ``card``'s client is sent, to train or to use."""
+
+    def aggregate(self, state: Any, updates: Sequence[ClientUpdate]) -> Any:
+        """Return the state after a round; ``updates`` is never empty and sorted by client-id."""
+
+    def anchor(self, state: Any) -> Adapter | None:
+        """Return the one global adapter, or None where the method has none."""
+
+
+def example_weights(updates: Sequence[ClientUpdate]) -> list[float]:
+    """Return w_i = n_i / sum_j n_j, the usual weights of an average over clients."""
+    total = sum(update.metrics.num_examples for update in updates)
+    return [update.metrics.num_examples / total for update in updates]

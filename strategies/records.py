@@ -1,0 +1,96 @@
+"""What is known after a round, as one JSON object per round (a line of metrics.jsonl)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from protocol.messages import ClientCard, EvaluateReply, EvaluateRequest
+from strategies.method import ClientUpdate
+from strategies.statistics import spread
+
+
+@dataclass(frozen=True)
+class ClientScore:
+    """One client's evaluation: test accuracies (shares) after 0 and after K local steps from its start.
+
+    ``chosen`` is the accuracy of whichever of the two has the lower loss on the client's validation share.
+    """
+
+    client_id: str
+    domain: str
+    seen: bool
+    num_test: int
+    zero_step: float
+    k_step: float
+    chosen: float
+    zero_step_loss: float
+
+
+@dataclass
+class RoundRecord:
+    """One round; seconds are under ``seconds`` and nowhere else, so that two runs can be compared without them.
+
+    Attributes:
+        training: figures over the cohort, from the clients' validation shares.
+        evaluation: figures over seen and unseen clients, from their test splits; empty where not evaluated.
+        bytes: content sent ("down") and received ("up"), measured on the messages, for training and evaluation.
+        failures: client-id -> why its contribution is missing.
+        seconds: "training" summed over clients; "waiting" from first send to last reply; "aggregating" all server
+            work on adapters; "evaluating" the evaluation's wall time.
+    """
+
+    server_round: int
+    cohort: list[str] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain lists, dicts, strings and numbers."""
+        return asdict(self)
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        """Add wall or client seconds to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+def training_figures(updates: Sequence[ClientUpdate]) -> dict[str, Any]:
+    """Return the cohort's losses and validation accuracies at the start and after local training."""
+    columns = ("train_loss", "start_loss", "start_accuracy", "end_loss", "end_accuracy")
+    figures: dict[str, Any] = {"clients": len(updates)}
+    return figures | {name: spread([getattr(one.metrics, name) for one in updates]) for name in columns}
+
+
+def client_score(card: ClientCard, request: EvaluateRequest, reply: EvaluateReply) -> ClientScore:
+    """Return the evaluation of one client; ``request.steps`` goes from 0 to K."""
+    best = min(range(len(request.steps)), key=lambda index: (reply.validation_loss[index], index))
+    accuracy = reply.test_accuracy
+    return ClientScore(
+        client_id=card.client_id,
+        domain=card.domain,
+        seen=card.trains,
+        num_test=reply.num_test,
+        zero_step=accuracy[0],
+        k_step=accuracy[-1],
+        chosen=accuracy[best],
+        zero_step_loss=reply.test_loss[0],
+    )
+
+
+def evaluation_figures(scores: Sequence[ClientScore]) -> dict[str, Any]:
+    """Return mean, std and worst tenth over seen and over unseen clients, each client counted once."""
+    groups: Mapping[str, list[ClientScore]] = {
+        "seen": [one for one in scores if one.seen],
+        "unseen": [one for one in scores if not one.seen],
+    }
+    columns = ("zero_step", "k_step", "chosen", "zero_step_loss")
+    return {
+        name: {"clients": len(group)}
+        | {one: spread([getattr(score, one) for score in group]) for one in columns}
+        for name, group in groups.items()
+        if group
+    }

@@ -1,0 +1,123 @@
+"""Who takes part: clients by client-id, the node each one is reached at, and what is known of its data."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from protocol.messages import ClientCard, SignatureReply, SignatureRequest
+from protocol.records import ProtocolError
+from strategies.exchange import error_sentence
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 1.0
+
+
+class FederationError(RuntimeError):
+    """The federation is not what the run needs; the message is one sentence."""
+
+
+@dataclass
+class Roster:
+    """The clients of a run.
+
+    Args:
+        fingerprint: of the server's backbone; a node with another one is left out.
+        signature_size: numbers in a signature.
+        num_classes: classes of the task.
+    """
+
+    fingerprint: str
+    signature_size: int
+    num_classes: int
+    cards: dict[str, ClientCard] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    _asked: set[int] = field(default_factory=set)
+    _present: set[int] = field(default_factory=set)
+
+    def reachable(self) -> dict[str, ClientCard]:
+        """Return the clients whose node is connected, by client-id."""
+        return {name: card for name, card in sorted(self.cards.items()) if self.nodes[name] in self._present}
+
+    def wait_for(self, grid: Grid, *, wanted: int, join_timeout: float, reply_timeout: float) -> None:
+        """Refresh until ``wanted`` clients are there.
+
+        Raises:
+            FederationError: they are not, ``join_timeout`` seconds later.
+        """
+        deadline = time.monotonic() + join_timeout
+        while True:
+            self.refresh(grid, reply_timeout)
+            if len(self.reachable()) >= max(wanted, 1):
+                return
+            if time.monotonic() >= deadline or (len(self.reachable()) + len(self.left_out) >= wanted):
+                raise FederationError(self._shortage(wanted, join_timeout))
+            time.sleep(min(POLL_SECONDS, max(deadline - time.monotonic(), 0)))
+
+    def refresh(self, grid: Grid, reply_timeout: float) -> bool:
+        """Ask nodes that are new for their clients; return whether a client was added or changed its node."""
+        self._present = set(grid.get_node_ids())
+        new = sorted(self._present - self._asked)
+        self._asked |= set(new)
+        if not new:
+            return False
+        messages = [self._question(node_id, reply_timeout) for node_id in new]
+        replies = grid.send_and_receive(messages, timeout=reply_timeout)
+        node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        before = dict(self.nodes)
+        for reply in replies:
+            self._enter(node_of[reply.metadata.reply_to_message_id], reply)
+        self._note_silent(node_of.values(), replies, node_of)
+        return before != self.nodes
+
+    def _question(self, node_id: int, timeout: float) -> Message:
+        content = SignatureRequest(self.fingerprint).encode()
+        return Message(content=content, dst_node_id=node_id, message_type=SignatureRequest.TYPE, ttl=timeout)
+
+    def _enter(self, node_id: int, reply: Message) -> None:
+        try:
+            if reply.has_error():
+                raise ProtocolError(error_sentence(reply))
+            answer = SignatureReply.decode(
+                reply.content, signature_size=self.signature_size, num_classes=self.num_classes
+            )
+        except ProtocolError as error:
+            self._leave_out(f"node {node_id}", str(error))
+            return
+        for name, reason in answer.left_out.items():
+            self._leave_out(f"client '{name}'", reason)
+        for card in answer.cards:
+            self._admit(node_id, card)
+
+    def _admit(self, node_id: int, card: ClientCard) -> None:
+        holder = self.nodes.get(card.client_id)
+        if holder is not None and holder != node_id and holder in self._present:
+            self._leave_out(f"node {node_id}", f"it claims client '{card.client_id}', which node {holder} is")
+            return
+        self.cards[card.client_id], self.nodes[card.client_id] = card, node_id
+
+    def _note_silent(
+        self, asked: Iterable[int], replies: Iterable[Message], node_of: Mapping[str, int]
+    ) -> None:
+        answered = {node_of[reply.metadata.reply_to_message_id] for reply in replies}
+        for node_id in set(asked) - answered:
+            self._leave_out(f"node {node_id}", "it sent no signature within the time limit")
+            self._asked.discard(node_id)
+
+    def _leave_out(self, who: str, reason: str) -> None:
+        self.left_out[who] = reason
+        log.warning("%s is left out: %s", who, reason)
+
+    def _shortage(self, wanted: int, join_timeout: float) -> str:
+        reasons = sorted(set(self.left_out.values()))
+        why = f"; left out: {' | '.join(reasons[:3])}" if reasons else ""
+        return (
+            f"expected {max(wanted, 1)} clients within {join_timeout:g} s, {len(self.reachable())} can take part"
+            f"{why}"
+        )
