@@ -24,7 +24,9 @@ class LocalGrid(Grid):
         num_nodes: number of nodes; they host the data set's clients in turn.
     """
 
-    def __init__(self, client_app: ClientApp, run_config: Mapping[str, bool | float | int | str], num_nodes: int) -> None:
+    def __init__(
+        self, client_app: ClientApp, run_config: Mapping[str, bool | float | int | str], num_nodes: int
+    ) -> None:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self.sent: list[Message] = []
         self._client_app, self._ids = client_app, count(1)
@@ -38,7 +40,7 @@ class LocalGrid(Grid):
         """There is no SuperLink and so no Run."""
         raise NotImplementedError("a LocalGrid has no Run")
 
-    def create_message(  # type: ignore[override]
+    def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         """Return a message as ``Message(...)`` does."""
@@ -70,7 +72,7 @@ class LocalGrid(Grid):
     def _answer(self, message: Message) -> Message:
         try:
             return self._client_app(message, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:  # noqa: BLE001 - what the runtime does with a ClientApp that raises
+        except Exception as error:
             return Message(Error(code=CLIENT_ERROR, reason=str(error)), reply_to=message)
 
 

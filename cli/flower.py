@@ -18,6 +18,7 @@ from cli.output import CommandError, one_line
 from protocol.config import Scalar
 
 NO_DETAILS = ("", "N/A")
+CHATTER = ("Using SuperLink:", "Displaying information", "Stopping run")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _flwr(connection: Connection, command: str, *arguments: str) -> dict[str, An
     answer = _first_object(finished.stdout)
     if not answer.get("success"):
         reason = answer.get("error-message") or finished.stderr or finished.stdout or "it said nothing"
-        raise CommandError(f"flwr {command} failed: {one_line(str(reason))}")
+        raise CommandError(f"flwr {command} failed: {_essence(str(reason))}")
     return answer
 
 
@@ -145,3 +146,9 @@ def _first_object(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return dict(answer)
+
+
+def _essence(message: str) -> str:
+    """Return what Flower says without the progress lines that it puts in front of an error."""
+    lines = (line.strip() for line in message.splitlines())
+    return one_line(" ".join(line for line in lines if not line.startswith(CHATTER)))

@@ -1,8 +1,8 @@
 """End every process of a run, those that lost their parent too.
 
-Each process of a run inherits one environment variable with the run's mark. That survives re-parenting;
-what hides its environment (Ray's workers overwrite theirs with a title) is found as a child of one that
-shows it.
+Each process of a run inherits one environment variable with the run's mark, which survives re-parenting.
+Ray's workers overwrite their environment with a title: they are found as descendants, or as members of a
+session (of processes) that a marked process belongs to.
 """
 
 from __future__ import annotations
@@ -18,27 +18,44 @@ MARKER = "HYPERLORA_RUN"
 
 
 def marked_processes(mark: str) -> set[psutil.Process]:
-    """Return the living processes whose environment holds ``mark``, with all their descendants."""
-    found: set[psutil.Process] = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARKER) == mark:
-                found |= {process, *process.children(recursive=True)}
+    """Return the living processes that bear ``mark``, their descendants and the rest of their sessions."""
+    everyone = list(psutil.process_iter())
+    bearers = [process for process in everyone if _bears(process, mark)]
+    sessions = {_session(process) for process in bearers} - {None, os.getsid(0)}
+    found = set(bearers) | {process for process in everyone if _session(process) in sessions}
+    for process in bearers:
+        with contextlib.suppress(psutil.Error):
+            found.update(process.children(recursive=True))
     return {process for process in found if process.pid != os.getpid() and _alive(process)}
 
 
 def end_marked(mark: str, patience: float = 5.0) -> None:
     """Terminate every process that bears ``mark``; kill what still lives after ``patience`` seconds."""
     known = marked_processes(mark)
-    _signal(known, psutil.Process.terminate)
+    _each(known, psutil.Process.terminate)
     _await_end(known, patience)
     for _ in range(10):
         known |= marked_processes(mark)
         left = {process for process in known if _alive(process)}
         if not left:
-            return
-        _signal(left, psutil.Process.kill)
+            break
+        _each(left, psutil.Process.kill)
         _await_end(left, 1.0)
+    _each(known, lambda process: process.wait(timeout=0))  # our own children leave no zombies either
+
+
+def _bears(process: psutil.Process, mark: str) -> bool:
+    try:
+        return bool(process.environ().get(MARKER) == mark)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return None
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -48,10 +65,10 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _signal(processes: Iterable[psutil.Process], send: Callable[[psutil.Process], None]) -> None:
+def _each(processes: Iterable[psutil.Process], act: Callable[[psutil.Process], object]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            send(process)
+            act(process)
 
 
 def _await_end(processes: Iterable[psutil.Process], patience: float) -> None:

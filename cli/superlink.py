@@ -87,8 +87,7 @@ def _environment(home: Path, mark: str) -> dict[str, str]:
 
 def _write_flower_config(home: Path, port: int) -> None:
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{NAME}"\n'
-        f'[superlink.{NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+        f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
         encoding="utf-8",
     )
 

@@ -10,9 +10,11 @@ from flwr.clientapp import ClientApp
 from client_app.tasks import describe_clients, evaluate_adapter, train_start
 from client_app.workplace import Workplace, open_workplace
 from protocol.config import ConfigError, RunConfig
-from protocol.messages import EvaluateRequest, SignatureRequest, TrainRequest
+from protocol.evaluate_messages import EvaluateRequest
 from protocol.methods import prior_strength
 from protocol.records import ProtocolError, adapter_shapes
+from protocol.signature_messages import SignatureRequest
+from protocol.train_messages import TrainRequest
 
 app = ClientApp()
 

@@ -11,15 +11,9 @@ from data.federation import DataError
 from models.adapter import Adapter
 from models.prior import add_prior, remove_prior
 from protocol.build import derive_seed
-from protocol.messages import (
-    ClientCard,
-    EvaluateReply,
-    EvaluateRequest,
-    SignatureReply,
-    TrainMetrics,
-    TrainReply,
-    TrainRequest,
-)
+from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
+from protocol.signature_messages import ClientCard, SignatureReply
+from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
 
 
 def describe_clients(workplace: Workplace, client_ids: Sequence[str]) -> SignatureReply:

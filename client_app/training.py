@@ -60,7 +60,7 @@ class LocalTrainer:
         tokens, labels = _on_device(self._model, self._samples, batch)
         loss = F.cross_entropy(self._model.logits(tokens), labels)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self._optimizer.step()
         return float(loss.detach())
 
@@ -72,7 +72,7 @@ def evaluate(model: AdaptedModel, samples: TokenSet) -> tuple[float, float]:
     An empty set has accuracy 0 and loss 0; the number of its samples tells.
     """
     correct, loss = 0.0, 0.0
-    for batch in torch.arange(len(samples)).split(EVALUATION_BATCH):
+    for batch in torch.split(torch.arange(len(samples)), EVALUATION_BATCH):
         tokens, labels = _on_device(model, samples, batch)
         logits = model.logits(tokens)
         correct += float((logits.argmax(dim=1) == labels).sum())

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 
@@ -19,32 +20,61 @@ from models.adapted_model import AdaptedModel
 from models.backbone import embed_prefix
 from models.signature import Signature, class_frequencies, compute_signature
 from protocol.build import build_federation, build_model
-from protocol.config import ConfigError, RunConfig
+from protocol.config import ConfigError, DataConfig, LoraConfig, ModelConfig, RunConfig
 
 PREFIX_BATCH = 64
 log = logging.getLogger(__name__)
 
 
-class Workplace:
-    """The backbone and the data of one process, with the tokens of recent clients in memory."""
+class TokenCache:
+    """Samples behind the frozen prefix of the backbone, kept until ``limit`` bytes are exceeded (oldest go first)."""
 
-    def __init__(self, config: RunConfig, model: AdaptedModel, federation: Federation) -> None:
-        self.config, self.model, self.federation = config, model, federation
-        self._tokens: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
-        self._limit = config.train.prefix_cache_mb * 2**20
+    def __init__(self, model: AdaptedModel, federation: Federation, limit: int) -> None:
+        self._model, self._federation, self._limit = model, federation, limit
+        self._kept: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
+
+    def get(self, client_id: str, split: str) -> TokenSet:
+        """Return one split (train, validation or test) of a client, computed at the first call."""
+        place = (client_id, split)
+        if place not in self._kept:
+            self._kept[place] = self._embed(getattr(self._federation.load(client_id), split))
+            self._evict()
+        self._kept.move_to_end(place)
+        return self._kept[place]
+
+    @torch.no_grad()
+    def _embed(self, samples: Samples) -> TokenSet:
+        model = self._model
+        if not len(samples):
+            return TokenSet(torch.empty(0), samples.labels)
+        parts = [
+            embed_prefix(model.network, model.backbone.prepare(images).to(model.device), model.first_block).cpu()
+            for images in torch.split(samples.images, PREFIX_BATCH)
+        ]
+        return TokenSet(torch.cat(parts), samples.labels)
+
+    def _evict(self) -> None:
+        size = sum(one.tokens.nbytes for one in self._kept.values())
+        while size > self._limit and len(self._kept) > 1:
+            size -= self._kept.popitem(last=False)[1].tokens.nbytes
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The backbone with its adapter, the data and the tokens of one process, under one run's configuration."""
+
+    config: RunConfig
+    model: AdaptedModel
+    federation: Federation
+    cache: TokenCache
 
     def client(self, client_id: str) -> ClientData:
         """Return the data of a client; raises DataError where it has none."""
         return self.federation.load(client_id)
 
     def tokens(self, client_id: str, split: str) -> TokenSet:
-        """Return one split (train, validation or test) behind the frozen prefix, computed once and kept."""
-        place = (client_id, split)
-        if place not in self._tokens:
-            self._tokens[place] = self._embed(getattr(self.client(client_id), split))
-            self._evict()
-        self._tokens.move_to_end(place)
-        return self._tokens[place]
+        """Return one split (train, validation or test) behind the frozen prefix."""
+        return self.cache.get(client_id, split)
 
     def frequencies(self, client_id: str) -> torch.Tensor:
         """Return the smoothed class frequencies of the client's training samples, shape (classes,)."""
@@ -55,9 +85,8 @@ class Workplace:
         """Describe the client's training samples with the frozen backbone."""
         train = self.tokens(client_id, "train")
         tokens = train.tokens[: self.config.signature.max_samples]
-        features = [
-            self.model.frozen_features(part.to(self.model.device)) for part in tokens.split(PREFIX_BATCH)
-        ]
+        parts = torch.split(tokens, PREFIX_BATCH)
+        features = [self.model.frozen_features(part.to(self.model.device)) for part in parts]
         return compute_signature(
             torch.cat(features).cpu(),
             train.labels,
@@ -65,31 +94,25 @@ class Workplace:
             smoothing=self.config.signature.smoothing,
         )
 
-    @torch.no_grad()
-    def _embed(self, samples: Samples) -> TokenSet:
-        backbone, model = self.model.backbone, self.model
-        if not len(samples):
-            return TokenSet(torch.empty(0), samples.labels)
-        parts = [
-            embed_prefix(model.network, backbone.prepare(images).to(model.device), model.first_block).cpu()
-            for images in samples.images.split(PREFIX_BATCH)
-        ]
-        return TokenSet(torch.cat(parts), samples.labels)
 
-    def _evict(self) -> None:
-        size = sum(one.tokens.nbytes for one in self._tokens.values())
-        while size > self._limit and len(self._tokens) > 1:
-            size -= self._tokens.popitem(last=False)[1].tokens.nbytes
+def open_workplace(config: RunConfig) -> Workplace:
+    """Return this process's workplace; what does not depend on the method is built once and kept."""
+    parts = _open_parts(
+        config.data, config.model, config.lora, config.seed, config.train.device, config.train.prefix_cache_mb
+    )
+    return Workplace(config, *parts)
 
 
 @functools.lru_cache(maxsize=2)
-def open_workplace(config: RunConfig) -> Workplace:
-    """Return this process's workplace for ``config``, built at the first call."""
+def _open_parts(
+    data: DataConfig, model: ModelConfig, lora: LoraConfig, seed: int, device: str, cache_mb: int
+) -> tuple[AdaptedModel, Federation, TokenCache]:
     torch.set_num_threads(available_threads())
-    model = build_model(config)
-    model.to(choose_device(config.train.device))
-    log.info("clients of this process train on %s with %d thread(s)", model.device, torch.get_num_threads())
-    return Workplace(config, model, build_federation(config))
+    adapted = build_model(data, model, lora)
+    adapted.to(choose_device(device))
+    log.info("clients of this process train on %s with %d thread(s)", adapted.device, torch.get_num_threads())
+    federation = build_federation(data, image_size=model.image_size, seed=seed)
+    return adapted, federation, TokenCache(adapted, federation, limit=cache_mb * 2**20)
 
 
 def available_threads() -> int:

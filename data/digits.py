@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -60,26 +60,26 @@ def _clean(images: Tensor, _rows: Sequence[int]) -> Tensor:
 
 
 def _inverted(images: Tensor, _rows: Sequence[int]) -> Tensor:
-    """Show dark strokes on grey: inverted, at 0.35 of the contrast, between 0.4 and 0.75."""
-    return 0.75 - 0.35 * images
+    """Show dark strokes on grey: inverted, at half the contrast, between 0.3 and 0.8."""
+    return 0.8 - 0.5 * images
 
 
 def _rotated(images: Tensor, _rows: Sequence[int]) -> Tensor:
-    """Turn all digits by 60 degrees about their centre."""
-    cosine, sine = math.cos(math.pi / 3), math.sin(math.pi / 3)
+    """Turn all digits by 40 degrees about their centre."""
+    cosine, sine = math.cos(math.radians(40)), math.sin(math.radians(40))
     turn = torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]]).expand(len(images), 2, 3)
     grid = F.affine_grid(turn, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 
 def _noisy(images: Tensor, rows: Sequence[int]) -> Tensor:
-    """Blur by averaging twice over a fifth of the side, then add noise of deviation 0.2 seeded by the digit."""
-    reach = round(images.shape[-1] / 10)
+    """Blur twice by a mean over about a fifth of the side, then add noise (deviation 0.1) seeded by the digit."""
+    reach = max(1, round(images.shape[-1] / 16))
     for _ in range(2):
         images = F.avg_pool2d(images, 2 * reach + 1, stride=1, padding=reach)
     generators = [torch.Generator().manual_seed(row) for row in rows]
     noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in generators])
-    return images + 0.2 * noise
+    return images + 0.1 * noise
 
 
 DOMAINS: dict[str, Callable[[Tensor, Sequence[int]], Tensor]] = {

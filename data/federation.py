@@ -121,9 +121,7 @@ def open_federation(
     opener = _OPENERS.get(name)
     if opener is None:
         raise DataError(f"there is no data set '{name}'; known are {', '.join(sorted(_OPENERS))}")
-    division = Division(
-        seed, clients_per_domain, dirichlet_alpha, unseen_fraction, validation_fraction, test_fraction
-    )
+    division = Division(seed, clients_per_domain, dirichlet_alpha, unseen_fraction, validation_fraction, test_fraction)
     return opener(path, image_size, division)
 
 

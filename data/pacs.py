@@ -52,6 +52,8 @@ def _local(path: str) -> Dataset:
     directory = Path(path)
     if not directory.is_absolute():
         raise DataError(f"the path of PACS must be absolute, got '{path}'")
+    if not directory.is_dir():
+        raise DataError(f"there is no directory with PACS at '{path}'")
     files = sorted(str(file) for file in directory.rglob("*.parquet"))
     if not files:
         raise DataError(f"there are no parquet files of PACS in '{path}'")
@@ -97,9 +99,7 @@ def _read(table: Dataset, domain: str, rows: Sequence[int], image_size: int) -> 
             labels.append(sample["label"])
             keys.append(hashlib.blake2b(encoded, digest_size=16).hexdigest())
     if len(images) < len(rows):
-        _log.warning(
-            "%d of %d images of domain '%s' are unreadable", len(rows) - len(images), len(rows), domain
-        )
+        _log.warning("%d of %d images of domain '%s' are unreadable", len(rows) - len(images), len(rows), domain)
     stacked = torch.stack(images) if images else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
     return Source(stacked, torch.tensor(labels, dtype=torch.int64), keys)
 

@@ -27,9 +27,7 @@ def unit_interval(key: str, purpose: str) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def split_by_key(
-    keys: Sequence[str], *, validation_fraction: float, test_fraction: float, client_id: str
-) -> Parts:
+def split_by_key(keys: Sequence[str], *, validation_fraction: float, test_fraction: float, client_id: str) -> Parts:
     """Divide samples by u = unit_interval(key): test below ``test_fraction``, validation next, then train.
 
     A part with a fraction above 0 that no sample falls into takes the sample of lowest u from the parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -44,8 +45,9 @@ class AdaptedModel:
         self.peft_model: PeftModel = get_peft_model(
             backbone.module, lora_config(backbone, rank=rank, alpha=alpha, first_block=self.first_block)
         )
+        self.peft_model.peft_config[ADAPTER_NAME].base_model_name_or_path = backbone.name
         self.peft_model.eval()
-        self.network: nn.Module = self.peft_model.base_model.model
+        self.network = cast(nn.Module, self.peft_model.base_model.model)
         self._layers = {kind: self._layers_of(kind) for kind in backbone.target_modules}
 
     @property
@@ -87,8 +89,8 @@ class AdaptedModel:
         for kind, layers in self._layers.items():
             factors = adapter.low_rank[kind]
             for layer, lora_A, lora_B in zip(layers, factors.A, factors.B, strict=True):
-                layer.lora_A[ADAPTER_NAME].weight.copy_(lora_A)
-                layer.lora_B[ADAPTER_NAME].weight.copy_(lora_B)
+                _linear(layer.lora_A).weight.copy_(lora_A)
+                _linear(layer.lora_B).weight.copy_(lora_B)
         head = self._head()
         head.weight.copy_(adapter.head[:, :-1])
         head.bias.copy_(adapter.head[:, -1])
@@ -108,22 +110,22 @@ class AdaptedModel:
     def save(self, adapter: Adapter, directory: Path) -> None:
         """Write ``adapter`` as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads."""
         self.load(adapter)
-        self.peft_model.save_pretrained(str(directory))
+        self.peft_model.save_pretrained(str(directory), save_embedding_layers=False)
 
     def _layers_of(self, kind: str) -> list[LoraLayer]:
         names = [f"blocks.{index}.{kind}" for index in range(self.first_block, self.backbone.num_blocks)]
-        layers = [self.network.get_submodule(name) for name in names]
-        for name, layer in zip(names, layers, strict=True):
+        layers: list[LoraLayer] = []
+        for name in names:
+            layer = self.network.get_submodule(name)
             if not isinstance(layer, LoraLayer):
                 raise AdapterError(f"module '{name}' of '{self.backbone.name}' carries no LoRA layer")
+            layers.append(layer)
         return layers
 
     def _head(self) -> nn.Linear:
         wrapper = self.network.get_submodule(self.backbone.head_name)
         if not isinstance(wrapper, ModulesToSaveWrapper):
-            raise AdapterError(
-                f"the head '{self.backbone.head_name}' of '{self.backbone.name}' is not trained"
-            )
+            raise AdapterError(f"the head '{self.backbone.head_name}' of '{self.backbone.name}' is not trained")
         head = wrapper.modules_to_save[ADAPTER_NAME]
         if not isinstance(head, nn.Linear):
             raise AdapterError(f"the head of '{self.backbone.name}' is not a linear layer")
@@ -131,31 +133,33 @@ class AdaptedModel:
 
 
 def lora_config(backbone: Backbone, *, rank: int, alpha: float, first_block: int) -> LoraConfig:
-    """Return PEFT's description of the adapter: declared modules of the blocks from ``first_block`` on, and the head."""
-    config = LoraConfig(
+    """Return PEFT's description of the adapter: declared modules from ``first_block`` on, and the head."""
+    return LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it, any number works
         target_modules=list(backbone.target_modules),
         layers_to_transform=list(range(first_block, backbone.num_blocks)),
         layers_pattern=backbone.layers_pattern,
         modules_to_save=[backbone.head_name],
         lora_dropout=0.0,
     )
-    config.base_model_name_or_path = backbone.name
-    return config
 
 
 def _check_rank(backbone: Backbone, rank: int, first_block: int) -> None:
     for kind in backbone.target_modules:
         layer = backbone.module.get_submodule(f"blocks.{first_block}.{kind}")
-        smallest = min(layer.weight.shape)  # type: ignore[arg-type]
+        smallest = min(cast(nn.Linear, layer).weight.shape)
         if rank > smallest:
             raise AdapterError(
                 f"lora.rank is {rank}, larger than layer '{kind}' of '{backbone.name}' allows (at most {smallest})"
             )
 
 
+def _linear(factor: nn.ModuleDict) -> nn.Linear:
+    return cast(nn.Linear, factor[ADAPTER_NAME])
+
+
 def _stack(layers: list[LoraLayer]) -> Factors:
-    lora_A = torch.stack([layer.lora_A[ADAPTER_NAME].weight.detach().cpu() for layer in layers])
-    lora_B = torch.stack([layer.lora_B[ADAPTER_NAME].weight.detach().cpu() for layer in layers])
+    lora_A = torch.stack([_linear(layer.lora_A).weight.detach().cpu() for layer in layers])
+    lora_B = torch.stack([_linear(layer.lora_B).weight.detach().cpu() for layer in layers])
     return Factors(B=lora_B, A=lora_A)

@@ -94,7 +94,5 @@ def check_same_shapes(adapter: Adapter, reference: Adapter) -> None:
     got = {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
     if expected != got:
         wrong = sorted(name for name in expected | got if expected.get(name) != got.get(name))
-        detail = ", ".join(
-            f"{name}: expected {expected.get(name)}, got {got.get(name)}" for name in wrong[:3]
-        )
+        detail = ", ".join(f"{name}: expected {expected.get(name)}, got {got.get(name)}" for name in wrong[:3])
         raise AdapterError(f"the adapter does not fit the backbone's adapter ({detail})")

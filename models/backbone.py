@@ -187,9 +187,7 @@ def _build_timm(
     reference = _reference(name)
     patch = reference.patch_embed.patch_size
     if image_size < 1 or any(image_size % side for side in patch):
-        raise BackboneError(
-            f"'{name}' needs an image size that is a multiple of {patch[0]} px, got {image_size} px"
-        )
+        raise BackboneError(f"'{name}' needs an image size that is a multiple of {patch[0]} px, got {image_size} px")
     config: Any = reference.pretrained_cfg
     if weights:
         vit = _load_file(name, weights, image_size, reference)
@@ -229,7 +227,8 @@ def _load_file(name: str, weights: str, image_size: int, reference: VisionTransf
 def _reference(name: str) -> VisionTransformer:
     """Return the named model without weights (meta device), checked to be one that can be adapted."""
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(module="vision_transformer"), n=1)
+        known = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise BackboneError(f"timm has no model named '{name}'{hint}")
     try:
@@ -238,9 +237,7 @@ def _reference(name: str) -> VisionTransformer:
         for target in TARGET_MODULES:
             vit.blocks[0].get_submodule(target)
     except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
-        raise BackboneError(
-            f"'{name}' is not a plain timm VisionTransformer: {str(error).splitlines()[0]}"
-        ) from error
+        raise BackboneError(f"'{name}' is not a plain timm VisionTransformer: {str(error).splitlines()[0]}") from error
     return vit
 
 

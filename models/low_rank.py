@@ -39,9 +39,7 @@ class Factors:
     def __post_init__(self) -> None:
         B, A = tuple(self.B.shape), tuple(self.A.shape)
         if len(B) < 2 or len(A) < 2 or B[:-2] != A[:-2] or B[-1] != A[-2]:
-            raise ValueError(
-                f"expected B (..., m, r) and A (..., r, n) with equal '...' and r, got B {B} and A {A}"
-            )
+            raise ValueError(f"expected B (..., m, r) and A (..., r, n) with equal '...' and r, got B {B} and A {A}")
 
     @property
     def rank(self) -> int:
@@ -92,9 +90,7 @@ def concatenate(factors: Sequence[Factors], weights: Sequence[float] | Tensor | 
     """
     _check_same_space(factors)
     if weights is not None and len(weights) != len(factors):
-        raise ValueError(
-            f"expected {len(factors)} weights, one for each stack of factors, got {len(weights)}"
-        )
+        raise ValueError(f"expected {len(factors)} weights, one for each stack of factors, got {len(weights)}")
     terms = [_wide(f) if weights is None else f.scaled(weights[i]) for i, f in enumerate(factors)]
     return Factors(torch.cat([t.B for t in terms], dim=-1), torch.cat([t.A for t in terms], dim=-2))
 
@@ -231,6 +227,4 @@ def _check_same_space(factors: Sequence[Factors]) -> None:
     spaces = [(*f.B.shape[:-1], f.A.shape[-1]) for f in factors]
     for i, space in enumerate(spaces):
         if space != spaces[0]:
-            raise ValueError(
-                f"expected (..., m, n) = {spaces[0]} as of the first factors, got {space} at {i}"
-            )
+            raise ValueError(f"expected (..., m, n) = {spaces[0]} as of the first factors, got {space} at {i}")

@@ -43,7 +43,7 @@ class Signature:
             raise ValueError(f"a signature of {num_classes} classes cannot have shape {tuple(vector.shape)}")
         if not bool(torch.isfinite(vector).all()):
             raise ValueError("a signature must be finite, got NaN or infinity")
-        mean, std, frequencies, count = vector.split([width, width, num_classes, 1])
+        mean, std, frequencies, count = torch.split(vector, [width, width, num_classes, 1])
         if bool((frequencies <= 0).any()) or abs(float(frequencies.sum()) - 1) > 0.01:
             raise ValueError("the class frequencies of a signature must be positive and sum to 1")
         return cls(mean, std, frequencies, float(count))

@@ -9,43 +9,41 @@ from data.digits import digits_public
 from data.federation import Federation, open_federation
 from models.adapted_model import AdaptedModel
 from models.backbone import build_backbone
-from protocol.config import RunConfig
+from protocol.config import DataConfig, LoraConfig, ModelConfig
 
 
-def build_model(config: RunConfig) -> AdaptedModel:
+def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> AdaptedModel:
     """Build the frozen backbone and put LoRA modules and a head for the data set's classes on it.
 
     Raises:
         BackboneError, AdapterError: the configuration asks for what the backbone cannot do.
     """
     backbone = build_backbone(
-        name=config.model.name,
-        weights=config.model.weights,
-        image_size=config.model.image_size,
-        num_classes=len(data_set_info(config.data.name).class_names),
+        name=model.name,
+        weights=model.weights,
+        image_size=model.image_size,
+        num_classes=len(data_set_info(data.name).class_names),
         pretraining=digits_public,
     )
-    lora = config.lora
     return AdaptedModel(backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks)
 
 
-def build_federation(config: RunConfig) -> Federation:
+def build_federation(data: DataConfig, *, image_size: int, seed: int) -> Federation:
     """Open the data set and divide it among its clients, the same way in every process.
 
     Raises:
         DataError: the data are not there or cannot be divided as asked.
     """
-    data = config.data
     return open_federation(
         name=data.name,
         path=data.path,
-        seed=config.seed,
+        seed=seed,
         clients_per_domain=data.clients_per_domain,
         dirichlet_alpha=data.dirichlet_alpha,
         unseen_fraction=data.unseen_fraction,
         validation_fraction=data.validation_fraction,
         test_fraction=data.test_fraction,
-        image_size=config.model.image_size,
+        image_size=image_size,
     )
 
 

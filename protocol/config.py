@@ -56,9 +56,7 @@ class ModelConfig:
     """The frozen backbone that all parties share."""
 
     name: str = key("digits-vit", "digits-vit (embedded) or the name of a timm VisionTransformer")
-    weights: str = key(
-        "", "absolute path of a safetensors file; empty takes the model's own pretrained weights"
-    )
+    weights: str = key("", "absolute path of a safetensors file; empty takes the model's own pretrained weights")
     image_size: int = key(16, "side of the square input in pixels", AT_LEAST_ONE)
 
 
@@ -80,9 +78,7 @@ class TrainConfig:
     optimizer: str = key("adamw", "local optimiser", one_of("adamw", "sgd"))
     learning_rate: float = key(3e-3, "local learning rate", POSITIVE)
     weight_decay: float = key(0.0, "local weight decay", NOT_NEGATIVE)
-    prefix_cache_mb: int = key(
-        1024, "most MiB of frozen-prefix activations a client process keeps", NOT_NEGATIVE
-    )
+    prefix_cache_mb: int = key(1024, "most MiB of frozen-prefix activations a client process keeps", NOT_NEGATIVE)
     device: str = key(
         "auto",
         "auto, cpu or cuda; cuda fails where no GPU is given to the client",
@@ -112,12 +108,8 @@ class FederationConfig:
 
     rounds: int = key(30, "training rounds", AT_LEAST_ONE)
     clients_per_round: int = key(8, "clients in the cohort of a round", AT_LEAST_ONE)
-    evaluate_every: int = key(
-        5, "rounds between evaluations; the last round is always evaluated", AT_LEAST_ONE
-    )
-    min_clients: int = key(
-        0, "clients to wait for before round 1; 0 means all that the data set defines", NOT_NEGATIVE
-    )
+    evaluate_every: int = key(5, "rounds between evaluations; the last round is always evaluated", AT_LEAST_ONE)
+    min_clients: int = key(0, "clients to wait for before round 1; 0 means all that the data set defines", NOT_NEGATIVE)
     join_timeout: float = key(120.0, "seconds to wait for them", POSITIVE)
     round_timeout: float = key(600.0, "seconds after which a missing reply is given up", POSITIVE)
 
@@ -136,9 +128,7 @@ class HyperLoraConfig:
 class RunDirectoryConfig:
     """Where results go."""
 
-    output_dir: str = key(
-        "", "absolute path of the run directory; empty makes a new one under ~/hyperlora-runs"
-    )
+    output_dir: str = key("", "absolute path of the run directory; empty makes a new one under ~/hyperlora-runs")
 
 
 @dataclass(frozen=True)
@@ -169,7 +159,8 @@ class RunConfig:
             if name not in known:
                 raise ConfigError(f"unknown configuration key '{name}'{_nearest(name, known)}")
         parsed = {name: _checked(known[name], value) for name, value in values.items()}
-        return _build(cls, parsed, prefix="")
+        config: RunConfig = _build(cls, parsed, prefix="")
+        return config
 
     def flat(self) -> dict[str, Scalar]:
         """Return the flat mapping that :meth:`parse` accepts, every key present."""
@@ -182,7 +173,7 @@ class ConfigKey:
 
     key: str
     type: type
-    default: Scalar
+    default: Any
     meaning: str
     check: Check | None
 
@@ -225,7 +216,7 @@ def _build(cls: type, values: Mapping[str, Scalar], prefix: str) -> Any:
     for entry in fields(cls):
         name = prefix + entry.name.replace("_", "-")
         if is_dataclass(hints[entry.name]):
-            arguments[entry.name] = _build(hints[entry.name], values, prefix=name + ".")  # type: ignore[arg-type]
+            arguments[entry.name] = _build(hints[entry.name], values, prefix=name + ".")
         elif name in values:
             arguments[entry.name] = values[name]
     return cls(**arguments)

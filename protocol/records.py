@@ -12,6 +12,8 @@ from torch import Tensor
 
 from models.adapter import Adapter
 
+Scalar = TypeVar("Scalar", int, float, str, bool)
+Shapes = Mapping[str, tuple[int, ...]]
 Value = TypeVar("Value", int, float, str, bool, list[int], list[float], list[str], list[bool])
 
 
@@ -25,7 +27,7 @@ def encode_tensors(tensors: Mapping[str, Tensor], dtype: np.typing.DTypeLike) ->
     return ArrayRecord(arrays)
 
 
-def decode_tensors(record: ArrayRecord, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def decode_tensors(record: ArrayRecord, expected: Shapes) -> dict[str, Tensor]:
     """Return the tensors of ``record`` as float32, exactly those of ``expected`` (name -> shape).
 
     Raises:
@@ -59,7 +61,7 @@ def encode_adapter(adapter: Adapter) -> ArrayRecord:
     return encode_tensors(adapter.tensors(), np.float32)
 
 
-def decode_adapter(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> Adapter:
+def decode_adapter(record: ArrayRecord, shapes: Shapes) -> Adapter:
     """Inverse of :func:`encode_adapter`; raises :class:`ProtocolError` where a part is not as ``shapes`` says."""
     return Adapter.from_tensors(decode_tensors(record, shapes))
 
@@ -75,16 +77,18 @@ def require(record: Mapping[str, object], name: str, kind: type[Value]) -> Value
         raise ProtocolError(f"entry '{name}': expected {getattr(kind, '__name__', kind)}, got {value!r}")
     if isinstance(value, float) and not np.isfinite(value):
         raise ProtocolError(f"entry '{name}' must be finite, got {value}")
-    return value  # type: ignore[return-value]
+    return value
 
 
-def require_list(record: Mapping[str, object], name: str, kind: type, length: int) -> list[object]:
-    """Return list ``name`` of ``length`` entries of type ``kind``; raises :class:`ProtocolError` otherwise."""
+def require_list(
+    record: Mapping[str, object], name: str, kind: type[Scalar], length: int | None = None
+) -> list[Scalar]:
+    """Return list ``name``, every entry of type ``kind`` (and ``length`` of them); raises :class:`ProtocolError`."""
     value = record.get(name)
-    if not isinstance(value, list) or len(value) != length or any(type(one) is not kind for one in value):
-        raise ProtocolError(
-            f"entry '{name}': expected {length} values of type {kind.__name__}, got {value!r}"
-        )
+    if not isinstance(value, list) or any(type(one) is not kind for one in value):
+        raise ProtocolError(f"entry '{name}': expected a list of {kind.__name__}, got {value!r}")
+    if length is not None and len(value) != length:
+        raise ProtocolError(f"entry '{name}': expected {length} values, got {len(value)}")
     if kind is float and not np.isfinite(value).all():
         raise ProtocolError(f"entry '{name}' must be finite, got {value!r}")
     return value

@@ -35,9 +35,7 @@ class RunConsole:
             parts.append(f"{len(record.failures)} left out")
         moved = sum(record.bytes.values()) / 2**20
         left = seconds / record.server_round * (self._rounds - record.server_round)
-        parts.append(
-            f"{moved:.1f} MiB, {_clock(left)} left" if left else f"{moved:.1f} MiB, {_clock(seconds)} in all"
-        )
+        parts.append(f"{moved:.1f} MiB, {_clock(left)} left" if left else f"{moved:.1f} MiB, {_clock(seconds)} in all")
         self._say("  ".join(parts))
 
     def closing(self, record: RoundRecord, directory: Path) -> None:
@@ -50,9 +48,7 @@ class RunConsole:
                 f"(worst tenth {_percent(figures['k_step'], 'worst_tenth')})"
             )
         self._say(f"figure {directory / 'accuracy.png'}, metrics {directory / 'metrics.jsonl'}")
-        self._say(
-            f"one adapter per client in {directory / 'adapters'}; load with peft.PeftModel.from_pretrained"
-        )
+        self._say(f"one adapter per client in {directory / 'adapters'}; load with peft.PeftModel.from_pretrained")
         self._say("compare: hyperlora run --method fedit; other settings: hyperlora run --help")
 
     def _say(self, line: str) -> None:

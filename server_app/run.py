@@ -41,11 +41,9 @@ def run(grid: Grid, values: Mapping[str, Scalar]) -> Path:
         torch.set_num_threads(SERVER_THREADS)
         console = RunConsole(directory.path / "console.log", rounds=config.federation.rounds)
         console.opening(config, directory.path)
-        model = build_model(config)
+        model = build_model(config.data, config.model, config.lora)
         directory.write_json("config.json", config.flat())
-        directory.write_json(
-            "environment.json", describe_environment(config.seed, model.backbone.fingerprint)
-        )
+        directory.write_json("environment.json", describe_environment(config.seed, model.backbone.fingerprint))
         strategy = build_strategy(config, model)
         run_rounds(strategy, grid, config, directory, console)
         save_results(strategy, model, config, directory)
@@ -89,9 +87,7 @@ def run_rounds(
     strategy.start(grid, num_rounds=config.federation.rounds, timeout=timeout, on_round=on_round)
 
 
-def save_results(
-    strategy: LoraStrategy, model: AdaptedModel, config: RunConfig, directory: RunDirectory
-) -> None:
+def save_results(strategy: LoraStrategy, model: AdaptedModel, config: RunConfig, directory: RunDirectory) -> None:
     """Write the adapters (PEFT), each client's last evaluation, and the figure of accuracy over rounds."""
     gamma = prior_strength(config)
     for name, (card, start) in strategy.final_adapters().items():

@@ -14,7 +14,7 @@ TIMED_OUT = "no reply within the time limit"
 
 
 class Request(Protocol):
-    """A request of :mod:`protocol.messages` that names its client."""
+    """A request of :mod:`protocol` that names its client."""
 
     @property
     def client_id(self) -> str:

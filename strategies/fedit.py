@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from models.adapter import Adapter
-from protocol.messages import ClientCard
+from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate, example_weights
 
 
@@ -44,9 +44,7 @@ def average_factors(adapters: Sequence[Adapter], weights: Sequence[float]) -> Ad
     names = adapters[0].tensors()
     return Adapter.from_tensors(
         {
-            name: torch.stack(
-                [w * one.tensors()[name] for one, w in zip(adapters, weights, strict=True)]
-            ).sum(dim=0)
+            name: torch.stack([w * one.tensors()[name] for one, w in zip(adapters, weights, strict=True)]).sum(dim=0)
             for name in names
         }
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from models.adapter import Adapter, combine
-from protocol.messages import ClientCard
+from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate, example_weights
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.adapter import Adapter, combine, subtract
 from models.signature import Signature, Standardizer
 from models.synthesizer import FixedKernel, synthesize
-from protocol.messages import ClientCard
+from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate, example_weights
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models.adapter import Adapter
-from protocol.messages import ClientCard
+from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate
 
 

@@ -13,8 +13,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from models.adapter import Adapter
-from protocol.messages import ClientCard, EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
 from protocol.records import encode_adapter
+from protocol.signature_messages import ClientCard
+from protocol.train_messages import TrainReply, TrainRequest
 from strategies.exchange import Exchange
 from strategies.method import ClientUpdate, Method
 from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
@@ -186,9 +188,7 @@ class LoraStrategy(Strategy):
         self.join(grid)
         for server_round in range(start_round, num_rounds + 1):
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            trained, metrics = self.aggregate_train(
-                server_round, grid.send_and_receive(messages, timeout=timeout)
-            )
+            trained, metrics = self.aggregate_train(server_round, grid.send_and_receive(messages, timeout=timeout))
             arrays = result.arrays = trained or arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
@@ -204,10 +204,7 @@ class LoraStrategy(Strategy):
 
     def final_adapters(self) -> dict[str, tuple[ClientCard, Adapter]]:
         """Return for every client known its card and the adapter that the method makes for it now."""
-        return {
-            name: (card, self.method.start(self.state, card))
-            for name, card in sorted(self.roster.cards.items())
-        }
+        return {name: (card, self.method.start(self.state, card)) for name, card in sorted(self.roster.cards.items())}
 
     def _add(self, exchange: Exchange[Any], request: Any, message_type: str, server_round: int) -> None:
         node_id = self.roster.nodes[request.client_id]
@@ -218,9 +215,7 @@ class LoraStrategy(Strategy):
         self.record.bytes |= {f"{phase}_down": bytes_down, f"{phase}_up": bytes_up}
         self.record.failures |= {f"{phase} {name}": reason for name, reason in failures.items()}
         for name, reason in failures.items():
-            log.warning(
-                "round %d: %s of client '%s' is left out: %s", self.record.server_round, phase, name, reason
-            )
+            log.warning("round %d: %s of client '%s' is left out: %s", self.record.server_round, phase, name, reason)
 
     def _anchor_arrays(self) -> ArrayRecord | None:
         anchor = self.method.anchor(self.state)

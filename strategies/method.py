@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from models.adapter import Adapter
-from protocol.messages import ClientCard, TrainMetrics
+from protocol.signature_messages import ClientCard
+from protocol.train_messages import TrainMetrics
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from protocol.messages import ClientCard, EvaluateReply, EvaluateRequest
+from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
+from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate
 from strategies.statistics import spread
 
@@ -89,8 +90,7 @@ def evaluation_figures(scores: Sequence[ClientScore]) -> dict[str, Any]:
     }
     columns = ("zero_step", "k_step", "chosen", "zero_step_loss")
     return {
-        name: {"clients": len(group)}
-        | {one: spread([getattr(score, one) for score in group]) for one in columns}
+        name: {"clients": len(group)} | {one: spread([getattr(score, one) for score in group]) for one in columns}
         for name, group in groups.items()
         if group
     }

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from protocol.messages import ClientCard, SignatureReply, SignatureRequest
 from protocol.records import ProtocolError
+from protocol.signature_messages import ClientCard, SignatureReply, SignatureRequest
 from strategies.exchange import error_sentence
 
 log = logging.getLogger(__name__)
@@ -102,9 +102,7 @@ class Roster:
             return
         self.cards[card.client_id], self.nodes[card.client_id] = card, node_id
 
-    def _note_silent(
-        self, asked: Iterable[int], replies: Iterable[Message], node_of: Mapping[str, int]
-    ) -> None:
+    def _note_silent(self, asked: Iterable[int], replies: Iterable[Message], node_of: Mapping[str, int]) -> None:
         answered = {node_of[reply.metadata.reply_to_message_id] for reply in replies}
         for node_id in set(asked) - answered:
             self._leave_out(f"node {node_id}", "it sent no signature within the time limit")
@@ -118,6 +116,5 @@ class Roster:
         reasons = sorted(set(self.left_out.values()))
         why = f"; left out: {' | '.join(reasons[:3])}" if reasons else ""
         return (
-            f"expected {max(wanted, 1)} clients within {join_timeout:g} s, {len(self.reachable())} can take part"
-            f"{why}"
+            f"expected {max(wanted, 1)} clients within {join_timeout:g} s, {len(self.reachable())} can take part{why}"
         )

@@ -110,13 +110,9 @@ def test_truncate_is_the_dense_truncated_svd(case, data):
     assert cut.residual.rank == max(min(case.m, case.n, stacked.rank) - rank, 0)
     assert_close(cut.singular_values, S[..., : stacked.rank])
     scale = frobenius(dense).max().item()
-    assert_close(
-        frobenius(dense - cut.kept.product()), frobenius(dense - best), rtol=1e-5, atol=1e-12 * scale
-    )
+    assert_close(frobenius(dense - cut.kept.product()), frobenius(dense - best), rtol=1e-5, atol=1e-12 * scale)
     assert_close(concatenate([cut.kept, cut.residual]).product(), dense)
-    assert_close(
-        cut.kept.A @ cut.kept.A.mT, (torch.eye(rank, dtype=dense.dtype) / 3).expand(*case.batch, -1, -1)
-    )
+    assert_close(cut.kept.A @ cut.kept.A.mT, (torch.eye(rank, dtype=dense.dtype) / 3).expand(*case.batch, -1, -1))
 
 
 @quick

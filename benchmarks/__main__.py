@@ -1,0 +1,72 @@
+"""``python -m benchmarks SUITE``: run what is not there yet, then print the table."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.run_job import run_job
+from benchmarks.suite import Job, SuiteError, load_jobs
+from benchmarks.table import accuracy_table, load_results
+from cli.output import CommandError
+from cli.settings import PATH_KEYS, absolute, parse_override
+from protocol.config import ConfigError
+
+app = typer.Typer(add_completion=False)
+console = Console()
+RESULTS = Path(__file__).parent / "results"
+
+
+@app.command()
+def main(
+    suite: Annotated[str, typer.Argument(help="name of a file in benchmarks/suites, for example digits")],
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="seed to run instead of the suite's; may be repeated")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="variant to run; may be repeated; all by default")] = None,
+    results: Annotated[Path, typer.Option(help="folder of the json files")] = RESULTS,
+    jobs: Annotated[int, typer.Option(min=1, help="runs at the same time, one core each")] = 2,
+) -> None:
+    """Run a suite's missing runs, then print its table."""
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        overrides = dict(parse_override(one) for one in override or [])
+        overrides |= {name: absolute(overrides[name]) for name in PATH_KEYS if name in overrides}
+        wanted = load_jobs(suite, overrides, seed or [], variant or [])
+    except (SuiteError, ConfigError, CommandError) as error:
+        console.print(f"[red]{error}[/red]")
+        raise typer.Exit(1) from error
+    folder = results / suite
+    missing = [job for job in wanted if not (folder / f"{job.name}.json").exists()]
+    console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there, {len(missing)} to do")
+    failed = run_all(missing, folder, jobs)
+    order = list(dict.fromkeys(job.variant for job in wanted))
+    console.print(accuracy_table(load_results(folder), order), markup=False, soft_wrap=True)
+    raise typer.Exit(1 if failed else 0)
+
+
+def run_all(jobs: list[Job], folder: Path, workers: int) -> int:
+    """Run ``jobs`` in ``workers`` processes, say how each ended and how long is left; return the failures."""
+    began, failed = time.perf_counter(), 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures: dict[Future[float], Job] = {
+            pool.submit(run_job, job, folder / f"{job.name}.json"): job for job in jobs
+        }
+        for done, future in enumerate(as_completed(futures), start=1):
+            left = (time.perf_counter() - began) / done * (len(jobs) - done)
+            error = future.exception()
+            outcome = f"[red]{error}[/red]" if error else f"{future.result():.0f} s"
+            failed += error is not None
+            console.print(f"{done}/{len(jobs)} {futures[future].name}: {outcome}, about {left / 60:.0f} min left")
+    return failed
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,103 @@
+"""``train``: the server sends a client its own start, the client sends back what it made of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
+
+from flwr.app import MetricRecord, RecordDict
+
+from models.adapter import Adapter
+from protocol.envelope import checked_config, config_record
+from protocol.records import (
+    ProtocolError,
+    Shapes,
+    adapter_shapes,
+    arrays_of,
+    decode_adapter,
+    encode_adapter,
+    metrics_of,
+    require,
+)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Sends a client its own start."""
+
+    TYPE: ClassVar[str] = "train"
+    client_id: str
+    server_round: int
+    local_steps: int
+    start: Adapter
+
+    def encode(self) -> RecordDict:
+        """Return the content of the message."""
+        config = config_record(client_id=self.client_id, server_round=self.server_round, local_steps=self.local_steps)
+        return RecordDict({"config": config, "arrays": encode_adapter(self.start)})
+
+    @classmethod
+    def decode(cls, content: RecordDict, shapes: Shapes) -> TrainRequest:
+        """Inverse of :meth:`encode`; raises ProtocolError."""
+        config = checked_config(content)
+        return cls(
+            require(config, "client_id", str),
+            require(config, "server_round", int),
+            require(config, "local_steps", int),
+            decode_adapter(arrays_of(content), shapes),
+        )
+
+
+@dataclass(frozen=True)
+class TrainMetrics:
+    """What a client measured while it trained; losses are mean cross-entropies in nats, accuracies shares."""
+
+    num_examples: int
+    train_loss: float
+    start_loss: float
+    start_accuracy: float
+    end_loss: float
+    end_accuracy: float
+    seconds: float
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.num_examples < 1 or self.seconds < 0:
+            raise ProtocolError(f"num_examples {self.num_examples} or seconds {self.seconds} out of range")
+        if not (0 <= self.start_accuracy <= 1 and 0 <= self.end_accuracy <= 1):
+            raise ProtocolError(f"accuracies {self.start_accuracy}, {self.end_accuracy} are not shares")
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """A trained adapter, its prior taken off, and what the client measured on its validation share."""
+
+    client_id: str
+    server_round: int
+    end: Adapter
+    metrics: TrainMetrics
+
+    def encode(self) -> RecordDict:
+        """Return the content of the message."""
+        config = config_record(client_id=self.client_id, server_round=self.server_round)
+        metrics = MetricRecord(asdict(self.metrics))
+        return RecordDict({"config": config, "arrays": encode_adapter(self.end), "metrics": metrics})
+
+    @classmethod
+    def decode(cls, content: RecordDict, request: TrainRequest) -> TrainReply:
+        """Inverse of :meth:`encode`, for the reply to ``request``.
+
+        Raises:
+            ProtocolError: it answers another client or round, or a part is missing, malformed or not finite.
+        """
+        config = checked_config(content)
+        answered = (require(config, "client_id", str), require(config, "server_round", int))
+        if answered != (request.client_id, request.server_round):
+            raise ProtocolError(
+                f"expected client '{request.client_id}' in round {request.server_round}, got {answered}"
+            )
+        record = metrics_of(content)
+        measured = {one.name: require(record, one.name, float) for one in fields(TrainMetrics)[1:]}
+        metrics = TrainMetrics(require(record, "num_examples", int), **measured)
+        end = decode_adapter(arrays_of(content), adapter_shapes(request.start))
+        return cls(*answered, end, metrics)

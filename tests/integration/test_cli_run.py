@@ -1,0 +1,137 @@
+"""`hyperlora run` with real simulations of a trivial app, side by side: exit status, words, nothing left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEST_MARK = "HYPERLORA_TEST"
+
+PROJECT = """
+[project]
+name = "trivial"
+version = "0.1.0"
+description = "A server that writes lines."
+license = { file = "LICENSE" }
+dependencies = ["flwr[simulation]>=1.41.0"]
+[tool.flwr.app]
+publisher = "test"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+fab-include = ["trivial/*.py", "LICENSE"]
+[tool.flwr.app.components]
+serverapp = "trivial.server:app"
+clientapp = "trivial.client:app"
+[tool.flwr.app.config]
+seed = 0
+run.output-dir = ""
+"""
+CLIENT = "from flwr.clientapp import ClientApp\napp = ClientApp()\n"
+SERVER = """
+import time
+from pathlib import Path
+from flwr.serverapp import ServerApp
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    folder = Path(context.run_config["run.output-dir"])
+    (folder / "console.log").write_text("begun [bold]\\nround 1\\n")
+    if context.run_config["seed"] == 1:
+        (folder / "error.txt").write_text("the sky is too low\\n")
+        raise ValueError("low")
+    if context.run_config["seed"] == 2:
+        time.sleep(300)
+"""
+COMPLETES, FAILS, SLEEPS = 0, 1, 2
+
+
+@pytest.fixture(scope="module")
+def mark():
+    """A value that every process of this module's runs inherits."""
+    return uuid.uuid4().hex
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, mark):
+    """Run the app three times at once, interrupt the run that sleeps, and return (status, out, err) of each."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_app(folder)
+    runs = {seed: start(folder, mark, seed) for seed in (COMPLETES, FAILS, SLEEPS)}
+    try:
+        wait_for(folder / f"run {SLEEPS}" / "console.log", runs[SLEEPS])
+        runs[SLEEPS].send_signal(signal.SIGINT)
+        outputs = {seed: run.communicate(timeout=180) for seed, run in runs.items()}
+    finally:
+        for run in runs.values():
+            run.terminate()
+    return {seed: (runs[seed].returncode, *outputs[seed]) for seed in runs}
+
+
+def write_app(folder):
+    files = {"pyproject.toml": PROJECT, "LICENSE": "none\n"}
+    files |= {f"trivial/{name}": text for name, text in [("__init__.py", ""), ("client.py", CLIENT)]}
+    for name, text in {**files, "trivial/server.py": SERVER}.items():
+        path = folder / "app" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def start(folder, mark, seed):
+    command = [sys.executable, "-m", "cli.main", "run", "app", "--seed", str(seed), "--supernodes", "1"]
+    environment = {**os.environ, TEST_MARK: mark, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    return subprocess.Popen(
+        [*command, "--output-dir", f"run {seed}"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def bears(process, mark):
+    try:
+        return process.environ().get(TEST_MARK) == mark
+    except (psutil.Error, OSError):
+        return False
+
+
+def test_a_run_that_completes_shows_its_lines_and_ends_with_0(outcomes):
+    status, out, err = outcomes[COMPLETES]
+    assert (status, err) == (0, "")
+    assert out.startswith("begun [bold]\nround 1\nresults: /")
+    assert out.endswith("run 0\n")
+
+
+def test_a_run_that_fails_says_why_and_ends_with_1(outcomes):
+    status, out, err = outcomes[FAILS]
+    assert status == 1
+    assert err.startswith("the sky is too low (log: /")
+    assert err.count("\n") == 1
+    assert "begun" in out
+    log = Path(err.partition("(log: ")[2].strip().removesuffix(")"))
+    assert "ValueError: low" in log.read_text()
+
+
+def test_ctrl_c_says_where_the_results_lie_and_ends_with_130(outcomes):
+    status, _, err = outcomes[SLEEPS]
+    assert status == 130
+    assert err.startswith("stopped; the results so far lie in /")
+    assert err.endswith("run 2\n")
+
+
+def test_no_process_is_left(outcomes, mark):
+    assert [process.cmdline() for process in psutil.process_iter() if bears(process, mark)] == []

@@ -1,0 +1,163 @@
+"""PACS from parquet: layout, lazy decoding, damaged images, and the real copy where there is one."""
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import pacs
+from data.federation import DataError, Federation, open_federation
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "pacs"
+NAMES = ["dog", "horse", "house"]
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def open_pacs(path: str, clients: int = 2, image_size: int = 12) -> Federation:
+    return open_federation(
+        name="pacs",
+        path=path,
+        seed=0,
+        clients_per_domain=clients,
+        dirichlet_alpha=0.5,
+        unseen_fraction=0.5,
+        validation_fraction=0.15,
+        test_fraction=0.25,
+        image_size=image_size,
+    )
+
+
+def encoded(number: int, mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, size=(10, 14, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def rows(count: int = 60) -> dict[str, list[Any]]:
+    return {
+        "image": [{"bytes": encoded(i, "RGB" if i % 5 else "L"), "path": None} for i in range(2 * count)],
+        "domain": ["photo"] * count + ["sketch"] * count,
+        "label": [i % 3 for i in range(2 * count)],
+    }
+
+
+def write(directory: Path, columns: dict[str, list[Any]], **features: Any) -> str:
+    kinds = {"image": datasets.Image(), "domain": datasets.Value("string")}
+    kinds |= {"label": datasets.ClassLabel(names=NAMES)} | features
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features({c: kinds[c] for c in columns}))
+    directory.mkdir()
+    table.to_parquet(str(directory / "train-00000-of-00001.parquet"))
+    return str(directory)
+
+
+def test_clients_cover_the_table_with_resized_rgb_images(tmp_path: Path) -> None:
+    federation = open_pacs(write(tmp_path / "pacs", rows()))
+    assert federation.client_ids == ("photo-0", "photo-1", "sketch-0", "sketch-1")
+    assert federation.class_names == tuple(NAMES)
+    clients = [federation.load(client_id) for client_id in federation.client_ids]
+    assert [client.trains for client in clients] == [True, False, True, False]
+    samples = [s for c in clients for s in (c.train, c.validation, c.test)]
+    assert sum(map(len, samples)) == 120
+    assert {tuple(s.images.shape[1:]) for s in samples} == {(3, 12, 12)}
+    assert {s.images.dtype for s in samples} == {torch.uint8}
+    pairs = [pair for s in samples for pair in zip(s.images, s.labels, strict=True)]
+    images = {image.numpy().tobytes(): int(label) for image, label in pairs}
+    assert len(images) == 120
+    assert images[pixels_of(7)] == 7 % 3
+
+
+def pixels_of(number: int) -> bytes:
+    with Image.open(io.BytesIO(encoded(number))) as image:
+        resized = image.convert("RGB").resize((12, 12), Image.Resampling.BICUBIC)
+    return np.array(resized).transpose(2, 0, 1).tobytes()
+
+
+def test_nothing_is_decoded_before_a_client_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = pacs._decode
+    monkeypatch.setattr(pacs, "_decode", lambda image, size: decoded.append(1) or decode(image, size))
+    federation = open_pacs(write(tmp_path / "pacs", rows()))
+    assert not decoded
+    first = federation.load("photo-0")
+    count = len(decoded)
+    assert count == len(first.train) + len(first.validation) + len(first.test) < 60
+    assert federation.load("photo-0") is first
+    assert len(decoded) == count
+
+
+def test_the_same_bytes_are_never_in_train_and_test(tmp_path: Path) -> None:
+    columns = rows()
+    columns["image"][60:] = columns["image"][:60]
+    federation = open_pacs(write(tmp_path / "pacs", columns))
+    clients = [federation.load(client_id) for client_id in federation.client_ids]
+    train = {image.numpy().tobytes() for c in clients for image in c.train.images}
+    test = {image.numpy().tobytes() for c in clients for image in c.test.images}
+    assert not train & test
+
+
+def test_unreadable_images_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    columns = rows()
+    for row, image in {0: b"", 1: b"no image", 2: columns["image"][2]["bytes"][:40]}.items():
+        columns["image"][row] = {"bytes": image, "path": None}
+    federation = open_pacs(write(tmp_path / "pacs", columns), clients=1)
+    with caplog.at_level(logging.WARNING, logger="data.pacs"):
+        client = federation.load("photo-0")
+    assert len(client.train) + len(client.validation) + len(client.test) == 57
+    assert "3 of 60 images of domain 'photo' are unreadable" in caplog.text
+
+
+def test_a_path_that_is_no_copy_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must be absolute, got 'some/where'"):
+        open_pacs("some/where")
+    with pytest.raises(DataError, match="no directory with PACS at '/no/such/place'"):
+        open_pacs("/no/such/place")
+    with pytest.raises(DataError, match="no parquet files of PACS in"):
+        open_pacs(str(tmp_path))
+    (tmp_path / "broken.parquet").write_bytes(b"not a parquet file")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_pacs(str(tmp_path))
+
+
+def test_other_columns_and_types_are_told_in_one_sentence(tmp_path: Path) -> None:
+    columns = rows()
+    without = {name: values for name, values in columns.items() if name != "domain"}
+    with pytest.raises(DataError, match="column 'domain' must be Value, got none"):
+        open_pacs(write(tmp_path / "a", without))
+    with pytest.raises(DataError, match="column 'label' must be ClassLabel, got Value"):
+        open_pacs(write(tmp_path / "b", columns, label=datasets.Value("int64")))
+    columns["domain"][3] = None
+    with pytest.raises(DataError, match="rows without domain or label"):
+        open_pacs(write(tmp_path / "c", columns))
+
+
+def test_an_unreachable_hub_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(pacs, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"'flwrlabs/pacs' \(ConnectionError\); .* set data.path"):
+        open_pacs("")
+
+
+@pytest.mark.shared_data
+def test_the_real_copy_has_four_domains_of_seven_classes() -> None:
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the shared copy of PACS at {SHARED}")
+    federation = open_pacs(str(SHARED), clients=8, image_size=32)
+    assert len(federation.client_ids) == 32
+    assert len(federation.class_names) == 7
+    client = federation.load("photo-0")
+    assert client.domain == "photo"
+    assert client.train.images.shape == (len(client.train), 3, 32, 32)
+    assert client.train.images.float().std() > 30

@@ -1,0 +1,93 @@
+"""The division of one domain: complete, disjoint, seeded, and skewed as asked."""
+
+import numpy as np
+import pytest
+
+from data.federation import DataError, Division, open_federation
+from data.partition import partition_labels, plan_clients
+
+LABELS = [i % 7 for i in range(700)]
+
+
+def divide(alpha: float, seed: int = 0, domain: str = "photo", clients: int = 5) -> list[list[int]]:
+    return partition_labels(LABELS, domain=domain, num_clients=clients, alpha=alpha, seed=seed)
+
+
+def class_counts(part: list[int]) -> np.ndarray:
+    return np.bincount([LABELS[i] for i in part], minlength=7)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.1, 0.5, 100.0])
+def test_every_position_goes_to_exactly_one_client_of_enough(alpha: float) -> None:
+    parts = divide(alpha)
+    assert sorted(position for part in parts for position in part) == list(range(700))
+    assert len(parts) == 5
+    assert min(map(len, parts)) >= 20
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5])
+def test_the_division_follows_seed_and_domain(alpha: float) -> None:
+    assert divide(alpha) == divide(alpha)
+    assert divide(alpha) != divide(alpha, seed=1)
+    assert divide(alpha) != divide(alpha, domain="sketch")
+
+
+def test_alpha_zero_gives_equal_shares_of_every_class() -> None:
+    counts = np.stack([class_counts(part) for part in divide(0)])
+    assert (np.ptp(counts, axis=0) <= 1).all()
+    assert np.ptp(counts.sum(axis=1)) <= 1
+
+
+def test_a_smaller_alpha_is_more_skewed() -> None:
+    def largest_share(alpha: float) -> float:
+        return float(np.mean([class_counts(p).max() / len(p) for p in divide(alpha)]))
+
+    assert largest_share(0.1) > largest_share(1.0) > largest_share(100.0)
+
+
+def test_too_few_samples_are_told_in_numbers() -> None:
+    with pytest.raises(DataError, match=r"domain 'photo' has 700 samples, too few for 36 clients .* 20 each"):
+        divide(0.5, clients=36)
+
+
+def test_an_impossible_skew_is_told_in_numbers() -> None:
+    with pytest.raises(DataError, match=r"alpha 0.001 .* 12 clients 20 of the 700 samples of domain 'photo'"):
+        divide(0.001, clients=12)
+
+
+def test_plans_cover_each_domain_and_leave_out_its_last_clients() -> None:
+    domains = {"b": range(350), "a": range(350, 700)}
+    plans = plan_clients(domains, LABELS, Division(0, 5, 0.5, 0.4, 0.1, 0.1))
+    assert list(plans) == [f"{domain}-{k}" for domain in "ab" for k in range(5)]
+    assert [plans[f"a-{k}"].trains for k in range(5)] == [True, True, True, False, False]
+    for domain, rows in domains.items():
+        held = [row for plan in plans.values() if plan.domain == domain for row in plan.rows]
+        assert sorted(held) == list(rows)
+
+
+VALID = {
+    "name": "digits",
+    "path": "",
+    "seed": 0,
+    "clients_per_domain": 5,
+    "dirichlet_alpha": 0.5,
+    "unseen_fraction": 0.2,
+    "validation_fraction": 0.15,
+    "test_fraction": 0.25,
+    "image_size": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"name": "cifar"}, "there is no data set 'cifar'; known are digits, pacs"),
+        ({"validation_fraction": 0.75}, "leave nothing to train on"),
+        ({"unseen_fraction": 0.95}, "leaves none of 5 clients per domain to train"),
+        ({"path": "/data"}, "'digits' is embedded and takes no path, got '/data'"),
+        ({"image_size": 4}, "at least 8 px, got an image size of 4 px"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_sentence(change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        open_federation(**{**VALID, **change})  # type: ignore[arg-type]
