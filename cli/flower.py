@@ -62,15 +62,11 @@ def program(name: str, environment: Mapping[str, str]) -> str:
     """Return the path of one of Flower's programs."""
     path = shutil.which(name, path=environment["PATH"])
     if path is None:
-        raise CommandError(
-            f"the program '{name}' is missing beside {sys.executable}: install flwr[simulation]"
-        )
+        raise CommandError(f"the program '{name}' is missing beside {sys.executable}: install flwr[simulation]")
     return path
 
 
-def submit(
-    connection: Connection, app_dir: Path, values: Mapping[str, Scalar], simulation: str | None
-) -> str:
+def submit(connection: Connection, app_dir: Path, values: Mapping[str, Scalar], simulation: str | None) -> str:
     """Start a run of the app with the configuration ``values`` and return the run's id."""
     with tempfile.TemporaryDirectory(prefix="hyperlora-") as folder:
         config = Path(folder) / "config.toml"
@@ -92,9 +88,7 @@ def stop(connection: Connection, run_id: str) -> None:
 
 
 @contextmanager
-def log_stream(
-    connection: Connection, run_id: str, to: IO[bytes] | None
-) -> Iterator[subprocess.Popen[bytes]]:
+def log_stream(connection: Connection, run_id: str, to: IO[bytes] | None) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process that writes the run's log to ``to``, or to the terminal, and ends with the run."""
     process = subprocess.Popen(
         [program("flwr", connection.environment), "log", run_id, connection.name, "--stream"],

@@ -34,9 +34,7 @@ class Tail:
         return complete.decode("utf-8", errors="replace").splitlines()
 
 
-def follow(
-    connection: Connection, run_id: str, log: subprocess.Popen[bytes], look: Callable[[], None]
-) -> RunStatus:
+def follow(connection: Connection, run_id: str, log: subprocess.Popen[bytes], look: Callable[[], None]) -> RunStatus:
     """Call ``look`` until the run has ended and return how it ended.
 
     The log stream ends with the run, which costs nothing to notice; each question to Flower costs about

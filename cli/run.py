@@ -19,21 +19,15 @@ DOMAINS = 4
 @reports_errors
 def run(
     app_dir: Annotated[Path, typer.Argument(help="Directory of the Flower app.")] = Path(),
-    config: Annotated[
-        list[Path] | None, typer.Option(help="TOML file laid over the app's configuration.")
-    ] = None,
+    config: Annotated[list[Path] | None, typer.Option(help="TOML file laid over the app's configuration.")] = None,
     override: Annotated[list[str] | None, typer.Option("-c", help="One value, as key=value.")] = None,
     method: Annotated[str | None, typer.Option(help="Federated method.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Run directory; a new one under ./runs if none.")
-    ] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Run directory; a new one under ./runs if none.")] = None,
     supernodes: Annotated[int | None, typer.Option(min=1, help="Simulated nodes.")] = None,
     cpus_per_client: Annotated[int, typer.Option(min=1, help="CPUs of one client.")] = 1,
     gpus_per_client: Annotated[float, typer.Option(min=0, help="Share of a GPU of one client.")] = 0,
-    superlink: Annotated[
-        str | None, typer.Option(help="Use this SuperLink of your Flower configuration.")
-    ] = None,
+    superlink: Annotated[str | None, typer.Option(help="Use this SuperLink of your Flower configuration.")] = None,
 ) -> None:
     """Run the app: in a simulation on this machine, or on a SuperLink that you name."""
     options = {"method": method, "seed": seed, "run.output-dir": str(output_dir) if output_dir else None}

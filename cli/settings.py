@@ -75,9 +75,7 @@ def flatten(table: Mapping[str, Any], source: Path) -> dict[str, Scalar]:
     flat = dict(_leaves(table, prefix=""))
     for name, value in flat.items():
         if not isinstance(value, (bool, int, float, str)):
-            raise CommandError(
-                f"'{name}' in '{source}' must be a number, a string or a boolean, got {value!r}"
-            )
+            raise CommandError(f"'{name}' in '{source}' must be a number, a string or a boolean, got {value!r}")
     return flat
 
 

@@ -110,9 +110,7 @@ def _await_health(superlink: subprocess.Popen[bytes], port: int, log: Path) -> N
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if superlink.poll() is not None:
-            raise CommandError(
-                f"the SuperLink ended with status {superlink.returncode} at its start; see {log}"
-            )
+            raise CommandError(f"the SuperLink ended with status {superlink.returncode} at its start; see {log}")
         if _healthy(port):
             return
         time.sleep(0.1)

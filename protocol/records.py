@@ -14,7 +14,6 @@ from models.adapter import Adapter
 
 Scalar = TypeVar("Scalar", int, float, str, bool)
 Shapes = Mapping[str, tuple[int, ...]]
-Value = TypeVar("Value", int, float, str, bool, list[int], list[float], list[str], list[bool])
 
 
 class ProtocolError(ValueError):
@@ -66,15 +65,15 @@ def decode_adapter(record: ArrayRecord, shapes: Shapes) -> Adapter:
     return Adapter.from_tensors(decode_tensors(record, shapes))
 
 
-def require(record: Mapping[str, object], name: str, kind: type[Value]) -> Value:
+def require(record: Mapping[str, object], name: str, kind: type[Scalar]) -> Scalar:
     """Return entry ``name`` of a config or metric record, of exactly the type ``kind``.
 
     Raises:
         ProtocolError: it is missing, of another type, or not finite.
     """
     value = record.get(name)
-    if type(value) is not (kind if isinstance(kind, type) else list):
-        raise ProtocolError(f"entry '{name}': expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    if type(value) is not kind:
+        raise ProtocolError(f"entry '{name}': expected {kind.__name__}, got {value!r}")
     if isinstance(value, float) and not np.isfinite(value):
         raise ProtocolError(f"entry '{name}' must be finite, got {value}")
     return value

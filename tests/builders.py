@@ -1,0 +1,97 @@
+"""Small adapters, cards and a ClientApp without a model, for tests that take milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from models.adapter import Adapter
+from models.low_rank import Factors
+from models.signature import Signature
+from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
+from protocol.records import adapter_shapes
+from protocol.signature_messages import ClientCard, SignatureReply
+from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
+
+RANK, CLASSES, WIDTH, BLOCKS = 2, 3, 6, 4
+SHAPES = {"attn.qkv": (7, 5), "mlp.fc1": (9, 8)}
+SIGNATURE_SIZE = 2 * WIDTH + CLASSES + 1
+
+
+def make_adapter(seed: int, rank: int = RANK, fresh: bool = False) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    low_rank = {
+        kind: Factors(
+            B=torch.randn(BLOCKS, m, rank, generator=generator) * (0 if fresh else 1),
+            A=torch.randn(BLOCKS, rank, n, generator=generator),
+        )
+        for kind, (m, n) in SHAPES.items()
+    }
+    return Adapter(low_rank, torch.randn(CLASSES, WIDTH + 1, generator=generator) * (0 if fresh else 1))
+
+
+def make_card(name: str, *, trains: bool = True, num_examples: int = 10, seed: int | None = None) -> ClientCard:
+    generator = torch.Generator().manual_seed(sum(map(ord, name)) if seed is None else seed)
+    frequencies = torch.rand(CLASSES, generator=generator) + 0.1
+    signature = Signature(
+        torch.randn(WIDTH, generator=generator),
+        torch.rand(WIDTH, generator=generator),
+        frequencies / frequencies.sum(),
+        float(torch.tensor(float(num_examples)).log()),
+    )
+    return ClientCard(name, "domain", trains, num_examples, signature)
+
+
+def make_metrics(num_examples: int = 10) -> TrainMetrics:
+    return TrainMetrics(num_examples, 1.0, 1.2, 0.4, 0.9, 0.6, 0.5)
+
+
+def products(adapter: Adapter) -> dict[str, torch.Tensor]:
+    return {kind: factors.product() for kind, factors in adapter.low_rank.items()} | {"head": adapter.head}
+
+
+def assert_same_products(left: Adapter, right: Adapter, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(products(left), products(right), rtol=tolerance, atol=tolerance)
+
+
+def same_products(left: Adapter, right: Adapter, tolerance: float = 1e-4) -> bool:
+    mine, other = products(left), products(right)
+    return all(torch.allclose(mine[name], other[name], atol=tolerance) for name in mine)
+
+
+def moved(start: Adapter, name: str, server_round: int) -> Adapter:
+    """What a fake client makes of its start: another adapter, that depends on its name and the round."""
+    noise = make_adapter(1000 * server_round + sum(map(ord, name)))
+    return Adapter.from_tensors({key: value + 0.1 * noise.tensors()[key] for key, value in start.tensors().items()})
+
+
+Spoil = Callable[[Message, TrainRequest], Message]
+
+
+def fake_client_app(cards: list[ClientCard], spoil: dict[str, Spoil] | None = None) -> ClientApp:
+    """A ClientApp whose nodes host ``cards`` in turn; ``spoil`` changes the train reply of some clients."""
+    app, shapes = ClientApp(), adapter_shapes(make_adapter(0))
+
+    @app.query("signature")
+    def signature(message: Message, context: Context) -> Message:
+        index, count = context.node_config["partition-id"], context.node_config["num-partitions"]
+        return Message(SignatureReply(cards[index::count], {}).encode(), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        request = TrainRequest.decode(message.content, shapes)
+        end = moved(request.start, request.client_id, request.server_round)
+        reply = TrainReply(request.client_id, request.server_round, end, make_metrics())
+        answer = Message(reply.encode(), reply_to=message)
+        return spoil[request.client_id](answer, request) if spoil and request.client_id in spoil else answer
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        request = EvaluateRequest.decode(message.content, shapes)
+        reply = EvaluateReply(request.client_id, 5, [0.4, 0.8], [1.0, 0.5], [0.9, 0.6], 0.1)
+        return Message(reply.encode(), reply_to=message)
+
+    return app

@@ -1,0 +1,128 @@
+"""The matrix of invariants that every method must pass; a new method is in it as soon as it is in the table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.adapter import Adapter
+from models.low_rank import Factors
+from protocol.config import METHODS, RunConfig
+from protocol.methods import USES_PRIOR
+from strategies.catalog import BUILDERS, build_method
+from strategies.method import ClientUpdate, Method
+from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
+
+PRODUCT_AVERAGES = ("flexlora", "hyperlora")
+GLOBAL = ("fedit", "flexlora", "hyperlora")
+INITIAL = make_adapter(0, fresh=True)
+CARDS = {name: make_card(name, num_examples=10 * index + 10) for index, name in enumerate("abcd")}
+
+
+def updates_of(ends: dict[str, Adapter]) -> list[ClientUpdate]:
+    return [ClientUpdate(CARDS[n], INITIAL, end, make_metrics(CARDS[n].num_examples)) for n, end in ends.items()]
+
+
+def aggregated(method: Method, ends: dict[str, Adapter]) -> object:
+    return method.aggregate(method.register(method.init(INITIAL), CARDS), updates_of(ends))
+
+
+def method_of(name: str) -> Method:
+    return build_method(RunConfig.parse({"method": name}))
+
+
+def turned(adapter: Adapter) -> Adapter:
+    """Another gauge of the same products: (A, B) -> (R A, B R^-1)."""
+    gauge = torch.tensor([[2.0, 1.0], [0.5, 3.0]])
+    return adapter.map(lambda one: Factors(B=one.B @ gauge.inverse(), A=gauge @ one.A))
+
+
+def test_the_tables_agree() -> None:
+    assert set(BUILDERS) == set(METHODS) == set(USES_PRIOR)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_before_round_one_everybody_gets_the_fresh_adapter(name: str) -> None:
+    method = method_of(name)
+    state = method.register(method.init(INITIAL), CARDS)
+    assert_same_products(method.start(state, CARDS["a"]), INITIAL)
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_equal_clients_give_back_their_own_product(name: str) -> None:
+    method, end = method_of(name), moved(INITIAL, "x", 1)
+    assert_same_products(method.anchor(aggregated(method, dict.fromkeys("abc", end))), end, 1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_order_of_clients_does_not_matter(name: str) -> None:
+    method = method_of(name)
+    ends = {one: moved(INITIAL, one, 1) for one in "abc"}
+    forward, backward = aggregated(method, ends), aggregated(method, dict(reversed(ends.items())))
+    for card in CARDS.values():
+        assert_same_products(method.start(forward, card), method.start(backward, card), 1e-4)
+
+
+@pytest.mark.parametrize("name", PRODUCT_AVERAGES)
+def test_a_change_of_gauge_moves_a_product_average_by_nothing(name: str) -> None:
+    method = method_of(name)
+    ends = {one: moved(INITIAL, one, 1) for one in "abc"}
+    plain = aggregated(method, ends)
+    gauged = aggregated(method, {**ends, "b": turned(ends["b"])})
+    assert_same_products(method.anchor(gauged), method.anchor(plain), 1e-4)
+
+
+def test_a_change_of_gauge_moves_fedit() -> None:
+    method = method_of("fedit")
+    ends = {one: moved(INITIAL, one, 1) for one in "abc"}
+    plain, gauged = aggregated(method, ends), aggregated(method, {**ends, "b": turned(ends["b"])})
+    with pytest.raises(AssertionError):
+        assert_same_products(method.anchor(gauged), method.anchor(plain), 1e-2)
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_a_client_that_is_missing_leaves_the_weights_of_the_others_in_proportion(name: str) -> None:
+    method, end = method_of(name), moved(INITIAL, "x", 1)
+    other = moved(INITIAL, "y", 1)
+    without_c = method.anchor(aggregated(method, {"a": end, "b": other}))
+    twice = method.anchor(aggregated(method, {"b": other, "a": end}))
+    assert_same_products(without_c, twice, 1e-4)
+    share = CARDS["a"].num_examples / (CARDS["a"].num_examples + CARDS["b"].num_examples)
+    torch.testing.assert_close(without_c.head, share * end.head + (1 - share) * other.head)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_start_has_the_rank_and_shapes_of_the_fresh_adapter(name: str) -> None:
+    method = method_of(name)
+    state = aggregated(method, {one: moved(INITIAL, one, 1) for one in "abc"})
+    for card in CARDS.values():
+        start = method.start(state, card).tensors()
+        assert {key: value.shape for key, value in start.items()} == {
+            key: value.shape for key, value in INITIAL.tensors().items()
+        }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_function_changes_its_arguments(name: str) -> None:
+    method = method_of(name)
+    ends = {one: moved(INITIAL, one, 1) for one in "abc"}
+    before = {one: {key: value.clone() for key, value in end.tensors().items()} for one, end in ends.items()}
+    state = method.register(method.init(INITIAL), CARDS)
+    first = method.start(method.aggregate(state, updates_of(ends)), CARDS["a"])
+    again = method.start(method.aggregate(state, updates_of(ends)), CARDS["a"])
+    assert all(torch.equal(ends[one].tensors()[key], value) for one in before for key, value in before[one].items())
+    assert all(torch.equal(value, again.tensors()[key]) for key, value in first.tensors().items())
+
+
+def test_fedit_misses_the_average_product_by_the_covariance_of_the_factors() -> None:
+    method = method_of("fedit")
+    ends = {one: moved(INITIAL, one, 1) for one in "abc"}
+    got = method.anchor(aggregated(method, ends))
+    total = sum(CARDS[one].num_examples for one in ends)
+    for kind, factors in got.low_rank.items():
+        mean_product = sum(CARDS[o].num_examples / total * e.low_rank[kind].product() for o, e in ends.items())
+        covariance = sum(
+            CARDS[o].num_examples / total * (e.low_rank[kind].B - factors.B) @ (e.low_rank[kind].A - factors.A)
+            for o, e in ends.items()
+        )
+        torch.testing.assert_close(mean_product - factors.product(), covariance, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,180 @@
+"""The round loop on an in-process Grid: messages, accounting, faults; no model, milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, Message
+
+from benchmarks.local_grid import LocalGrid
+from models.synthesizer import FixedKernel
+from protocol.records import adapter_shapes, decode_adapter
+from protocol.train_messages import TrainRequest
+from strategies.flexlora import FlexLoRA
+from strategies.hyperlora import HyperLoRA
+from strategies.lora_strategy import LoraStrategy, RoundSettings
+from strategies.method import ClientUpdate
+from strategies.records import RoundRecord
+from strategies.roster import FederationError, Roster
+from tests.builders import (
+    CLASSES,
+    SIGNATURE_SIZE,
+    Spoil,
+    assert_same_products,
+    fake_client_app,
+    make_adapter,
+    make_card,
+    make_metrics,
+    moved,
+    same_products,
+)
+
+CARDS = [make_card(f"client-{index}", trains=index < 6) for index in range(8)]
+SETTINGS = RoundSettings(
+    clients_per_round=4, local_steps=10, evaluate_every=2, seed=0, min_clients=8, join_timeout=0.2, round_timeout=5.0
+)
+
+
+def make_strategy(method=None, settings: RoundSettings = SETTINGS) -> LoraStrategy:
+    roster = Roster("fingerprint", SIGNATURE_SIZE, CLASSES)
+    method = method or HyperLoRA(FixedKernel(temperature=1.0, self_logit=1.0, strength=1.0))
+    return LoraStrategy(method, initial=make_adapter(0, fresh=True), roster=roster, settings=settings)
+
+
+def run(strategy: LoraStrategy, rounds: int, spoil: dict[str, Spoil] | None = None, nodes: int = 3):
+    grid = LocalGrid(fake_client_app(CARDS, spoil), {}, nodes)
+    records: list[RoundRecord] = []
+    strategy.start(grid, num_rounds=rounds, timeout=5.0, on_round=records.append)
+    return grid, records
+
+
+def starts_of(grid: LocalGrid, server_round: int) -> dict[str, object]:
+    shapes = adapter_shapes(make_adapter(0))
+    return {
+        str(message.content["config"]["client_id"]): decode_adapter(message.content["arrays"], shapes)
+        for message in grid.sent
+        if message.metadata.message_type == TrainRequest.TYPE
+        and message.content["config"]["server_round"] == server_round
+    }
+
+
+def test_clients_of_one_round_receive_different_adapters() -> None:
+    grid, _ = run(make_strategy(), rounds=3)
+    starts = list(starts_of(grid, 3).values())
+    assert len(starts) == 4
+    pairs = [(one, other) for index, one in enumerate(starts) for other in starts[:index]]
+    assert not any(same_products(one, other) for one, other in pairs)
+
+
+def test_every_message_has_a_content_of_its_own() -> None:
+    grid, _ = run(make_strategy(FlexLoRA()), rounds=1)
+    assert len({id(message.content) for message in grid.sent}) == len(grid.sent)
+
+
+def test_seen_clients_train_and_all_are_evaluated() -> None:
+    _, records = run(make_strategy(), rounds=4)
+    assert all(set(record.cohort) <= {card.client_id for card in CARDS if card.trains} for record in records)
+    assert [bool(record.evaluation) for record in records] == [False, True, False, True]
+    assert records[1].evaluation["seen"]["clients"] == 6
+    assert records[1].evaluation["unseen"]["clients"] == 2
+    assert records[1].evaluation["unseen"]["k_step"]["mean"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 8, 11])
+def test_the_number_of_nodes_changes_nothing(nodes: int) -> None:
+    strategy, reference = make_strategy(), make_strategy()
+    _, records = run(strategy, rounds=2, nodes=nodes)
+    _, expected = run(reference, rounds=2, nodes=3)
+    assert [record.cohort for record in records] == [record.cohort for record in expected]
+    assert torch.equal(strategy.state.anchor.head, reference.state.anchor.head)
+
+
+def test_bytes_are_those_of_the_messages() -> None:
+    grid, records = run(make_strategy(), rounds=1, nodes=8)
+    train = [message for message in grid.sent if message.metadata.message_type == TrainRequest.TYPE]
+    raw = sum(len(array.data) for message in train for array in message.content["arrays"].values())
+    assert raw <= records[0].bytes["train_down"] <= 1.2 * raw
+    assert records[0].bytes["train_up"] > 0
+
+
+def _raise(answer: Message, request: TrainRequest) -> Message:
+    raise RuntimeError("the disk is full")
+
+
+def _nan(answer: Message, request: TrainRequest) -> Message:
+    answer.content["arrays"]["head"] = Array(np.full_like(request.start.head.numpy(), np.nan))
+    return answer
+
+
+def _other_client(answer: Message, request: TrainRequest) -> Message:
+    answer.content["config"]["client_id"] = "client-0"
+    return answer
+
+
+def _empty(answer: Message, request: TrainRequest) -> Message:
+    answer.content.clear()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (_raise, "the disk is full"),
+        (_nan, "NaN"),
+        (_other_client, "expected client"),
+        (_empty, "holds no ConfigRecord"),
+    ],
+)
+def test_a_broken_client_costs_its_own_contribution_only(fault: Callable, sentence: str) -> None:
+    strategy = make_strategy(FlexLoRA())
+    broken = run(make_strategy(), rounds=1)[1][0].cohort[-1]
+    _, records = run(strategy, rounds=1, spoil={broken: fault})
+    assert list(records[0].failures) == [f"train {broken}"]
+    assert sentence in records[0].failures[f"train {broken}"]
+    initial = make_adapter(0, fresh=True)
+    updates = [
+        ClientUpdate(make_card(name), initial, moved(initial, name, 1), make_metrics())
+        for name in records[0].cohort
+        if name != broken
+    ]
+    assert_same_products(strategy.state, FlexLoRA().aggregate(initial, updates))
+
+
+def test_a_round_in_which_everybody_fails_changes_nothing() -> None:
+    strategy = make_strategy(FlexLoRA())
+    _, records = run(strategy, rounds=1, spoil={card.client_id: _raise for card in CARDS})
+    assert len(records[0].failures) == 4
+    assert records[0].training == {}
+    assert torch.equal(strategy.state.head, make_adapter(0, fresh=True).head)
+
+
+def test_a_client_that_never_answers_is_named() -> None:
+    strategy = make_strategy()
+    grid = LocalGrid(fake_client_app(CARDS), {}, 3)
+    strategy.join(grid)
+    messages = strategy.configure_train(1, None, None, grid)
+    replies = list(grid.send_and_receive(messages))
+    strategy.aggregate_train(1, replies[1:])
+    assert list(strategy.record.failures.values()) == ["no reply within the time limit"]
+
+
+def test_too_few_clients_is_one_sentence_with_the_numbers() -> None:
+    with pytest.raises(FederationError, match=r"expected 9 clients within 0\.2 s, 8 can take part"):
+        run(make_strategy(settings=replace(SETTINGS, min_clients=9)), rounds=1)
+
+
+def test_a_cohort_larger_than_the_training_clients_is_refused() -> None:
+    with pytest.raises(FederationError, match="clients-per-round is 7, but only 6 clients train"):
+        run(make_strategy(settings=replace(SETTINGS, clients_per_round=7)), rounds=1)
+
+
+def test_a_second_node_cannot_take_a_client_over() -> None:
+    strategy = make_strategy(settings=replace(SETTINGS, min_clients=6))
+    twins = [CARDS[0], *CARDS[:6]]
+    strategy.join(LocalGrid(fake_client_app(twins), {}, 7))
+    assert strategy.roster.nodes["client-0"] == 1
+    assert "claims client 'client-0'" in strategy.roster.left_out["node 2"]

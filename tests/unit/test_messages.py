@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ConfigRecord, RecordDict
+
+from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
+from protocol.records import ProtocolError, adapter_shapes
+from protocol.signature_messages import SignatureReply, SignatureRequest
+from protocol.train_messages import TrainReply, TrainRequest
+from tests.builders import CLASSES, SIGNATURE_SIZE, make_adapter, make_card, make_metrics
+
+REQUEST = TrainRequest("a", 3, 10, make_adapter(0))
+REPLY = TrainReply("a", 3, make_adapter(1), make_metrics())
+
+
+def equal(left, right) -> bool:
+    return all(torch.equal(one, right.tensors()[name]) for name, one in left.tensors().items())
+
+
+def test_train_messages_survive_the_wire() -> None:
+    request = TrainRequest.decode(REQUEST.encode(), adapter_shapes(make_adapter(5)))
+    assert (request.client_id, request.server_round, request.local_steps) == ("a", 3, 10)
+    assert equal(request.start, REQUEST.start)
+    reply = TrainReply.decode(REPLY.encode(), REQUEST)
+    assert reply.metrics == REPLY.metrics
+    assert equal(reply.end, REPLY.end)
+
+
+def test_evaluate_messages_survive_the_wire() -> None:
+    request = EvaluateRequest("a", 3, [0, 10], make_adapter(0))
+    assert list(EvaluateRequest.decode(request.encode(), adapter_shapes(make_adapter(0))).steps) == [0, 10]
+    reply = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], 0.3)
+    assert EvaluateReply.decode(reply.encode(), request) == reply
+
+
+def test_signature_messages_survive_the_wire() -> None:
+    assert SignatureRequest.decode(SignatureRequest("abc").encode()).fingerprint == "abc"
+    reply = SignatureReply([make_card("a"), make_card("b", trains=False)], {"c": "it is empty"})
+    again = SignatureReply.decode(reply.encode(), signature_size=SIGNATURE_SIZE, num_classes=CLASSES)
+    assert [(card.client_id, card.trains) for card in again.cards] == [("a", True), ("b", False)]
+    torch.testing.assert_close(again.cards[0].signature.vector(), reply.cards[0].signature.vector())
+    assert again.left_out == {"c": "it is empty"}
+
+
+def test_a_node_without_clients_can_say_so() -> None:
+    again = SignatureReply.decode(SignatureReply([], {}).encode(), signature_size=SIGNATURE_SIZE, num_classes=CLASSES)
+    assert again.cards == []
+
+
+def _with_array(name: str, values: np.ndarray) -> RecordDict:
+    content = REPLY.encode()
+    content["arrays"][name] = Array(values)
+    return content
+
+
+def _with_metric(name: str, value: float | int) -> RecordDict:
+    content = REPLY.encode()
+    content["metrics"][name] = value
+    return content
+
+
+def _without(record: str) -> RecordDict:
+    content = REPLY.encode()
+    del content[record]
+    return content
+
+
+HEAD = make_adapter(0).head.numpy()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (replace(REPLY, client_id="b").encode(), "expected client 'a' in round 3"),
+        (replace(REPLY, server_round=2).encode(), "expected client 'a' in round 3"),
+        (_with_array("head", HEAD * np.nan), "NaN"),
+        (_with_array("head", HEAD[:, 1:]), "array 'head': expected float"),
+        (_with_array("head", HEAD.astype(np.int64)), "array 'head': expected float"),
+        (_with_array("surplus", HEAD), "missing or unknown surplus"),
+        (_with_metric("num_examples", 0), "num_examples 0"),
+        (_with_metric("num_examples", 1.5), "expected int"),
+        (_with_metric("start_accuracy", 1.5), "are not shares"),
+        (_with_metric("train_loss", float("inf")), "must be finite"),
+        (_without("arrays"), "holds no ArrayRecord"),
+        (_without("metrics"), "holds no MetricRecord"),
+        (RecordDict({"config": ConfigRecord({"version": 99})}), "protocol version 99"),
+        (RecordDict(), "holds no ConfigRecord"),
+    ],
+)
+def test_a_broken_train_reply_is_a_protocol_error(content: RecordDict, sentence: str) -> None:
+    with pytest.raises(ProtocolError, match=sentence):
+        TrainReply.decode(content, REQUEST)
+
+
+def test_an_array_whose_data_are_not_what_it_declares_is_refused() -> None:
+    content = REPLY.encode()
+    good = content["arrays"]["head"]
+    content["arrays"]["head"] = Array(dtype=good.dtype, shape=good.shape, stype=good.stype, data=good.data[:20])
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        TrainReply.decode(content, REQUEST)
+
+
+def test_a_client_named_twice_is_refused() -> None:
+    reply = SignatureReply([make_card("a"), make_card("a")], {})
+    with pytest.raises(ProtocolError, match="named twice"):
+        SignatureReply.decode(reply.encode(), signature_size=SIGNATURE_SIZE, num_classes=CLASSES)
+
+
+def test_a_large_signature_travels_in_four_kibibytes() -> None:
+    card = make_card("a")
+    wide = replace(card.signature, feature_mean=torch.ones(768), feature_std=torch.ones(768))
+    content = SignatureReply([replace(card, signature=wide)], {}).encode()
+    assert len(content["arrays"]["a"].data) <= 4096
