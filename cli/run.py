@@ -11,9 +11,8 @@ from cli.execution import simulate, submit_elsewhere
 from cli.output import reports_errors
 from cli.settings import read_settings
 from cli.superlink import simulation_size
+from data.catalog import data_set_info
 from protocol.config import RunConfig
-
-DOMAINS = 4
 
 
 @reports_errors
@@ -42,4 +41,4 @@ def run(
 
 def default_supernodes(config: RunConfig) -> int:
     """Return how many nodes a simulation gets: one for each client of each of the data set's domains."""
-    return config.data.clients_per_domain * DOMAINS
+    return config.data.clients_per_domain * len(data_set_info(config.data.name).domains)

@@ -1,0 +1,132 @@
+"""A real run on digits through the real ServerApp and ClientApp, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from benchmarks.local_grid import LocalGrid
+from client_app.app import app as client_app
+from client_app.training import evaluate
+from client_app.workplace import open_workplace
+from data.digits import digits_public
+from models.backbone import Backbone, build_backbone
+from protocol.config import RunConfig
+from server_app.run import run
+
+SMALL = {"federation.rounds": 3, "federation.clients-per-round": 6, "federation.evaluate-every": 2}
+
+
+def make_run(directory: Path, **overrides: Any) -> Path:
+    values = RunConfig.parse({**SMALL, "run.output-dir": str(directory), **overrides}).flat()
+    return run(LocalGrid(client_app, values, 4), values)
+
+
+def metrics_without_times(directory: Path) -> list[dict[str, Any]]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "first")
+
+
+def fresh_backbone() -> Backbone:
+    model = RunConfig().model
+    return build_backbone(
+        name=model.name, weights="", image_size=model.image_size, num_classes=10, pretraining=digits_public
+    )
+
+
+def test_the_run_directory_is_complete(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {"config.json", "environment.json", "metrics.jsonl", "evaluation.json", "accuracy.png",
+                     "accuracy.svg", "console.log", "adapters"}  # fmt: skip
+    assert len(list((finished / "adapters").iterdir())) == 20 + 1
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["backbone_fingerprint"] == fresh_backbone().fingerprint
+    assert RunConfig.parse(json.loads((finished / "config.json").read_text())).federation.rounds == 3
+
+
+def test_the_run_learns(finished: Path) -> None:
+    records = metrics_without_times(finished)
+    assert records[-1]["training"]["start_accuracy"]["mean"] > records[0]["training"]["start_accuracy"]["mean"]
+    assert records[-1]["evaluation"]["unseen"]["zero_step"]["mean"] > 0.3
+
+
+def test_every_adapter_loads_with_peft_and_gives_the_accuracy_that_was_reported(finished: Path) -> None:
+    workplace = open_workplace(RunConfig.parse(SMALL))
+    for score in json.loads((finished / "evaluation.json").read_text()):
+        backbone = fresh_backbone()
+        model = PeftModel.from_pretrained(backbone.module, str(finished / "adapters" / score["client_id"])).eval()
+        test = workplace.client(score["client_id"]).test
+        with torch.no_grad():
+            predicted = model(backbone.prepare(test.images)).argmax(dim=1)
+        assert float((predicted == test.labels).float().mean()) == pytest.approx(score["zero_step"], abs=1e-6)
+
+
+def test_clients_have_different_adapters(finished: Path) -> None:
+    files = [path.read_bytes() for path in sorted((finished / "adapters").glob("*/adapter_model.safetensors"))]
+    assert len(set(files)) == len(files)
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_does_not(finished: Path, tmp_path: Path) -> None:
+    assert metrics_without_times(make_run(tmp_path / "again")) == metrics_without_times(finished)
+    assert metrics_without_times(make_run(tmp_path / "other", seed=1)) != metrics_without_times(finished)
+
+
+def test_local_steps_of_an_evaluation_reach_neither_server_nor_later_evaluations(finished: Path) -> None:
+    """Evaluating every round instead of every second one changes no training figure and no last score."""
+    often = make_run(finished.parent / "often", **{"federation.evaluate-every": 1})
+    kept = ("training", "cohort")
+    for one, other in zip(metrics_without_times(often), metrics_without_times(finished), strict=True):
+        assert [one[key] for key in kept] == [other[key] for key in kept]
+    assert metrics_without_times(often)[-1] == metrics_without_times(finished)[-1]
+
+
+def test_a_prior_of_strength_zero_is_no_prior(tmp_path: Path) -> None:
+    off = make_run(tmp_path / "off", **{"prior.use": "off"})
+    zero = make_run(tmp_path / "zero", **{"prior.gamma": 0.0})
+    assert metrics_without_times(off) == metrics_without_times(zero)
+
+
+def test_a_fresh_adapter_gives_the_output_of_the_backbone() -> None:
+    workplace = open_workplace(RunConfig.parse(SMALL))
+    model, client = workplace.model, workplace.federation.client_ids[0]
+    model.load(model.initialise(seed=1))
+    assert evaluate(model, workplace.tokens(client, "test"))[1] == pytest.approx(2.302585, abs=1e-4)
+    tokens = workplace.tokens(client, "test").tokens
+    adapted = model.logits(tokens)
+    with model.peft_model.disable_adapter():
+        assert torch.equal(adapted, model.logits(tokens))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"lora.rank": 65}, "lora.rank is 65, larger than layer 'attn.qkv' of 'digits-vit' allows (at most 64)"),
+        ({"lora.last-blocks": 5}, "lora.last-blocks is 5, but 'digits-vit' has 4 blocks"),
+        ({"federation.clients-per-round": 17}, "federation.clients-per-round is 17, but only 16 clients train"),
+        ({"model.name": "no_such_vit"}, "no_such_vit"),
+        ({"data.clients-per-domain": 500}, "expected 2000 clients"),
+        ({"data.name": "pacs", "data.path": "/no/such/place", "model.image-size": 16}, "/no/such/place"),
+        ({"federation.min-clients": 21, "federation.join-timeout": 0.1}, "expected 21 clients"),
+    ],
+)
+def test_wrong_input_is_one_sentence(tmp_path: Path, overrides: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(Exception, match=".") as caught:
+        make_run(tmp_path / "wrong", **overrides)
+    assert sentence in str(caught.value)
+    assert (tmp_path / "wrong" / "error.txt").read_text().strip() == str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_directory_that_holds_a_run_is_not_overwritten(finished: Path) -> None:
+    with pytest.raises(ValueError, match="already holds a run"):
+        make_run(finished)
