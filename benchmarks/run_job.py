@@ -61,5 +61,5 @@ def current_commit() -> str:
 def _write(target: Path, value: dict[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(value, separators=(",", ":")) + "\n", encoding="utf-8")
     partial.replace(target)

@@ -11,7 +11,6 @@ from client_app.tasks import describe_clients, evaluate_adapter, train_start
 from client_app.workplace import Workplace, open_workplace
 from protocol.config import ConfigError, RunConfig
 from protocol.evaluate_messages import EvaluateRequest
-from protocol.methods import prior_strength
 from protocol.records import ProtocolError, adapter_shapes
 from protocol.signature_messages import SignatureRequest
 from protocol.train_messages import TrainRequest
@@ -40,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
     workplace = _workplace(context)
     request = TrainRequest.decode(message.content, _shapes(workplace))
     _require_hosted(request.client_id, context, workplace)
-    return Message(train_start(workplace, request, _gamma(workplace)).encode(), reply_to=message)
+    return Message(train_start(workplace, request).encode(), reply_to=message)
 
 
 @app.evaluate()
@@ -49,7 +48,7 @@ def evaluate(message: Message, context: Context) -> Message:
     workplace = _workplace(context)
     request = EvaluateRequest.decode(message.content, _shapes(workplace))
     _require_hosted(request.client_id, context, workplace)
-    return Message(evaluate_adapter(workplace, request, _gamma(workplace)).encode(), reply_to=message)
+    return Message(evaluate_adapter(workplace, request).encode(), reply_to=message)
 
 
 def hosted_clients(context: Context, client_ids: Sequence[str]) -> list[str]:
@@ -78,7 +77,3 @@ def _workplace(context: Context) -> Workplace:
 
 def _shapes(workplace: Workplace) -> dict[str, tuple[int, ...]]:
     return adapter_shapes(workplace.model.extract())
-
-
-def _gamma(workplace: Workplace) -> float:
-    return prior_strength(workplace.config)

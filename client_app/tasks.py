@@ -33,14 +33,15 @@ def _card(workplace: Workplace, client_id: str) -> ClientCard:
     return ClientCard(client_id, client.domain, client.trains, len(client.train), signature)
 
 
-def train_start(workplace: Workplace, request: TrainRequest, gamma: float) -> TrainReply:
+def train_start(workplace: Workplace, request: TrainRequest) -> TrainReply:
     """Train the received start for its local budget.
 
-    The validation share is never trained on; it scores the start and the result. The prior (strength ``gamma``) is
+    The validation share is never trained on; it scores the start and the result. The prior is
     added to the head's bias before and taken off after.
     """
     began = time.perf_counter()
     model, frequencies = workplace.model, workplace.frequencies(request.client_id)
+    gamma = workplace.config.prior_strength
     validation = workplace.tokens(request.client_id, "validation")
     model.load(add_prior(request.start, frequencies, gamma))
     start_accuracy, start_loss = evaluate(model, validation)
@@ -60,7 +61,7 @@ def train_start(workplace: Workplace, request: TrainRequest, gamma: float) -> Tr
     return TrainReply(request.client_id, request.server_round, end, metrics)
 
 
-def evaluate_adapter(workplace: Workplace, request: EvaluateRequest, gamma: float) -> EvaluateReply:
+def evaluate_adapter(workplace: Workplace, request: EvaluateRequest) -> EvaluateReply:
     """Score the received adapter on the client's own test split after each number of local steps.
 
     What is trained here stays here.
@@ -69,7 +70,7 @@ def evaluate_adapter(workplace: Workplace, request: EvaluateRequest, gamma: floa
     model = workplace.model
     test = workplace.tokens(request.client_id, "test")
     validation = workplace.tokens(request.client_id, "validation")
-    model.load(personal_adapter(workplace, request.client_id, request.adapter, gamma))
+    model.load(personal_adapter(workplace, request.client_id, request.adapter))
     trainer = _trainer(workplace, request.client_id, request.server_round, "evaluate")
     scores, made = [], 0
     for steps in request.steps:
@@ -81,9 +82,9 @@ def evaluate_adapter(workplace: Workplace, request: EvaluateRequest, gamma: floa
     return EvaluateReply(request.client_id, len(test), accuracy, loss, validation_loss, seconds)
 
 
-def personal_adapter(workplace: Workplace, client_id: str, adapter: Adapter, gamma: float) -> Adapter:
+def personal_adapter(workplace: Workplace, client_id: str, adapter: Adapter) -> Adapter:
     """Return the adapter as the client uses it: with its own class prior in the head's bias."""
-    return add_prior(adapter, workplace.frequencies(client_id), gamma)
+    return add_prior(adapter, workplace.frequencies(client_id), workplace.config.prior_strength)
 
 
 def _trainer(workplace: Workplace, client_id: str, server_round: int, purpose: str) -> LocalTrainer:

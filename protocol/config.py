@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
+from protocol.methods import METHODS
+
 Scalar = bool | int | float | str
 Check = tuple[Callable[[Any], bool], str]
 
@@ -33,9 +35,6 @@ def one_of(*names: str) -> Check:
 def key(default: Scalar, meaning: str, check: Check | None = None) -> Any:
     """Declare one configuration key with its default, meaning (with unit) and range."""
     return field(default=default, metadata={"meaning": meaning, "check": check})
-
-
-METHODS = ("hyperlora", "fedit", "flexlora", "local")
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,12 @@ class RunConfig:
         parsed = {name: _checked(known[name], value) for name, value in values.items()}
         config: RunConfig = _build(cls, parsed, prefix="")
         return config
+
+    @property
+    def prior_strength(self) -> float:
+        """Gamma, the strength of the log class frequencies in the head's bias; 0 where the prior is off."""
+        on = METHODS[self.method].uses_prior if self.prior.use == "method" else self.prior.use == "on"
+        return self.prior.gamma if on else 0.0
 
     def flat(self) -> dict[str, Scalar]:
         """Return the flat mapping that :meth:`parse` accepts, every key present."""

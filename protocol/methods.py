@@ -1,13 +1,25 @@
-"""What both sides must know of a method: whether it carries the class prior in the head's bias."""
+"""The table of federated LoRA methods. A new one is a line here and its file: ``strategies/<name>.py``."""
 
 from __future__ import annotations
 
-from protocol.config import RunConfig
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-USES_PRIOR = {"hyperlora": True, "fedit": False, "flexlora": False, "local": False}
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What both sides must know of a method.
+
+    Attributes:
+        uses_prior: whether clients carry their class prior in the head's bias where ``prior.use`` is ``method``.
+    """
+
+    uses_prior: bool
 
 
-def prior_strength(config: RunConfig) -> float:
-    """Return gamma, the strength of the log class frequencies in the head's bias; 0 where the prior is off."""
-    on = USES_PRIOR[config.method] if config.prior.use == "method" else config.prior.use == "on"
-    return config.prior.gamma if on else 0.0
+METHODS: Mapping[str, MethodInfo] = {
+    "hyperlora": MethodInfo(uses_prior=True),
+    "fedit": MethodInfo(uses_prior=False),
+    "flexlora": MethodInfo(uses_prior=False),
+    "local": MethodInfo(uses_prior=False),
+}

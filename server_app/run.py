@@ -15,7 +15,6 @@ from models.adapted_model import AdaptedModel
 from models.prior import add_prior
 from protocol.build import build_model, derive_seed
 from protocol.config import RunConfig, Scalar
-from protocol.methods import prior_strength
 from server_app.console import RunConsole
 from server_app.environment import describe_environment
 from server_app.figure import draw_accuracy
@@ -89,7 +88,7 @@ def run_rounds(
 
 def save_results(strategy: LoraStrategy, model: AdaptedModel, config: RunConfig, directory: RunDirectory) -> None:
     """Write the adapters (PEFT), each client's last evaluation, and the figure of accuracy over rounds."""
-    gamma = prior_strength(config)
+    gamma = config.prior_strength
     for name, (card, start) in strategy.final_adapters().items():
         personal = add_prior(start, card.signature.class_frequencies, gamma)
         model.save(personal, directory.path / "adapters" / name)

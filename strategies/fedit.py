@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from models.adapter import Adapter
+from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate, example_weights
 
@@ -48,3 +49,8 @@ def average_factors(adapters: Sequence[Adapter], weights: Sequence[float]) -> Ad
             for name in names
         }
     )
+
+
+def build(config: RunConfig) -> FedIT:
+    """Return the method; it has no settings."""
+    return FedIT()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from models.adapter import Adapter, combine
+from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate, example_weights
 
@@ -35,3 +36,8 @@ class FlexLoRA:
     def anchor(self, state: Adapter) -> Adapter:
         """Return the average."""
         return state
+
+
+def build(config: RunConfig) -> FlexLoRA:
+    """Return the method; it has no settings."""
+    return FlexLoRA()

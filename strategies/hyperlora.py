@@ -17,6 +17,7 @@ from torch import Tensor
 from models.adapter import Adapter, combine, subtract
 from models.signature import Signature, Standardizer
 from models.synthesizer import FixedKernel, synthesize
+from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate, example_weights
 
@@ -105,3 +106,9 @@ def move_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -
 def describe(signature: Signature) -> Tensor:
     """Return the part of a signature in which clients are compared: the mean of the features, shape (d,)."""
     return signature.feature_mean
+
+
+def build(config: RunConfig) -> HyperLoRA:
+    """Return the method with the settings under ``hyperlora``."""
+    own = config.hyperlora
+    return HyperLoRA(FixedKernel(own.temperature, own.self_logit, own.strength), server_step=own.server_step)

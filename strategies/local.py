@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models.adapter import Adapter
+from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate
 
@@ -43,3 +44,8 @@ class Local:
     def anchor(self, state: LocalState) -> None:
         """Return None: there is no global adapter."""
         return
+
+
+def build(config: RunConfig) -> Local:
+    """Return the method; it has no settings."""
+    return Local()

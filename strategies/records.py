@@ -16,7 +16,8 @@ from strategies.statistics import spread
 class ClientScore:
     """One client's evaluation: test accuracies (shares) after 0 and after K local steps from its start.
 
-    ``chosen`` is the accuracy of whichever of the two has the lower loss on the client's validation share.
+    ``chosen`` is the accuracy of whichever of the two has the lower loss on the client's validation share; settings are
+    to be compared by ``zero_step_validation_loss``, never by a test figure.
     """
 
     client_id: str
@@ -27,6 +28,7 @@ class ClientScore:
     k_step: float
     chosen: float
     zero_step_loss: float
+    zero_step_validation_loss: float
 
 
 @dataclass
@@ -79,6 +81,7 @@ def client_score(card: ClientCard, request: EvaluateRequest, reply: EvaluateRepl
         k_step=accuracy[-1],
         chosen=accuracy[best],
         zero_step_loss=reply.test_loss[0],
+        zero_step_validation_loss=reply.validation_loss[0],
     )
 
 
@@ -88,7 +91,7 @@ def evaluation_figures(scores: Sequence[ClientScore]) -> dict[str, Any]:
         "seen": [one for one in scores if one.seen],
         "unseen": [one for one in scores if not one.seen],
     }
-    columns = ("zero_step", "k_step", "chosen", "zero_step_loss")
+    columns = ("zero_step", "k_step", "chosen", "zero_step_loss", "zero_step_validation_loss")
     return {
         name: {"clients": len(group)} | {one: spread([getattr(score, one) for score in group]) for one in columns}
         for name, group in groups.items()

@@ -16,6 +16,7 @@ from strategies.exchange import error_sentence
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
+REFUSED_SECONDS = 3.0
 
 
 class FederationError(RuntimeError):
@@ -49,16 +50,19 @@ class Roster:
         """Refresh until ``wanted`` clients are there.
 
         Raises:
-            FederationError: they are not, ``join_timeout`` seconds later.
+            FederationError: they are not, ``join_timeout`` seconds later, or every node that came was refused.
         """
-        deadline = time.monotonic() + join_timeout
+        began = time.monotonic()
         while True:
             self.refresh(grid, reply_timeout)
-            if len(self.reachable()) >= max(wanted, 1):
+            joined, waited = len(self.reachable()), time.monotonic() - began
+            if joined >= max(wanted, 1):
                 return
-            if time.monotonic() >= deadline or (len(self.reachable()) + len(self.left_out) >= wanted):
+            hopeless = not joined and self.left_out and waited >= REFUSED_SECONDS
+            if waited >= join_timeout or hopeless:
                 raise FederationError(self._shortage(wanted, join_timeout))
-            time.sleep(min(POLL_SECONDS, max(deadline - time.monotonic(), 0)))
+            log.info("waiting for clients: %d of %d, %.0f s left", joined, wanted, join_timeout - waited)
+            time.sleep(min(POLL_SECONDS, join_timeout - waited))
 
     def refresh(self, grid: Grid, reply_timeout: float) -> bool:
         """Ask nodes that are new for their clients; return whether a client was added or changed its node."""

@@ -7,9 +7,9 @@ import torch
 
 from models.adapter import Adapter
 from models.low_rank import Factors
-from protocol.config import METHODS, RunConfig
-from protocol.methods import USES_PRIOR
-from strategies.catalog import BUILDERS, build_method
+from protocol.config import RunConfig
+from protocol.methods import METHODS
+from strategies.catalog import build_method
 from strategies.method import ClientUpdate, Method
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
 
@@ -35,10 +35,6 @@ def turned(adapter: Adapter) -> Adapter:
     """Another gauge of the same products: (A, B) -> (R A, B R^-1)."""
     gauge = torch.tensor([[2.0, 1.0], [0.5, 3.0]])
     return adapter.map(lambda one: Factors(B=one.B @ gauge.inverse(), A=gauge @ one.A))
-
-
-def test_the_tables_agree() -> None:
-    assert set(BUILDERS) == set(METHODS) == set(USES_PRIOR)
 
 
 @pytest.mark.parametrize("name", METHODS)
