@@ -71,14 +71,15 @@ def evaluate(model: AdaptedModel, samples: TokenSet) -> tuple[float, float]:
 
     An empty set has accuracy 0 and loss 0; the number of its samples tells.
     """
+    if not len(samples):
+        return 0.0, 0.0
     correct, loss = 0.0, 0.0
     for batch in torch.split(torch.arange(len(samples)), EVALUATION_BATCH):
         tokens, labels = _on_device(model, samples, batch)
         logits = model.logits(tokens)
         correct += float((logits.argmax(dim=1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    count = max(len(samples), 1)
-    return correct / count, loss / count
+    return correct / len(samples), loss / len(samples)
 
 
 def _on_device(model: AdaptedModel, samples: TokenSet, batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,8 +117,8 @@ class FederationConfig:
 class HyperLoraConfig:
     """The server side of method = hyperlora."""
 
-    temperature: float = key(1.0, "temperature of the attention over the memory", POSITIVE)
-    self_logit: float = key(1.0, "added to the attention logit of a client's own deviation")
+    temperature: float = key(0.3, "temperature of the attention over the memory", POSITIVE)
+    self_logit: float = key(0.0, "added to the attention logit of a client's own deviation")
     strength: float = key(1.0, "factor on the attended deviations in a start", NOT_NEGATIVE)
     server_step: float = key(1.0, "step of the anchor along the averaged movements", POSITIVE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ class RunConsole:
 
     def __init__(self, path: Path, *, rounds: int) -> None:
         self._path, self._rounds = path, rounds
+        self._began = time.perf_counter()
+        self._first: tuple[int, float] | None = None
 
     def opening(self, config: RunConfig, directory: Path) -> None:
         """Say what is about to run."""
@@ -27,16 +30,25 @@ class RunConsole:
         )
         self._say(f"results go to {directory}")
 
-    def round(self, record: RoundRecord, *, seconds: float) -> None:
+    def round(self, record: RoundRecord) -> None:
         """Say what a round brought."""
         parts = [f"round {record.server_round:>{len(str(self._rounds))}}/{self._rounds}", _training(record)]
         parts += [_group(name, figures) for name, figures in record.evaluation.items()]
         if record.failures:
             parts.append(f"{len(record.failures)} left out")
-        moved = sum(record.bytes.values()) / 2**20
-        left = seconds / record.server_round * (self._rounds - record.server_round)
-        parts.append(f"{moved:.1f} MiB, {_clock(left)} left" if left else f"{moved:.1f} MiB, {_clock(seconds)} in all")
+        parts.append(f"{sum(record.bytes.values()) / 2**20:.1f} MiB{self._time(record.server_round)}")
         self._say("  ".join(parts))
+
+    def _time(self, server_round: int) -> str:
+        """Return the time left, by the pace since the first round ended (which also paid for the start)."""
+        now, remaining = time.perf_counter(), self._rounds - server_round
+        if not remaining:
+            return f", {_clock(now - self._began)} in all"
+        if self._first is None:
+            self._first = (server_round, now)
+            return ""
+        first_round, then = self._first
+        return f", {_clock((now - then) / (server_round - first_round) * remaining)} left"
 
     def closing(self, record: RoundRecord, directory: Path) -> None:
         """Say the result, where it lies and how to go on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -76,11 +75,10 @@ def run_rounds(
     strategy: LoraStrategy, grid: Grid, config: RunConfig, directory: RunDirectory, console: RunConsole
 ) -> None:
     """Run all rounds; every round is one line of metrics.jsonl and one line on the console."""
-    began = time.perf_counter()
 
     def on_round(record: RoundRecord) -> None:
         directory.append_json("metrics.jsonl", record.as_json())
-        console.round(record, seconds=time.perf_counter() - began)
+        console.round(record)
 
     timeout = config.federation.round_timeout
     strategy.start(grid, num_rounds=config.federation.rounds, timeout=timeout, on_round=on_round)

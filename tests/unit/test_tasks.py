@@ -1,0 +1,111 @@
+"""What a client does when asked, with a stub of its data: empty clients, local training, splits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from client_app.tasks import describe_clients
+from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate
+from client_app.workplace import TokenCache, Workplace, choose_device
+from data.digits import digits_public
+from data.federation import ClientData, DataError, Samples
+from models.adapted_model import AdaptedModel
+from models.backbone import build_backbone
+from protocol.config import ConfigError, RunConfig
+
+EMPTY = Samples(torch.empty(0, 1, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+
+
+class StubFederation:
+    client_ids = ("empty", "full", "single")
+    class_names = tuple("0123456789")
+
+    def load(self, client_id: str) -> ClientData:
+        if client_id == "empty":
+            raise DataError("client 'empty' holds no training samples")
+        count = 1 if client_id == "single" else 30
+        images = torch.full((count, 1, 16, 16), 9, dtype=torch.uint8)
+        samples = Samples(images, torch.arange(count) % 10)
+        return ClientData(client_id, "domain", True, samples, samples if count > 1 else EMPTY, samples)
+
+
+@pytest.fixture(scope="module")
+def model() -> AdaptedModel:
+    backbone = build_backbone(name="digits-vit", weights="", image_size=16, num_classes=10, pretraining=digits_public)
+    return AdaptedModel(backbone, rank=3, alpha=6.0, last_blocks=2)
+
+
+@pytest.fixture
+def workplace(model: AdaptedModel) -> Workplace:
+    federation = StubFederation()
+    return Workplace(RunConfig(), model, federation, TokenCache(model, federation, limit=2**20))
+
+
+def trainer(model: AdaptedModel, seed: int = 0, name: str = "adamw") -> LocalTrainer:
+    generator = torch.Generator().manual_seed(5)
+    samples = TokenSet(torch.randn(20, 16, 64, generator=generator), torch.arange(20) % 10)
+    model.load(model.initialise(seed=1))
+    return LocalTrainer(model, samples, optimizer=OptimizerSpec(name, 1e-2, 0.0), batch_size=8, seed=seed)
+
+
+def test_an_empty_client_is_left_out_with_its_reason_and_the_others_are_not(workplace: Workplace) -> None:
+    reply = describe_clients(workplace, StubFederation.client_ids)
+    assert [card.client_id for card in reply.cards] == ["full", "single"]
+    assert reply.left_out == {"empty": "client 'empty' holds no training samples"}
+
+
+def test_a_single_sample_has_a_finite_signature(workplace: Workplace) -> None:
+    assert bool(torch.isfinite(workplace.signature("single").vector()).all())
+
+
+def test_an_empty_split_scores_zero(workplace: Workplace) -> None:
+    assert evaluate(workplace.model, workplace.tokens("single", "validation")) == (0.0, 0.0)
+
+
+def test_tokens_are_kept_up_to_the_limit(model: AdaptedModel) -> None:
+    cache = TokenCache(model, StubFederation(), limit=0)
+    assert cache.get("full", "train") is cache.get("full", "train")
+    first = cache.get("full", "train")
+    cache.get("full", "test")
+    assert cache.get("full", "train") is not first
+    assert torch.equal(cache.get("full", "train").tokens, first.tokens)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_training_can_be_continued(model: AdaptedModel, name: str) -> None:
+    trainer(model, name=name).run(5)
+    at_once = model.extract()
+    halves = trainer(model, name=name)
+    halves.run(2)
+    halves.run(3)
+    assert all(torch.equal(one, model.extract().tensors()[key]) for key, one in at_once.tensors().items())
+
+
+def test_training_lowers_the_loss_and_moves_every_part(model: AdaptedModel) -> None:
+    start = model.initialise(seed=1)
+    training = trainer(model)
+    first, last = training.run(2), [training.run(10) for _ in range(3)][-1]
+    assert last < first
+    assert all(not torch.equal(one, model.extract().tensors()[key]) for key, one in start.tensors().items())
+
+
+def test_another_seed_draws_other_batches(model: AdaptedModel) -> None:
+    trainer(model, seed=0).run(3)
+    first = model.extract()
+    trainer(model, seed=1).run(3)
+    assert not torch.equal(first.head, model.extract().head)
+
+
+def test_the_backbone_stays_frozen(model: AdaptedModel) -> None:
+    before = {name: value.clone() for name, value in model.network.named_parameters() if not value.requires_grad}
+    trainer(model).run(5)
+    after = dict(model.network.named_parameters())
+    assert before
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="no GPU is visible to this client"):
+        choose_device("cuda")
