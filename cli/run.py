@@ -23,6 +23,7 @@ def run(
     method: Annotated[str | None, typer.Option(help="Federated method.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Run directory; a new one under ./runs if none.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
     supernodes: Annotated[int | None, typer.Option(min=1, help="Simulated nodes.")] = None,
     cpus_per_client: Annotated[int, typer.Option(min=1, help="CPUs of one client.")] = 1,
     gpus_per_client: Annotated[float, typer.Option(min=0, help="Share of a GPU of one client.")] = 0,
@@ -30,7 +31,7 @@ def run(
 ) -> None:
     """Run the app: in a simulation on this machine, or on a SuperLink that you name."""
     options = {"method": method, "seed": seed, "run.output-dir": str(output_dir) if output_dir else None}
-    settings = read_settings(app_dir.absolute(), config or [], override or [], options)
+    settings = read_settings(app_dir.absolute(), config or [], override or [], options, resume)
     if superlink:
         size = simulation_size(supernodes, cpus_per_client, gpus_per_client) if supernodes else None
         submit_elsewhere(settings, superlink, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,18 +28,23 @@ class Settings:
 
 
 def read_settings(
-    app_dir: Path, files: Sequence[Path], overrides: Sequence[str], options: Mapping[str, Scalar | None]
+    app_dir: Path,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    options: Mapping[str, Scalar | None],
+    resume: Path | None = None,
 ) -> Settings:
     """Lay ``files``, ``key=value`` texts and ``options`` over the defaults of the app; the later wins.
 
-    Relative paths become absolute, seen from the current directory.
+    The settings of the run in ``resume`` stand between the defaults and the files. Relative paths become absolute,
+    seen from the current directory.
 
     Raises:
         CommandError: for a missing or malformed file, or a key that the app does not declare.
         ConfigError: for an unknown key or a wrong value.
     """
     defaults = app_defaults(app_dir)
-    values = dict(defaults)
+    values = defaults | (settings_of_run(resume) if resume else {})
     for file in files:
         values.update(flatten(read_toml(file), file))
     values.update(parse_override(text) for text in overrides)
@@ -47,6 +53,19 @@ def read_settings(
     config = RunConfig.parse(values)
     require_declared(values, defaults, app_dir)
     return Settings(app_dir, config, {name: value for name, value in config.flat().items() if name in values})
+
+
+def settings_of_run(directory: Path) -> dict[str, Scalar]:
+    """Return the configuration of the run in ``directory``, set to go on there.
+
+    Raises:
+        CommandError: the directory holds no run.
+    """
+    try:
+        values: dict[str, Scalar] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"'{directory}' holds no run to go on with: its config.json cannot be read") from error
+    return {**values, "run.output-dir": str(directory.absolute()), "run.resume": True}
 
 
 def app_defaults(app_dir: Path) -> dict[str, Scalar]:

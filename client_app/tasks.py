@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from client_app.training import LocalTrainer, OptimizerSpec, evaluate
+from torch import Tensor
+
+from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
 from client_app.workplace import Workplace
 from data.federation import DataError
+from models.adapted_model import AdaptedModel
 from models.adapter import Adapter
 from models.prior import add_prior, remove_prior
+from models.start_gradient import GradientSpec, part_vectors
 from protocol.build import derive_seed
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
 from protocol.signature_messages import ClientCard, SignatureReply
@@ -45,6 +49,7 @@ def train_start(workplace: Workplace, request: TrainRequest) -> TrainReply:
     validation = workplace.tokens(request.client_id, "validation")
     model.load(add_prior(request.start, frequencies, gamma))
     start_accuracy, start_loss = evaluate(model, validation)
+    gradient = _gradient(model, validation, request.wants)
     trainer = _trainer(workplace, request.client_id, request.server_round, "train")
     train_loss = trainer.run(request.local_steps)
     end_accuracy, end_loss = evaluate(model, validation)
@@ -58,7 +63,14 @@ def train_start(workplace: Workplace, request: TrainRequest) -> TrainReply:
         seconds=time.perf_counter() - began,
     )
     end = remove_prior(model.extract(), frequencies, gamma)
-    return TrainReply(request.client_id, request.server_round, end, metrics)
+    return TrainReply(request.client_id, request.server_round, end, metrics, gradient)
+
+
+def _gradient(model: AdaptedModel, validation: TokenSet, wants: GradientSpec) -> dict[str, Tensor]:
+    """Return what is to be told of the validation gradient; zeros where the client has no validation share."""
+    if wants.kind == "off":
+        return {}
+    return wants.compress(part_vectors(loss_gradient(model, validation)))
 
 
 def evaluate_adapter(workplace: Workplace, request: EvaluateRequest) -> EvaluateReply:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.adapted_model import AdaptedModel
+from models.adapter import Adapter
 
 EVALUATION_BATCH = 256
 
@@ -80,6 +81,17 @@ def evaluate(model: AdaptedModel, samples: TokenSet) -> tuple[float, float]:
         correct += float((logits.argmax(dim=1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     return correct / len(samples), loss / len(samples)
+
+
+def loss_gradient(model: AdaptedModel, samples: TokenSet) -> Adapter:
+    """Return the gradient of the mean cross-entropy over ``samples``, by the parts of the adapter.
+
+    The frozen backbone gets none; the model's own gradients are cleared.
+    """
+    for batch in torch.split(torch.arange(len(samples)), EVALUATION_BATCH) if len(samples) else ():
+        tokens, labels = _on_device(model, samples, batch)
+        torch.autograd.backward(F.cross_entropy(model.logits(tokens), labels, reduction="sum") / len(samples))
+    return model.take_gradient()
 
 
 def _on_device(model: AdaptedModel, samples: TokenSet, batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -77,6 +78,15 @@ class AdaptedModel:
         low_rank = {kind: _stack(layers) for kind, layers in self._layers.items()}
         head = self._head()
         return Adapter(low_rank, torch.cat([head.weight, head.bias[:, None]], dim=1).detach().cpu().clone())
+
+    def take_gradient(self) -> Adapter:
+        """Return the gradient by the adapter's parts (zero where there is none) and clear it."""
+        low_rank = {kind: _stack(layers, _gradient_of) for kind, layers in self._layers.items()}
+        head = self._head()
+        gradient = torch.cat([_gradient_of(head.weight), _gradient_of(head.bias)[:, None]], dim=1)
+        for parameter in self.trainable_parameters():
+            parameter.grad = None
+        return Adapter(low_rank, gradient)
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:
@@ -159,7 +169,15 @@ def _linear(factor: nn.ModuleDict) -> nn.Linear:
     return cast(nn.Linear, factor[ADAPTER_NAME])
 
 
-def _stack(layers: list[LoraLayer]) -> Factors:
-    lora_A = torch.stack([_linear(layer.lora_A).weight.detach().cpu() for layer in layers])
-    lora_B = torch.stack([_linear(layer.lora_B).weight.detach().cpu() for layer in layers])
+def _value_of(parameter: Tensor) -> Tensor:
+    return parameter.detach().cpu()
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(_value_of(parameter)) if parameter.grad is None else parameter.grad.detach().cpu()
+
+
+def _stack(layers: list[LoraLayer], read: Callable[[Tensor], Tensor] = _value_of) -> Factors:
+    lora_A = torch.stack([read(_linear(layer.lora_A).weight) for layer in layers])
+    lora_B = torch.stack([read(_linear(layer.lora_B).weight) for layer in layers])
     return Factors(B=lora_B, A=lora_A)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from models.low_rank import Factors, align, concatenate, inner, truncate
 
+HEAD = "head"
+Weight = float | Mapping[str, float]
+
 
 class AdapterError(ValueError):
     """An adapter does not fit the model or another adapter; the message is one sentence."""
@@ -37,9 +40,14 @@ class Adapter:
         """The rank that the factors of all modules share."""
         return next(iter(self.low_rank.values())).rank
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the module kinds, and ``head``."""
+        return (*sorted(self.low_rank), HEAD)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all parts by name: ``<kind>.lora_A``, ``<kind>.lora_B`` and ``head``."""
-        named = {"head": self.head}
+        named = {HEAD: self.head}
         for kind, factors in self.low_rank.items():
             named[f"{kind}.lora_A"], named[f"{kind}.lora_B"] = factors.A, factors.B
         return named
@@ -49,7 +57,7 @@ class Adapter:
         """Inverse of :meth:`tensors`."""
         kinds = sorted(name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A"))
         low_rank = {kind: Factors(B=tensors[f"{kind}.lora_B"], A=tensors[f"{kind}.lora_A"]) for kind in kinds}
-        return cls(low_rank, tensors["head"])
+        return cls(low_rank, tensors[HEAD])
 
     def map(self, function: Callable[[Factors], Factors]) -> Adapter:
         """Apply ``function`` to the factors of every kind and leave the head as it is."""
@@ -69,12 +77,33 @@ class Adapter:
         return Adapter(turned, self.head)
 
 
-def combine(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
-    """Return sum_i w_i adapter_i exactly: products by concatenation of factors (ranks add up), heads densely."""
+def combine(adapters: Sequence[Adapter], weights: Sequence[Weight]) -> Adapter:
+    """Return sum_i w_i adapter_i exactly: products by concatenation of factors (ranks add up), heads densely.
+
+    A weight is one number, or one for each part (module kinds and ``head``).
+    """
     kinds = adapters[0].low_rank
-    low_rank = {kind: concatenate([one.low_rank[kind] for one in adapters], list(weights)) for kind in kinds}
-    head = torch.stack([weight * one.head for one, weight in zip(adapters, weights, strict=True)]).sum(dim=0)
-    return Adapter(low_rank, head)
+    low_rank = {
+        kind: concatenate([one.low_rank[kind] for one in adapters], [_of(weight, kind) for weight in weights])
+        for kind in kinds
+    }
+    heads = [_of(weight, HEAD) * one.head for one, weight in zip(adapters, weights, strict=True)]
+    return Adapter(low_rank, torch.stack(heads).sum(dim=0))
+
+
+def _of(weight: Weight, part: str) -> float:
+    return weight if isinstance(weight, float) else weight[part]
+
+
+def split_at_rank(adapter: Adapter, rank: int) -> tuple[Adapter, Adapter]:
+    """Return the best adapter of rank ``rank`` and what it leaves out; the head is kept whole, its rest is zero."""
+    cuts = {
+        kind: truncate(factors, min(rank, factors.B.shape[-2], factors.A.shape[-1]))
+        for kind, factors in adapter.low_rank.items()
+    }
+    kept = Adapter({kind: cut.kept for kind, cut in cuts.items()}, adapter.head)
+    rest = Adapter({kind: cut.residual for kind, cut in cuts.items()}, torch.zeros_like(adapter.head))
+    return kept, rest
 
 
 def subtract(left: Adapter, right: Adapter) -> Adapter:
@@ -85,7 +114,7 @@ def subtract(left: Adapter, right: Adapter) -> Adapter:
 def adapter_inner(left: Adapter, right: Adapter) -> dict[str, Tensor]:
     """Return the inner products <dW_left, dW_right> by part: one scalar per kind and one for the head."""
     products = {kind: inner(factors, right.low_rank[kind]).sum() for kind, factors in left.low_rank.items()}
-    return products | {"head": (left.head * right.head).sum()}
+    return products | {HEAD: (left.head * right.head).sum()}
 
 
 def check_same_shapes(adapter: Adapter, reference: Adapter) -> None:

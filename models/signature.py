@@ -92,3 +92,32 @@ class Standardizer:
     def __call__(self, vectors: Tensor) -> Tensor:
         """Return (vectors - mean) / std."""
         return (vectors - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Standardised descriptions reduced to their directions of largest variance, for inputs of a fixed meaning.
+
+    Attributes:
+        standardizer: scale of the descriptions when the projection was fitted.
+        basis: (k, p) directions; a projected coordinate has variance at most 1 over the clients fitted to.
+        fitted: number of those clients.
+    """
+
+    standardizer: Standardizer
+    basis: Tensor
+    fitted: int
+
+    @classmethod
+    def fit(cls, descriptions: Tensor, weights: Tensor, size: int) -> Projection:
+        """Fit to descriptions (N, k) whose coordinates count by ``weights`` (k,); p is at most ``size`` and N - 1."""
+        standardizer = Standardizer.fit(descriptions)
+        scaled = standardizer(descriptions) * weights
+        _, singular, directions = torch.linalg.svd(scaled, full_matrices=False)
+        count = max(1, min(size, descriptions.shape[0] - 1, directions.shape[0]))
+        scale = singular[0].clamp_min(1e-6) / descriptions.shape[0] ** 0.5
+        return cls(standardizer, directions[:count].mT * weights[:, None] / scale, descriptions.shape[0])
+
+    def __call__(self, descriptions: Tensor) -> Tensor:
+        """Return coordinates (..., p) of descriptions (..., k)."""
+        return self.standardizer(descriptions) @ self.basis

@@ -1,59 +1,65 @@
-"""The synthesizer S_psi: a client's start from the anchor and what similar clients learned beyond it.
+"""The synthesizer S_psi: which of the remembered deviations a client's start is made of.
 
-start_i = T_r( dW_anchor + strength sum_j alpha_ij D_j ),
-alpha_ij = softmax_j( -d(s_i, s_j)^2 / temperature + log n_j + self_logit [i = j] ).
+alpha_ij = softmax_j( -d_psi(s_i, s_j)^2 / temperature + log n_j + self_logit [i = j] ),
+d_psi(s, t)^2 = sum over groups g of metric_g times the mean over the group's coordinates of (s - t)^2,
+start_i = T_r( dW_anchor + sum_j strength_part alpha_ij D_j ), with a strength for each module kind and the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.adapter import Adapter, combine
-
-NEGLIGIBLE_WEIGHT = 1e-4
+Psi = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class FixedKernel:
-    """Attention with settings instead of learned parameters.
+class Keys:
+    """The memory as the attention sees it.
 
     Attributes:
-        temperature: scale of the squared distance, which is a mean over coordinates.
+        descriptions: (N, k) standardised descriptions of the clients behind the entries.
+        counts: (N,) training samples behind each deviation.
+    """
+
+    descriptions: Tensor
+    counts: Tensor
+
+
+def initial_psi(
+    *, temperature: float, self_logit: float, strength: float, parts: Sequence[str], metric: Sequence[float]
+) -> dict[str, Tensor]:
+    """Return the parameters psi before anything is learned.
+
+    Args:
+        temperature: scale of the squared distance.
         self_logit: what a client's own deviation gets on top.
-        strength: factor on the attended deviations.
+        strength: factor on the attended deviations, the same for all ``parts`` (module kinds and head).
+        metric: weight of each group of coordinates of a description.
     """
-
-    temperature: float
-    self_logit: float
-    strength: float
-
-    def weights(self, query: Tensor, keys: Tensor, counts: Tensor, own: Tensor) -> Tensor:
-        """Return alpha (N,), positive with sum 1.
-
-        Args:
-            query: (k,) standardised signature of the client.
-            keys: (N, k) standardised signatures of the memory.
-            counts: (N,) training samples behind each deviation.
-            own: (N,) boolean, True where the entry is the client's own.
-        """
-        distance = (keys - query).square().mean(dim=1)
-        logits = -distance / self.temperature + counts.log() + self.self_logit * own.to(query.dtype)
-        return torch.softmax(logits, dim=0)
+    return {
+        "log_temperature": torch.tensor(temperature).log(),
+        "self_logit": torch.tensor(self_logit),
+        "log_metric": torch.tensor(list(metric)).log(),
+        "strength": torch.full((len(parts),), strength),
+    }
 
 
-def synthesize(
-    anchor: Adapter, deviations: Sequence[Adapter], weights: Tensor, *, strength: float, rank: int
-) -> Adapter:
-    """Return T_r(anchor + strength sum_j alpha_j D_j) in the anchor's gauge.
+def attention(psi: Psi, query: Tensor, keys: Keys, own: Tensor, groups: Tensor) -> Tensor:
+    """Return alpha (N,), positive with sum 1, differentiable in psi.
 
-    Deviations whose weight is below ``NEGLIGIBLE_WEIGHT`` are left out.
+    Args:
+        psi: parameters, see :func:`initial_psi`.
+        query: (k,) standardised description of the client.
+        keys: the memory.
+        own: (N,) boolean, True where the entry is the client's own.
+        groups: (k,) group of each coordinate, integers from 0.
     """
-    chosen = [(one, float(w)) for one, w in zip(deviations, weights, strict=True) if w >= NEGLIGIBLE_WEIGHT]
-    if not chosen or strength == 0:
-        return anchor
-    total = combine([anchor, *(one for one, _ in chosen)], [1.0, *(strength * w for _, w in chosen)])
-    return total.truncated(rank).aligned(anchor)
+    metric = psi["log_metric"].exp()
+    weights = metric[groups] / torch.bincount(groups, minlength=metric.numel())[groups]
+    distance = ((keys.descriptions - query).square() * weights).sum(dim=1)
+    logits = -distance / psi["log_temperature"].exp() + keys.counts.log() + psi["self_logit"] * own.to(query.dtype)
+    return torch.softmax(logits, dim=0)

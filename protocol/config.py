@@ -21,6 +21,12 @@ AT_LEAST_ONE: Check = (lambda value: value >= 1, "at least 1")
 NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
 POSITIVE: Check = (lambda value: value > 0, "greater than 0")
 BELOW_ONE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+GRADIENT_KINDS = ("off", "sketch", "adapter")
+GENERATOR_KINDS = ("atoms", "mlp", "attention", "heads")
+STEP_LIST: Check = (
+    lambda value: all(part.strip().isdigit() for part in value.split(",") if value),
+    "numbers separated by commas",
+)
 
 
 class ConfigError(ValueError):
@@ -108,6 +114,9 @@ class FederationConfig:
     rounds: int = key(30, "training rounds", AT_LEAST_ONE)
     clients_per_round: int = key(8, "clients in the cohort of a round", AT_LEAST_ONE)
     evaluate_every: int = key(5, "rounds between evaluations; the last round is always evaluated", AT_LEAST_ONE)
+    evaluate_steps: str = key(
+        "", "numbers of local steps after which a client is scored, as 0,1,5; 0 and K are always among them", STEP_LIST
+    )
     min_clients: int = key(0, "clients to wait for before round 1; 0 means all that the data set defines", NOT_NEGATIVE)
     join_timeout: float = key(120.0, "seconds to wait for them", POSITIVE)
     round_timeout: float = key(600.0, "seconds after which a missing reply is given up", POSITIVE)
@@ -115,12 +124,39 @@ class FederationConfig:
 
 @dataclass(frozen=True)
 class HyperLoraConfig:
-    """The server side of method = hyperlora."""
+    """The server side of method = hyperlora: the synthesizer and what it learns from."""
 
-    temperature: float = key(0.3, "temperature of the attention over the memory", POSITIVE)
-    self_logit: float = key(0.0, "added to the attention logit of a client's own deviation")
-    strength: float = key(1.0, "factor on the attended deviations in a start", NOT_NEGATIVE)
+    temperature: float = key(0.3, "temperature of the attention over the memory, before it is learned", POSITIVE)
+    self_logit: float = key(0.0, "added to the attention logit of a client's own deviation, before it is learned")
+    strength: float = key(
+        1.0, "factor on the attended deviations, before it is learned; 0 is no synthesizer", NOT_NEGATIVE
+    )
     server_step: float = key(1.0, "step of the anchor along the averaged movements", POSITIVE)
+    gradient: str = key("sketch", "what train replies tell of the validation gradient", one_of(*GRADIENT_KINDS))
+    sketch_size: int = key(256, "numbers of a sketched gradient per module kind and head", AT_LEAST_ONE)
+    learning_rate: float = key(0.05, "of the synthesizer's parameters and the gates; 0 keeps them", NOT_NEGATIVE)
+    shuffle_signatures: bool = key(False, "describe clients by each other's signatures (an ablation)")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The hypernetwork of method = hyperlora."""
+
+    kind: str = key("atoms", "variant of the generator, or off", one_of("off", *GENERATOR_KINDS))
+    rank: int = key(16, "learned atoms (or rank) per module", AT_LEAST_ONE)
+    hidden: int = key(64, "width of its hidden layers", AT_LEAST_ONE)
+    inputs: int = key(16, "numbers that a signature is reduced to", AT_LEAST_ONE)
+    steps: int = key(20, "optimiser steps of its distillation per round", NOT_NEGATIVE)
+    learning_rate: float = key(0.01, "of its distillation", POSITIVE)
+    virtual: int = key(48, "mixed and noised signatures per distillation", NOT_NEGATIVE)
+    noise: float = key(0.2, "standard deviation of their noise, in standardised units", NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class CorrectorConfig:
+    """The corrector of method = hyperlora."""
+
+    rank: int = key(8, "most rank that is carried of what truncation cut off; 0 is no corrector", NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -128,6 +164,11 @@ class RunDirectoryConfig:
     """Where results go."""
 
     output_dir: str = key("", "absolute path of the run directory; empty makes a new one under ~/hyperlora-runs")
+    resume: bool = key(False, "go on from the last checkpoint in run.output-dir")
+    checkpoint_every: int = key(
+        5, "rounds between checkpoints; the last round always has one; 0 makes none", NOT_NEGATIVE
+    )
+    checkpoints_kept: int = key(2, "newest checkpoints that are kept", AT_LEAST_ONE)
 
 
 @dataclass(frozen=True)
@@ -144,6 +185,8 @@ class RunConfig:
     signature: SignatureConfig = field(default_factory=SignatureConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     hyperlora: HyperLoraConfig = field(default_factory=HyperLoraConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    corrector: CorrectorConfig = field(default_factory=CorrectorConfig)
     run: RunDirectoryConfig = field(default_factory=RunDirectoryConfig)
 
     @classmethod
@@ -166,6 +209,12 @@ class RunConfig:
         """Gamma, the strength of the log class frequencies in the head's bias; 0 where the prior is off."""
         on = METHODS[self.method].uses_prior if self.prior.use == "method" else self.prior.use == "on"
         return self.prior.gamma if on else 0.0
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """Numbers of local steps after which an evaluation scores, in order, with 0 and K among them."""
+        asked = {int(part) for part in self.federation.evaluate_steps.split(",") if part}
+        return tuple(sorted({0, self.train.local_steps} | {one for one in asked if one <= self.train.local_steps}))
 
     def flat(self) -> dict[str, Scalar]:
         """Return the flat mapping that :meth:`parse` accepts, every key present."""

@@ -21,20 +21,28 @@ from protocol.records import (
     require_list,
 )
 
+START_TRACK = "start"
+
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Asks what an adapter is worth on the client's own test split after each number of local steps."""
+    """Asks what an adapter is worth on the client's own test split after each number of local steps.
+
+    ``track`` names which of several adapters for the client it is: its start, or an alternative.
+    """
 
     TYPE: ClassVar[str] = "evaluate"
     client_id: str
     server_round: int
     steps: Sequence[int]
     adapter: Adapter
+    track: str = START_TRACK
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
-        config = config_record(client_id=self.client_id, server_round=self.server_round, steps=list(self.steps))
+        config = config_record(
+            client_id=self.client_id, server_round=self.server_round, steps=list(self.steps), track=self.track
+        )
         return RecordDict({"config": config, "arrays": encode_adapter(self.adapter)})
 
     @classmethod
@@ -49,6 +57,7 @@ class EvaluateRequest:
             require(config, "server_round", int),
             sorted(steps),
             decode_adapter(arrays_of(content), shapes),
+            require(config, "track", str),
         )
 
 

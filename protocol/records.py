@@ -103,9 +103,9 @@ def metrics_of(content: RecordDict) -> MetricRecord:
     return _record(content, "metrics", MetricRecord)
 
 
-def arrays_of(content: RecordDict) -> ArrayRecord:
-    """Return the message's ArrayRecord or raise :class:`ProtocolError`."""
-    return _record(content, "arrays", ArrayRecord)
+def arrays_of(content: RecordDict, name: str = "arrays") -> ArrayRecord:
+    """Return the message's ArrayRecord ``name`` or raise :class:`ProtocolError`."""
+    return _record(content, name, ArrayRecord)
 
 
 Record = TypeVar("Record", ConfigRecord, MetricRecord, ArrayRecord)

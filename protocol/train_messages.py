@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar
 
+import numpy as np
 from flwr.app import MetricRecord, RecordDict
+from torch import Tensor
 
 from models.adapter import Adapter
+from models.start_gradient import GRADIENT_KINDS, NO_GRADIENT, GradientSpec
 from protocol.envelope import checked_config, config_record
 from protocol.records import (
     ProtocolError,
@@ -15,25 +19,36 @@ from protocol.records import (
     adapter_shapes,
     arrays_of,
     decode_adapter,
+    decode_tensors,
     encode_adapter,
+    encode_tensors,
     metrics_of,
     require,
 )
 
+MAX_SKETCH = 2**20
+
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Sends a client its own start."""
+    """Sends a client its own start, and says what the reply is to tell of the validation gradient there."""
 
     TYPE: ClassVar[str] = "train"
     client_id: str
     server_round: int
     local_steps: int
     start: Adapter
+    wants: GradientSpec = NO_GRADIENT
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
-        config = config_record(client_id=self.client_id, server_round=self.server_round, local_steps=self.local_steps)
+        config = config_record(
+            client_id=self.client_id,
+            server_round=self.server_round,
+            local_steps=self.local_steps,
+            gradient=self.wants.kind,
+            sketch_size=self.wants.size,
+        )
         return RecordDict({"config": config, "arrays": encode_adapter(self.start)})
 
     @classmethod
@@ -45,7 +60,14 @@ class TrainRequest:
             require(config, "server_round", int),
             require(config, "local_steps", int),
             decode_adapter(arrays_of(content), shapes),
+            _wants(require(config, "gradient", str), require(config, "sketch_size", int)),
         )
+
+
+def _wants(kind: str, size: int) -> GradientSpec:
+    if kind not in GRADIENT_KINDS or not (0 < size <= MAX_SKETCH or kind != "sketch"):
+        raise ProtocolError(f"a gradient of kind '{kind}' and sketch size {size} cannot be told")
+    return GradientSpec(kind, size)
 
 
 @dataclass(frozen=True)
@@ -76,12 +98,16 @@ class TrainReply:
     server_round: int
     end: Adapter
     metrics: TrainMetrics
+    gradient: Mapping[str, Tensor] = field(default_factory=dict)
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
         config = config_record(client_id=self.client_id, server_round=self.server_round)
         metrics = MetricRecord(asdict(self.metrics))
-        return RecordDict({"config": config, "arrays": encode_adapter(self.end), "metrics": metrics})
+        content = RecordDict({"config": config, "arrays": encode_adapter(self.end), "metrics": metrics})
+        if self.gradient:
+            content["gradient"] = encode_tensors(self.gradient, np.float32)
+        return content
 
     @classmethod
     def decode(cls, content: RecordDict, request: TrainRequest) -> TrainReply:
@@ -100,4 +126,6 @@ class TrainReply:
         measured = {one.name: require(record, one.name, float) for one in fields(TrainMetrics)[1:]}
         metrics = TrainMetrics(require(record, "num_examples", int), **measured)
         end = decode_adapter(arrays_of(content), adapter_shapes(request.start))
-        return cls(*answered, end, metrics)
+        shapes = request.wants.shapes(request.start)
+        gradient = decode_tensors(arrays_of(content, "gradient"), shapes) if shapes else {}
+        return cls(*answered, end, metrics, gradient)

@@ -10,6 +10,7 @@ from typing import Any
 from protocol.config import RunConfig
 from strategies.records import RoundRecord
 
+GROUPS = ("seen", "unseen")
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +34,7 @@ class RunConsole:
     def round(self, record: RoundRecord) -> None:
         """Say what a round brought."""
         parts = [f"round {record.server_round:>{len(str(self._rounds))}}/{self._rounds}", _training(record)]
-        parts += [_group(name, figures) for name, figures in record.evaluation.items()]
+        parts += [_group(name, record.evaluation[name]) for name in GROUPS if name in record.evaluation]
         if record.failures:
             parts.append(f"{len(record.failures)} left out")
         parts.append(f"{sum(record.bytes.values()) / 2**20:.1f} MiB{self._time(record.server_round)}")
@@ -52,7 +53,10 @@ class RunConsole:
 
     def closing(self, record: RoundRecord, directory: Path) -> None:
         """Say the result, where it lies and how to go on."""
-        for name, figures in record.evaluation.items():
+        for name in GROUPS:
+            if name not in record.evaluation:
+                continue
+            figures = record.evaluation[name]
             self._say(
                 f"accuracy of {figures['clients']} {name} clients on their own test data: "
                 f"{_percent(figures['zero_step'])} with the adapter as received, "
@@ -61,6 +65,7 @@ class RunConsole:
             )
         self._say(f"figure {directory / 'accuracy.png'}, metrics {directory / 'metrics.jsonl'}")
         self._say(f"one adapter per client in {directory / 'adapters'}; load with peft.PeftModel.from_pretrained")
+        self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._rounds}")
         self._say("compare: hyperlora run --method fedit; other settings: hyperlora run --help")
 
     def _say(self, line: str) -> None:

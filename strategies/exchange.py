@@ -33,7 +33,7 @@ class Answers(Generic[R, A]):
     """What came back from one exchange.
 
     Attributes:
-        answered: (request, answer) pairs, sorted by client-id.
+        answered: (request, answer) pairs, in the order of sending.
         failures: client-id -> reason, for every client whose answer is missing or unusable.
         bytes_down: bytes of all contents sent, measured on the messages.
         bytes_up: bytes of all contents received.
@@ -83,7 +83,8 @@ class Exchange(Generic[R]):
                 failures[request.client_id] = str(error)
         failures |= {request.client_id: TIMED_OUT for request in open_requests.values()}
         bytes_down = sum(count_bytes(message.content) for message, _ in self.sent)
-        answered.sort(key=lambda pair: pair[0].client_id)
+        place = {id(request): index for index, (_, request) in enumerate(self.sent)}
+        answered.sort(key=lambda pair: place[id(pair[0])])
         return Answers(answered, dict(sorted(failures.items())), bytes_down, bytes_up)
 
 

@@ -6,26 +6,22 @@ the factors, sum_i w_i (B_i - B)(A_i - A).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from models.adapter import Adapter
 from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
-from strategies.method import ClientUpdate, example_weights
+from strategies.method import ClientUpdate, Plain, example_weights
 
 
-class FedIT:
+class FedIT(Plain):
     """State: the averaged adapter, which every client starts from."""
 
     def init(self, initial: Adapter) -> Adapter:
         """Start from the fresh adapter."""
         return initial
-
-    def register(self, state: Adapter, cards: Mapping[str, ClientCard]) -> Adapter:
-        """Return the state as it is: FedIT knows nothing of its clients."""
-        return state
 
     def start(self, state: Adapter, card: ClientCard) -> Adapter:
         """Send everybody the same average."""

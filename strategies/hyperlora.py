@@ -2,8 +2,9 @@
 
 The anchor moves by the clients' movements, averaged in product space:
 dW_anchor <- T_r( dW_anchor + eta sum_i w_i (dW_i - dW_i^start) ). What a client learned beyond the anchor, its
-deviation D_i = dW_i - dW_anchor, is remembered, and a start is the anchor plus attended deviations
-(:mod:`models.synthesizer`).
+deviation D_i = dW_i - dW_anchor, is remembered. A start is the anchor plus attended deviations
+(:mod:`models.synthesizer`) or generated ones (:mod:`strategies.hyperlora_generator`), and how it is put together is
+learned from the clients' validation loss (:mod:`strategies.hyperlora_learning`).
 """
 
 from __future__ import annotations
@@ -14,101 +15,204 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.adapter import Adapter, combine, subtract
-from models.signature import Signature, Standardizer
-from models.synthesizer import FixedKernel, synthesize
+from models.adapter import Adapter, Weight, combine, subtract
+from models.corrector import correct
+from models.low_rank import Factors
+from models.signature import Projection, Standardizer
+from models.start_gradient import NO_GRADIENT, GradientSpec
+from models.synthesizer import attention, initial_psi
 from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
+from strategies.hyperlora_generator import ServedGenerator, Teaching
+from strategies.hyperlora_learning import learn
+from strategies.hyperlora_state import HyperLoraState, Remembered, describe, description_groups
 from strategies.method import ClientUpdate, example_weights
 
-
-@dataclass(frozen=True)
-class Remembered:
-    """What the server keeps of a client that trained."""
-
-    deviation: Adapter
-    description: Tensor
-    num_examples: int
-
-
-@dataclass(frozen=True)
-class HyperLoraState:
-    """Everything that HyperLoRA's server learned.
-
-    Attributes:
-        anchor: the global adapter of this round.
-        memory: client-id -> the client's last deviation.
-        standardizer: scale of the descriptions, fitted to all clients known; None before the first is.
-    """
-
-    anchor: Adapter
-    memory: Mapping[str, Remembered]
-    standardizer: Standardizer | None
+NEGLIGIBLE_WEIGHT = 1e-3
+NUM_HEADS = 4
+INITIAL_METRIC = (1.0, 0.02, 0.02)
+INITIAL_GENERATOR_LOGIT, INITIAL_CORRECTOR_LOGIT = -2.0, 0.0
 
 
 @dataclass(frozen=True)
 class HyperLoRA:
-    """Settings of the method: the synthesizer, and the step of the anchor along the averaged movements."""
+    """Settings of the method.
 
-    synthesizer: FixedKernel
+    Attributes:
+        temperature, self_logit, strength: of the synthesizer, before anything is learned.
+        learning_rate: of psi and the gates; 0 keeps them as they are.
+        wants: what the replies tell of the validation gradient.
+        generator: the hypernetwork and how it is trained; None where it is off.
+        carried_rank: rank of what the corrector carries; 0 where it is off.
+        server_step: eta, step of the anchor along the averaged movements.
+        shuffled: whether every client is described by another one's signature, half the list away (an ablation).
+        generator_inputs: numbers that a description is reduced to for the generator.
+    """
+
+    temperature: float = 0.3
+    self_logit: float = 0.0
+    strength: float = 1.0
+    learning_rate: float = 0.0
+    wants: GradientSpec = NO_GRADIENT
+    generator: ServedGenerator | None = None
+    carried_rank: int = 0
     server_step: float = 1.0
+    generator_inputs: int = 16
+    shuffled: bool = False
+
+    @property
+    def state_classes(self) -> tuple[type, ...]:
+        """The dataclasses that the state is made of."""
+        return (HyperLoraState, Remembered, Standardizer, Projection, Adapter, Factors)
 
     def init(self, initial: Adapter) -> HyperLoraState:
         """Start from the fresh adapter with an empty memory."""
-        return HyperLoraState(initial, {}, None)
+        parts = initial.parts
+        psi = initial_psi(
+            temperature=self.temperature,
+            self_logit=self.self_logit,
+            strength=self.strength,
+            parts=parts,
+            metric=INITIAL_METRIC,
+        )
+        gates = {
+            "carried": torch.full((len(parts),), INITIAL_CORRECTOR_LOGIT),
+            "generator": torch.full((len(parts),), INITIAL_GENERATOR_LOGIT),
+        }
+        return HyperLoraState(initial, {}, None, {}, torch.empty(0, dtype=torch.int64), psi, gates)
 
     def register(self, state: HyperLoraState, cards: Mapping[str, ClientCard]) -> HyperLoraState:
         """Fit the scale of the descriptions to the clients known."""
-        described = torch.stack([describe(cards[name].signature) for name in sorted(cards)])
-        return replace(state, standardizer=Standardizer.fit(described))
+        names = sorted(cards)
+        described = {name: describe(cards[name].signature) for name in names}
+        if self.shuffled:
+            described = dict(
+                zip(
+                    names,
+                    [described[name] for name in names[len(names) // 2 :] + names[: len(names) // 2]],
+                    strict=True,
+                )
+            )
+        table, groups = torch.stack([described[name] for name in names]), description_groups(cards[names[0]].signature)
+        state = replace(state, standardizer=Standardizer.fit(table), descriptions=described, groups=groups)
+        if state.projection is not None and len(cards) < 2 * state.projection.fitted:
+            return state
+        weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
+        fitted = Projection.fit(table, weights.sqrt(), self.generator_inputs)
+        return replace(state, projection=fitted, generator=None, generator_optimizer=None)
 
     def start(self, state: HyperLoraState, card: ClientCard) -> Adapter:
-        """Return the anchor plus the attended deviations, cut to the anchor's rank."""
-        if not state.memory or state.standardizer is None:
-            return state.anchor
-        names = sorted(state.memory)
-        entries = [state.memory[name] for name in names]
-        weights = self.synthesizer.weights(
-            state.standardizer(describe(card.signature)),
-            state.standardizer(torch.stack([entry.description for entry in entries])),
-            torch.tensor([float(entry.num_examples) for entry in entries]),
-            torch.tensor([name == card.client_id for name in names]),
-        )
-        deviations = [entry.deviation for entry in entries]
-        strength = self.synthesizer.strength
-        return synthesize(state.anchor, deviations, weights, strength=strength, rank=state.anchor.rank)
+        """Return the anchor plus attended and generated deviations, cut to the anchor's rank."""
+        terms = self._attended(state, card)
+        made = self.generate(state, card)
+        if made is None:
+            return put_together(state.anchor, terms)
+        if not terms:
+            return put_together(state.anchor, [(made, 1.0)])
+        share = by_part(state, torch.sigmoid(state.gates["generator"]))
+        mixed = [(one, {part: (1 - share[part]) * weight[part] for part in share}) for one, weight in terms]
+        return put_together(state.anchor, [*mixed, (made, share)])
+
+    def alternatives(self, state: HyperLoraState, card: ClientCard) -> dict[str, Adapter]:
+        """Return what the client would start from with less: the anchor alone, the generator without any memory."""
+        made = self.generate(state, card)
+        served = {} if made is None else {"generator": put_together(state.anchor, [(made, 1.0)])}
+        return {"anchor": state.anchor} | served
+
+    def generate(self, state: HyperLoraState, card: ClientCard) -> Adapter | None:
+        """Return the deviation that the generator makes for the client's signature, or None."""
+        if self.generator is None or state.generator is None:
+            return None
+        return self.generator.deviation(state, state.description_of(card))
 
     def aggregate(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
-        """Move the anchor, then remember each client's deviation from it."""
-        anchor = move_anchor(state.anchor, updates, self.server_step)
+        """Learn how starts are put together, move the anchor, remember deviations, teach the generator."""
+        made = [self.generate(state, one.card) for one in updates]
+        state = learn(state, updates, made, spec=self.wants, learning_rate=self.learning_rate)
+        state = self._moved(state, updates)
         remembered = {
             one.card.client_id: Remembered(
-                subtract(one.end, anchor), describe(one.card.signature), one.metrics.num_examples
+                subtract(one.end, state.anchor), state.description_of(one.card), one.metrics.num_examples
             )
             for one in updates
         }
-        return replace(state, anchor=anchor, memory={**state.memory, **remembered})
+        state = replace(state, memory={**state.memory, **remembered})
+        return state if self.generator is None else self.generator.taught(state)
 
     def anchor(self, state: HyperLoraState) -> Adapter:
         """Return the anchor."""
         return state.anchor
 
+    def report(self, state: HyperLoraState) -> dict[str, float]:
+        """Return the learned parameters by name, for the metrics."""
+        psi, parts = state.psi, state.anchor.parts
+        figures = {
+            "temperature": float(psi["log_temperature"].exp()),
+            "self_logit": float(psi["self_logit"]),
+            **{f"metric {index}": float(one.exp()) for index, one in enumerate(psi["log_metric"])},
+            **{f"strength {part}": float(one) for part, one in zip(parts, psi["strength"], strict=True)},
+        }
+        for name, gate in state.gates.items():
+            figures |= {f"{name} gate {part}": share for part, share in by_part(state, torch.sigmoid(gate)).items()}
+        return figures | {f"distilled {name}": value for name, value in (state.distilled or {}).items()}
 
-def move_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -> Adapter:
-    """Return T_r( dW_anchor + step sum_i w_i (dW_i - dW_i^start) ) in the anchor's gauge."""
+    def _attended(self, state: HyperLoraState, card: ClientCard) -> list[tuple[Adapter, dict[str, float]]]:
+        if not state.memory or not self.strength:
+            return []
+        own = torch.tensor([name == card.client_id for name in state.names()])
+        query = state.standardize(state.description_of(card))
+        alpha = attention(state.psi, query, state.keys(), own, state.groups)
+        strength = by_part(state, state.psi["strength"])
+        return [
+            (deviation, {part: float(weight) * one for part, one in strength.items()})
+            for deviation, weight in zip(state.deviations(), alpha, strict=True)
+            if weight >= NEGLIGIBLE_WEIGHT
+        ]
+
+    def _moved(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
+        total = moved_anchor(state.anchor, updates, self.server_step)
+        gates = by_part(state, torch.sigmoid(state.gates["carried"]))
+        rank = state.anchor.rank
+        kept, carried = correct(total, state.carried, gates, rank=rank, carried_rank=self.carried_rank)
+        return replace(state, anchor=kept.aligned(state.anchor), carried=carried)
+
+
+def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -> Adapter:
+    """Return dW_anchor + step sum_i w_i (dW_i - dW_i^start), exactly (of the rank of all its terms)."""
     adapters, weights = [anchor], [1.0]
     for update, weight in zip(updates, example_weights(updates), strict=True):
         adapters += [update.end, update.start]
         weights += [step * weight, -step * weight]
-    return combine(adapters, weights).truncated(anchor.rank).aligned(anchor)
+    return combine(adapters, weights)
 
 
-def describe(signature: Signature) -> Tensor:
-    """Return the part of a signature in which clients are compared: the mean of the features, shape (d,)."""
-    return signature.feature_mean
+def put_together(anchor: Adapter, terms: Sequence[tuple[Adapter, Weight]]) -> Adapter:
+    """Return T_r( dW_anchor + sum weight term ) in the anchor's gauge."""
+    if not terms:
+        return anchor
+    total = combine([anchor, *(one for one, _ in terms)], [1.0, *(weight for _, weight in terms)])
+    return total.truncated(anchor.rank).aligned(anchor)
+
+
+def by_part(state: HyperLoraState, values: Tensor) -> dict[str, float]:
+    """Return values (parts,) by the name of the part."""
+    return dict(zip(state.anchor.parts, values.tolist(), strict=True))
 
 
 def build(config: RunConfig) -> HyperLoRA:
-    """Return the method with the settings under ``hyperlora``."""
-    own = config.hyperlora
-    return HyperLoRA(FixedKernel(own.temperature, own.self_logit, own.strength), server_step=own.server_step)
+    """Return the method with the settings under ``hyperlora``, ``generator`` and ``corrector``."""
+    own, net = config.hyperlora, config.generator
+    teaching = Teaching(net.steps, net.learning_rate, net.virtual, net.noise)
+    generator = ServedGenerator(net.kind, net.rank, net.hidden, NUM_HEADS, teaching, config.seed)
+    return HyperLoRA(
+        temperature=own.temperature,
+        self_logit=own.self_logit,
+        strength=own.strength,
+        learning_rate=own.learning_rate,
+        wants=GradientSpec(own.gradient, own.sketch_size) if own.learning_rate else NO_GRADIENT,
+        generator=None if net.kind == "off" else generator,
+        carried_rank=config.corrector.rank,
+        server_step=own.server_step,
+        generator_inputs=net.inputs,
+        shuffled=own.shuffle_signatures,
+    )

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models.adapter import Adapter
+from models.low_rank import Factors
 from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
-from strategies.method import ClientUpdate
+from strategies.method import ClientUpdate, Plain
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,14 @@ class LocalState:
     own: Mapping[str, Adapter]
 
 
-class Local:
+class Local(Plain):
     """Returns to each client what it sent; a client that never trained gets the fresh adapter."""
+
+    state_classes = (LocalState, Adapter, Factors)
 
     def init(self, initial: Adapter) -> LocalState:
         """Start from the fresh adapter, no client known."""
         return LocalState(initial, {})
-
-    def register(self, state: LocalState, cards: Mapping[str, ClientCard]) -> LocalState:
-        """Return the state as it is."""
-        return state
 
     def start(self, state: LocalState, card: ClientCard) -> Adapter:
         """Return the client's own last adapter."""

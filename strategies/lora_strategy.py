@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class RoundSettings:
 
     clients_per_round: int
     local_steps: int
+    evaluate_steps: Sequence[int]
     evaluate_every: int
     seed: int
     min_clients: int
@@ -60,6 +61,7 @@ class LoraStrategy(Strategy):
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateRequest] = Exchange()
         self._sent_at = 0.0
+        self._last_round: int | None = None
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -101,7 +103,7 @@ class LoraStrategy(Strategy):
         began, self._training = time.perf_counter(), Exchange()
         for name in self.record.cohort:
             start = self.method.start(self.state, clients[name])
-            request = TrainRequest(name, server_round, self.settings.local_steps, start)
+            request = TrainRequest(name, server_round, self.settings.local_steps, start, self.method.wants)
             self._add(self._training, request, TrainRequest.TYPE, server_round)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
@@ -119,12 +121,13 @@ class LoraStrategy(Strategy):
         answers = self._training.settle(replies, TrainReply.decode)
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
         updates = [
-            ClientUpdate(self.roster.cards[request.client_id], request.start, reply.end, reply.metrics)
-            for request, reply in answers.answered
+            ClientUpdate(self.roster.cards[one.client_id], one.start, reply.end, reply.metrics, reply.gradient)
+            for one, reply in answers.answered
         ]
         if updates:
             self.state = self.method.aggregate(self.state, updates)
             self.record.training = training_figures(updates)
+            self.record.method = dict(self.method.report(self.state))
             self.record.add_seconds("training", sum(one.metrics.seconds for one in updates))
         self.record.add_seconds("aggregating", time.perf_counter() - began)
         return self._anchor_arrays(), MetricRecord({"num_clients": len(updates)})
@@ -139,9 +142,8 @@ class LoraStrategy(Strategy):
         """Ask every reachable client, seen and unseen, what the adapter made for it is worth."""
         began, self._evaluation = time.perf_counter(), Exchange()
         for name, card in self.roster.reachable().items():
-            adapter = self.method.start(self.state, card)
-            request = EvaluateRequest(name, server_round, [0, self.settings.local_steps], adapter)
-            self._add(self._evaluation, request, EvaluateRequest.TYPE, server_round)
+            for request in self._evaluations(name, card, server_round):
+                self._add(self._evaluation, request, EvaluateRequest.TYPE, server_round)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._evaluation.messages()
@@ -161,6 +163,7 @@ class LoraStrategy(Strategy):
             f"{group}_{name}": figures[name]["mean"]
             for group, figures in self.record.evaluation.items()
             for name in ("zero_step", "k_step")
+            if group in ("seen", "unseen")
         }
         return MetricRecord(means) if means else None
 
@@ -183,6 +186,7 @@ class LoraStrategy(Strategy):
         every round once it is complete (metrics, checkpoint).
         """
         self.summary()
+        self._last_round = num_rounds
         arrays, result = initial_arrays or ArrayRecord(), Result()
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self.join(grid)
@@ -205,6 +209,13 @@ class LoraStrategy(Strategy):
     def final_adapters(self) -> dict[str, tuple[ClientCard, Adapter]]:
         """Return for every client known its card and the adapter that the method makes for it now."""
         return {name: (card, self.method.start(self.state, card)) for name, card in sorted(self.roster.cards.items())}
+
+    def _evaluations(self, name: str, card: ClientCard, server_round: int) -> Iterator[EvaluateRequest]:
+        adapter = self.method.start(self.state, card)
+        yield EvaluateRequest(name, server_round, self.settings.evaluate_steps, adapter)
+        if self._last_round == server_round:
+            for track, other in self.method.alternatives(self.state, card).items():
+                yield EvaluateRequest(name, server_round, [0], other, track)
 
     def _add(self, exchange: Exchange[Any], request: Any, message_type: str, server_round: int) -> None:
         node_id = self.roster.nodes[request.client_id]

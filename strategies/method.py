@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from models.adapter import Adapter
+from models.low_rank import Factors
+from models.start_gradient import NO_GRADIENT, GradientSpec
 from protocol.signature_messages import ClientCard
 from protocol.train_messages import TrainMetrics
 
@@ -20,16 +24,26 @@ class ClientUpdate:
         start: the adapter that it was sent.
         end: the adapter after its local steps, prior taken off.
         metrics: what it measured on the way.
+        gradient: what the method's ``wants`` asked for of the validation gradient at the start; empty where nothing.
     """
 
     card: ClientCard
     start: Adapter
     end: Adapter
     metrics: TrainMetrics
+    gradient: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Protocol):
     """A federated LoRA method. It holds its settings, never its state; no function changes its arguments."""
+
+    @property
+    def wants(self) -> GradientSpec:
+        """What train replies are to tell of the validation gradient at the start."""
+
+    @property
+    def state_classes(self) -> Sequence[type]:
+        """The dataclasses that a state is made of: what a checkpoint may contain."""
 
     def init(self, initial: Adapter) -> Any:
         """Return the state before round 1 from the fresh adapter that every client would start from."""
@@ -45,6 +59,31 @@ class Method(Protocol):
 
     def anchor(self, state: Any) -> Adapter | None:
         """Return the one global adapter, or None where the method has none."""
+
+    def alternatives(self, state: Any, card: ClientCard) -> Mapping[str, Adapter]:
+        """Return by name further adapters for the client, to be scored beside its start in the last evaluation."""
+
+    def report(self, state: Any) -> Mapping[str, float]:
+        """Return figures of the state for the metrics, by name."""
+
+
+class Plain:
+    """What a method is that wants no gradient, offers one start to each client and has nothing to report."""
+
+    wants = NO_GRADIENT
+    state_classes: Sequence[type] = (Adapter, Factors)
+
+    def register(self, state: Any, cards: Mapping[str, ClientCard]) -> Any:
+        """Return the state as it is: the method knows nothing of its clients but what they send."""
+        return state
+
+    def alternatives(self, state: Any, card: ClientCard) -> Mapping[str, Adapter]:
+        """Return none."""
+        return {}
+
+    def report(self, state: Any) -> Mapping[str, float]:
+        """Return none."""
+        return {}
 
 
 def example_weights(updates: Sequence[ClientUpdate]) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
+from protocol.evaluate_messages import START_TRACK, EvaluateReply, EvaluateRequest
 from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate
 from strategies.statistics import spread
@@ -14,7 +14,7 @@ from strategies.statistics import spread
 
 @dataclass(frozen=True)
 class ClientScore:
-    """One client's evaluation: test accuracies (shares) after 0 and after K local steps from its start.
+    """One client's evaluation: test accuracies (shares) after 0, after K, and after each number of local steps.
 
     ``chosen`` is the accuracy of whichever of the two has the lower loss on the client's validation share; settings are
     to be compared by ``zero_step_validation_loss``, never by a test figure.
@@ -23,12 +23,14 @@ class ClientScore:
     client_id: str
     domain: str
     seen: bool
+    track: str
     num_test: int
     zero_step: float
     k_step: float
     chosen: float
     zero_step_loss: float
     zero_step_validation_loss: float
+    by_steps: Mapping[str, float]
 
 
 @dataclass
@@ -40,6 +42,7 @@ class RoundRecord:
         evaluation: figures over seen and unseen clients, from their test splits; empty where not evaluated.
         bytes: content sent ("down") and received ("up"), measured on the messages, for training and evaluation.
         failures: client-id -> why its contribution is missing.
+        method: what the method reports of its state.
         seconds: "training" summed over clients; "waiting" from first send to last reply; "aggregating" all server
             work on adapters; "evaluating" the evaluation's wall time.
     """
@@ -50,6 +53,7 @@ class RoundRecord:
     evaluation: dict[str, Any] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    method: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -69,31 +73,38 @@ def training_figures(updates: Sequence[ClientUpdate]) -> dict[str, Any]:
 
 
 def client_score(card: ClientCard, request: EvaluateRequest, reply: EvaluateReply) -> ClientScore:
-    """Return the evaluation of one client; ``request.steps`` goes from 0 to K."""
+    """Return the evaluation of one client; ``request.steps`` goes from 0 to K (or is 0 alone)."""
     best = min(range(len(request.steps)), key=lambda index: (reply.validation_loss[index], index))
     accuracy = reply.test_accuracy
     return ClientScore(
         client_id=card.client_id,
         domain=card.domain,
         seen=card.trains,
+        track=request.track,
         num_test=reply.num_test,
         zero_step=accuracy[0],
         k_step=accuracy[-1],
         chosen=accuracy[best],
         zero_step_loss=reply.test_loss[0],
         zero_step_validation_loss=reply.validation_loss[0],
+        by_steps={str(steps): share for steps, share in zip(request.steps, accuracy, strict=True)},
     )
 
 
 def evaluation_figures(scores: Sequence[ClientScore]) -> dict[str, Any]:
-    """Return mean, std and worst tenth over seen and over unseen clients, each client counted once."""
-    groups: Mapping[str, list[ClientScore]] = {
-        "seen": [one for one in scores if one.seen],
-        "unseen": [one for one in scores if not one.seen],
-    }
+    """Return figures over seen and over unseen clients, each client counted once.
+
+    Alternatives to the start stand beside them under ``seen <track>`` and ``unseen <track>``.
+    """
+    groups: dict[str, list[ClientScore]] = {}
+    for score in scores:
+        name = "seen" if score.seen else "unseen"
+        groups.setdefault(name if score.track == START_TRACK else f"{name} {score.track}", []).append(score)
+    return {name: _group_figures(groups[name]) for name in sorted(groups)}
+
+
+def _group_figures(group: Sequence[ClientScore]) -> dict[str, Any]:
     columns = ("zero_step", "k_step", "chosen", "zero_step_loss", "zero_step_validation_loss")
-    return {
-        name: {"clients": len(group)} | {one: spread([getattr(score, one) for score in group]) for one in columns}
-        for name, group in groups.items()
-        if group
-    }
+    figures: dict[str, Any] = {one: spread([getattr(score, one) for score in group]) for one in columns}
+    steps = {one: spread([score.by_steps[one] for score in group])["mean"] for one in group[0].by_steps}
+    return {"clients": len(group), **figures, "by_steps": steps}

@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from models.adapter import Adapter
 from models.low_rank import Factors
 from models.signature import Signature
+from models.start_gradient import part_vectors
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
 from protocol.records import adapter_shapes
 from protocol.signature_messages import ClientCard, SignatureReply
@@ -84,14 +85,16 @@ def fake_client_app(cards: list[ClientCard], spoil: dict[str, Spoil] | None = No
     def train(message: Message, context: Context) -> Message:
         request = TrainRequest.decode(message.content, shapes)
         end = moved(request.start, request.client_id, request.server_round)
-        reply = TrainReply(request.client_id, request.server_round, end, make_metrics())
+        gradient = {} if request.wants.kind == "off" else request.wants.compress(part_vectors(end))
+        reply = TrainReply(request.client_id, request.server_round, end, make_metrics(), gradient)
         answer = Message(reply.encode(), reply_to=message)
         return spoil[request.client_id](answer, request) if spoil and request.client_id in spoil else answer
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         request = EvaluateRequest.decode(message.content, shapes)
-        reply = EvaluateReply(request.client_id, 5, [0.4, 0.8], [1.0, 0.5], [0.9, 0.6], 0.1)
+        count = len(request.steps)
+        reply = EvaluateReply(request.client_id, 5, [0.4, 0.8][:count], [1.0, 0.5][:count], [0.9, 0.6][:count], 0.1)
         return Message(reply.encode(), reply_to=message)
 
     return app

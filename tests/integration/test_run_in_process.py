@@ -63,7 +63,8 @@ def test_the_run_learns(finished: Path) -> None:
 
 def test_every_adapter_loads_with_peft_and_gives_the_accuracy_that_was_reported(finished: Path) -> None:
     workplace = open_workplace(RunConfig.parse(SMALL))
-    for score in json.loads((finished / "evaluation.json").read_text()):
+    scores = json.loads((finished / "evaluation.json").read_text())
+    for score in [one for one in scores if one["track"] == "start"]:
         backbone = fresh_backbone()
         model = PeftModel.from_pretrained(backbone.module, str(finished / "adapters" / score["client_id"])).eval()
         test = workplace.client(score["client_id"]).test
@@ -131,3 +132,30 @@ def test_wrong_input_is_one_sentence(tmp_path: Path, overrides: dict[str, Any], 
 def test_a_run_directory_that_holds_a_run_is_not_overwritten(finished: Path) -> None:
     with pytest.raises(ValueError, match="already holds a run"):
         make_run(finished)
+
+
+def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(finished: Path, tmp_path: Path) -> None:
+    stopped = make_run(tmp_path / "stopped", **{"federation.rounds": 2, "run.checkpoint-every": 1})
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"server_round": 3, "half": "written')
+    resumed = make_run(stopped, **{"run.resume": True})
+    assert metrics_without_times(resumed)[-1] == metrics_without_times(finished)[-1]
+    assert [record["server_round"] for record in metrics_without_times(resumed)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({}, "all 3 rounds of the run"),
+        ({"lora.rank": 2}, "cannot go on with another lora.rank"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_sentence(finished: Path, overrides: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make_run(finished, **{"run.resume": True, **overrides})
+    (finished / "error.txt").unlink()
+
+
+def test_a_directory_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run to go on with"):
+        make_run(tmp_path / "nothing", **{"run.resume": True})

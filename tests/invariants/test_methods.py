@@ -28,7 +28,7 @@ def aggregated(method: Method, ends: dict[str, Adapter]) -> object:
 
 
 def method_of(name: str) -> Method:
-    return build_method(RunConfig.parse({"method": name}))
+    return build_method(RunConfig.parse({"method": name, "generator.hidden": 8, "generator.rank": 3}))
 
 
 def turned(adapter: Adapter) -> Adapter:

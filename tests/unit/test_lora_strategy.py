@@ -11,7 +11,6 @@ import torch
 from flwr.app import Array, Message
 
 from benchmarks.local_grid import LocalGrid
-from models.synthesizer import FixedKernel
 from protocol.records import adapter_shapes, decode_adapter
 from protocol.train_messages import TrainRequest
 from strategies.flexlora import FlexLoRA
@@ -35,13 +34,20 @@ from tests.builders import (
 
 CARDS = [make_card(f"client-{index}", trains=index < 6) for index in range(8)]
 SETTINGS = RoundSettings(
-    clients_per_round=4, local_steps=10, evaluate_every=2, seed=0, min_clients=8, join_timeout=0.2, round_timeout=5.0
+    clients_per_round=4,
+    local_steps=10,
+    evaluate_steps=(0, 10),
+    evaluate_every=2,
+    seed=0,
+    min_clients=8,
+    join_timeout=0.2,
+    round_timeout=5.0,
 )
 
 
 def make_strategy(method=None, settings: RoundSettings = SETTINGS) -> LoraStrategy:
     roster = Roster("fingerprint", SIGNATURE_SIZE, CLASSES)
-    method = method or HyperLoRA(FixedKernel(temperature=1.0, self_logit=1.0, strength=1.0))
+    method = method or HyperLoRA(temperature=1.0, self_logit=1.0)
     return LoraStrategy(method, initial=make_adapter(0, fresh=True), roster=roster, settings=settings)
 
 

@@ -2,26 +2,27 @@ from __future__ import annotations
 
 import torch
 
-from models.adapter import combine
-from models.synthesizer import FixedKernel, synthesize
-from tests.builders import RANK, assert_same_products, make_adapter
+from models.synthesizer import Keys, attention, initial_psi
+
+GROUPS = torch.tensor([0, 0, 1])
+PSI = initial_psi(temperature=0.5, self_logit=2.0, strength=1.0, parts=("fc1", "head"), metric=(1.0, 0.25))
+QUERY = torch.tensor([1.0, 0.0, 2.0])
+KEYS = Keys(torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 2.0], [1.0, 0.0, 0.0]]), torch.tensor([3.0, 6.0, 1.0]))
+OWN = torch.tensor([True, False, False])
 
 
 def test_weights_match_the_formula() -> None:
-    kernel = FixedKernel(temperature=0.5, self_logit=2.0, strength=1.0)
-    query, keys = torch.tensor([1.0, 0.0]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    weights = kernel.weights(query, keys, torch.tensor([3.0, 6.0]), torch.tensor([True, False]))
-    logits = torch.tensor([0.0, -1.0]) / 0.5 + torch.tensor([3.0, 6.0]).log() + torch.tensor([2.0, 0.0])
-    torch.testing.assert_close(weights, logits.softmax(0))
+    distance = torch.tensor([0.0, 1.0 * (1 + 1) / 2, 0.25 * 4])
+    logits = -distance / 0.5 + KEYS.counts.log() + torch.tensor([2.0, 0.0, 0.0])
+    torch.testing.assert_close(attention(PSI, QUERY, KEYS, OWN, GROUPS), logits.softmax(0))
 
 
-def test_synthesis_is_the_truncated_sum() -> None:
-    anchor, deviations = make_adapter(0), [make_adapter(seed) for seed in (1, 2)]
-    made = synthesize(anchor, deviations, torch.tensor([0.25, 0.75]), strength=2.0, rank=RANK)
-    expected = combine([anchor, *deviations], [1.0, 0.5, 1.5]).truncated(RANK)
-    assert_same_products(made, expected, 1e-4)
+def test_every_parameter_of_the_attention_has_a_gradient() -> None:
+    psi = {name: value.clone().requires_grad_() for name, value in PSI.items()}
+    (attention(psi, QUERY, KEYS, OWN, GROUPS) @ torch.tensor([1.0, -2.0, 3.0])).backward()
+    assert all(float(psi[name].grad.abs().sum()) > 0 for name in ("log_temperature", "self_logit", "log_metric"))
 
 
-def test_strength_zero_gives_the_anchor() -> None:
-    anchor = make_adapter(0)
-    assert synthesize(anchor, [make_adapter(1)], torch.tensor([1.0]), strength=0.0, rank=RANK) is anchor
+def test_a_low_temperature_attends_to_the_nearest_alone() -> None:
+    psi = {**PSI, "log_temperature": torch.tensor(-8.0)}
+    assert float(attention(psi, QUERY, KEYS, OWN, GROUPS)[0]) > 0.999

@@ -1,0 +1,33 @@
+"""The corrector C_omega: what truncation to rank r cut off is carried and offered again (error feedback).
+
+kept, cut = T_r( dW + sigmoid(omega_part) E ), and E <- T_R(cut) is carried to the next round. With a gate of 0 it is
+plain truncation. Error feedback: Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from models.adapter import Adapter, combine, split_at_rank
+
+
+def correct(
+    total: Adapter, carried: Adapter | None, gates: Mapping[str, float], *, rank: int, carried_rank: int
+) -> tuple[Adapter, Adapter | None]:
+    """Truncate ``total`` to ``rank`` with what earlier truncations cut off offered again.
+
+    Args:
+        total: an adapter of any rank.
+        carried: what was cut off before, or None.
+        gates: share of it that is offered, by part, from 0 to 1.
+        rank: rank of the result.
+        carried_rank: most rank that is carried on; 0 carries nothing.
+
+    Returns:
+        The adapter of rank ``rank``, and what is carried to the next round.
+    """
+    offered = total if carried is None else combine([total, carried], [1.0, dict(gates)])
+    kept, cut = split_at_rank(offered, rank)
+    if not carried_rank:
+        return kept, None
+    return kept, split_at_rank(cut, carried_rank)[0]

@@ -1,0 +1,107 @@
+"""How HyperLoRA's server learns: from the validation loss of the clients at the start that they received.
+
+To first order the loss of client i changes with its start by <G_i, .>. The start is a sum of terms with coefficients
+(the attention weights and strengths of psi, the gates of corrector and generator), so
+d loss / d parameter = sum over parts and terms of <G_i, term> d coefficient / d parameter,
+which autograd takes from the surrogate sum_i sum <G_i, term> coefficient_i(parameters). One Adam step per round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.adapter import Adapter
+from models.start_gradient import GradientSpec, directional_derivatives
+from models.synthesizer import attention
+from strategies.hyperlora_state import HyperLoraState
+from strategies.method import ClientUpdate
+
+FROZEN_LOW, FROZEN_HIGH = -6.0, 6.0
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Derivatives of one client's validation loss, each (parts,) or (parts, N), parts in the adapter's order.
+
+    Attributes:
+        memory: along each remembered deviation.
+        carried: along what the corrector carries; None where it carries nothing.
+        generated: along what the generator made for the client; None where there is none.
+    """
+
+    memory: Tensor
+    carried: Tensor | None
+    generated: Tensor | None
+
+
+def measure_slopes(
+    update: ClientUpdate, state: HyperLoraState, generated: Adapter | None, spec: GradientSpec
+) -> Slopes:
+    """Return the slopes of the client's validation loss at the start that it was sent from ``state``."""
+    extra = [one for one in (state.carried, generated) if one is not None]
+    slopes = directional_derivatives(update.gradient, update.start, [*state.deviations(), *extra], spec)
+    table = torch.stack([slopes[part] for part in state.anchor.parts])
+    count = len(state.memory)
+    rest = iter(table[:, count:].unbind(dim=1))
+    carried = next(rest) if state.carried is not None else None
+    return Slopes(table[:, :count], carried, next(rest) if generated is not None else None)
+
+
+def surrogate(
+    parameters: Mapping[str, Tensor], state: HyperLoraState, updates: Sequence[ClientUpdate], slopes: Sequence[Slopes]
+) -> Tensor:
+    """Return the mean over clients of sum <G_i, term> coefficient, whose gradient is that of their validation loss."""
+    keys, names = state.keys(), state.names()
+    share = torch.sigmoid(parameters["generator"])
+    total = torch.zeros(())
+    for update, slope in zip(updates, slopes, strict=True):
+        own = torch.tensor([name == update.card.client_id for name in names])
+        query = state.standardize(state.description_of(update.card))
+        attended = (slope.memory @ attention(parameters, query, keys, own, state.groups)) * parameters["strength"]
+        if slope.generated is not None:
+            attended = (1 - share) * attended + share * slope.generated
+        total = total + attended.sum()
+        if slope.carried is not None:
+            total = total + (torch.sigmoid(parameters["carried"]) * slope.carried).sum()
+    return total / len(updates)
+
+
+def learn(
+    state: HyperLoraState,
+    updates: Sequence[ClientUpdate],
+    generated: Sequence[Adapter | None],
+    *,
+    spec: GradientSpec,
+    learning_rate: float,
+) -> HyperLoraState:
+    """Return ``state`` after one step of psi and the gates; updates that tell no gradient are passed over.
+
+    Args:
+        state: as it was when the starts were made.
+        updates: the round's replies.
+        generated: by update, what the generator made for the client, or None.
+        spec: what the gradients in the replies are.
+        learning_rate: of Adam, in the units of the parameters (logits and logarithms).
+    """
+    told = [(one, made) for one, made in zip(updates, generated, strict=True) if one.gradient]
+    if not told or not state.memory or not learning_rate:
+        return state
+    clients = [one for one, _ in told]
+    slopes = [measure_slopes(one, state, made, spec) for one, made in told]
+    parameters = {name: value.clone().requires_grad_() for name, value in {**state.psi, **state.gates}.items()}
+    optimizer = torch.optim.Adam(list(parameters.values()), lr=learning_rate)
+    if state.optimizer is not None:
+        optimizer.load_state_dict(dict(state.optimizer))
+    torch.autograd.backward(surrogate(parameters, state, clients, slopes), inputs=list(parameters.values()))
+    optimizer.step()
+    learned = {name: value.detach().clone() for name, value in parameters.items()}
+    return replace(
+        state,
+        psi={name: learned[name] for name in state.psi},
+        gates={name: learned[name].clamp(FROZEN_LOW, FROZEN_HIGH) for name in state.gates},
+        optimizer=optimizer.state_dict(),
+    )

@@ -1,0 +1,79 @@
+"""Learning of psi and the gates, on a loss that is known: quadratic around a target in product space."""
+
+from __future__ import annotations
+
+import torch
+
+from models.adapter import Adapter, subtract
+from models.low_rank import Factors
+from models.start_gradient import GradientSpec, part_vectors
+from strategies.hyperlora import HyperLoRA
+from strategies.hyperlora_learning import learn
+from strategies.hyperlora_state import HyperLoraState
+from strategies.method import ClientUpdate
+from tests.builders import make_adapter, make_card, make_metrics, moved, products
+
+SPEC = GradientSpec("adapter")
+CARDS = {name: make_card(name) for name in "abcdef"}
+METHOD = HyperLoRA(temperature=2.0, learning_rate=0.1, wants=SPEC)
+
+
+def after_one_round() -> HyperLoraState:
+    state = METHOD.register(METHOD.init(make_adapter(0)), CARDS)
+    updates = [
+        ClientUpdate(card, state.anchor, moved(state.anchor, name, 1), make_metrics()) for name, card in CARDS.items()
+    ]
+    return METHOD.aggregate(state, updates)
+
+
+def told(state: HyperLoraState, target: dict[str, Adapter]) -> list[ClientUpdate]:
+    """Replies of clients whose loss is half the squared distance of their start to their target."""
+    updates = []
+    for name, card in CARDS.items():
+        start = METHOD.start(state, card)
+        full = {part: value - products(target[name])[part] for part, value in products(start).items()}
+        low_rank = {k: Factors(B=full[k] @ f.A.mT, A=f.B.mT @ full[k]) for k, f in start.low_rank.items()}
+        gradient = SPEC.compress(part_vectors(Adapter(low_rank, full["head"])))
+        updates.append(ClientUpdate(card, start, start, make_metrics(), gradient))
+    return updates
+
+
+def learned(state: HyperLoraState, target: dict[str, Adapter], steps: int = 15) -> HyperLoraState:
+    for _ in range(steps):
+        updates = told(state, target)
+        state = learn(state, updates, [None] * len(updates), spec=SPEC, learning_rate=0.1)
+    return state
+
+
+def distance(state: HyperLoraState, target: dict[str, Adapter]) -> float:
+    gaps = [subtract(METHOD.start(state, CARDS[name]), one) for name, one in target.items()]
+    return sum(float(value.square().sum()) for gap in gaps for value in products(gap).values())
+
+
+def test_clients_that_want_their_own_past_get_more_of_it() -> None:
+    state = after_one_round()
+    target = {name: moved(make_adapter(0), name, 1) for name in CARDS}
+    after = learned(state, target)
+    assert float(after.psi["self_logit"]) > float(state.psi["self_logit"]) + 0.3
+    assert distance(after, target) < 0.9 * distance(state, target)
+
+
+def test_clients_that_want_the_anchor_get_weaker_deviations() -> None:
+    state = after_one_round()
+    after = learned(state, dict.fromkeys(CARDS, state.anchor))
+    assert float(after.psi["strength"].max()) < 0.5
+
+
+def test_without_gradients_or_rate_nothing_is_learned() -> None:
+    state = after_one_round()
+    silent = [ClientUpdate(card, state.anchor, state.anchor, make_metrics()) for card in CARDS.values()]
+    assert learn(state, silent, [None] * len(silent), spec=SPEC, learning_rate=0.1) is state
+    loud = told(state, dict.fromkeys(CARDS, state.anchor))
+    assert learn(state, loud, [None] * len(loud), spec=SPEC, learning_rate=0.0) is state
+
+
+def test_the_optimiser_goes_on_from_its_state() -> None:
+    target = {name: moved(make_adapter(0), name, 1) for name in CARDS}
+    once = learned(after_one_round(), target, steps=2)
+    again = learned(learned(after_one_round(), target, steps=1), target, steps=1)
+    assert all(torch.equal(once.psi[name], again.psi[name]) for name in once.psi)
