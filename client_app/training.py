@@ -88,6 +88,7 @@ def loss_gradient(model: AdaptedModel, samples: TokenSet) -> Adapter:
 
     The frozen backbone gets none; the model's own gradients are cleared.
     """
+    model.clear_gradient()
     for batch in torch.split(torch.arange(len(samples)), EVALUATION_BATCH) if len(samples) else ():
         tokens, labels = _on_device(model, samples, batch)
         torch.autograd.backward(F.cross_entropy(model.logits(tokens), labels, reduction="sum") / len(samples))

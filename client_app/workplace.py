@@ -97,6 +97,7 @@ class Workplace:
 
 def open_workplace(config: RunConfig) -> Workplace:
     """Return this process's workplace; what does not depend on the method is built once and kept."""
+    torch.set_num_threads(available_threads())
     parts = _open_parts(
         config.data, config.model, config.lora, config.seed, config.train.device, config.train.prefix_cache_mb
     )
@@ -107,7 +108,6 @@ def open_workplace(config: RunConfig) -> Workplace:
 def _open_parts(
     data: DataConfig, model: ModelConfig, lora: LoraConfig, seed: int, device: str, cache_mb: int
 ) -> tuple[AdaptedModel, Federation, TokenCache]:
-    torch.set_num_threads(available_threads())
     adapted = build_model(data, model, lora)
     adapted.to(choose_device(device))
     log.info("clients of this process train on %s with %d thread(s)", adapted.device, torch.get_num_threads())

@@ -84,18 +84,23 @@ class AdaptedModel:
         low_rank = {kind: _stack(layers, _gradient_of) for kind, layers in self._layers.items()}
         head = self._head()
         gradient = torch.cat([_gradient_of(head.weight), _gradient_of(head.bias)[:, None]], dim=1)
+        self.clear_gradient()
+        return Adapter(low_rank, gradient)
+
+    def clear_gradient(self) -> None:
+        """Forget the gradient of whatever was computed last."""
         for parameter in self.trainable_parameters():
             parameter.grad = None
-        return Adapter(low_rank, gradient)
 
     @torch.no_grad()
     def load(self, adapter: Adapter) -> None:
-        """Write ``adapter`` into the model.
+        """Write ``adapter`` into the model and forget the gradient of the one before.
 
         Raises:
             AdapterError: a part is missing, unknown or of another shape.
         """
         check_same_shapes(adapter, self.extract())
+        self.clear_gradient()
         for kind, layers in self._layers.items():
             factors = adapter.low_rank[kind]
             for layer, lora_A, lora_B in zip(layers, factors.A, factors.B, strict=True):

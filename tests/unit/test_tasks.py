@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from client_app.tasks import describe_clients
-from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate
+from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
 from client_app.workplace import TokenCache, Workplace, choose_device
 from data.digits import digits_public
 from data.federation import ClientData, DataError, Samples
 from models.adapted_model import AdaptedModel
+from models.adapter import Adapter
 from models.backbone import build_backbone
 from protocol.config import ConfigError, RunConfig
 
@@ -88,6 +89,22 @@ def test_training_lowers_the_loss_and_moves_every_part(model: AdaptedModel) -> N
     first, last = training.run(2), [training.run(10) for _ in range(3)][-1]
     assert last < first
     assert all(not torch.equal(one, model.extract().tensors()[key]) for key, one in start.tensors().items())
+
+
+def test_the_gradient_is_that_of_the_loss_and_of_nothing_before(model: AdaptedModel) -> None:
+    training = trainer(model)
+    samples = training._samples
+    training.run(3)
+    adapter = model.extract()
+    gradient = loss_gradient(model, samples)
+    moved = adapter.tensors()
+    step = 1e-2 / float(sum(one.square().sum() for one in gradient.tensors().values())) ** 0.5
+    moved = {name: value - step * gradient.tensors()[name] for name, value in moved.items()}
+    before = evaluate(model, samples)[1]
+    model.load(Adapter.from_tensors(moved))
+    predicted = step * float(sum(one.square().sum() for one in gradient.tensors().values()))
+    assert before - evaluate(model, samples)[1] == pytest.approx(predicted, rel=0.1)
+    assert all(parameter.grad is None for parameter in model.trainable_parameters())
 
 
 def test_another_seed_draws_other_batches(model: AdaptedModel) -> None:
