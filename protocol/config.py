@@ -6,41 +6,36 @@ frozen dataclasses; from there on values travel as plain arguments.
 
 from __future__ import annotations
 
-import difflib
-import types
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
+from protocol.config_parsing import (
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Check,
+    ConfigError,
+    ConfigKey,
+    Scalar,
+    build,
+    checked,
+    flatten,
+    key,
+    keys_of,
+    nearest,
+    one_of,
+)
 from protocol.methods import METHODS
 
-Scalar = bool | int | float | str
-Check = tuple[Callable[[Any], bool], str]
+__all__ = ["ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
 
-AT_LEAST_ONE: Check = (lambda value: value >= 1, "at least 1")
-NOT_NEGATIVE: Check = (lambda value: value >= 0, "0 or more")
-POSITIVE: Check = (lambda value: value > 0, "greater than 0")
-BELOW_ONE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 GRADIENT_KINDS = ("off", "sketch", "adapter")
 GENERATOR_KINDS = ("atoms", "mlp", "attention", "heads")
 STEP_LIST: Check = (
     lambda value: all(part.strip().isdigit() for part in value.split(",") if value),
     "numbers separated by commas",
 )
-
-
-class ConfigError(ValueError):
-    """A key or value of the run configuration is wrong; the message is one sentence for a person."""
-
-
-def one_of(*names: str) -> Check:
-    """Return the check that a value is one of ``names``."""
-    return (lambda value: value in names, "one of " + ", ".join(f"'{name}'" for name in names))
-
-
-def key(default: Scalar, meaning: str, check: Check | None = None) -> Any:
-    """Declare one configuration key with its default, meaning (with unit) and range."""
-    return field(default=default, metadata={"meaning": meaning, "check": check})
 
 
 @dataclass(frozen=True)
@@ -199,9 +194,9 @@ class RunConfig:
         known = {entry.key: entry for entry in config_keys()}
         for name in values:
             if name not in known:
-                raise ConfigError(f"unknown configuration key '{name}'{_nearest(name, known)}")
-        parsed = {name: _checked(known[name], value) for name, value in values.items()}
-        config: RunConfig = _build(cls, parsed, prefix="")
+                raise ConfigError(f"unknown configuration key '{name}'{nearest(name, known)}")
+        parsed = {name: checked(known[name], value) for name, value in values.items()}
+        config: RunConfig = build(cls, parsed)
         return config
 
     @property
@@ -218,73 +213,9 @@ class RunConfig:
 
     def flat(self) -> dict[str, Scalar]:
         """Return the flat mapping that :meth:`parse` accepts, every key present."""
-        return dict(_flatten(self, prefix=""))
-
-
-@dataclass(frozen=True)
-class ConfigKey:
-    """One entry of the configuration reference."""
-
-    key: str
-    type: type
-    default: Any
-    meaning: str
-    check: Check | None
+        return dict(flatten(self))
 
 
 def config_keys() -> Iterator[ConfigKey]:
     """Yield every configuration key in the order of its declaration."""
-    yield from _keys_of(RunConfig, prefix="")
-
-
-def _keys_of(cls: type, prefix: str) -> Iterator[ConfigKey]:
-    hints = get_type_hints(cls, localns=dict(vars(types)))
-    for entry in fields(cls):
-        name = prefix + entry.name.replace("_", "-")
-        if is_dataclass(hints[entry.name]):
-            yield from _keys_of(hints[entry.name], prefix=name + ".")
-        else:
-            meta = entry.metadata
-            yield ConfigKey(name, hints[entry.name], entry.default, meta["meaning"], meta["check"])
-
-
-def _checked(entry: ConfigKey, value: Scalar) -> Scalar:
-    if entry.type is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not entry.type:
-        raise ConfigError(
-            f"configuration key '{entry.key}' takes {_article(entry.type)}, got {value!r} ({type(value).__name__})"
-        )
-    if entry.check and not entry.check[0](value):
-        raise ConfigError(f"configuration key '{entry.key}' must be {entry.check[1]}, got {value!r}")
-    return value
-
-
-def _article(kind: type) -> str:
-    return {int: "an integer", float: "a number", str: "a string", bool: "true or false"}[kind]
-
-
-def _build(cls: type, values: Mapping[str, Scalar], prefix: str) -> Any:
-    hints = get_type_hints(cls)
-    arguments: dict[str, Any] = {}
-    for entry in fields(cls):
-        name = prefix + entry.name.replace("_", "-")
-        if is_dataclass(hints[entry.name]):
-            arguments[entry.name] = _build(hints[entry.name], values, prefix=name + ".")
-        elif name in values:
-            arguments[entry.name] = values[name]
-    return cls(**arguments)
-
-
-def _flatten(config: Any, prefix: str) -> Iterator[tuple[str, Scalar]]:
-    for entry in fields(config):
-        name, value = prefix + entry.name.replace("_", "-"), getattr(config, entry.name)
-        if is_dataclass(value):
-            yield from _flatten(value, prefix=name + ".")
-        else:
-            yield name, value
-
-
-def _nearest(name: str, known: Mapping[str, ConfigKey]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    yield from keys_of(RunConfig)
