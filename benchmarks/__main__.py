@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.run_job import run_job
 from benchmarks.suite import Job, SuiteError, load_jobs
-from benchmarks.table import accuracy_table, load_results
+from benchmarks.table import accuracy_table, cost_table, load_results, paired_table, steps_table
 from cli.output import CommandError
 from cli.settings import PATH_KEYS, absolute, parse_override
 from protocol.config import ConfigError
@@ -33,7 +33,7 @@ def main(
     results: Annotated[Path, typer.Option(help="folder of the json files")] = RESULTS,
     jobs: Annotated[int, typer.Option(min=1, help="runs at the same time, one core each")] = 2,
 ) -> None:
-    """Run a suite's missing runs, then print its table."""
+    """Run a suite's missing runs, then print its tables; differences are to the suite's first variant."""
     logging.basicConfig(level=logging.WARNING)
     try:
         overrides = dict(parse_override(one) for one in override or [])
@@ -47,7 +47,10 @@ def main(
     console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there, {len(missing)} to do")
     failed = run_all(missing, folder, jobs)
     order = list(dict.fromkeys(job.variant for job in wanted))
-    console.print(accuracy_table(load_results(folder), order), markup=False, soft_wrap=True)
+    found = load_results(folder)
+    tables = [accuracy_table(found, order), paired_table(found, order, order[0])]
+    for table in [*tables, steps_table(found, order), cost_table(found, order)]:
+        console.print(table + "\n", markup=False, soft_wrap=True)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -12,9 +12,13 @@ COLUMNS = {
     "seen, as received": ("seen", "zero_step", "mean"),
     "seen, after K steps": ("seen", "k_step", "mean"),
     "seen, worst tenth": ("seen", "k_step", "worst_tenth"),
+    "seen, better by validation": ("seen", "chosen", "mean"),
     "unseen, as received": ("unseen", "zero_step", "mean"),
     "unseen, after K steps": ("unseen", "k_step", "mean"),
 }
+
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def load_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -26,21 +30,76 @@ def load_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: sorted(runs, key=lambda run: run["seed"]) for name, runs in results.items()}
 
 
-def accuracy_table(results: Mapping[str, Sequence[Mapping[str, Any]]], order: Sequence[str]) -> str:
+def accuracy_table(results: Results, order: Sequence[str]) -> str:
     """Return a markdown table: accuracy in percent after the last round, mean and standard deviation over seeds."""
-    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows = {
+        name: [_cell([_value(run, path) for run in results[name]]) for path in COLUMNS.values()]
+        for name in order
+        if name in results
+    }
+    return _markdown("method", list(COLUMNS), rows) + _footnote(results, order)
+
+
+def paired_table(results: Results, order: Sequence[str], reference: str) -> str:
+    """Return a markdown table of differences to ``reference`` in points, paired by seed: mean and deviation."""
+    control = {run["seed"]: run for run in results.get(reference, [])}
+    rows = {}
     for name in order:
-        if name in results:
-            cells = [_cell([_value(run, path) for run in results[name]]) for path in COLUMNS.values()]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        pairs = [(run, control[run["seed"]]) for run in results.get(name, []) if run["seed"] in control]
+        if name != reference and pairs:
+            rows[name] = [
+                _cell([_value(a, path) - _value(b, path) for a, b in pairs], "+") for path in COLUMNS.values()
+            ]
+    return _markdown(f"minus {reference}", list(COLUMNS), rows)
+
+
+def steps_table(results: Results, order: Sequence[str]) -> str:
+    """Return a markdown table: accuracy of seen and unseen clients by local steps after the last round."""
+    rows: dict[str, list[str]] = {}
+    columns: list[str] = []
+    for name in order:
+        for group in ("seen", "unseen"):
+            runs = [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in results.get(name, [])]
+            if runs:
+                columns = list(runs[0])
+                rows[f"{name}, {group}"] = [_cell([100 * run[steps] for run in runs]) for steps in columns]
+    return _markdown("local steps", columns, rows)
+
+
+def cost_table(results: Results, order: Sequence[str]) -> str:
+    """Return a markdown table: server seconds and training seconds per round, KiB per client and round."""
+    columns = ["server s", "training s, all clients", "KiB down", "KiB up"]
+    rows = {
+        name: [f"{mean(cost):.2f}" for cost in zip(*map(_costs, results[name]), strict=True)]
+        for name in order
+        if name in results
+    }
+    return _markdown("per round", columns, rows)
+
+
+def _costs(run: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    rounds = run["rounds"]
+    clients = sum(len(one["cohort"]) for one in rounds)
+    moved = [sum(one["bytes"][f"train_{way}"] for one in rounds) / clients / 1024 for way in ("down", "up")]
+    unevaluated = [one for one in rounds if not one["evaluation"]] or rounds
+    server = mean(one["seconds"]["aggregating"] for one in unevaluated)
+    return server, mean(one["seconds"].get("training", 0.0) for one in rounds), moved[0], moved[1]
+
+
+def _markdown(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+    return "\n".join(lines)
+
+
+def _footnote(results: Results, order: Sequence[str]) -> str:
     runs = [run for name in order for run in results.get(name, [])]
     seeds = sorted({run["seed"] for run in runs})
     commits = sorted({run["commit"] for run in runs})
-    lines.append(
-        f"\nPercent, after the last round; {len(seeds)} seed(s) {', '.join(map(str, seeds))}"
+    return (
+        f"\n\nPercent, after the last round; {len(seeds)} seed(s) {', '.join(map(str, seeds))}"
         f"{', mean ± standard deviation' if len(seeds) > 1 else ''}; made at commit {', '.join(commits)}."
     )
-    return "\n".join(lines)
 
 
 def _value(run: Mapping[str, Any], path: tuple[str, str, str]) -> float:
@@ -48,5 +107,6 @@ def _value(run: Mapping[str, Any], path: tuple[str, str, str]) -> float:
     return 100 * float(run["rounds"][-1]["evaluation"][group][column][figure])
 
 
-def _cell(values: Sequence[float]) -> str:
-    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+def _cell(values: Sequence[float], sign: str = "") -> str:
+    middle = f"{mean(values):{sign}.1f}"
+    return f"{middle} ± {stdev(values):.1f}" if len(values) > 1 else middle

@@ -130,6 +130,7 @@ class HyperLoraConfig:
     gradient: str = key("sketch", "what train replies tell of the validation gradient", one_of(*GRADIENT_KINDS))
     sketch_size: int = key(256, "numbers of a sketched gradient per module kind and head", AT_LEAST_ONE)
     learning_rate: float = key(0.05, "of the synthesizer's parameters and the gates; 0 keeps them", NOT_NEGATIVE)
+    memory_limit: int = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all", NOT_NEGATIVE)
     shuffle_signatures: bool = key(False, "describe clients by each other's signatures (an ablation)")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ class RunConsole:
             f"{config.train.batch_size}, LoRA rank {config.lora.rank}, seed {config.seed}"
         )
         self._say(f"results go to {directory}")
+
+    def switched_off(self, names: Sequence[str]) -> None:
+        """Say which of the method's modules are off, if any."""
+        if names:
+            self._say(f"off: {', '.join(names)}")
 
     def round(self, record: RoundRecord) -> None:
         """Say what a round brought."""

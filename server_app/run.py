@@ -36,7 +36,7 @@ def run(grid: Grid, values: Mapping[str, Scalar]) -> Path:
     """
     directory = RunDirectory.open(str(values.get("run.output-dir", "")), resume=bool(values.get("run.resume", False)))
     with directory.recording_errors():
-        config = RunConfig.parse(values)
+        config = RunConfig.parse({**values, "run.output-dir": str(directory.path)})
         torch.set_num_threads(SERVER_THREADS)
         console = RunConsole(directory.path / "console.log", rounds=config.federation.rounds)
         console.opening(config, directory.path)
@@ -44,6 +44,7 @@ def run(grid: Grid, values: Mapping[str, Scalar]) -> Path:
         directory.keep_config(config)
         directory.write_json("environment.json", describe_environment(config.seed, model.backbone.fingerprint))
         strategy = build_strategy(config, model)
+        console.switched_off(strategy.method.switched_off())
         run_rounds(strategy, grid, config, directory, console)
         save_results(strategy, model, config, directory)
         console.closing(strategy.record, directory.path)

@@ -10,7 +10,8 @@ learned from the clients' validation loss (:mod:`strategies.hyperlora_learning`)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,15 +21,15 @@ from models.corrector import correct
 from models.low_rank import Factors
 from models.signature import Projection, Standardizer
 from models.start_gradient import NO_GRADIENT, GradientSpec
-from models.synthesizer import attention, initial_psi
+from models.synthesizer import initial_psi
 from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
+from strategies.disk_memory import DiskMemory
 from strategies.hyperlora_generator import ServedGenerator, Teaching
 from strategies.hyperlora_learning import learn
-from strategies.hyperlora_state import HyperLoraState, Remembered, describe, description_groups
+from strategies.hyperlora_state import HyperLoraState, attended, describe, description_groups
 from strategies.method import ClientUpdate, example_weights
 
-NEGLIGIBLE_WEIGHT = 1e-3
 NUM_HEADS = 4
 INITIAL_METRIC = (1.0, 0.02, 0.02)
 INITIAL_GENERATOR_LOGIT, INITIAL_CORRECTOR_LOGIT = -2.0, 0.0
@@ -46,6 +47,7 @@ class HyperLoRA:
         carried_rank: rank of what the corrector carries; 0 where it is off.
         server_step: eta, step of the anchor along the averaged movements.
         shuffled: whether every client is described by another one's signature, half the list away (an ablation).
+        memory: the empty memory: in RAM, or one that keeps most of its entries on disk.
         generator_inputs: numbers that a description is reduced to for the generator.
     """
 
@@ -59,11 +61,12 @@ class HyperLoRA:
     server_step: float = 1.0
     generator_inputs: int = 16
     shuffled: bool = False
+    memory: Mapping[str, Adapter] = field(default_factory=dict)
 
     @property
     def state_classes(self) -> tuple[type, ...]:
         """The dataclasses that the state is made of."""
-        return (HyperLoraState, Remembered, Standardizer, Projection, Adapter, Factors)
+        return (HyperLoraState, Standardizer, Projection, Adapter, Factors)
 
     def init(self, initial: Adapter) -> HyperLoraState:
         """Start from the fresh adapter with an empty memory."""
@@ -79,10 +82,12 @@ class HyperLoRA:
             "carried": torch.full((len(parts),), INITIAL_CORRECTOR_LOGIT),
             "generator": torch.full((len(parts),), INITIAL_GENERATOR_LOGIT),
         }
-        return HyperLoraState(initial, {}, None, {}, torch.empty(0, dtype=torch.int64), psi, gates)
+        return HyperLoraState(initial, self.memory, {}, None, {}, torch.empty(0, dtype=torch.int64), psi, gates)
 
     def register(self, state: HyperLoraState, cards: Mapping[str, ClientCard]) -> HyperLoraState:
         """Fit the scale of the descriptions to the clients known."""
+        if isinstance(self.memory, DiskMemory) and not isinstance(state.memory, DiskMemory):
+            state = replace(state, memory=self.memory.with_entries(state.memory))
         names = sorted(cards)
         described = {name: describe(cards[name].signature) for name in names}
         if self.shuffled:
@@ -130,13 +135,13 @@ class HyperLoRA:
         made = [self.generate(state, one.card) for one in updates]
         state = learn(state, updates, made, spec=self.wants, learning_rate=self.learning_rate)
         state = self._moved(state, updates)
-        remembered = {
-            one.card.client_id: Remembered(
-                subtract(one.end, state.anchor), state.description_of(one.card), one.metrics.num_examples
-            )
-            for one in updates
-        }
-        state = replace(state, memory={**state.memory, **remembered})
+        deviations = {one.card.client_id: subtract(one.end, state.anchor) for one in updates}
+        counts = {one.card.client_id: one.metrics.num_examples for one in updates}
+        state = replace(
+            state,
+            memory=with_entries(state.memory, deviations),
+            num_examples={**state.num_examples, **counts},
+        )
         return state if self.generator is None else self.generator.taught(state)
 
     def anchor(self, state: HyperLoraState) -> Adapter:
@@ -156,17 +161,24 @@ class HyperLoRA:
             figures |= {f"{name} gate {part}": share for part, share in by_part(state, torch.sigmoid(gate)).items()}
         return figures | {f"distilled {name}": value for name, value in (state.distilled or {}).items()}
 
+    def switched_off(self) -> list[str]:
+        """Return which of synthesizer, generator, corrector and learning are off."""
+        on = {
+            "synthesizer": self.strength,
+            "generator": self.generator,
+            "corrector": self.carried_rank,
+            "learning": self.learning_rate,
+        }
+        return [name for name, setting in on.items() if not setting]
+
     def _attended(self, state: HyperLoraState, card: ClientCard) -> list[tuple[Adapter, dict[str, float]]]:
         if not state.memory or not self.strength:
             return []
-        own = torch.tensor([name == card.client_id for name in state.names()])
-        query = state.standardize(state.description_of(card))
-        alpha = attention(state.psi, query, state.keys(), own, state.groups)
         strength = by_part(state, state.psi["strength"])
+        names, alpha = attended(state, card)
         return [
-            (deviation, {part: float(weight) * one for part, one in strength.items()})
-            for deviation, weight in zip(state.deviations(), alpha, strict=True)
-            if weight >= NEGLIGIBLE_WEIGHT
+            (state.memory[name], {part: weight * one for part, one in strength.items()})
+            for name, weight in zip(names, alpha.tolist(), strict=True)
         ]
 
     def _moved(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
@@ -184,6 +196,11 @@ def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) 
         adapters += [update.end, update.start]
         weights += [step * weight, -step * weight]
     return combine(adapters, weights)
+
+
+def with_entries(memory: Mapping[str, Adapter], new: Mapping[str, Adapter]) -> Mapping[str, Adapter]:
+    """Return ``memory`` with the entries of ``new`` added or replaced, on disk where the memory lies there."""
+    return memory.with_entries(new) if isinstance(memory, DiskMemory) else {**memory, **new}
 
 
 def put_together(anchor: Adapter, terms: Sequence[tuple[Adapter, Weight]]) -> Adapter:
@@ -215,4 +232,12 @@ def build(config: RunConfig) -> HyperLoRA:
         server_step=own.server_step,
         generator_inputs=net.inputs,
         shuffled=own.shuffle_signatures,
+        memory=_empty_memory(config),
     )
+
+
+def _empty_memory(config: RunConfig) -> Mapping[str, Adapter]:
+    if not config.hyperlora.memory_limit:
+        return {}
+    directory = Path(config.run.output_dir) / "memory"
+    return DiskMemory(directory, config.hyperlora.memory_limit, (Adapter, Factors))

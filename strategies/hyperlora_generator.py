@@ -6,6 +6,8 @@ it can serve without any memory (:mod:`models.distillation`).
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,11 +18,12 @@ from models.adapter import Adapter
 from models.distillation import DistillationReport, distill, virtual_inputs
 from models.generator import Generator, build_generator
 from models.low_rank import Factors
-from models.synthesizer import attention
+from models.synthesizer import Keys, attention
 from protocol.build import derive_seed
 from strategies.hyperlora_state import HyperLoraState
 
 LEAST_MEMORY = 4
+MOST_LESSONS = 64
 HELD_OUT_EVERY = 5
 
 
@@ -32,7 +35,7 @@ class Teaching:
     learning_rate: float
     virtual: int
     noise: float
-    patience: int = 3
+    patience: int = 12
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class ServedGenerator:
         """Return ``state`` with a generator that was distilled from its memory, if that has enough clients."""
         if len(state.memory) < LEAST_MEMORY or not self.teaching.steps or state.projection is None:
             return state
-        memory, module = stack(state.deviations()), self._module(state)
+        names = self._lesson_names(state)
+        memory, module = stack([state.memory[name] for name in names]), self._module(state)
         born = state.generator is None
         if born:
             module.seed(memory)
@@ -72,7 +76,7 @@ class ServedGenerator:
         optimizer = torch.optim.Adam(module.parameters(), lr=self.teaching.learning_rate)
         if state.generator_optimizer is not None:
             optimizer.load_state_dict(dict(state.generator_optimizer))
-        report = self._distill(state, module, memory, optimizer)
+        report = self._distill(state, names, module, memory, optimizer)
         return replace(
             state,
             generator={name: value.detach().clone() for name, value in module.state_dict().items()},
@@ -81,9 +85,14 @@ class ServedGenerator:
         )
 
     def _distill(
-        self, state: HyperLoraState, module: Generator, memory: Adapter, optimizer: torch.optim.Adam
+        self,
+        state: HyperLoraState,
+        names: Sequence[str],
+        module: Generator,
+        memory: Adapter,
+        optimizer: torch.optim.Adam,
     ) -> DistillationReport:
-        descriptions, coefficients, held_out = self._lessons(state)
+        descriptions, coefficients, held_out = self._lessons(state, names)
         return distill(
             module,
             inputs=project(state, descriptions),
@@ -96,30 +105,31 @@ class ServedGenerator:
             optimizer=optimizer,
         )
 
-    def _lessons(self, state: HyperLoraState) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return descriptions (S, k), the synthesizer's coefficients by part (S, N), and which are held out."""
+    def _lesson_names(self, state: HyperLoraState) -> list[str]:
+        """Return the clients of the memory that it is taught from: all, or a random choice of ``MOST_LESSONS``."""
         names = state.names()
-        real = torch.stack([state.memory[name].description for name in names])
-        seed = derive_seed(self.seed, "virtual", len(names), float(real.sum()).hex())
-        chance = torch.Generator().manual_seed(seed)
-        teaching = self.teaching
-        scale = state.standardizer.std if state.standardizer is not None else torch.ones(real.shape[1])
-        virtual = virtual_inputs(real / scale, teaching.virtual, teaching.noise, chance) * scale
-        descriptions = torch.cat([real, virtual])
-        own = torch.cat(
-            [torch.eye(len(names), dtype=torch.bool), torch.zeros(len(virtual), len(names), dtype=torch.bool)]
-        )
-        keys = state.keys()
+        chooser = random.Random(derive_seed(self.seed, "lessons", sum(state.num_examples.values()), len(names)))
+        return sorted(chooser.sample(names, min(MOST_LESSONS, len(names))))
+
+    def _lessons(self, state: HyperLoraState, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return descriptions (S, k), the synthesizer's coefficients by part (S, N), and which are held out.
+
+        The first N descriptions are those of the clients themselves, the others are mixed and noised.
+        """
+        real = state.standardize(torch.stack([state.descriptions[name] for name in names]))
+        counts = torch.tensor([float(state.num_examples[name]) for name in names])
+        chance = torch.Generator().manual_seed(derive_seed(self.seed, "virtual", float(real.sum()).hex()))
+        virtual = virtual_inputs(real, self.teaching.virtual, self.teaching.noise, chance)
+        lessons = torch.cat([real, virtual])
+        own = torch.cat([torch.eye(len(real)), torch.zeros(len(virtual), len(real))]).bool()
+        keys = Keys(real, counts)
         alpha = torch.stack(
-            [
-                attention(state.psi, query, keys, flags, state.groups)
-                for query, flags in zip(state.standardize(descriptions), own, strict=True)
-            ]
+            [attention(state.psi, one, keys, flags, state.groups) for one, flags in zip(lessons, own, strict=True)]
         )
-        held_out = torch.zeros(len(descriptions), dtype=torch.bool)
-        held_out[: len(names) : HELD_OUT_EVERY] = True
-        parts = zip(state.anchor.parts, state.psi["strength"], strict=True)
-        return descriptions, {part: strength * alpha for part, strength in parts}, held_out
+        held_out = torch.zeros(len(lessons), dtype=torch.bool)
+        held_out[::HELD_OUT_EVERY] = True
+        strengths = zip(state.anchor.parts, state.psi["strength"], strict=True)
+        return state.unstandardize(lessons), {part: strength * alpha for part, strength in strengths}, held_out
 
     def _module(self, state: HyperLoraState) -> Generator:
         if state.projection is None:

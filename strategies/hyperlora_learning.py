@@ -17,7 +17,7 @@ from torch import Tensor
 from models.adapter import Adapter
 from models.start_gradient import GradientSpec, directional_derivatives
 from models.synthesizer import attention
-from strategies.hyperlora_state import HyperLoraState
+from strategies.hyperlora_state import HyperLoraState, attended
 from strategies.method import ClientUpdate
 
 FROZEN_LOW, FROZEN_HIGH = -6.0, 6.0
@@ -28,11 +28,13 @@ class Slopes:
     """Derivatives of one client's validation loss, each (parts,) or (parts, N), parts in the adapter's order.
 
     Attributes:
-        memory: along each remembered deviation.
+        chosen: which entries of the memory the start attended to, indices in the order of the memory's names.
+        memory: along the deviation of each of them.
         carried: along what the corrector carries; None where it carries nothing.
         generated: along what the generator made for the client; None where there is none.
     """
 
+    chosen: Tensor
     memory: Tensor
     carried: Tensor | None
     generated: Tensor | None
@@ -43,28 +45,31 @@ def measure_slopes(
 ) -> Slopes:
     """Return the slopes of the client's validation loss at the start that it was sent from ``state``."""
     extra = [one for one in (state.carried, generated) if one is not None]
-    slopes = directional_derivatives(update.gradient, update.start, [*state.deviations(), *extra], spec)
+    names = attended(state, update.card)[0]
+    deviations = [state.memory[name] for name in names]
+    slopes = directional_derivatives(update.gradient, update.start, [*deviations, *extra], spec)
     table = torch.stack([slopes[part] for part in state.anchor.parts])
-    count = len(state.memory)
+    count, place = len(names), {name: index for index, name in enumerate(state.names())}
+    chosen = torch.tensor([place[name] for name in names])
     rest = iter(table[:, count:].unbind(dim=1))
     carried = next(rest) if state.carried is not None else None
-    return Slopes(table[:, :count], carried, next(rest) if generated is not None else None)
+    return Slopes(chosen, table[:, :count], carried, next(rest) if generated is not None else None)
 
 
 def surrogate(
     parameters: Mapping[str, Tensor], state: HyperLoraState, updates: Sequence[ClientUpdate], slopes: Sequence[Slopes]
 ) -> Tensor:
     """Return the mean over clients of sum <G_i, term> coefficient, whose gradient is that of their validation loss."""
-    keys, names = state.keys(), state.names()
+    keys = state.keys()
     share = torch.sigmoid(parameters["generator"])
     total = torch.zeros(())
     for update, slope in zip(updates, slopes, strict=True):
-        own = torch.tensor([name == update.card.client_id for name in names])
         query = state.standardize(state.description_of(update.card))
-        attended = (slope.memory @ attention(parameters, query, keys, own, state.groups)) * parameters["strength"]
+        alpha = attention(parameters, query, keys, state.own(update.card.client_id), state.groups)
+        parts = (slope.memory @ alpha[slope.chosen]) * parameters["strength"]
         if slope.generated is not None:
-            attended = (1 - share) * attended + share * slope.generated
-        total = total + attended.sum()
+            parts = (1 - share) * parts + share * slope.generated
+        total = total + parts.sum()
         if slope.carried is not None:
             total = total + (torch.sigmoid(parameters["carried"]) * slope.carried).sum()
     return total / len(updates)

@@ -11,19 +11,12 @@ from torch import Tensor
 
 from models.adapter import Adapter
 from models.signature import Projection, Signature, Standardizer
-from models.synthesizer import Keys
+from models.synthesizer import Keys, attention
 from protocol.signature_messages import ClientCard
 
+MOST_ATTENDED = 64
+NEGLIGIBLE_WEIGHT = 1e-3
 DESCRIPTION_GROUPS = ("feature_mean", "feature_std", "class_frequencies")
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """What the server keeps of a client that trained: D_i, how the client describes its data, n_i, and the round."""
-
-    deviation: Adapter
-    description: Tensor
-    num_examples: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,8 @@ class HyperLoraState:
 
     Attributes:
         anchor: the global adapter of this round.
-        memory: client-id -> the client's last deviation.
+        memory: client-id -> D_i, the client's last deviation; may lie on disk.
+        num_examples: client-id -> n_i, for the clients of the memory.
         standardizer: scale of the descriptions, fitted to all clients known; None before the first is.
         descriptions: client-id -> description (k,) of every client known.
         groups: (k,) group of each coordinate of a description.
@@ -47,7 +41,8 @@ class HyperLoraState:
     """
 
     anchor: Adapter
-    memory: Mapping[str, Remembered]
+    memory: Mapping[str, Adapter]
+    num_examples: Mapping[str, int]
     standardizer: Standardizer | None
     descriptions: Mapping[str, Tensor]
     groups: Tensor
@@ -64,17 +59,17 @@ class HyperLoraState:
         """Return the client-ids of the memory, sorted."""
         return sorted(self.memory)
 
-    def deviations(self) -> list[Adapter]:
-        """Return the remembered deviations in the order of :meth:`names`."""
-        return [self.memory[name].deviation for name in self.names()]
-
     def keys(self) -> Keys:
-        """Return the memory as the attention sees it, in the order of :meth:`names`."""
-        entries = [self.memory[name] for name in self.names()]
+        """Return the memory as the attention sees it, in the order of :meth:`names`; no deviation is read for it."""
+        names = self.names()
         return Keys(
-            self.standardize(torch.stack([entry.description for entry in entries])),
-            torch.tensor([float(entry.num_examples) for entry in entries]),
+            self.standardize(torch.stack([self.descriptions[name] for name in names])),
+            torch.tensor([float(self.num_examples[name]) for name in names]),
         )
+
+    def own(self, client_id: str) -> Tensor:
+        """Return which entry of the memory is the client's own, boolean (N,)."""
+        return torch.tensor([name == client_id for name in self.names()])
 
     def description_of(self, card: ClientCard) -> Tensor:
         """Return how the client is described, shape (k,)."""
@@ -83,6 +78,11 @@ class HyperLoraState:
     def standardize(self, descriptions: Tensor) -> Tensor:
         """Return descriptions (..., k) at the scale of the clients known."""
         return descriptions if self.standardizer is None else self.standardizer(descriptions)
+
+    def unstandardize(self, descriptions: Tensor) -> Tensor:
+        """Inverse of :meth:`standardize`."""
+        scale = self.standardizer
+        return descriptions if scale is None else descriptions * scale.std + scale.mean
 
 
 def describe(signature: Signature) -> Tensor:
@@ -94,3 +94,16 @@ def description_groups(signature: Signature) -> Tensor:
     """Return the group (index in ``DESCRIPTION_GROUPS``) of each coordinate of a description, shape (k,)."""
     width, classes = signature.feature_mean.numel(), signature.class_frequencies.numel()
     return torch.tensor([0] * width + [1] * width + [2] * classes)
+
+
+def attended(state: HyperLoraState, card: ClientCard) -> tuple[list[str], Tensor]:
+    """Return which clients of the memory a client's start attends to, most first, and by how much.
+
+    At most ``MOST_ATTENDED`` of them, each with a weight of at least ``NEGLIGIBLE_WEIGHT``.
+    """
+    query = state.standardize(state.description_of(card))
+    alpha = attention(state.psi, query, state.keys(), state.own(card.client_id), state.groups)
+    order = torch.argsort(alpha, descending=True, stable=True)[:MOST_ATTENDED]
+    order = order[alpha[order] >= NEGLIGIBLE_WEIGHT]
+    names = state.names()
+    return [names[index] for index in order.tolist()], alpha[order]

@@ -66,6 +66,9 @@ class Method(Protocol):
     def report(self, state: Any) -> Mapping[str, float]:
         """Return figures of the state for the metrics, by name."""
 
+    def switched_off(self) -> Sequence[str]:
+        """Return the names of the method's modules that the settings switch off."""
+
 
 class Plain:
     """What a method is that wants no gradient, offers one start to each client and has nothing to report."""
@@ -84,6 +87,10 @@ class Plain:
     def report(self, state: Any) -> Mapping[str, float]:
         """Return none."""
         return {}
+
+    def switched_off(self) -> Sequence[str]:
+        """Return none."""
+        return ()
 
 
 def example_weights(updates: Sequence[ClientUpdate]) -> list[float]:

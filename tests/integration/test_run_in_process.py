@@ -159,3 +159,21 @@ def test_what_cannot_be_resumed_is_one_sentence(finished: Path, overrides: dict[
 def test_a_directory_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run to go on with"):
         make_run(tmp_path / "nothing", **{"run.resume": True})
+
+
+def test_a_memory_on_disk_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    on_disk = make_run(tmp_path / "disk", **{"hyperlora.memory-limit": 2})
+    assert len(list((on_disk / "memory").iterdir())) >= 6
+    assert metrics_without_times(on_disk) == metrics_without_times(finished)
+
+
+def test_a_method_says_what_is_off(tmp_path: Path) -> None:
+    off = {"generator.kind": "off", "corrector.rank": 0, "hyperlora.learning-rate": 0.0}
+    directory = make_run(tmp_path / "off", **off)
+    assert "off: generator, corrector, learning" in (directory / "console.log").read_text()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attention", "heads"])
+def test_every_kind_of_generator_runs(tmp_path: Path, kind: str) -> None:
+    last = metrics_without_times(make_run(tmp_path / kind, **{"generator.kind": kind, "generator.rank": 4}))[-1]
+    assert last["evaluation"]["unseen generator"]["zero_step"]["mean"] > 0.2
