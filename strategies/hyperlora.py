@@ -41,7 +41,8 @@ class HyperLoRA:
 
     Attributes:
         temperature, self_logit, strength: of the synthesizer, before anything is learned.
-        learning_rate: of psi and the gates; 0 keeps them as they are.
+        learned: which of attention, strength and gates are learned.
+        learning_rate: of what is learned; 0 keeps everything as it is.
         wants: what the replies tell of the validation gradient.
         generator: the hypernetwork and how it is trained; None where it is off.
         carried_rank: rank of what the corrector carries; 0 where it is off.
@@ -55,6 +56,7 @@ class HyperLoRA:
     self_logit: float = 0.0
     strength: float = 1.0
     learning_rate: float = 0.0
+    learned: Sequence[str] = ()
     wants: GradientSpec = NO_GRADIENT
     generator: ServedGenerator | None = None
     carried_rank: int = 0
@@ -133,7 +135,7 @@ class HyperLoRA:
     def aggregate(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
         """Learn how starts are put together, move the anchor, remember deviations, teach the generator."""
         made = [self.generate(state, one.card) for one in updates]
-        state = learn(state, updates, made, spec=self.wants, learning_rate=self.learning_rate)
+        state = learn(state, updates, made, spec=self.wants, learning_rate=self.learning_rate, groups=self.learned)
         state = self._moved(state, updates)
         deviations = {one.card.client_id: subtract(one.end, state.anchor) for one in updates}
         counts = {one.card.client_id: one.metrics.num_examples for one in updates}
@@ -225,6 +227,7 @@ def build(config: RunConfig) -> HyperLoRA:
         temperature=own.temperature,
         self_logit=own.self_logit,
         strength=own.strength,
+        learned=[part for part in own.learn.split(",") if part],
         learning_rate=own.learning_rate,
         wants=GradientSpec(own.gradient, own.sketch_size) if own.learning_rate else NO_GRADIENT,
         generator=None if net.kind == "off" else generator,

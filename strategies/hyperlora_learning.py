@@ -20,6 +20,11 @@ from models.synthesizer import attention
 from strategies.hyperlora_state import HyperLoraState, attended
 from strategies.method import ClientUpdate
 
+LEARNABLE = {
+    "attention": ("log_temperature", "self_logit", "log_metric"),
+    "strength": ("strength",),
+    "gates": ("carried", "generator"),
+}
 FROZEN_LOW, FROZEN_HIGH = -6.0, 6.0
 
 
@@ -82,6 +87,7 @@ def learn(
     *,
     spec: GradientSpec,
     learning_rate: float,
+    groups: Sequence[str],
 ) -> HyperLoraState:
     """Return ``state`` after one step of psi and the gates; updates that tell no gradient are passed over.
 
@@ -91,22 +97,29 @@ def learn(
         generated: by update, what the generator made for the client, or None.
         spec: what the gradients in the replies are.
         learning_rate: of Adam, in the units of the parameters (logits and logarithms).
+        groups: which of ``LEARNABLE`` are learned; the others stay as they are.
     """
     told = [(one, made) for one, made in zip(updates, generated, strict=True) if one.gradient]
-    if not told or not state.memory or not learning_rate:
+    if not told or not state.memory or not learning_rate or not groups:
         return state
     clients = [one for one, _ in told]
     slopes = [measure_slopes(one, state, made, spec) for one, made in told]
     parameters = {name: value.clone().requires_grad_() for name, value in {**state.psi, **state.gates}.items()}
-    optimizer = torch.optim.Adam(list(parameters.values()), lr=learning_rate)
+    chosen = [parameters[name] for group in groups for name in LEARNABLE[group]]
+    optimizer = torch.optim.Adam(chosen, lr=learning_rate)
     if state.optimizer is not None:
         optimizer.load_state_dict(dict(state.optimizer))
-    torch.autograd.backward(surrogate(parameters, state, clients, slopes), inputs=list(parameters.values()))
+    torch.autograd.backward(surrogate(parameters, state, clients, slopes), inputs=chosen)
     optimizer.step()
     learned = {name: value.detach().clone() for name, value in parameters.items()}
     return replace(
         state,
         psi={name: learned[name] for name in state.psi},
-        gates={name: learned[name].clamp(FROZEN_LOW, FROZEN_HIGH) for name in state.gates},
+        gates={name: learned[name].clamp(LEARNABLE = {
+    "attention": ("log_temperature", "self_logit", "log_metric"),
+    "strength": ("strength",),
+    "gates": ("carried", "generator"),
+}
+FROZEN_LOW, FROZEN_HIGH) for name in state.gates},
         optimizer=optimizer.state_dict(),
     )

@@ -7,15 +7,17 @@ import torch
 from models.adapter import Adapter, subtract
 from models.low_rank import Factors
 from models.start_gradient import GradientSpec, part_vectors
+from protocol.config import LEARNABLE as CONFIGURED
 from strategies.hyperlora import HyperLoRA
-from strategies.hyperlora_learning import learn
+from strategies.hyperlora_learning import LEARNABLE, learn
 from strategies.hyperlora_state import HyperLoraState
 from strategies.method import ClientUpdate
 from tests.builders import make_adapter, make_card, make_metrics, moved, products
 
 SPEC = GradientSpec("adapter")
 CARDS = {name: make_card(name) for name in "abcdef"}
-METHOD = HyperLoRA(temperature=2.0, learning_rate=0.1, wants=SPEC)
+METHOD = HyperLoRA(temperature=2.0, wants=SPEC)
+ALL = tuple(LEARNABLE)
 
 
 def after_one_round() -> HyperLoraState:
@@ -41,7 +43,7 @@ def told(state: HyperLoraState, target: dict[str, Adapter]) -> list[ClientUpdate
 def learned(state: HyperLoraState, target: dict[str, Adapter], steps: int = 15) -> HyperLoraState:
     for _ in range(steps):
         updates = told(state, target)
-        state = learn(state, updates, [None] * len(updates), spec=SPEC, learning_rate=0.1)
+        state = learn(state, updates, [None] * len(updates), spec=SPEC, learning_rate=0.1, groups=ALL)
     return state
 
 
@@ -67,9 +69,9 @@ def test_clients_that_want_the_anchor_get_weaker_deviations() -> None:
 def test_without_gradients_or_rate_nothing_is_learned() -> None:
     state = after_one_round()
     silent = [ClientUpdate(card, state.anchor, state.anchor, make_metrics()) for card in CARDS.values()]
-    assert learn(state, silent, [None] * len(silent), spec=SPEC, learning_rate=0.1) is state
+    assert learn(state, silent, [None] * len(silent), spec=SPEC, learning_rate=0.1, groups=ALL) is state
     loud = told(state, dict.fromkeys(CARDS, state.anchor))
-    assert learn(state, loud, [None] * len(loud), spec=SPEC, learning_rate=0.0) is state
+    assert learn(state, loud, [None] * len(loud), spec=SPEC, learning_rate=0.0, groups=ALL) is state
 
 
 def test_the_optimiser_goes_on_from_its_state() -> None:
@@ -77,3 +79,15 @@ def test_the_optimiser_goes_on_from_its_state() -> None:
     once = learned(after_one_round(), target, steps=2)
     again = learned(learned(after_one_round(), target, steps=1), target, steps=1)
     assert all(torch.equal(once.psi[name], again.psi[name]) for name in once.psi)
+
+
+def test_what_is_not_to_be_learned_stays() -> None:
+    state = after_one_round()
+    updates = told(state, dict.fromkeys(CARDS, state.anchor))
+    after = learn(state, updates, [None] * len(updates), spec=SPEC, learning_rate=0.1, groups=("strength",))
+    assert torch.equal(after.psi["self_logit"], state.psi["self_logit"])
+    assert not torch.equal(after.psi["strength"], state.psi["strength"])
+
+
+def test_the_names_are_those_of_the_configuration() -> None:
+    assert set(LEARNABLE) == set(CONFIGURED)
