@@ -115,11 +115,6 @@ def learn(
     return replace(
         state,
         psi={name: learned[name] for name in state.psi},
-        gates={name: learned[name].clamp(LEARNABLE = {
-    "attention": ("log_temperature", "self_logit", "log_metric"),
-    "strength": ("strength",),
-    "gates": ("carried", "generator"),
-}
-FROZEN_LOW, FROZEN_HIGH) for name in state.gates},
+        gates={name: learned[name].clamp(FROZEN_LOW, FROZEN_HIGH) for name in state.gates},
         optimizer=optimizer.state_dict(),
     )
