@@ -134,7 +134,7 @@ class HyperLoraConfig:
     server_step: float = key(1.0, "step of the anchor along the averaged movements", POSITIVE)
     gradient: str = key("sketch", "what train replies tell of the validation gradient", one_of(*GRADIENT_KINDS))
     sketch_size: int = key(256, "numbers of a sketched gradient per module kind and head", AT_LEAST_ONE)
-    learn: str = key("attention,gates", "which of attention, strength and gates are learned", LEARNABLE_LIST)
+    learn: str = key("gates", "which of attention, strength and gates are learned", LEARNABLE_LIST)
     learning_rate: float = key(0.05, "of what is learned; 0 keeps everything as it is", NOT_NEGATIVE)
     memory_limit: int = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all", NOT_NEGATIVE)
     shuffle_signatures: bool = key(False, "describe clients by each other's signatures (an ablation)")
