@@ -26,7 +26,7 @@ class AdaptedModel:
     adapter, so their output per sample ("tokens") never changes and may be kept by the caller.
 
     Args:
-        backbone: the frozen model; see :func:`models.backbone.build_backbone`.
+        backbone: the frozen model; see :func:`models.backbone_loading.build_backbone`.
         rank: r of every adapted module.
         alpha: scaling = alpha / rank.
         last_blocks: number of last blocks that are adapted.

@@ -8,7 +8,7 @@ from data.catalog import data_set_info
 from data.digits import digits_public
 from data.federation import Federation, open_federation
 from models.adapted_model import AdaptedModel
-from models.backbone import build_backbone
+from models.backbone_loading import build_backbone
 from protocol.config import DataConfig, LoraConfig, ModelConfig
 
 

@@ -15,7 +15,8 @@ from client_app.app import app as client_app
 from client_app.training import evaluate
 from client_app.workplace import open_workplace
 from data.digits import digits_public
-from models.backbone import Backbone, build_backbone
+from models.backbone import Backbone
+from models.backbone_loading import build_backbone
 from protocol.config import RunConfig
 from server_app.run import run
 from strategies.roster import FederationError

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models import backbone as backbone_module
+from models import backbone_loading
 from models.backbone import (
     BackboneError,
-    build_backbone,
     embed_prefix,
     fingerprint,
     forward_suffix,
     pooled_features,
 )
+from models.backbone_loading import build_backbone
 
 NAME = "test_vit_r160" if timm.is_model("test_vit_r160") else "test_vit"
 SIZE = 160
@@ -191,6 +191,6 @@ def test_an_unreachable_hub_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPat
             raise ConnectionError("no route")
         return create(name, **options)
 
-    monkeypatch.setattr(backbone_module.timm, "create_model", offline)
+    monkeypatch.setattr(backbone_loading.timm, "create_model", offline)
     with pytest.raises(BackboneError, match=r"could not be loaded \(ConnectionError\); .* set model.weights"):
         build_backbone(name=NAME, weights="", image_size=SIZE, num_classes=7)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models import digits_vit
-from models.backbone import Backbone, BackboneError, build_backbone, fingerprint
+from models.backbone import Backbone, BackboneError, fingerprint
+from models.backbone_loading import build_backbone
 from models.digits_vit import RECIPE, cache_path, pretrain
 
 ONCE = {**RECIPE, "epochs": 1}

@@ -12,7 +12,7 @@ from data.digits import digits_public
 from data.federation import ClientData, DataError, Samples
 from models.adapted_model import AdaptedModel
 from models.adapter import Adapter
-from models.backbone import build_backbone
+from models.backbone_loading import build_backbone
 from protocol.config import ConfigError, RunConfig
 
 EMPTY = Samples(torch.empty(0, 1, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))

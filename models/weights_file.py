@@ -1,0 +1,35 @@
+"""Weights of a backbone from a safetensors file, and the error for those of another architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.backbone import HEAD_NAME, BackboneError
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, without those of its classifier head.
+
+    Raises:
+        BackboneError: if the path is relative, no file is there or it is no safetensors file.
+    """
+    if not Path(path).is_absolute():
+        raise BackboneError(f"the path of the weights must be absolute, got '{path}'")
+    if not Path(path).is_file():
+        raise BackboneError(f"there is no weights file at '{path}'")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BackboneError(f"'{path}' is not a readable safetensors file: {error}") from error
+    return {name: tensor for name, tensor in state.items() if name.split(".")[0] != HEAD_NAME}
+
+
+def misfit(path: str, name: str, reason: str) -> BackboneError:
+    """Return the error for weights of another architecture; ``reason`` is what torch or timm said."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    first = " ".join(lines[1:2] or lines)[:200]
+    return BackboneError(f"the weights in '{path}' are not those of '{name}': {first}")
