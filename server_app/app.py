@@ -13,4 +13,4 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Make one run from its configuration to its run directory."""
-    run(grid, context.run_config)
+    run(grid, context.run_config, echo=True)

@@ -1,25 +1,26 @@
-"""What a person reads while a run goes on: one line per round, in the log and in ``console.log``."""
+"""What a person reads while a run goes on: one line per round, on the screen and in ``console.log``."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from protocol.config import RunConfig
 from strategies.records import RoundRecord
 
 GROUPS = ("seen", "unseen")
-log = logging.getLogger(__name__)
 
 
 class RunConsole:
-    """Appends lines to a file that ``hyperlora run`` shows as they come, and to the log."""
+    """Appends lines to a file that ``hyperlora run`` shows as they come, and prints them where ``echo`` says so."""
 
-    def __init__(self, path: Path, *, rounds: int) -> None:
+    def __init__(self, path: Path, *, rounds: int, echo: bool) -> None:
         self._path, self._rounds = path, rounds
+        self._screen = Console(highlight=False, quiet=not echo)
         self._began = time.perf_counter()
         self._first: tuple[int, float] | None = None
 
@@ -75,7 +76,7 @@ class RunConsole:
         self._say("compare: hyperlora run --method fedit; other settings: hyperlora run --help")
 
     def _say(self, line: str) -> None:
-        log.info(line)
+        self._screen.print(line, markup=False, soft_wrap=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

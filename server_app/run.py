@@ -27,8 +27,8 @@ from strategies.roster import Roster
 SERVER_THREADS = 1
 
 
-def run(grid: Grid, values: Mapping[str, Scalar]) -> Path:
-    """Make one run and return its directory.
+def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path:
+    """Make one run and return its directory; ``echo`` prints what the run's console says.
 
     Raises:
         ValueError, FederationError: what was asked for is wrong or cannot be done; one sentence, which is also
@@ -38,7 +38,7 @@ def run(grid: Grid, values: Mapping[str, Scalar]) -> Path:
     with directory.recording_errors():
         config = RunConfig.parse({**values, "run.output-dir": str(directory.path)})
         torch.set_num_threads(SERVER_THREADS)
-        console = RunConsole(directory.path / "console.log", rounds=config.federation.rounds)
+        console = RunConsole(directory.path / "console.log", rounds=config.federation.rounds, echo=echo)
         console.opening(config, directory.path)
         model = build_model(config.data, config.model, config.lora)
         directory.keep_config(config)
