@@ -17,12 +17,13 @@ import torch
 from client_app.training import TokenSet
 from data.federation import ClientData, Federation, Samples
 from models.adapted_model import AdaptedModel
-from models.backbone import embed_prefix
+from models.backbone import Backbone, embed_prefix
 from models.signature import Signature, class_frequencies, compute_signature
 from protocol.build import build_federation, build_model
 from protocol.config import ConfigError, DataConfig, LoraConfig, ModelConfig, RunConfig
 
 PREFIX_BATCH = 64
+LEAST_SHARED_WORK = 50_000_000
 log = logging.getLogger(__name__)
 
 
@@ -97,10 +98,10 @@ class Workplace:
 
 def open_workplace(config: RunConfig) -> Workplace:
     """Return this process's workplace; what does not depend on the method is built once and kept."""
-    torch.set_num_threads(available_threads())
     parts = _open_parts(
         config.data, config.model, config.lora, config.seed, config.train.device, config.train.prefix_cache_mb
     )
+    torch.set_num_threads(worthwhile_threads(parts[0].backbone, config.train.batch_size))
     return Workplace(config, *parts)
 
 
@@ -110,7 +111,7 @@ def _open_parts(
 ) -> tuple[AdaptedModel, Federation, TokenCache]:
     adapted = build_model(data, model, lora)
     adapted.to(choose_device(device))
-    log.info("clients of this process train on %s with %d thread(s)", adapted.device, torch.get_num_threads())
+    log.info("clients of this process train on %s with up to %d thread(s)", adapted.device, available_threads())
     federation = build_federation(data, image_size=model.image_size, seed=seed)
     return adapted, federation, TokenCache(adapted, federation, limit=cache_mb * 2**20)
 
@@ -119,6 +120,11 @@ def available_threads() -> int:
     """Return the cores this process has to itself: Ray's share in a simulation, else all that it may run on."""
     share = os.environ.get("OMP_NUM_THREADS", "")
     return int(share) if share.isdigit() and int(share) > 0 else len(os.sched_getaffinity(0))
+
+
+def worthwhile_threads(backbone: Backbone, batch_size: int) -> int:
+    """Return the threads to train with: all that there are, or one where products are too small to be shared."""
+    return available_threads() if backbone.matmul_work(batch_size) >= LEAST_SHARED_WORK else 1
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -52,6 +52,12 @@ class Backbone:
         """Return the width d of tokens and pooled features."""
         return int(as_vit(self.module).embed_dim)
 
+    def matmul_work(self, batch_size: int) -> int:
+        """Return the floating-point operations of the largest matrix product of a block (its MLP's) on a batch."""
+        vit = as_vit(self.module)
+        width = vit.get_parameter("blocks.0.mlp.fc1.weight").shape[0]
+        return int(2 * batch_size * vit.patch_embed.num_patches * self.embed_dim * width)
+
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise uint8 images (n, c, h, w) to float32 of the same shape, on the same device.
 

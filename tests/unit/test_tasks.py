@@ -7,7 +7,7 @@ import torch
 
 from client_app.tasks import describe_clients
 from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
-from client_app.workplace import TokenCache, Workplace, choose_device
+from client_app.workplace import TokenCache, Workplace, choose_device, worthwhile_threads
 from data.digits import digits_public
 from data.federation import ClientData, DataError, Samples
 from models.adapted_model import AdaptedModel
@@ -120,6 +120,12 @@ def test_the_backbone_stays_frozen(model: AdaptedModel) -> None:
     after = dict(model.network.named_parameters())
     assert before
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_small_products_are_not_shared_between_threads(model: AdaptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert worthwhile_threads(model.backbone, batch_size=16) == 1
+    assert worthwhile_threads(model.backbone, batch_size=4096) == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
