@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -54,11 +56,23 @@ def main(
     raise typer.Exit(1 if failed else 0)
 
 
+def end_with_parent() -> None:
+    """Have this process end when its parent does, so that a killed benchmark leaves no run behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_all(jobs: list[Job], folder: Path, workers: int) -> int:
     """Run ``jobs`` in ``workers`` processes, say how each ended and how long is left; return the failures."""
     began, failed = time.perf_counter(), 0
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         futures: dict[Future[float], Job] = {
             pool.submit(run_job, job, folder / f"{job.name}.json"): job for job in jobs
         }
