@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.run_job import run_job
 from benchmarks.suite import Job, SuiteError, load_jobs
-from benchmarks.table import accuracy_table, cost_table, load_results, paired_table, steps_table
+from benchmarks.table import accuracy_table, cost_table, load_results, paired_table, parts_table, steps_table
 from cli.output import CommandError
 from cli.settings import PATH_KEYS, absolute, parse_override
 from protocol.config import ConfigError
@@ -51,8 +51,9 @@ def main(
     order = list(dict.fromkeys(job.variant for job in wanted))
     found = load_results(folder)
     tables = [accuracy_table(found, order), paired_table(found, order, order[0])]
-    for table in [*tables, steps_table(found, order), cost_table(found, order)]:
-        console.print(table + "\n", markup=False, soft_wrap=True)
+    for table in [*tables, steps_table(found, order), parts_table(found, order), cost_table(found, order)]:
+        if table:
+            console.print(table + "\n", markup=False, soft_wrap=True)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -66,6 +66,20 @@ def steps_table(results: Results, order: Sequence[str]) -> str:
     return _markdown("local steps", columns, rows)
 
 
+def parts_table(results: Results, order: Sequence[str]) -> str:
+    """Return a markdown table: accuracy as received of a whole start, of the generator alone and of the anchor alone."""
+    columns = [f"{group}{part}" for group in ("seen", "unseen") for part in ("", " generator", " anchor")]
+    rows = {}
+    for name in order:
+        found = [run["rounds"][-1]["evaluation"] for run in results.get(name, [])]
+        if found and "seen anchor" in found[0]:
+            rows[name] = [
+                _cell([100 * one[column]["zero_step"]["mean"] for one in found]) if column in found[0] else ""
+                for column in columns
+            ]
+    return _markdown("as received", columns, rows) if rows else ""
+
+
 def cost_table(results: Results, order: Sequence[str]) -> str:
     """Return a markdown table: server seconds and training seconds per round, KiB per client and round."""
     columns = ["server s", "training s, all clients", "KiB down", "KiB up"]
