@@ -67,7 +67,7 @@ def steps_table(results: Results, order: Sequence[str]) -> str:
 
 
 def parts_table(results: Results, order: Sequence[str]) -> str:
-    """Return a markdown table: accuracy as received of a whole start, of the generator alone and of the anchor alone."""
+    """Return a markdown table: accuracy as received of whole starts, of the generator and of the anchor alone."""
     columns = [f"{group}{part}" for group in ("seen", "unseen") for part in ("", " generator", " anchor")]
     rows = {}
     for name in order:
