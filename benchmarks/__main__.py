@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import threading
-import time
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from benchmarks.run_job import run_job
-from benchmarks.suite import Job, SuiteError, load_jobs
+from benchmarks.pool import run_all
+from benchmarks.suite import SuiteError, load_jobs
 from benchmarks.table import accuracy_table, cost_table, load_results, paired_table, parts_table, steps_table
 from cli.output import CommandError
 from cli.settings import PATH_KEYS, absolute, parse_override
@@ -47,43 +42,16 @@ def main(
     folder = results / suite
     missing = [job for job in wanted if not (folder / f"{job.name}.json").exists()]
     console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there, {len(missing)} to do")
-    failed = run_all(missing, folder, jobs)
+    failed = run_all(missing, folder, jobs, say=console.print)
     order = list(dict.fromkeys(job.variant for job in wanted))
     found = load_results(folder)
+    if not found:
+        raise typer.Exit(1)
     tables = [accuracy_table(found, order), paired_table(found, order, order[0])]
     for table in [*tables, steps_table(found, order), parts_table(found, order), cost_table(found, order)]:
         if table:
             console.print(table + "\n", markup=False, soft_wrap=True)
     raise typer.Exit(1 if failed else 0)
-
-
-def end_with_parent() -> None:
-    """Have this process end when its parent does, so that a killed benchmark leaves no run behind."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def run_all(jobs: list[Job], folder: Path, workers: int) -> int:
-    """Run ``jobs`` in ``workers`` processes, say how each ended and how long is left; return the failures."""
-    began, failed = time.perf_counter(), 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
-        futures: dict[Future[float], Job] = {
-            pool.submit(run_job, job, folder / f"{job.name}.json"): job for job in jobs
-        }
-        for done, future in enumerate(as_completed(futures), start=1):
-            left = (time.perf_counter() - began) / done * (len(jobs) - done)
-            error = future.exception()
-            outcome = f"[red]{error}[/red]" if error else f"{future.result():.0f} s"
-            failed += error is not None
-            console.print(f"{done}/{len(jobs)} {futures[future].name}: {outcome}, about {left / 60:.0f} min left")
-    return failed
 
 
 if __name__ == "__main__":

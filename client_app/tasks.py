@@ -13,6 +13,7 @@ from data.federation import DataError
 from models.adapted_model import AdaptedModel
 from models.adapter import Adapter
 from models.prior import add_prior, remove_prior
+from models.signature import Signature
 from models.start_gradient import GradientSpec, part_vectors
 from protocol.build import derive_seed
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
@@ -63,7 +64,15 @@ def train_start(workplace: Workplace, request: TrainRequest) -> TrainReply:
         seconds=time.perf_counter() - began,
     )
     end = remove_prior(model.extract(), frequencies, gamma)
-    return TrainReply(request.client_id, request.server_round, end, metrics, gradient)
+    return TrainReply(
+        request.client_id, request.server_round, end, metrics, gradient, _changed_signature(workplace, request)
+    )
+
+
+def _changed_signature(workplace: Workplace, request: TrainRequest) -> Signature | None:
+    """Return the client's signature where it is no longer the one that the server holds."""
+    signature = workplace.signature(request.client_id)
+    return None if signature.digest() == request.signature_digest else signature
 
 
 def _gradient(model: AdaptedModel, validation: TokenSet, wants: GradientSpec) -> dict[str, Tensor]:

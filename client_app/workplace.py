@@ -33,6 +33,7 @@ class TokenCache:
     def __init__(self, model: AdaptedModel, federation: Federation, limit: int) -> None:
         self._model, self._federation, self._limit = model, federation, limit
         self._kept: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
+        self.signatures: dict[str, Signature] = {}
 
     def get(self, client_id: str, split: str) -> TokenSet:
         """Return one split (train, validation or test) of a client, computed at the first call."""
@@ -83,7 +84,12 @@ class Workplace:
         return class_frequencies(labels, len(self.federation.class_names), smoothing)
 
     def signature(self, client_id: str) -> Signature:
-        """Describe the client's training samples with the frozen backbone."""
+        """Describe the client's training samples with the frozen backbone; computed once per client and kept."""
+        if client_id not in self.cache.signatures:
+            self.cache.signatures[client_id] = self._describe(client_id)
+        return self.cache.signatures[client_id]
+
+    def _describe(self, client_id: str) -> Signature:
         train = self.tokens(client_id, "train")
         tokens = train.tokens[: self.config.signature.max_samples]
         parts = torch.split(tokens, PREFIX_BATCH)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +32,11 @@ class Signature:
         """Return all numbers as one vector of 2 d + classes + 1 entries."""
         count = torch.tensor([self.log_num_examples])
         return torch.cat([self.feature_mean, self.feature_std, self.class_frequencies, count])
+
+    def digest(self) -> str:
+        """Return a short hash of the numbers at half precision, the same before and after they travelled."""
+        half = self.vector().to(torch.float16).numpy().tobytes()
+        return hashlib.blake2b(half, digest_size=8).hexdigest()
 
     @classmethod
     def from_vector(cls, vector: Tensor, num_classes: int) -> Signature:
@@ -70,6 +77,13 @@ def compute_signature(features: Tensor, labels: Tensor, *, num_classes: int, smo
         class_frequencies=class_frequencies(labels, num_classes, smoothing),
         log_num_examples=float(torch.log(torch.tensor(float(labels.numel())))),
     )
+
+
+def drift(before: Signature, after: Signature, known: Sequence[Signature]) -> float:
+    """Return how far a signature moved: root mean square over coordinates, in standard deviations of those known."""
+    scale = Standardizer.fit(torch.stack([one.vector() for one in known])).std
+    moved = (after.vector() - before.vector()) / scale.clamp_min(1e-3)
+    return float(moved.square().mean().sqrt())
 
 
 @dataclass(frozen=True)

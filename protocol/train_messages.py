@@ -11,6 +11,7 @@ from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
 from models.adapter import Adapter
+from models.signature import Signature
 from models.start_gradient import GRADIENT_KINDS, NO_GRADIENT, GradientSpec
 from protocol.envelope import checked_config, config_record
 from protocol.records import (
@@ -31,7 +32,10 @@ MAX_SKETCH = 2**20
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Sends a client its own start, and says what the reply is to tell of the validation gradient there."""
+    """Sends a client its own start, and says what the reply is to tell of the validation gradient there.
+
+    ``signature_digest`` is that of the signature the server holds; a client whose data changed sends a new one.
+    """
 
     TYPE: ClassVar[str] = "train"
     client_id: str
@@ -39,6 +43,7 @@ class TrainRequest:
     local_steps: int
     start: Adapter
     wants: GradientSpec = NO_GRADIENT
+    signature_digest: str = ""
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -48,6 +53,7 @@ class TrainRequest:
             local_steps=self.local_steps,
             gradient=self.wants.kind,
             sketch_size=self.wants.size,
+            signature_digest=self.signature_digest,
         )
         return RecordDict({"config": config, "arrays": encode_adapter(self.start)})
 
@@ -61,6 +67,7 @@ class TrainRequest:
             require(config, "local_steps", int),
             decode_adapter(arrays_of(content), shapes),
             _wants(require(config, "gradient", str), require(config, "sketch_size", int)),
+            require(config, "signature_digest", str),
         )
 
 
@@ -68,6 +75,18 @@ def _wants(kind: str, size: int) -> GradientSpec:
     if kind not in GRADIENT_KINDS or not (0 < size <= MAX_SKETCH or kind != "sketch"):
         raise ProtocolError(f"a gradient of kind '{kind}' and sketch size {size} cannot be told")
     return GradientSpec(kind, size)
+
+
+def _new_signature(content: RecordDict, start: Adapter) -> Signature | None:
+    if "signature" not in content:
+        return None
+    classes, columns = start.head.shape
+    shapes = {"signature": (2 * (columns - 1) + classes + 1,)}
+    vector = decode_tensors(arrays_of(content, "signature"), shapes)["signature"]
+    try:
+        return Signature.from_vector(vector, classes)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,7 @@ class TrainReply:
     end: Adapter
     metrics: TrainMetrics
     gradient: Mapping[str, Tensor] = field(default_factory=dict)
+    signature: Signature | None = None
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -107,6 +127,8 @@ class TrainReply:
         content = RecordDict({"config": config, "arrays": encode_adapter(self.end), "metrics": metrics})
         if self.gradient:
             content["gradient"] = encode_tensors(self.gradient, np.float32)
+        if self.signature is not None:
+            content["signature"] = encode_tensors({"signature": self.signature.vector()}, np.float32)
         return content
 
     @classmethod
@@ -128,4 +150,4 @@ class TrainReply:
         end = decode_adapter(arrays_of(content), adapter_shapes(request.start))
         shapes = request.wants.shapes(request.start)
         gradient = decode_tensors(arrays_of(content, "gradient"), shapes) if shapes else {}
-        return cls(*answered, end, metrics, gradient)
+        return cls(*answered, end, metrics, gradient, _new_signature(content, request.start))

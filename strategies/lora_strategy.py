@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from models.adapter import Adapter
+from models.signature import drift
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
 from protocol.records import encode_adapter
 from protocol.signature_messages import ClientCard
@@ -103,7 +104,8 @@ class LoraStrategy(Strategy):
         began, self._training = time.perf_counter(), Exchange()
         for name in self.record.cohort:
             start = self.method.start(self.state, clients[name])
-            request = TrainRequest(name, server_round, self.settings.local_steps, start, self.method.wants)
+            digest = clients[name].signature.digest()
+            request = TrainRequest(name, server_round, self.settings.local_steps, start, self.method.wants, digest)
             self._add(self._training, request, TrainRequest.TYPE, server_round)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
@@ -120,6 +122,7 @@ class LoraStrategy(Strategy):
         self.record.add_seconds("waiting", began - self._sent_at)
         answers = self._training.settle(replies, TrainReply.decode)
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
+        self._note_drift({one.client_id: reply for one, reply in answers.answered})
         updates = [
             ClientUpdate(self.roster.cards[one.client_id], one.start, reply.end, reply.metrics, reply.gradient)
             for one, reply in answers.answered
@@ -227,6 +230,19 @@ class LoraStrategy(Strategy):
         self.record.failures |= {f"{phase} {name}": reason for name, reason in failures.items()}
         for name, reason in failures.items():
             log.warning("round %d: %s of client '%s' is left out: %s", self.record.server_round, phase, name, reason)
+
+    def _note_drift(self, replies: Mapping[str, TrainReply]) -> None:
+        """Take over the signatures of clients whose data changed, and say by how much they did."""
+        known = [card.signature for card in self.roster.cards.values()]
+        changed = {name: reply.signature for name, reply in replies.items() if reply.signature is not None}
+        for name, signature in changed.items():
+            card = self.roster.cards[name]
+            self.record.drift[name] = drift(card.signature, signature, known)
+            log.warning("client '%s' has other data now: its signature moved by %.2f", name, self.record.drift[name])
+            count = replies[name].metrics.num_examples
+            self.roster.cards[name] = replace(card, signature=signature, num_examples=count)
+        if changed:
+            self.state = self.method.register(self.state, self.roster.cards)
 
     def _anchor_arrays(self) -> ArrayRecord | None:
         anchor = self.method.anchor(self.state)

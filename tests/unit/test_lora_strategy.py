@@ -12,7 +12,7 @@ from flwr.app import Array, Message
 
 from benchmarks.local_grid import LocalGrid
 from protocol.records import adapter_shapes, decode_adapter
-from protocol.train_messages import TrainRequest
+from protocol.train_messages import TrainReply, TrainRequest
 from strategies.flexlora import FlexLoRA
 from strategies.hyperlora import HyperLoRA
 from strategies.lora_strategy import LoraStrategy, RoundSettings
@@ -184,3 +184,37 @@ def test_a_second_node_cannot_take_a_client_over() -> None:
     strategy.join(LocalGrid(fake_client_app(twins), {}, 7))
     assert strategy.roster.nodes["client-0"] == 1
     assert "claims client 'client-0'" in strategy.roster.left_out["node 2"]
+
+
+def _changed(answer: Message, request: TrainRequest) -> Message:
+    told = TrainReply.decode(answer.content, request)
+    answer.content = replace(told, signature=make_card("somewhere else").signature).encode()
+    return answer
+
+
+def test_a_client_whose_data_changed_is_described_anew_and_named() -> None:
+    strategy = make_strategy()
+    changed = run(make_strategy(), rounds=1)[1][0].cohort[0]
+    _, records = run(strategy, rounds=1, spoil={changed: _changed})
+    assert list(records[0].drift) == [changed]
+    assert records[0].drift[changed] > 0.1
+    expected = make_card("somewhere else").signature.vector()
+    torch.testing.assert_close(strategy.roster.cards[changed].signature.vector(), expected)
+
+
+def test_a_signature_that_is_the_same_is_no_drift() -> None:
+    _, records = run(make_strategy(), rounds=2)
+    assert all(record.drift == {} for record in records)
+
+
+def _broken_signature(answer: Message, request: TrainRequest) -> Message:
+    answer = _changed(answer, request)
+    answer.content["signature"]["signature"] = Array(np.ones(3, dtype=np.float32))
+    return answer
+
+
+def test_a_broken_signature_costs_its_own_contribution_only() -> None:
+    broken = run(make_strategy(), rounds=1)[1][0].cohort[0]
+    _, records = run(make_strategy(), rounds=1, spoil={broken: _broken_signature})
+    assert list(records[0].failures) == [f"train {broken}"]
+    assert records[0].drift == {}

@@ -30,6 +30,14 @@ def test_train_messages_survive_the_wire() -> None:
     assert equal(reply.end, REPLY.end)
 
 
+def test_a_new_signature_survives_the_wire() -> None:
+    signature = make_card("a").signature
+    reply = TrainReply.decode(replace(REPLY, signature=signature).encode(), REQUEST)
+    assert reply.signature is not None
+    assert reply.signature.digest() == signature.digest()
+    assert TrainReply.decode(REPLY.encode(), REQUEST).signature is None
+
+
 def test_evaluate_messages_survive_the_wire() -> None:
     request = EvaluateRequest("a", 3, [0, 10], make_adapter(0))
     assert list(EvaluateRequest.decode(request.encode(), adapter_shapes(make_adapter(0))).steps) == [0, 10]
