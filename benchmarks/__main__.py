@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.pool import run_all
+from benchmarks.run_job import is_there
 from benchmarks.suite import SuiteError, load_jobs
 from benchmarks.table import accuracy_table, cost_table, load_results, paired_table, parts_table, steps_table
 from cli.output import CommandError
@@ -40,7 +41,7 @@ def main(
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
     folder = results / suite
-    missing = [job for job in wanted if not (folder / f"{job.name}.json").exists()]
+    missing = [job for job in wanted if not is_there(job, folder / f"{job.name}.json")]
     console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there, {len(missing)} to do")
     failed = run_all(missing, folder, jobs, say=console.print)
     order = list(dict.fromkeys(job.variant for job in wanted))

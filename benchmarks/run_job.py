@@ -13,6 +13,8 @@ from typing import Any
 from benchmarks.suite import Job
 
 NODES = 4
+MACHINE_KEYS = ("data.path", "model.weights")
+NOT_COMPARED = (*MACHINE_KEYS, "run.output-dir")
 HERE = Path(__file__).parent
 
 
@@ -35,6 +37,18 @@ def run_job(job: Job, target: Path) -> float:
     return seconds
 
 
+def is_there(job: Job, target: Path) -> bool:
+    """Tell whether ``target`` holds this run: the keys that both configurations have are equal.
+
+    A file of other settings (other overrides, an edited suite) is not this run and will be replaced.
+    """
+    if not target.exists():
+        return False
+    there = json.loads(target.read_text(encoding="utf-8"))["config"]
+    flat = job.config.flat()
+    return all(flat[name] == value for name, value in there.items() if name in flat and name not in NOT_COMPARED)
+
+
 def _result(job: Job, directory: Path, seconds: float) -> dict[str, Any]:
     rounds = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
@@ -43,7 +57,7 @@ def _result(job: Job, directory: Path, seconds: float) -> dict[str, Any]:
         "seed": job.config.seed,
         "commit": current_commit(),
         "seconds": seconds,
-        "config": {key: value for key, value in job.config.flat().items() if key not in ("data.path", "model.weights")},
+        "config": {key: value for key, value in job.config.flat().items() if key not in MACHINE_KEYS},
         "environment": json.loads((directory / "environment.json").read_text(encoding="utf-8")),
         "clients": json.loads((directory / "evaluation.json").read_text(encoding="utf-8")),
         "rounds": [json.loads(line) for line in rounds],

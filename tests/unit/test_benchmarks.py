@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.run_job import is_there
 from benchmarks.suite import HERE, SuiteError, load_jobs
 from benchmarks.table import accuracy_table, load_results, paired_table
 from protocol.config import ConfigError
@@ -61,3 +62,12 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
         (tmp_path / f"b-{seed}.json").write_text(json.dumps(_result("b", seed, share + 0.1)))
     lines = paired_table(load_results(tmp_path), ["a", "b"], "a").splitlines()
     assert lines[-1].startswith("| b | +10.0 ± 0.0 | +10.0 ± 0.0 | +5.0 ± 0.0 |")
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    target = tmp_path / "hyperlora-seed0.json"
+    job = load_jobs("digits", {"federation.rounds": 3}, [0], ["hyperlora"])[0]
+    assert not is_there(job, target)
+    target.write_text(json.dumps({"config": {**job.config.flat(), "run.output-dir": "elsewhere", "old.key": 1}}))
+    assert is_there(job, target)
+    assert not is_there(load_jobs("digits", {"federation.rounds": 4}, [0], ["hyperlora"])[0], target)
