@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SIGNATURE_VERSION = 1
-
 
 @dataclass(frozen=True)
 class Signature:

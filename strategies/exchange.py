@@ -95,6 +95,7 @@ def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -
 
 
 def error_sentence(reply: Message) -> str:
-    """Return one line for an error reply: the last line of its reason and its code."""
+    """Return one line for an error reply: what the client said last, without Flower's wrapping, and the code."""
     lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
-    return f"{lines[-1] if lines else 'the client failed'} (error code {reply.error.code})"
+    said = lines[-1].rpartition("Message: ")[2].removesuffix("'>") if lines else "the client failed"
+    return f"{said} (error code {reply.error.code})"

@@ -91,15 +91,11 @@ class HyperLoRA:
         if isinstance(self.memory, DiskMemory) and not isinstance(state.memory, DiskMemory):
             state = replace(state, memory=self.memory.with_entries(state.memory))
         names = sorted(cards)
-        described = {name: describe(cards[name].signature) for name in names}
-        if self.shuffled:
-            described = dict(
-                zip(
-                    names,
-                    [described[name] for name in names[len(names) // 2 :] + names[: len(names) // 2]],
-                    strict=True,
-                )
-            )
+        half = len(names) // 2 if self.shuffled else 0
+        described = {
+            name: describe(cards[other].signature)
+            for name, other in zip(names, names[half:] + names[:half], strict=True)
+        }
         table, groups = torch.stack([described[name] for name in names]), description_groups(cards[names[0]].signature)
         state = replace(state, standardizer=Standardizer.fit(table), descriptions=described, groups=groups)
         if state.projection is not None and len(cards) < 2 * state.projection.fitted:

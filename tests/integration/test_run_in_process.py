@@ -19,7 +19,7 @@ from models.backbone import Backbone
 from models.backbone_loading import build_backbone
 from protocol.config import RunConfig
 from server_app.run import run
-from strategies.roster import FederationError
+from strategies.roster import FederationError, Roster
 
 SMALL = {"federation.rounds": 3, "federation.clients-per-round": 6, "federation.evaluate-every": 2}
 
@@ -178,3 +178,14 @@ def test_a_method_says_what_is_off(tmp_path: Path) -> None:
 def test_every_kind_of_generator_runs(tmp_path: Path, kind: str) -> None:
     last = metrics_without_times(make_run(tmp_path / kind, **{"generator.kind": kind, "generator.rank": 4}))[-1]
     assert last["evaluation"]["unseen generator"]["zero_step"]["mean"] > 0.2
+
+
+def test_a_node_of_another_backbone_is_left_out_and_the_reason_is_named() -> None:
+    values = RunConfig.parse(SMALL).flat()
+    roster = Roster(fingerprint="f" * 64, signature_size=2 * 64 + 10 + 1, num_classes=10)
+    with pytest.raises(
+        FederationError, match="this node has another backbone: the server's fingerprint is ffffffffffff"
+    ):
+        roster.wait_for(LocalGrid(client_app, values, 2), wanted=20, join_timeout=0.1, reply_timeout=60)
+    assert roster.cards == {}
+    assert sorted(roster.left_out) == ["node 1", "node 2"]

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, Message
+from flwr.app import Array, Error, Message
 
 from benchmarks.local_grid import LocalGrid
 from protocol.records import adapter_shapes, decode_adapter
 from protocol.train_messages import TrainReply, TrainRequest
+from strategies.exchange import error_sentence
 from strategies.flexlora import FlexLoRA
 from strategies.hyperlora import HyperLoRA
 from strategies.lora_strategy import LoraStrategy, RoundSettings
@@ -218,3 +219,19 @@ def test_a_broken_signature_costs_its_own_contribution_only() -> None:
     _, records = run(make_strategy(), rounds=1, spoil={broken: _broken_signature})
     assert list(records[0].failures) == [f"train {broken}"]
     assert records[0].drift == {}
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("<class 'X'>:<'\nException ClientAppException occurred. Message: it is empty'>", "it is empty (error code 2)"),
+        ("Traceback\n  line\nValueError: it is empty\n", "ValueError: it is empty (error code 2)"),
+        ("", "the client failed (error code 2)"),
+    ],
+)
+def test_what_a_client_said_is_one_sentence(reason: str, sentence: str) -> None:
+    grid = LocalGrid(fake_client_app(CARDS), {}, 1)
+    strategy = make_strategy()
+    strategy.join(grid)
+    asked = strategy.configure_train(1, None, None, grid)[0]
+    assert error_sentence(Message(Error(code=2, reason=reason), reply_to=asked)) == sentence
