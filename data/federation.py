@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +15,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (n, channels, height, width) uint8 and labels (n,) int64; n may be 0. Not to be written to."""
+    """What a site holds, and labels (n,) int64; n may be 0. Not to be written to.
 
-    images: Tensor
+    ``inputs`` are images (n, channels, height, width) uint8, or n texts.
+    """
+
+    inputs: Tensor | Sequence[str]
     labels: Tensor
 
     def __len__(self) -> int:

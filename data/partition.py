@@ -21,9 +21,9 @@ CACHED_CLIENTS = 256
 
 
 class Source(NamedTuple):
-    """Samples that were read: images (n, c, h, w) uint8, labels (n,) int64 and one split key each."""
+    """Samples that were read: images (n, c, h, w) uint8 or n texts, labels (n,) int64 and one split key each."""
 
-    images: Tensor
+    inputs: Tensor | Sequence[str]
     labels: Tensor
     keys: list[str]
 
@@ -128,15 +128,19 @@ class DividedFederation:
 
     def _load(self, client_id: str) -> ClientData:
         plan = self._plans[client_id]
-        images, labels, keys = self._read(plan.domain, plan.rows)
+        inputs, labels, keys = self._read(plan.domain, plan.rows)
         parts = split_by_key(
             keys,
             validation_fraction=self._division.validation_fraction,
             test_fraction=self._division.test_fraction,
             client_id=client_id,
         )
-        train, validation, test = (Samples(images[part], labels[part]) for part in parts)
+        train, validation, test = (Samples(_chosen(inputs, part), labels[part]) for part in parts)
         return ClientData(client_id, plan.domain, plan.trains, train, validation, test)
+
+
+def _chosen(inputs: Tensor | Sequence[str], part: list[int]) -> Tensor | Sequence[str]:
+    return inputs[part] if isinstance(inputs, Tensor) else [inputs[position] for position in part]
 
 
 def _derived_seed(seed: int, domain: str) -> int:

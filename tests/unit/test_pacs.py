@@ -69,9 +69,9 @@ def test_clients_cover_the_table_with_resized_rgb_images(tmp_path: Path) -> None
     assert [client.trains for client in clients] == [True, False, True, False]
     samples = [s for c in clients for s in (c.train, c.validation, c.test)]
     assert sum(map(len, samples)) == 120
-    assert {tuple(s.images.shape[1:]) for s in samples} == {(3, 12, 12)}
-    assert {s.images.dtype for s in samples} == {torch.uint8}
-    pairs = [pair for s in samples for pair in zip(s.images, s.labels, strict=True)]
+    assert {tuple(s.inputs.shape[1:]) for s in samples} == {(3, 12, 12)}
+    assert {s.inputs.dtype for s in samples} == {torch.uint8}
+    pairs = [pair for s in samples for pair in zip(s.inputs, s.labels, strict=True)]
     images = {image.numpy().tobytes(): int(label) for image, label in pairs}
     assert len(images) == 120
     assert images[pixels_of(7)] == 7 % 3
@@ -101,8 +101,8 @@ def test_the_same_bytes_are_never_in_train_and_test(tmp_path: Path) -> None:
     columns["image"][60:] = columns["image"][:60]
     federation = open_pacs(write(tmp_path / "pacs", columns))
     clients = [federation.load(client_id) for client_id in federation.client_ids]
-    train = {image.numpy().tobytes() for c in clients for image in c.train.images}
-    test = {image.numpy().tobytes() for c in clients for image in c.test.images}
+    train = {image.numpy().tobytes() for c in clients for image in c.train.inputs}
+    test = {image.numpy().tobytes() for c in clients for image in c.test.inputs}
     assert not train & test
 
 
@@ -159,5 +159,5 @@ def test_the_real_copy_has_four_domains_of_seven_classes() -> None:
     assert len(federation.class_names) == 7
     client = federation.load("photo-0")
     assert client.domain == "photo"
-    assert client.train.images.shape == (len(client.train), 3, 32, 32)
-    assert client.train.images.float().std() > 30
+    assert client.train.inputs.shape == (len(client.train), 3, 32, 32)
+    assert client.train.inputs.float().std() > 30
