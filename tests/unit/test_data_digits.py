@@ -6,21 +6,13 @@ from torch import Tensor
 
 from data import digits
 from data.digits import DOMAINS, digits_public
-from data.federation import ClientData, DataError, Federation, Samples, open_federation
+from data.federation import ClientData, DataError, Division, Federation, Samples
+from data.listing import Origin
+from data.opening import open_federation
 
 
 def open_digits(seed: int = 0, alpha: float = 0.5, image_size: int = 16) -> Federation:
-    return open_federation(
-        name="digits",
-        path="",
-        seed=seed,
-        clients_per_domain=5,
-        dirichlet_alpha=alpha,
-        unseen_fraction=0.2,
-        validation_fraction=0.15,
-        test_fraction=0.25,
-        image_size=image_size,
-    )
+    return open_federation("digits", Origin("", image_size), Division(seed, 5, alpha, 0.2, 0.15, 0.25))
 
 
 def load_all(federation: Federation) -> list[ClientData]:
