@@ -11,7 +11,7 @@ from cli.execution import simulate, submit_elsewhere
 from cli.output import reports_errors
 from cli.settings import read_settings
 from cli.superlink import simulation_size
-from data.catalog import data_set_info
+from protocol.build import expected_clients
 from protocol.config import RunConfig
 
 
@@ -41,5 +41,5 @@ def run(
 
 
 def default_supernodes(config: RunConfig) -> int:
-    """Return how many nodes a simulation gets: one for each client of each of the data set's domains."""
-    return config.data.clients_per_domain * len(data_set_info(config.data.name).domains)
+    """Return how many nodes a simulation gets: one for each client that the data are divided over."""
+    return expected_clients(config.data)

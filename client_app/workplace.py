@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from client_app.training import TokenSet
 from data.federation import ClientData, Federation, Samples
 from models.adapted_model import AdaptedModel
-from models.backbone import Backbone, embed_prefix
+from models.backbone import Backbone, Inputs
 from models.signature import Signature, class_frequencies, compute_signature
 from protocol.build import build_federation, build_model
 from protocol.config import ConfigError, DataConfig, LoraConfig, ModelConfig, RunConfig
@@ -46,13 +47,9 @@ class TokenCache:
 
     @torch.no_grad()
     def _embed(self, samples: Samples) -> TokenSet:
-        model = self._model
         if not len(samples):
             return TokenSet(torch.empty(0), samples.labels)
-        parts = [
-            embed_prefix(model.network, model.backbone.prepare(images).to(model.device), model.first_block).cpu()
-            for images in torch.split(samples.images, PREFIX_BATCH)
-        ]
+        parts = [self._model.embed(inputs).cpu() for inputs in input_batches(self._model.backbone, samples.inputs)]
         return TokenSet(torch.cat(parts), samples.labels)
 
     def _evict(self) -> None:
@@ -100,6 +97,14 @@ class Workplace:
             num_classes=len(self.federation.class_names),
             smoothing=self.config.signature.smoothing,
         )
+
+
+def input_batches(backbone: Backbone, inputs: Inputs) -> Iterator[torch.Tensor]:
+    """Yield transformed batches: images are normalised one batch at a time, texts padded to one length for all."""
+    if isinstance(inputs, torch.Tensor):
+        yield from (backbone.prepare(images) for images in torch.split(inputs, PREFIX_BATCH))
+    else:
+        yield from torch.split(backbone.prepare(inputs), PREFIX_BATCH)
 
 
 def open_workplace(config: RunConfig) -> Workplace:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataSetInfo:
-    """Names of the domains and of the classes, the latter in the order of the labels."""
+    """Names of the domains, and of the classes in the order of the labels."""
 
     domains: tuple[str, ...]
     class_names: tuple[str, ...]
@@ -21,8 +21,3 @@ DATA_SETS: Mapping[str, DataSetInfo] = {
         ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
     ),
 }
-
-
-def data_set_info(name: str) -> DataSetInfo:
-    """Return what is known of the data set ``name``; raises KeyError for one that is not in the catalogue."""
-    return DATA_SETS[name]

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from data.federation import DataError, Division, Federation
-from data.partition import DividedFederation, Source, plan_clients
+from data.federation import DataError
+from data.listing import Listing, Origin, Source
 from data.split import unit_interval
 
 PUBLIC_FRACTION = 0.5
@@ -32,26 +32,30 @@ def digits_public(image_size: int = 16) -> tuple[Tensor, Tensor]:
     return images[rows], labels[rows]
 
 
-def open_digits(path: str, image_size: int, division: Division) -> Federation:
-    """Divide the private half; see :func:`data.federation.open_federation`.
+def list_digits(origin: Origin) -> Listing:
+    """List the private half in every domain.
 
     Raises:
         DataError: if a path is given, or the images would be smaller than 8 px.
     """
-    if path:
-        raise DataError(f"the data set 'digits' is embedded and takes no path, got '{path}'")
+    image_size = origin.image_size
+    if origin.path:
+        raise DataError(
+            f"the data set 'digits' is embedded and takes no path, got '{origin.path}'; "
+            "set data.name to 'folder', 'csv' or another kind of own data"
+        )
     if image_size < MIN_IMAGE_SIZE:
         raise DataError(f"digits need at least {MIN_IMAGE_SIZE} px, got an image size of {image_size} px")
     images, labels = _all_digits(image_size)
     private = [row for row in range(len(labels)) if not _is_public(row)]
-    plans = plan_clients(dict.fromkeys(DOMAINS, private), labels.tolist(), division)
 
     def read(domain: str, rows: Sequence[int]) -> Source:
         chosen = list(rows)
         shown = DOMAINS[domain](images[chosen].float() / 255, chosen)
         return Source((shown * 255).round().clamp(0, 255).byte(), labels[chosen], [_key(r) for r in rows])
 
-    return DividedFederation(plans, [str(digit) for digit in range(10)], division, read)
+    names = tuple(str(digit) for digit in range(10))
+    return Listing(names, dict.fromkeys(DOMAINS, private), labels.tolist(), read)
 
 
 def _clean(images: Tensor, _rows: Sequence[int]) -> Tensor:

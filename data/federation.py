@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +15,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (n, channels, height, width) uint8 and labels (n,) int64; n may be 0. Not to be written to."""
+    """What a site holds, and labels (n,) int64; n may be 0. Not to be written to.
 
-    images: Tensor
+    ``inputs`` are images (n, channels, height, width) uint8, or n texts.
+    """
+
+    inputs: Tensor | Sequence[str]
     labels: Tensor
 
     def __len__(self) -> int:
@@ -58,9 +61,25 @@ class Federation(Protocol):
         """
 
 
+PARTITIONS = ("dirichlet", "iid", "pathological", "natural")
+
+
 @dataclass(frozen=True)
 class Division:
-    """How a data set is divided: over clients, then each client's samples into parts."""
+    """How a data set is divided: over clients, then each client's samples into parts.
+
+    Attributes:
+        seed: of the division over clients; the parts of a client do not depend on it.
+        clients_per_domain: clients among which one domain's samples are divided, at least 1.
+        dirichlet_alpha: label skew inside a domain; 0 divides evenly.
+        unseen_fraction: share of each domain's clients (``natural``: of the domains) that never train.
+        validation_fraction: share of each client's samples held out for validation.
+        test_fraction: share of each client's samples held out for test.
+        partition: ``dirichlet``; ``iid`` (at random); ``pathological`` (few classes per client); or ``natural`` (a
+            domain is a client, its id the domain's name).
+        classes_per_client: for ``pathological``.
+        max_samples: most samples of a client, the others are not read; 0 is all.
+    """
 
     seed: int
     clients_per_domain: int
@@ -68,6 +87,9 @@ class Division:
     unseen_fraction: float
     validation_fraction: float
     test_fraction: float
+    partition: str = "dirichlet"
+    classes_per_client: int = 2
+    max_samples: int = 0
 
     def __post_init__(self) -> None:
         if self.validation_fraction + self.test_fraction >= 1:
@@ -75,7 +97,7 @@ class Division:
                 f"validation fraction {self.validation_fraction} and test fraction {self.test_fraction} "
                 "leave nothing to train on"
             )
-        if self.num_unseen >= self.clients_per_domain:
+        if self.num_unseen >= self.clients_per_domain and self.partition != "natural":
             raise DataError(
                 f"an unseen fraction of {self.unseen_fraction} leaves none of {self.clients_per_domain} "
                 "clients per domain to train"
@@ -85,56 +107,3 @@ class Division:
     def num_unseen(self) -> int:
         """Return how many clients of each domain never train."""
         return round(self.unseen_fraction * self.clients_per_domain)
-
-
-def open_federation(
-    *,
-    name: str,
-    path: str,
-    seed: int,
-    clients_per_domain: int,
-    dirichlet_alpha: float,
-    unseen_fraction: float,
-    validation_fraction: float,
-    test_fraction: float,
-    image_size: int,
-) -> Federation:
-    """Open a data set and divide it; the same arguments always give the same clients.
-
-    Client ids are ``{domain}-{k}``; the last ``round(unseen_fraction * clients_per_domain)`` of each domain
-    never train.
-
-    Args:
-        name: ``digits`` or ``pacs``.
-        path: absolute path of a local copy; empty takes the data set's own source.
-        seed: of the division over clients; the parts of a client do not depend on it.
-        clients_per_domain: clients among which one domain's samples are divided, at least 1.
-        dirichlet_alpha: label skew inside a domain; 0 divides evenly.
-        unseen_fraction: share of each domain's clients that never train.
-        validation_fraction: share of each client's samples held out for validation.
-        test_fraction: share of each client's samples held out for test.
-        image_size: side of the images in pixels.
-
-    Raises:
-        DataError: for an unknown name, data that is missing or wrong, or a division that is not possible.
-    """
-    opener = _OPENERS.get(name)
-    if opener is None:
-        raise DataError(f"there is no data set '{name}'; known are {', '.join(sorted(_OPENERS))}")
-    division = Division(seed, clients_per_domain, dirichlet_alpha, unseen_fraction, validation_fraction, test_fraction)
-    return opener(path, image_size, division)
-
-
-def _open_digits(path: str, image_size: int, division: Division) -> Federation:
-    from data.digits import open_digits  # scikit-learn takes seconds to import
-
-    return open_digits(path, image_size, division)
-
-
-def _open_pacs(path: str, image_size: int, division: Division) -> Federation:
-    from data.pacs import open_pacs  # so does datasets
-
-    return open_pacs(path, image_size, division)
-
-
-_OPENERS: dict[str, Callable[[str, int, Division], Federation]] = {"digits": _open_digits, "pacs": _open_pacs}

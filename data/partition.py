@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from data.federation import ClientData, DataError, Division, Samples
-from data.split import split_by_key
+from data.listing import Reader
+from data.split import split_by_key, unit_interval
 
 MIN_CLIENT_SAMPLES = 20
 DIRICHLET_ATTEMPTS = 20
 CACHED_CLIENTS = 256
-
-
-class Source(NamedTuple):
-    """Samples that were read: images (n, c, h, w) uint8, labels (n,) int64 and one split key each."""
-
-    images: Tensor
-    labels: Tensor
-    keys: list[str]
-
-
-Reader = Callable[[str, Sequence[int]], Source]
-"""Reads the samples of a domain at the given rows of the data set."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +54,7 @@ def partition_labels(
     Raises:
         DataError: if there are too few samples, or no draw gives each client ``min_samples``.
     """
-    if len(labels) < min_samples * num_clients:
-        raise DataError(
-            f"domain '{domain}' has {len(labels)} samples, too few for {num_clients} clients "
-            f"with at least {min_samples} each"
-        )
+    check_enough(labels, domain, num_clients, min_samples)
     domain_seed = _derived_seed(seed, domain)
     if alpha == 0:
         return _even(labels, num_clients, domain_seed)
@@ -87,24 +73,64 @@ def plan_clients(
 ) -> dict[str, ClientPlan]:
     """Divide each domain's rows; return the clients by id, sorted by it.
 
+    Client ids are ``{domain}-{k}``, and the last ``num_unseen`` of each domain never train; where a domain is a
+    client they are the domains' names, and those of the largest hash never train.
+
     Args:
         domains: rows of each domain in the data set.
         labels: class of every row of the data set.
-        division: the number of clients, the skew and the seed.
+        division: how to divide.
+
+    Raises:
+        DataError: a domain has too few samples, or the skew is not possible.
     """
-    plans = {}
-    for domain, rows in domains.items():
-        parts = partition_labels(
-            [labels[row] for row in rows],
-            domain=domain,
-            num_clients=division.clients_per_domain,
-            alpha=division.dirichlet_alpha,
-            seed=division.seed,
-        )
+    plans = _natural_plans(domains, division) if division.partition == "natural" else {}
+    for domain, rows in domains.items() if not plans else ():
+        parts = _divided([labels[row] for row in rows], domain, division)
         for index, part in enumerate(parts):
             trains = index < division.clients_per_domain - division.num_unseen
-            plans[f"{domain}-{index}"] = ClientPlan(domain, trains, tuple(rows[i] for i in part))
-    return dict(sorted(plans.items()))
+            plans[f"{safe_id(domain)}-{index}"] = ClientPlan(domain, trains, tuple(rows[i] for i in part))
+    return {name: _capped(name, plan, division.max_samples) for name, plan in sorted(plans.items())}
+
+
+def _natural_plans(domains: Mapping[str, Sequence[int]], division: Division) -> dict[str, ClientPlan]:
+    ranked = sorted(domains, key=lambda domain: unit_interval(f"{division.seed}/{domain}", "unseen"))
+    seen = ranked[: len(ranked) - round(division.unseen_fraction * len(ranked))]
+    return {safe_id(domain): ClientPlan(domain, domain in seen, tuple(rows)) for domain, rows in domains.items()}
+
+
+def _divided(labels: Sequence[int], domain: str, division: Division) -> list[list[int]]:
+    count, seed = division.clients_per_domain, _derived_seed(division.seed, domain)
+    if division.partition == "pathological":
+        return _pathological(labels, domain, count, division.classes_per_client, seed)
+    if division.partition == "iid":
+        check_enough(labels, domain, count, MIN_CLIENT_SAMPLES)
+        order = np.random.default_rng(seed).permutation(len(labels))
+        return [sorted(order[index::count].tolist()) for index in range(count)]
+    return partition_labels(
+        labels, domain=domain, num_clients=count, alpha=division.dirichlet_alpha, seed=division.seed
+    )
+
+
+def _capped(client_id: str, plan: ClientPlan, limit: int) -> ClientPlan:
+    if not limit or len(plan.rows) <= limit:
+        return plan
+    ranked = sorted(plan.rows, key=lambda row: unit_interval(f"{client_id}/{row}", "cap"))
+    return ClientPlan(plan.domain, plan.trains, tuple(sorted(ranked[:limit])))
+
+
+def safe_id(domain: str) -> str:
+    """Return a domain's name as it may stand in a client id: letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", domain)
+
+
+def check_enough(labels: Sequence[int], domain: str, num_clients: int, min_samples: int) -> None:
+    """Raise DataError if there are fewer samples than ``min_samples`` for each client."""
+    if len(labels) < min_samples * num_clients:
+        raise DataError(
+            f"domain '{domain}' has {len(labels)} samples, too few for {num_clients} clients "
+            f"with at least {min_samples} each; lower data.clients-per-domain"
+        )
 
 
 class DividedFederation:
@@ -128,15 +154,19 @@ class DividedFederation:
 
     def _load(self, client_id: str) -> ClientData:
         plan = self._plans[client_id]
-        images, labels, keys = self._read(plan.domain, plan.rows)
+        inputs, labels, keys = self._read(plan.domain, plan.rows)
         parts = split_by_key(
             keys,
             validation_fraction=self._division.validation_fraction,
             test_fraction=self._division.test_fraction,
             client_id=client_id,
         )
-        train, validation, test = (Samples(images[part], labels[part]) for part in parts)
+        train, validation, test = (Samples(_chosen(inputs, part), labels[part]) for part in parts)
         return ClientData(client_id, plan.domain, plan.trains, train, validation, test)
+
+
+def _chosen(inputs: Tensor | Sequence[str], part: list[int]) -> Tensor | Sequence[str]:
+    return inputs[part] if isinstance(inputs, Tensor) else [inputs[position] for position in part]
 
 
 def _derived_seed(seed: int, domain: str) -> int:
@@ -153,16 +183,39 @@ def _dirichlet(
     labels: Sequence[int], num_clients: int, alpha: float, seed: int, min_samples: int
 ) -> list[list[int]] | None:
     """Return one division by flwr_datasets, or None where its own attempts fell short of ``min_samples``."""
-    from datasets import Dataset  # slow to import, as is flwr_datasets
-    from flwr_datasets.partitioner import DirichletPartitioner
+    from flwr_datasets.partitioner import DirichletPartitioner  # slow to import
 
-    partitioner = DirichletPartitioner(
-        num_clients, "label", alpha, min_partition_size=min_samples, self_balancing=False, seed=seed
-    )
-    partitioner.dataset = Dataset.from_dict({"label": list(labels), "position": list(range(len(labels)))})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return [sorted(partitioner.load_partition(k)["position"]) for k in range(num_clients)]
+            return _positions(
+                DirichletPartitioner(
+                    num_clients, "label", alpha, min_partition_size=min_samples, self_balancing=False, seed=seed
+                ),
+                labels,
+            )
     except ValueError:
         return None
+
+
+def _pathological(labels: Sequence[int], domain: str, num_clients: int, num_classes: int, seed: int) -> list[list[int]]:
+    """Return a division by flwr_datasets in which a client has ``num_classes`` classes, drawn at random."""
+    from flwr_datasets.partitioner import PathologicalPartitioner  # slow to import
+
+    try:
+        return _positions(
+            PathologicalPartitioner(num_clients, "label", num_classes, class_assignment_mode="random", seed=seed),
+            labels,
+        )
+    except ValueError as error:
+        raise DataError(
+            f"the samples of domain '{domain}' cannot be divided over {num_clients} clients of {num_classes} "
+            f"classes each: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _positions(partitioner: Any, labels: Sequence[int]) -> list[list[int]]:
+    from datasets import Dataset
+
+    partitioner.dataset = Dataset.from_dict({"label": list(labels), "position": list(range(len(labels)))})
+    return [sorted(partitioner.load_partition(k)["position"]) for k in range(partitioner.num_partitions)]

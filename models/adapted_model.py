@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.adapter import Adapter, AdapterError, check_same_shapes, resized
-from models.backbone import Backbone, forward_suffix, pooled_features
+from models.backbone import Backbone
 from models.lora_layers import factor, prepared, read_core
 from models.low_rank import Factors
 
@@ -54,6 +54,7 @@ class AdaptedModel:
         self.peft_model.eval()
         self.network = cast(nn.Module, self.peft_model.base_model.model)
         self._layers = {kind: self._layers_of(kind) for kind in backbone.target_modules}
+        self._fresh_head = self.extract().head
 
     @property
     def device(self) -> torch.device:
@@ -65,13 +66,13 @@ class AdaptedModel:
         self.peft_model.to(device)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Map tokens (n, t, d) before ``first_block`` to logits (n, classes)."""
-        return forward_suffix(self.network, tokens, self.first_block)
+        """Map tokens before ``first_block``, samples first, to logits (n, classes)."""
+        return self.backbone.anatomy.forward_suffix(self.network, tokens, self.first_block)
 
     def frozen_features(self, tokens: Tensor) -> Tensor:
-        """Map tokens (n, t, d) to the pooled features (n, d) of the backbone without its adapter."""
+        """Map tokens, samples first, to the pooled features (n, d) of the backbone without its adapter."""
         with torch.no_grad(), self.peft_model.disable_adapter():
-            return pooled_features(self.network, tokens, self.first_block)
+            return self.backbone.anatomy.pooled_features(self.network, tokens, self.first_block)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the LoRA factors and the head's parameters, in a fixed order."""
@@ -127,8 +128,13 @@ class AdaptedModel:
         head.bias.copy_(adapter.head[:, -1])
 
     @torch.no_grad()
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Map transformed inputs (n, ...) to tokens before ``first_block``, on the model's device."""
+        return self.backbone.anatomy.embed_prefix(self.network, inputs.to(self.device), self.first_block)
+
+    @torch.no_grad()
     def initialise(self, seed: int) -> Adapter:
-        """Return a fresh adapter as PEFT makes it: lora_A Kaiming-uniform with ``seed``, lora_B and head zero."""
+        """Return a fresh adapter as PEFT makes it: lora_A Kaiming-uniform with ``seed``, lora_B 0, fresh head."""
         generator = torch.Generator().manual_seed(seed)
         low_rank = {}
         for kind, layers in self._layers.items():
@@ -136,7 +142,7 @@ class AdaptedModel:
             for block in lora_A:
                 nn.init.kaiming_uniform_(block, a=5**0.5, generator=generator)
             low_rank[kind] = Factors(B=torch.zeros_like(lora_B), A=lora_A)
-        return Adapter(low_rank, torch.zeros_like(self.extract().head))
+        return Adapter(low_rank, self._fresh_head.clone())
 
     def save(self, adapter: Adapter, directory: Path) -> None:
         """Write ``adapter``, of any rank, as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads."""
@@ -158,12 +164,13 @@ class AdaptedModel:
         tensors = dict(get_peft_model_state_dict(self.peft_model, save_embedding_layers=False))
         for kind, factors in adapter.low_rank.items():
             for index, (lora_A, lora_B) in enumerate(zip(factors.A, factors.B, strict=True), start=self.first_block):
-                name = f"base_model.model.blocks.{index}.{kind}"
+                name = f"base_model.model.{self.backbone.blocks}.{index}.{kind}"
                 tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = lora_A, lora_B
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def _layers_of(self, kind: str) -> list[LoraLayer]:
-        names = [f"blocks.{index}.{kind}" for index in range(self.first_block, self.backbone.num_blocks)]
+        blocks = range(self.first_block, self.backbone.num_blocks)
+        names = [f"{self.backbone.blocks}.{index}.{kind}" for index in blocks]
         layers: list[LoraLayer] = []
         for name in names:
             layer = self.network.get_submodule(name)
@@ -189,7 +196,7 @@ def lora_config(backbone: Backbone, *, rank: int, alpha: float, first_block: int
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it, any number works
         target_modules=list(backbone.target_modules),
         layers_to_transform=list(range(first_block, backbone.num_blocks)),
-        layers_pattern=backbone.layers_pattern,
+        layers_pattern=backbone.blocks,
         modules_to_save=[backbone.head_name],
         lora_dropout=0.0,
     )
@@ -197,7 +204,7 @@ def lora_config(backbone: Backbone, *, rank: int, alpha: float, first_block: int
 
 def _check_rank(backbone: Backbone, rank: int, first_block: int) -> None:
     for kind in backbone.target_modules:
-        layer = backbone.module.get_submodule(f"blocks.{first_block}.{kind}")
+        layer = backbone.module.get_submodule(f"{backbone.blocks}.{first_block}.{kind}")
         smallest = min(cast(nn.Linear, layer).weight.shape)
         if rank > smallest:
             raise AdapterError(

@@ -1,22 +1,24 @@
-"""The frozen backbone: a timm VisionTransformer, split into a cached prefix and an adapted suffix.
-
-The free functions work on the bare module and on one whose blocks carry PEFT's LoRA layers and whose head
-is wrapped by PEFT (``peft_model.base_model.model``): they call timm's own submodules in timm's order.
-"""
+"""The frozen backbone as the rest of the system sees it, and what every family of models has to declare."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-TARGET_MODULES = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-LAYERS_PATTERN = "blocks"
-HEAD_NAME = "head"
+Inputs = Tensor | Sequence[str]
+"""Raw samples: uint8 images (n, c, h, w), or n texts."""
+
+Transform = Callable[[Inputs], Tensor]
+"""Turns raw samples into what a family's ``embed_prefix`` takes, n first; raises BackboneError for other inputs."""
+
+Pretraining = Callable[[], tuple[Tensor, Tensor]]
+"""Gives public images (n, c, h, w) uint8 and labels (n,); only a backbone that is pretrained on the spot calls it."""
 
 
 class BackboneError(ValueError):
@@ -24,86 +26,121 @@ class BackboneError(ValueError):
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A frozen VisionTransformer with a zero head, and what its users have to know of it.
+class Request:
+    """Which backbone is asked for.
 
-    ``fingerprint`` is the SHA-256 of everything but the head; two parties may exchange adapters only if
-    theirs are equal. ``image_size`` is in pixels, ``mean`` and ``std`` are per channel, for values in [0, 1].
+    Attributes:
+        name: ``digits-vit`` (embedded), the name of a timm model, or ``hf:`` and a hub name or absolute directory.
+        weights: absolute path of a safetensors file (or, for ``hf:``, of a directory); empty takes the model's own.
+        image_size: side of square images in pixels.
+        num_classes: size of the head.
+        max_length: most tokens of a text.
+        class_names: names of the classes, for heads that are made from them; empty where they are not known.
+        prompt: text of a class, with ``{}`` for its name.
+        pretraining: public digits for ``digits-vit``.
+    """
+
+    name: str
+    weights: str
+    image_size: int
+    num_classes: int
+    max_length: int = 128
+    class_names: tuple[str, ...] = ()
+    prompt: str = "a photo of a {}."
+    pretraining: Pretraining | None = None
+
+
+class Anatomy(Protocol):
+    """How models of a family are taken apart: a frozen prefix, computed once per sample, and an adapted suffix.
+
+    Methods take the bare module or the one that carries PEFT's layers and whose head PEFT wraps. Tokens are one
+    tensor with the samples first; its other dimensions are the family's own affair (texts pack their mask in it).
+    """
+
+    def embed_prefix(self, module: nn.Module, inputs: Tensor, first_block: int) -> Tensor:
+        """Run transformed inputs through the embedding and the blocks before ``first_block``.
+
+        The result depends on frozen weights only as long as no adapter sits below ``first_block``.
+
+        Raises:
+            ValueError: if ``first_block`` is not in [0, number of blocks].
+        """
+
+    def forward_suffix(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
+        """Run tokens through the blocks from ``first_block`` on and the head: logits (n, classes)."""
+
+    def pooled_features(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
+        """Return what the head would receive for tokens: pooled features (n, d)."""
+
+
+class Family(Anatomy, Protocol):
+    """Models that are built and taken apart alike; each file of :mod:`models.backbones` has one as ``FAMILY``."""
+
+    def claims(self, request: Request) -> bool:
+        """Tell whether the model asked for is one of this family; raises BackboneError for a name without model."""
+
+    def build(self, request: Request) -> Backbone:
+        """Build it, frozen and in evaluation mode; raises BackboneError."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen model with a fresh linear head, and what its users have to know of it.
+
+    Attributes:
+        fingerprint: SHA-256 of everything but the head; parties may exchange adapters only if theirs are equal.
+        anatomy: how to run the module in two parts.
+        transform: how raw samples become its inputs.
+        blocks: path of the list of blocks in the module.
+        target_modules: linear layers in a block that are adapted, by path; each has one shape over all blocks.
+        head_name: path of the head, an ``nn.Linear`` with bias.
+        embed_dim: width d of the pooled features.
+        num_tokens: tokens of one (longest) sample.
     """
 
     name: str
     module: nn.Module
     fingerprint: str
-    image_size: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    target_modules: tuple[str, ...] = TARGET_MODULES
-    layers_pattern: str = LAYERS_PATTERN
-    head_name: str = HEAD_NAME
+    anatomy: Anatomy
+    transform: Transform
+    blocks: str
+    target_modules: tuple[str, ...]
+    head_name: str
+    embed_dim: int
+    num_tokens: int
 
     @property
     def num_blocks(self) -> int:
-        """Return the number of transformer blocks."""
-        return len(as_vit(self.module).blocks)
-
-    @property
-    def embed_dim(self) -> int:
-        """Return the width d of tokens and pooled features."""
-        return int(as_vit(self.module).embed_dim)
+        """Return the number of blocks."""
+        return len(block_list(self.module, self.blocks))
 
     def matmul_work(self, batch_size: int) -> int:
-        """Return the floating-point operations of the largest matrix product of a block (its MLP's) on a batch."""
-        vit = as_vit(self.module)
-        width = vit.get_parameter("blocks.0.mlp.fc1.weight").shape[0]
-        return int(2 * batch_size * vit.patch_embed.num_patches * self.embed_dim * width)
+        """Return the floating-point operations of the largest matrix product of a block on a batch."""
+        block = block_list(self.module, self.blocks)[0]
+        weights = (block.get_submodule(kind).get_parameter("weight").numel() for kind in self.target_modules)
+        return 2 * batch_size * self.num_tokens * max(weights)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Normalise uint8 images (n, c, h, w) to float32 of the same shape, on the same device.
-
-        Raises:
-            BackboneError: for another type, rank, number of channels or size; nothing is resized here.
-        """
-        expected = (self.channels, self.image_size, self.image_size)
-        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise BackboneError(
-                f"backbone '{self.name}' takes uint8 images of shape (n, {', '.join(map(str, expected))}), "
-                f"got {images.dtype} of shape {tuple(images.shape)}"
-            )
-        mean, std = (images.new_tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
+    def prepare(self, inputs: Inputs) -> Tensor:
+        """Transform raw samples; see :attr:`transform`."""
+        return self.transform(inputs)
 
 
-def embed_prefix(module: nn.Module, images: Tensor, first_block: int) -> Tensor:
-    """Run prepared images (n, c, h, w) through the embedding and ``blocks[:first_block]``.
-
-    Returns:
-        tokens (n, t, d), prefix tokens (class, register) included. They depend on frozen weights only
-        as long as no adapter sits below ``first_block``, so they may be computed once per image.
-
-    Raises:
-        ValueError: if ``first_block`` is not in [0, number of blocks].
-    """
-    vit = as_vit(module)
-    _check_first_block(vit, first_block)
-    tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-    for block in vit.blocks[:first_block]:
-        tokens = block(tokens)
-    return torch.as_tensor(tokens)
+def block_list(module: nn.Module, path: str) -> nn.ModuleList | nn.Sequential:
+    """Return the list of blocks at ``path``; raises TypeError for what is none."""
+    blocks = module.get_submodule(path)
+    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
+        raise TypeError(f"expected a list of blocks at '{path}', got {type(blocks).__name__}")
+    return blocks
 
 
-def forward_suffix(module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
-    """Run tokens (n, t, d) through ``blocks[first_block:]``, the norm and the head: logits (n, classes)."""
-    return torch.as_tensor(as_vit(module).forward_head(_suffix_tokens(module, tokens, first_block)))
+def checked_first_block(first_block: int, num_blocks: int) -> int:
+    """Return ``first_block`` if it is in [0, num_blocks], else raise ValueError."""
+    if not 0 <= first_block <= num_blocks:
+        raise ValueError(f"first_block must be in [0, {num_blocks}], got {first_block}")
+    return first_block
 
 
-def pooled_features(module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
-    """Return what the head would receive for tokens (n, t, d): pooled features (n, d)."""
-    last = _suffix_tokens(module, tokens, first_block)
-    return torch.as_tensor(as_vit(module).forward_head(last, pre_logits=True))
-
-
-def fingerprint(module: nn.Module) -> str:
+def fingerprint(module: nn.Module, head_name: str = "head") -> str:
     """Return the SHA-256 (hex) of the sorted names, types, shapes and bytes of all weights but the head's.
 
     It does not depend on the number of classes, the device or trained heads; it does on every other bit.
@@ -111,31 +148,21 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     tensors = dict(chain(module.named_parameters(), module.named_buffers()))
     for name in sorted(tensors):
-        if name.split(".")[0] != HEAD_NAME:
+        if name.split(".")[0] != head_name:
             values = tensors[name].detach().cpu().contiguous()
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def as_vit(module: nn.Module) -> VisionTransformer:
-    """Return ``module`` if its forward pass is the one that this file takes apart, else raise TypeError."""
-    own = ("forward", "forward_features", "forward_head")
-    if not isinstance(module, VisionTransformer) or any(
-        getattr(type(module), method) is not getattr(VisionTransformer, method) for method in own
-    ):
-        raise TypeError(f"expected a VisionTransformer, got {type(module).__name__}")
-    return module
+def frozen(module: nn.Module) -> nn.Module:
+    """Freeze ``module``, put it into evaluation mode and return it."""
+    return module.requires_grad_(False).eval()
 
 
-def _check_first_block(vit: VisionTransformer, first_block: int) -> None:
-    if not 0 <= first_block <= len(vit.blocks):
-        raise ValueError(f"first_block must be in [0, {len(vit.blocks)}], got {first_block}")
-
-
-def _suffix_tokens(module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
-    vit = as_vit(module)
-    _check_first_block(vit, first_block)
-    for block in vit.blocks[first_block:]:
-        tokens = block(tokens)
-    return torch.as_tensor(vit.norm(tokens))
+def zero_head(width: int, num_classes: int) -> nn.Linear:
+    """Return a linear head of zeros."""
+    head = nn.Linear(width, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,8 @@ from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.backbone import BackboneError, fingerprint
+from models.backbone import BackboneError, Pretraining, fingerprint
 from models.weights_file import misfit, read_weights
-
-Pretraining = Callable[[], tuple[Tensor, Tensor]]
 
 NAME = "digits-vit"
 IMAGE_SIZE = 16

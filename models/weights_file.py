@@ -8,7 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.backbone import HEAD_NAME, BackboneError
+from models.backbone import BackboneError
+
+HEAD_NAME = "head"
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-from data.catalog import data_set_info
+from data.catalog import DataSetInfo
 from data.digits import digits_public
-from data.federation import Federation, open_federation
+from data.federation import Division, Federation
+from data.listing import Origin
+from data.opening import describe_data, open_federation
 from models.adapted_model import AdaptedModel
 from models.backbone_loading import build_backbone
 from protocol.config import DataConfig, LoraConfig, ModelConfig
@@ -17,12 +19,17 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
 
     Raises:
         BackboneError, AdapterError: the configuration asks for what the backbone cannot do.
+        DataError: the classes have to be read from the data, and cannot.
     """
+    class_names = data_set_info(data).class_names
     backbone = build_backbone(
         name=model.name,
         weights=model.weights,
         image_size=model.image_size,
-        num_classes=len(data_set_info(data.name).class_names),
+        num_classes=len(class_names),
+        max_length=model.max_length,
+        class_names=class_names,
+        prompt=model.prompt,
         pretraining=digits_public,
     )
     return AdaptedModel(backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks)
@@ -34,17 +41,38 @@ def build_federation(data: DataConfig, *, image_size: int, seed: int) -> Federat
     Raises:
         DataError: the data are not there or cannot be divided as asked.
     """
-    return open_federation(
-        name=data.name,
-        path=data.path,
+    division = Division(
         seed=seed,
         clients_per_domain=data.clients_per_domain,
         dirichlet_alpha=data.dirichlet_alpha,
         unseen_fraction=data.unseen_fraction,
         validation_fraction=data.validation_fraction,
         test_fraction=data.test_fraction,
-        image_size=image_size,
+        partition=data.partition,
+        classes_per_client=data.classes_per_client,
+        max_samples=data.max_samples,
     )
+    return open_federation(data.name, _origin(data, image_size), division)
+
+
+def data_set_info(data: DataConfig) -> DataSetInfo:
+    """Return the domains and classes of the data; reads them where they are not in the catalogue.
+
+    Raises:
+        DataError: the data have to be read, and cannot.
+    """
+    return describe_data(data.name, _origin(data, image_size=1))
+
+
+def expected_clients(data: DataConfig) -> int:
+    """Return how many clients a simulation divides the data over."""
+    domains = len(data_set_info(data).domains)
+    return domains if data.partition == "natural" else domains * data.clients_per_domain
+
+
+def _origin(data: DataConfig, image_size: int) -> Origin:
+    classes = tuple(name.strip() for name in data.classes.split(",") if name.strip())
+    return Origin(data.path, image_size, classes, data.text_column, data.label_column, data.domain_column)
 
 
 def derive_seed(*parts: int | str) -> int:

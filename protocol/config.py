@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from data.federation import PARTITIONS
 from protocol.config_parsing import (
     AT_LEAST_ONE,
     BELOW_ONE,
@@ -30,6 +31,10 @@ from protocol.methods import METHODS
 
 __all__ = ["ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
 
+DATA = (
+    "digits", "folder", "csv", "jsonl", "parquet", "pacs", "office-home", "domainnet", "cifar100", "fdu-mtl"
+)  # fmt: skip
+PROMPT: Check = (lambda value: value.count("{}") == 1, "a text with one {} in it")
 GRADIENT_KINDS = ("off", "sketch", "adapter")
 GENERATOR_KINDS = ("atoms", "mlp", "attention", "heads")
 LEARNABLE = ("attention", "strength", "gates")
@@ -47,8 +52,15 @@ STEP_LIST: Check = (
 class DataConfig:
     """Which data the clients hold and how a simulation divides it."""
 
-    name: str = key("digits", "data set: digits (embedded) or pacs", one_of("digits", "pacs"))
-    path: str = key("", "absolute path of a local copy; empty loads from the hub where the data set needs it")
+    name: str = key("digits", "digits (embedded), a kind of own data (folder, csv, ...) or a known set", one_of(*DATA))
+    path: str = key("", "absolute path of own data or a local copy; empty loads a known set from the hub")
+    classes: str = key("", "names of the classes, separated by commas; empty takes those that the data have")
+    text_column: str = key("text", "column of the texts in a table")
+    label_column: str = key("label", "column of their classes")
+    domain_column: str = key("domain", "column of their domains, which a table need not have")
+    partition: str = key("dirichlet", "how a domain's samples are divided over clients", one_of(*PARTITIONS))
+    classes_per_client: int = key(2, "classes of a client where data.partition is pathological", AT_LEAST_ONE)
+    max_samples: int = key(0, "most samples of a client, the others are left alone; 0 is all", NOT_NEGATIVE)
     clients_per_domain: int = key(5, "clients that share one domain's samples", AT_LEAST_ONE)
     dirichlet_alpha: float = key(0.5, "label skew inside a domain; 0 divides evenly", NOT_NEGATIVE)
     unseen_fraction: float = key(0.2, "share of each domain's clients that never train", BELOW_ONE)
@@ -60,9 +72,11 @@ class DataConfig:
 class ModelConfig:
     """The frozen backbone that all parties share."""
 
-    name: str = key("digits-vit", "digits-vit (embedded) or the name of a timm VisionTransformer")
-    weights: str = key("", "absolute path of a safetensors file; empty takes the model's own pretrained weights")
-    image_size: int = key(16, "side of the square input in pixels", AT_LEAST_ONE)
+    name: str = key("digits-vit", "digits-vit (embedded), a timm model, or hf: and a hub name or absolute directory")
+    weights: str = key("", "absolute path of a safetensors file or, for hf:, a directory; empty takes the model's own")
+    image_size: int = key(16, "side of square images in pixels", AT_LEAST_ONE)
+    max_length: int = key(128, "most tokens of a text; longer ones are truncated", AT_LEAST_ONE)
+    prompt: str = key("a photo of a {}.", "text of a class for CLIP, {} is its name", PROMPT)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from flwr.serverapp import Grid
 
-from data.catalog import data_set_info
 from models.adapted_model import AdaptedModel
 from models.prior import add_prior
-from protocol.build import build_model, derive_seed
+from protocol.build import build_model, data_set_info, derive_seed, expected_clients
 from protocol.config import ConfigError, RunConfig, Scalar
 from server_app.console import RunConsole
 from server_app.environment import describe_environment
@@ -53,8 +52,7 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
 
 def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     """Put the method that the configuration names into the round loop."""
-    info, own = data_set_info(config.data.name), config.federation
-    num_classes = len(info.class_names)
+    own, num_classes = config.federation, len(data_set_info(config.data).class_names)
     roster = Roster(
         fingerprint=model.backbone.fingerprint,
         signature_size=2 * model.backbone.embed_dim + num_classes + 1,
@@ -66,7 +64,7 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
         evaluate_steps=config.evaluation_steps,
         evaluate_every=own.evaluate_every,
         seed=config.seed,
-        min_clients=own.min_clients or config.data.clients_per_domain * len(info.domains),
+        min_clients=own.min_clients or expected_clients(config.data),
         join_timeout=own.join_timeout,
         round_timeout=own.round_timeout,
     )

@@ -70,7 +70,7 @@ def test_every_adapter_loads_with_peft_and_gives_the_accuracy_that_was_reported(
         model = PeftModel.from_pretrained(backbone.module, str(finished / "adapters" / score["client_id"])).eval()
         test = workplace.client(score["client_id"]).test
         with torch.no_grad():
-            predicted = model(backbone.prepare(test.images)).argmax(dim=1)
+            predicted = model(backbone.prepare(test.inputs)).argmax(dim=1)
         assert float((predicted == test.labels).float().mean()) == pytest.approx(score["zero_step"], abs=1e-6)
 
 

@@ -11,15 +11,11 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models import backbone_loading
-from models.backbone import (
-    BackboneError,
-    embed_prefix,
-    fingerprint,
-    forward_suffix,
-    pooled_features,
-)
+from models import timm_models
+from models.backbone import BackboneError, fingerprint
 from models.backbone_loading import build_backbone
+from models.backbones.timm_vit import FAMILY
+from models.image_transform import ImageTransform
 
 NAME = "test_vit_r160" if timm.is_model("test_vit_r160") else "test_vit"
 SIZE = 160
@@ -57,11 +53,11 @@ def weights(tmp_path: Path) -> str:
 @pytest.mark.parametrize("first_block", range(DEPTH + 1))
 def test_prefix_and_suffix_make_the_whole(kind: str, first_block: int, images: Tensor) -> None:
     vit = small_vit(**KINDS[kind])
-    tokens = embed_prefix(vit, images, first_block)
+    tokens = FAMILY.embed_prefix(vit, images, first_block)
     assert tokens.shape[0] == 7
     assert tokens.shape[2] == 12
-    torch.testing.assert_close(forward_suffix(vit, tokens, first_block), vit(images))
-    features = pooled_features(vit, tokens, first_block)
+    torch.testing.assert_close(FAMILY.forward_suffix(vit, tokens, first_block), vit(images))
+    features = FAMILY.pooled_features(vit, tokens, first_block)
     assert features.shape == (7, 12)
     torch.testing.assert_close(vit.head(features), vit(images))
 
@@ -73,14 +69,14 @@ def test_it_holds_with_lora_and_a_wrapped_head(images: Tensor) -> None:
     adapted = peft.get_peft_model(small_vit(), config).eval()
     inner = adapted.base_model.model
     for first_block in (0, 2):
-        tokens = embed_prefix(inner, images, first_block)
-        torch.testing.assert_close(forward_suffix(inner, tokens, first_block), adapted(images))
+        tokens = FAMILY.embed_prefix(inner, images, first_block)
+        torch.testing.assert_close(FAMILY.forward_suffix(inner, tokens, first_block), adapted(images))
 
 
 @pytest.mark.parametrize("first_block", [-1, DEPTH + 1])
 def test_a_block_that_does_not_exist_is_told(first_block: int, images: Tensor) -> None:
     with pytest.raises(ValueError, match=rf"first_block must be in \[0, 3\], got {first_block}"):
-        embed_prefix(small_vit(), images, first_block)
+        FAMILY.embed_prefix(small_vit(), images, first_block)
 
 
 def test_the_fingerprint_is_blind_to_the_head_and_to_nothing_else() -> None:
@@ -105,7 +101,7 @@ def test_a_file_gives_a_frozen_backbone_with_a_zero_head(weights: str) -> None:
     assert loaded["head.weight"].shape == (7, backbone.embed_dim)
     assert not loaded["head.weight"].any()
     assert not loaded["head.bias"].any()
-    assert (backbone.channels, backbone.image_size) == (3, SIZE)
+    assert backbone.transform == ImageTransform(NAME, SIZE, 3, (0.5,) * 3, (0.5,) * 3)
     assert backbone.num_blocks == len(backbone.module.blocks)  # type: ignore[arg-type]
     other = build_backbone(name=NAME, weights=weights, image_size=SIZE, num_classes=3)
     assert other.fingerprint == backbone.fingerprint
@@ -120,10 +116,16 @@ def test_another_input_size_resamples_the_position_embedding(weights: str) -> No
 def test_prepare_normalises_and_refuses_what_does_not_fit(weights: str) -> None:
     backbone = build_backbone(name=NAME, weights=weights, image_size=64, num_classes=7)
     black = backbone.prepare(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
-    expected = -torch.tensor(backbone.mean) / torch.tensor(backbone.std)
-    torch.testing.assert_close(black[1, :, 5, 9], expected)
-    for wrong in (torch.zeros(2, 1, 64, 64).byte(), torch.zeros(2, 3, 32, 32).byte(), torch.zeros(2, 3, 64, 64)):
-        with pytest.raises(BackboneError, match=r"takes uint8 images of shape \(n, 3, 64, 64\), got torch"):
+    torch.testing.assert_close(black[1, :, 5, 9], torch.full((3,), -1.0))
+    for wrong in (
+        torch.zeros(2, 2, 64, 64).byte(),
+        ["a text"],
+        torch.zeros(2, 3, 32, 32).byte(),
+        torch.zeros(2, 3, 64, 64),
+    ):
+        with pytest.raises(
+            BackboneError, match=r"takes uint8 images of shape \(n, 3, 64, 64\), got torch|the data are texts"
+        ):
             backbone.prepare(wrong)
 
 
@@ -131,7 +133,7 @@ def test_prepare_normalises_and_refuses_what_does_not_fit(weights: str) -> None:
     ("name", "sentence"),
     [
         ("deit_tinny_patch16_224", "no model named 'deit_tinny_patch16_224'; did you mean 'deit_tiny_patch16_224'"),
-        ("resnet18", "'resnet18' is not a plain timm VisionTransformer: .* got ResNet"),
+        ("resnet18", "no family of backbones takes 'resnet18'"),
         ("deit_tiny_distilled_patch16_224", "not a plain timm VisionTransformer: .* got VisionTransformerDist"),
     ],
 )
@@ -191,6 +193,6 @@ def test_an_unreachable_hub_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPat
             raise ConnectionError("no route")
         return create(name, **options)
 
-    monkeypatch.setattr(backbone_loading.timm, "create_model", offline)
+    monkeypatch.setattr(timm_models.timm, "create_model", offline)
     with pytest.raises(BackboneError, match=r"could not be loaded \(ConnectionError\); .* set model.weights"):
         build_backbone(name=NAME, weights="", image_size=SIZE, num_classes=7)

@@ -6,21 +6,13 @@ from torch import Tensor
 
 from data import digits
 from data.digits import DOMAINS, digits_public
-from data.federation import ClientData, DataError, Federation, Samples, open_federation
+from data.federation import ClientData, DataError, Division, Federation, Samples
+from data.listing import Origin
+from data.opening import open_federation
 
 
 def open_digits(seed: int = 0, alpha: float = 0.5, image_size: int = 16) -> Federation:
-    return open_federation(
-        name="digits",
-        path="",
-        seed=seed,
-        clients_per_domain=5,
-        dirichlet_alpha=alpha,
-        unseen_fraction=0.2,
-        validation_fraction=0.15,
-        test_fraction=0.25,
-        image_size=image_size,
-    )
+    return open_federation("digits", Origin("", image_size), Division(seed, 5, alpha, 0.2, 0.15, 0.25))
 
 
 def load_all(federation: Federation) -> list[ClientData]:
@@ -47,8 +39,8 @@ def test_samples_have_the_declared_types_and_shapes(clients: list[ClientData]) -
     for client in clients:
         for samples in (client.train, client.validation, client.test):
             assert len(samples) > 0
-            assert samples.images.shape == (len(samples), 1, 16, 16)
-            assert samples.images.dtype == torch.uint8
+            assert samples.inputs.shape == (len(samples), 1, 16, 16)
+            assert samples.inputs.dtype == torch.uint8
             assert samples.labels.dtype == torch.int64
 
 
@@ -59,7 +51,7 @@ def test_each_domain_holds_the_whole_private_half_once(clients: list[ClientData]
         total = sum(len(s) for c in held for s in (c.train, c.validation, c.test))
         assert total == 1797 - len(public)
     clean = [s for c in clients if c.domain == "clean" for s in (c.train, c.validation, c.test)]
-    assert len(set().union(*(fingerprints(s.images) for s in clean))) == sum(map(len, clean))
+    assert len(set().union(*(fingerprints(s.inputs) for s in clean))) == sum(map(len, clean))
 
 
 def test_no_client_holds_a_public_digit(clients: list[ClientData]) -> None:
@@ -67,7 +59,7 @@ def test_no_client_holds_a_public_digit(clients: list[ClientData]) -> None:
     for client in clients:
         if client.domain == "clean":
             for samples in (client.train, client.validation, client.test):
-                assert not public & fingerprints(samples.images)
+                assert not public & fingerprints(samples.inputs)
 
 
 def rows_of(samples: Samples, domain: str) -> set[int]:
@@ -76,7 +68,7 @@ def rows_of(samples: Samples, domain: str) -> set[int]:
     every = list(range(len(labels)))
     shown = (DOMAINS[domain](images.float() / 255, every) * 255).round().clamp(0, 255).byte()
     row_of = {image.numpy().tobytes(): row for row, image in enumerate(shown)}
-    return {row_of[image.numpy().tobytes()] for image in samples.images}
+    return {row_of[image.numpy().tobytes()] for image in samples.inputs}
 
 
 def test_a_test_digit_is_trained_on_by_nobody_in_any_domain(clients: list[ClientData]) -> None:
@@ -91,7 +83,7 @@ def test_a_test_digit_is_trained_on_by_nobody_in_any_domain(clients: list[Client
 
 def test_the_same_seed_gives_the_same_clients_and_another_one_others(clients: list[ClientData]) -> None:
     for first, second in zip(clients, load_all(open_digits()), strict=True):
-        assert torch.equal(first.train.images, second.train.images)
+        assert torch.equal(first.train.inputs, second.train.inputs)
         assert torch.equal(first.test.labels, second.test.labels)
     other = load_all(open_digits(seed=1))
     assert [len(c.train) for c in other] != [len(c.train) for c in clients]
@@ -99,7 +91,7 @@ def test_the_same_seed_gives_the_same_clients_and_another_one_others(clients: li
 
 def test_noise_belongs_to_the_digit_and_not_to_its_holder() -> None:
     noisy = [
-        set().union(*(fingerprints(c.test.images) for c in load_all(open_digits(seed)) if c.domain == "noisy"))
+        set().union(*(fingerprints(c.test.inputs) for c in load_all(open_digits(seed)) if c.domain == "noisy"))
         for seed in (0, 1)
     ]
     assert noisy[0] == noisy[1]
@@ -107,8 +99,8 @@ def test_noise_belongs_to_the_digit_and_not_to_its_holder() -> None:
 
 def test_domains_differ_and_other_sizes_work() -> None:
     clients = load_all(open_digits(image_size=24))
-    means = {c.domain: c.train.images.float().mean().item() for c in clients}
-    assert clients[0].train.images.shape[1:] == (1, 24, 24)
+    means = {c.domain: c.train.inputs.float().mean().item() for c in clients}
+    assert clients[0].train.inputs.shape[1:] == (1, 24, 24)
     assert means["inverted"] > 1.5 * means["clean"]
 
 

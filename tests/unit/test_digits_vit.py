@@ -64,7 +64,7 @@ def test_the_backbone_is_made_once_and_then_read(
     build: Callable[..., Backbone], digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = build()
-    assert (made.num_blocks, made.embed_dim, made.channels) == (4, 64, 1)
+    assert (made.num_blocks, made.embed_dim, made.num_tokens) == (4, 64, 16)
     assert not any(parameter.requires_grad for parameter in made.module.parameters())
     monkeypatch.setattr(digits_vit, "pretrain", lambda *_, **__: pytest.fail("pretrained although cached"))
     read = build(num_classes=4)

@@ -1,9 +1,13 @@
 """The division of one domain: complete, disjoint, seeded, and skewed as asked."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from data.federation import DataError, Division, open_federation
+from data.federation import DataError, Division
+from data.listing import Origin
+from data.opening import open_federation
 from data.partition import partition_labels, plan_clients
 
 LABELS = [i % 7 for i in range(700)]
@@ -65,29 +69,60 @@ def test_plans_cover_each_domain_and_leave_out_its_last_clients() -> None:
         assert sorted(held) == list(rows)
 
 
-VALID = {
-    "name": "digits",
-    "path": "",
-    "seed": 0,
-    "clients_per_domain": 5,
-    "dirichlet_alpha": 0.5,
-    "unseen_fraction": 0.2,
-    "validation_fraction": 0.15,
-    "test_fraction": 0.25,
-    "image_size": 16,
-}
+def test_iid_clients_have_the_classes_of_their_domain_and_pathological_ones_a_few() -> None:
+    domains = {"a": range(700)}
+    alike = plan_clients(domains, LABELS, Division(0, 5, 0.5, 0.4, 0.1, 0.1, partition="iid"))
+    assert [len(plan.rows) for plan in alike.values()] == [140] * 5
+    assert all(min(class_counts(list(plan.rows))) >= 8 for plan in alike.values())
+    few = plan_clients(domains, LABELS, Division(0, 5, 0.5, 0.4, 0.1, 0.1, partition="pathological"))
+    assert [int((class_counts(list(plan.rows)) > 0).sum()) for plan in few.values()] == [2] * 5
+    rows = [row for plan in few.values() for row in plan.rows]
+    assert len(set(rows)) == len(rows)
+    with pytest.raises(DataError, match="cannot be divided over 5 clients of 9 classes each"):
+        plan_clients(domains, LABELS, Division(0, 5, 0.5, 0, 0.1, 0.1, partition="pathological", classes_per_client=9))
+
+
+def test_natural_domains_are_clients_and_some_never_train() -> None:
+    domains = {f"site {k}": range(100 * k, 100 * k + 100) for k in range(5)}
+    plans = plan_clients(domains, LABELS, Division(0, 1, 0.5, 0.4, 0.1, 0.1, partition="natural"))
+    assert list(plans) == [f"site_{k}" for k in range(5)]
+    assert sum(plan.trains for plan in plans.values()) == 3
+    assert plans["site_2"].rows == tuple(range(200, 300))
+
+
+def test_a_cap_takes_the_same_samples_each_time() -> None:
+    whole, capped, again = (
+        plan_clients({"a": range(700)}, LABELS, Division(0, 5, 0.5, 0, 0.1, 0.1, max_samples=limit))
+        for limit in (0, 30, 30)
+    )
+    assert capped == again
+    assert {len(plan.rows) for plan in capped.values()} == {30}
+    assert all(set(capped[name].rows) <= set(whole[name].rows) for name in whole)
+
+
+VALID = Division(0, 5, 0.5, 0.2, 0.15, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "origin", "sentence"),
+    [
+        ("cifar", Origin(), "there is no data set 'cifar'; known are cifar100, csv, "),
+        ("digits", Origin("/data"), "'digits' is embedded and takes no path, got '/data'"),
+        ("digits", Origin("", 4), "at least 8 px, got an image size of 4 px"),
+    ],
+)
+def test_wrong_origins_are_told_in_one_sentence(name: str, origin: Origin, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        open_federation(name, origin, VALID)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"name": "cifar"}, "there is no data set 'cifar'; known are digits, pacs"),
         ({"validation_fraction": 0.75}, "leave nothing to train on"),
         ({"unseen_fraction": 0.95}, "leaves none of 5 clients per domain to train"),
-        ({"path": "/data"}, "'digits' is embedded and takes no path, got '/data'"),
-        ({"image_size": 4}, "at least 8 px, got an image size of 4 px"),
     ],
 )
-def test_wrong_arguments_are_told_in_one_sentence(change: dict[str, object], sentence: str) -> None:
+def test_impossible_divisions_are_told_in_one_sentence(change: dict[str, float], sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
-        open_federation(**{**VALID, **change})  # type: ignore[arg-type]
+        replace(VALID, **change)  # type: ignore[arg-type]

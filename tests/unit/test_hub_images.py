@@ -1,4 +1,4 @@
-"""PACS from parquet: layout, lazy decoding, damaged images, and the real copy where there is one."""
+"""Sets of the hub from parquet: layout, lazy decoding, damaged images, and the real PACS where there is one."""
 
 import io
 import logging
@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data import pacs
-from data.federation import DataError, Federation, open_federation
+from data import hub_images, images
+from data.federation import DataError, Division, Federation
+from data.listing import Origin
+from data.opening import list_samples, open_federation
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "pacs"
 NAMES = ["dog", "horse", "house"]
@@ -24,17 +26,7 @@ def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_pacs(path: str, clients: int = 2, image_size: int = 12) -> Federation:
-    return open_federation(
-        name="pacs",
-        path=path,
-        seed=0,
-        clients_per_domain=clients,
-        dirichlet_alpha=0.5,
-        unseen_fraction=0.5,
-        validation_fraction=0.15,
-        test_fraction=0.25,
-        image_size=image_size,
-    )
+    return open_federation("pacs", Origin(path, image_size), Division(0, clients, 0.5, 0.5, 0.15, 0.25))
 
 
 def encoded(number: int, mode: str = "RGB") -> bytes:
@@ -69,9 +61,9 @@ def test_clients_cover_the_table_with_resized_rgb_images(tmp_path: Path) -> None
     assert [client.trains for client in clients] == [True, False, True, False]
     samples = [s for c in clients for s in (c.train, c.validation, c.test)]
     assert sum(map(len, samples)) == 120
-    assert {tuple(s.images.shape[1:]) for s in samples} == {(3, 12, 12)}
-    assert {s.images.dtype for s in samples} == {torch.uint8}
-    pairs = [pair for s in samples for pair in zip(s.images, s.labels, strict=True)]
+    assert {tuple(s.inputs.shape[1:]) for s in samples} == {(3, 12, 12)}
+    assert {s.inputs.dtype for s in samples} == {torch.uint8}
+    pairs = [pair for s in samples for pair in zip(s.inputs, s.labels, strict=True)]
     images = {image.numpy().tobytes(): int(label) for image, label in pairs}
     assert len(images) == 120
     assert images[pixels_of(7)] == 7 % 3
@@ -85,8 +77,8 @@ def pixels_of(number: int) -> bytes:
 
 def test_nothing_is_decoded_before_a_client_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    decode = pacs._decode
-    monkeypatch.setattr(pacs, "_decode", lambda image, size: decoded.append(1) or decode(image, size))
+    decode = images.decode_image
+    monkeypatch.setattr(images, "decode_image", lambda image, size: decoded.append(1) or decode(image, size))
     federation = open_pacs(write(tmp_path / "pacs", rows()))
     assert not decoded
     first = federation.load("photo-0")
@@ -101,8 +93,8 @@ def test_the_same_bytes_are_never_in_train_and_test(tmp_path: Path) -> None:
     columns["image"][60:] = columns["image"][:60]
     federation = open_pacs(write(tmp_path / "pacs", columns))
     clients = [federation.load(client_id) for client_id in federation.client_ids]
-    train = {image.numpy().tobytes() for c in clients for image in c.train.images}
-    test = {image.numpy().tobytes() for c in clients for image in c.test.images}
+    train = {image.numpy().tobytes() for c in clients for image in c.train.inputs}
+    test = {image.numpy().tobytes() for c in clients for image in c.test.inputs}
     assert not train & test
 
 
@@ -111,7 +103,7 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path, caplog: pyte
     for row, image in {0: b"", 1: b"no image", 2: columns["image"][2]["bytes"][:40]}.items():
         columns["image"][row] = {"bytes": image, "path": None}
     federation = open_pacs(write(tmp_path / "pacs", columns), clients=1)
-    with caplog.at_level(logging.WARNING, logger="data.pacs"):
+    with caplog.at_level(logging.WARNING, logger="data.images"):
         client = federation.load("photo-0")
     assert len(client.train) + len(client.validation) + len(client.test) == 57
     assert "3 of 60 images of domain 'photo' are unreadable" in caplog.text
@@ -145,9 +137,25 @@ def test_an_unreachable_hub_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPat
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(pacs, "load_dataset", unreachable)
+    monkeypatch.setattr(hub_images, "load_dataset", unreachable)
     with pytest.raises(DataError, match=r"'flwrlabs/pacs' \(ConnectionError\); .* set data.path"):
         open_pacs("")
+
+
+def test_columns_of_other_sets_are_read_by_their_own_names(tmp_path: Path) -> None:
+    columns = rows(30)
+    cifar = {"img": columns["image"], "fine_label": columns["label"]}
+    kinds = {"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=NAMES)}
+    listing = list_samples("cifar100", Origin(write(tmp_path / "cifar", cifar, **kinds), 12))
+    assert (listing.class_names, list(listing.domains)) == (tuple(NAMES), ["all"])
+    named = columns | {"domain": ["Real World"] * 30 + ["Clipart"] * 30}
+    home = list_samples("office-home", Origin(write(tmp_path / "home", named), 12))
+    assert sorted(home.domains) == ["Clipart", "Real_World"]
+    drawn = columns | {"domain": [1] * 20 + [0] * 40}
+    path = write(tmp_path / "net", drawn, domain=datasets.ClassLabel(names=["clipart", "sketch"]))
+    net = list_samples("domainnet", Origin(path, 12))
+    assert {name: len(held) for name, held in net.domains.items()} == {"sketch": 20, "clipart": 40}
+    assert net.read("sketch", [3, 4]).inputs.shape == (2, 3, 12, 12)  # type: ignore[union-attr]
 
 
 @pytest.mark.shared_data
@@ -159,5 +167,5 @@ def test_the_real_copy_has_four_domains_of_seven_classes() -> None:
     assert len(federation.class_names) == 7
     client = federation.load("photo-0")
     assert client.domain == "photo"
-    assert client.train.images.shape == (len(client.train), 3, 32, 32)
-    assert client.train.images.float().std() > 30
+    assert client.train.inputs.shape == (len(client.train), 3, 32, 32)
+    assert client.train.inputs.float().std() > 30

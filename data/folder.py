@@ -1,0 +1,83 @@
+"""A directory of images: ``root/class/image`` or ``root/domain/class/image``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.federation import DataError
+from data.images import read_images
+from data.labels import number_labels
+from data.listing import Listing, Origin, Source
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+ONE_DOMAIN = "all"
+
+log = logging.getLogger(__name__)
+
+
+def list_folder(origin: Origin) -> Listing:
+    """List a directory; images are decoded when a client is loaded.
+
+    A class is a directory, also an empty one; hidden files are passed over. Without domains all images are of one
+    domain, ``all``.
+
+    Raises:
+        DataError: the path is relative or missing, or holds no images two or three levels deep, or both.
+    """
+    root = _directory(origin.path)
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
+    depth = _depth(root, files)
+    parts = [path.relative_to(root).parts for path in files]
+    classes = origin.classes or tuple(sorted(_class_names(root, depth)))
+    names, numbers = number_labels([part[-2] for part in parts], classes, str(root))
+    domains: dict[str, list[int]] = {}
+    for row, (part, number) in enumerate(zip(parts, numbers, strict=True)):
+        if number >= 0:
+            domains.setdefault(part[0] if depth == 3 else ONE_DOMAIN, []).append(row)
+
+    def read(domain: str, rows: Sequence[int]) -> Source:
+        return read_images(((_bytes(files[row]), numbers[row]) for row in rows), domain, origin.image_size)
+
+    return Listing(names, domains, numbers, read)
+
+
+def _directory(path: str) -> Path:
+    if not path:
+        raise DataError("data.name is 'folder'; set data.path to the directory of the images")
+    root = Path(path)
+    if not root.is_absolute():
+        raise DataError(f"the path of the images must be absolute, got '{path}'")
+    if not root.is_dir():
+        raise DataError(f"there is no directory with images at '{path}'")
+    return root
+
+
+def _depth(root: Path, files: Sequence[Path]) -> int:
+    """Return the levels between root and images: 2 without domains, 3 with them."""
+    depths = {len(path.relative_to(root).parts) for path in files}
+    if not files:
+        raise DataError(f"there are no images in '{root}' ({', '.join(SUFFIXES)})")
+    if depths not in ({2}, {3}):
+        raise DataError(
+            f"the images in '{root}' must all lie in root/class/ or all in root/domain/class/, "
+            f"got images {', '.join(map(str, sorted(depths)))} levels deep"
+        )
+    return depths.pop()
+
+
+def _class_names(root: Path, depth: int) -> set[str]:
+    return {path.name for path in root.glob("/".join("*" * (depth - 1))) if path.is_dir() and not _hidden(path, root)}
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        log.warning("'%s' cannot be read: %s", path, error.strerror)
+        return b""

@@ -1,0 +1,120 @@
+"""Image data sets of the hub by name, or a local copy of their parquet files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Image, Value, load_dataset
+
+from data.federation import DataError
+from data.images import read_images
+from data.listing import Listing, Origin, Source
+
+ONE_DOMAIN = "all"
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """Where a data set is on the hub and what its columns are called; an empty domain column is no domains."""
+
+    title: str
+    hub_name: str
+    split: str = "train"
+    image: str = "image"
+    label: str = "label"
+    domain: str = "domain"
+
+
+HUB_SETS = {
+    "pacs": HubSet("PACS", "flwrlabs/pacs"),
+    "office-home": HubSet("Office-Home", "flwrlabs/office-home"),
+    "domainnet": HubSet("DomainNet", "wltjr1007/DomainNet", split="train+test"),
+    "cifar100": HubSet("CIFAR-100", "uoft-cs/cifar100", "train+test", image="img", label="fine_label", domain=""),
+}
+
+
+def list_hub_images(name: str, origin: Origin) -> Listing:
+    """List a data set of :data:`HUB_SETS`; images are decoded when a client is loaded.
+
+    Args:
+        name: key in :data:`HUB_SETS`.
+        origin: its path is the absolute path of a directory of parquet files with the set's columns; an empty one
+            loads from the hub.
+
+    Raises:
+        DataError: if the path is relative or missing, or holds something else.
+    """
+    known = HUB_SETS[name]
+    if origin.image_size < 1:
+        raise DataError(f"images need at least 1 px, got an image size of {origin.image_size} px")
+    table = _checked(_local(origin.path, known) if origin.path else _from_hub(known), origin.path, known)
+    labels = list(table[known.label])
+    domains: dict[str, list[int]] = {}
+    for row, domain in enumerate(_domain_names(table, known)):
+        domains.setdefault(domain, []).append(row)
+
+    def read(domain: str, rows: Sequence[int]) -> Source:
+        return read_images(_encoded(table, rows, known), domain, origin.image_size)
+
+    return Listing(tuple(table.features[known.label].names), domains, labels, read)
+
+
+def _local(path: str, known: HubSet) -> Dataset:
+    directory = Path(path)
+    if not directory.is_absolute():
+        raise DataError(f"the path of {known.title} must be absolute, got '{path}'")
+    if not directory.is_dir():
+        raise DataError(f"there is no directory with {known.title} at '{path}'")
+    files = sorted(str(file) for file in directory.rglob("*.parquet"))
+    if not files:
+        raise DataError(f"there are no parquet files of {known.title} in '{path}'")
+    try:
+        return load_dataset("parquet", data_files=files, split="train")
+    except Exception as error:  # datasets wraps whatever pyarrow raises in several unrelated types
+        raise DataError(f"the parquet files in '{path}' cannot be read ({type(error).__name__})") from error
+
+
+def _from_hub(known: HubSet) -> Dataset:
+    try:
+        return load_dataset(known.hub_name, split=known.split)
+    except Exception as error:  # the hub's client raises from half a dozen unrelated hierarchies
+        raise DataError(
+            f"{known.title} could not be loaded from the hub as '{known.hub_name}' ({type(error).__name__}); "
+            "connect to the hub or set data.path to the absolute path of a local copy"
+        ) from error
+
+
+def _checked(table: Dataset, path: str, known: HubSet) -> Dataset:
+    """Return the columns with undecoded images, or raise for what is not the set's layout."""
+    origin = path or known.hub_name
+    wanted: dict[str, tuple[type, ...]] = {known.image: (Image,), known.label: (ClassLabel,)}
+    if known.domain:
+        wanted[known.domain] = (Value, ClassLabel)
+    for column, kinds in wanted.items():
+        found = table.features.get(column)
+        if not isinstance(found, kinds):
+            raise DataError(
+                f"'{origin}' is not {known.title}: column '{column}' must be {kinds[0].__name__}, "
+                f"got {'none' if found is None else type(found).__name__}"
+            )
+    table = table.select_columns(list(wanted)).cast_column(known.image, Image(decode=False))
+    if not len(table) or any(None in table.unique(column) for column in wanted if column != known.image):
+        raise DataError(f"'{origin}' is not {known.title}: it has no rows or rows without domain or label")
+    return table
+
+
+def _domain_names(table: Dataset, known: HubSet) -> Iterator[str]:
+    if not known.domain:
+        yield from [ONE_DOMAIN] * len(table)
+        return
+    feature, values = table.features[known.domain], table[known.domain]
+    names = feature.int2str(list(values)) if isinstance(feature, ClassLabel) else values
+    yield from (re.sub(r"\s+", "_", str(name)) for name in names)
+
+
+def _encoded(table: Dataset, rows: Sequence[int], known: HubSet) -> Iterator[tuple[bytes, int]]:
+    for sample in table.select(rows):
+        yield (sample[known.image] or {}).get("bytes") or b"", sample[known.label]

@@ -1,0 +1,57 @@
+"""What is known of a data set before its samples are read: names, labels, domains, and how to read a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Source(NamedTuple):
+    """Samples that were read: images (n, c, h, w) uint8 or n texts, labels (n,) int64 and one split key each."""
+
+    inputs: Tensor | Sequence[str]
+    labels: Tensor
+    keys: list[str]
+
+
+Reader = Callable[[str, Sequence[int]], Source]
+"""Reads the samples of a domain at the given rows of the data set; leaves out, with a count, what is unreadable."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where samples are and how they are named.
+
+    Attributes:
+        path: absolute path of a file or directory; empty for a data set's own source.
+        image_size: side in pixels that images are resized to.
+        classes: names of the classes in the order of the labels; empty takes those that the data have.
+        text_column, label_column, domain_column: of tables.
+    """
+
+    path: str = ""
+    image_size: int = 16
+    classes: tuple[str, ...] = ()
+    text_column: str = "text"
+    label_column: str = "label"
+    domain_column: str = "domain"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The rows of a data set.
+
+    Attributes:
+        class_names: in the order of the labels.
+        domains: rows of each domain.
+        labels: class of every row.
+        read: reads rows.
+    """
+
+    class_names: tuple[str, ...]
+    domains: Mapping[str, Sequence[int]]
+    labels: Sequence[int]
+    read: Reader

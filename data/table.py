@@ -1,0 +1,128 @@
+"""Tables of texts: csv, jsonl or parquet files with the columns text, label and, where there is one, domain."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.federation import DataError
+from data.labels import number_labels
+from data.listing import Listing, Origin, Source
+
+ONE_DOMAIN = "all"
+Row = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+def list_table(kind: str, origin: Origin) -> Listing:
+    """List the rows of a file, or of all files of one kind in a directory.
+
+    Without a domain column the domain of a row is the name of its file, or ``all`` where there is one file only.
+    Rows without text or label are left out and counted.
+
+    Args:
+        kind: ``csv``, ``jsonl`` or ``parquet``.
+        origin: path, classes, and the names of the columns.
+
+    Raises:
+        DataError: no such file, an unreadable one, or one without a column that is needed.
+    """
+    texts, labels, domains, dropped = [], [], [], 0
+    files = _files(kind, origin.path)
+    for file in files:
+        fallback = file.stem if len(files) > 1 else ONE_DOMAIN
+        for row in _rows(kind, file, origin):
+            text, label = _cell(row, origin.text_column), _cell(row, origin.label_column)
+            if not text or not label:
+                dropped += 1
+                continue
+            texts.append(text)
+            labels.append(label)
+            domains.append(_cell(row, origin.domain_column) or fallback)
+    if dropped:
+        log.warning("%d rows of '%s' have no text or no label and are left out", dropped, origin.path)
+    return text_listing(texts, labels, domains, origin)
+
+
+def text_listing(texts: Sequence[str], labels: Sequence[str], domains: Sequence[str], origin: Origin) -> Listing:
+    """Return a listing of texts; the key of a sample is the hash of its text."""
+    names, numbers = number_labels(labels, origin.classes, origin.path)
+    rows: dict[str, list[int]] = {}
+    for row, number in enumerate(numbers):
+        if number >= 0:
+            rows.setdefault(domains[row], []).append(row)
+
+    def read(domain: str, chosen: Sequence[int]) -> Source:
+        held = [texts[row] for row in chosen]
+        keys = [hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in held]
+        return Source(held, torch.tensor([numbers[row] for row in chosen], dtype=torch.int64), keys)
+
+    return Listing(names, rows, numbers, read)
+
+
+def _files(kind: str, path: str) -> list[Path]:
+    if not path:
+        raise DataError(f"data.name is '{kind}'; set data.path to the file")
+    place = Path(path)
+    if not place.is_absolute():
+        raise DataError(f"the path of the data must be absolute, got '{path}'")
+    if place.is_file():
+        return [place]
+    files = sorted(place.glob(f"*.{kind}"))
+    if not files:
+        raise DataError(f"there is no {kind} file at '{path}'")
+    return files
+
+
+def _rows(kind: str, file: Path, origin: Origin) -> Iterator[Row]:
+    needed = (origin.text_column, origin.label_column)
+    try:
+        for number, row in enumerate(_READERS[kind](file), start=1):
+            if missing := [column for column in needed if column not in row]:
+                raise DataError(
+                    f"row {number} of '{file}' has no column '{missing[0]}', only {', '.join(map(str, row))}; "
+                    "set data.text-column and data.label-column"
+                )
+            yield row
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"'{file}' cannot be read as {kind} in UTF-8: {error}") from error
+
+
+def _read_csv(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        yield from csv.DictReader(stream)
+
+
+def _read_jsonl(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8") as stream:
+        yield from (json.loads(line) for line in stream if line.strip())
+
+
+def _read_parquet(file: Path) -> Iterator[Row]:
+    from datasets import load_dataset  # slow to import
+
+    try:
+        table = load_dataset("parquet", data_files=str(file), split="train")
+    except Exception as error:  # datasets wraps whatever pyarrow raises in several unrelated types
+        raise DataError(f"'{file}' cannot be read as parquet ({type(error).__name__})") from error
+    yield from table
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "csv": _read_csv,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+}
+
+
+def _cell(row: Row, column: str) -> str:
+    value = row.get(column)
+    return "" if value is None else str(value).strip()

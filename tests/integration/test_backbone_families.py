@@ -1,0 +1,103 @@
+"""A whole round of every family of backbones on own data, through the real ServerApp and ClientApp."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import save_file
+
+from benchmarks.local_grid import LocalGrid
+from client_app.app import app as client_app
+from client_app.workplace import open_workplace
+from models.backbone_loading import build_backbone
+from protocol.config import RunConfig
+from server_app.run import run
+from strategies.roster import FederationError
+from tests import tiny_mixer
+from tests.tiny_models import write_model
+
+SMALL = {
+    "data.clients-per-domain": 3,
+    "data.dirichlet-alpha": 0.0,
+    "data.unseen-fraction": 0.34,
+    "federation.rounds": 1,
+    "federation.clients-per-round": 2,
+    "lora.rank": 2,
+    "train.local-steps": 2,
+    "train.batch-size": 8,
+    "model.image-size": 24,
+}
+TEXT_FAMILIES = ("bert", "distilbert", "deberta-v2")
+IMAGE_FAMILIES = ("vit", "dinov2", "clip", "siglip")
+TIMM = {"mixer": tiny_mixer.tiny_mixer.__name__, "timm vit": "test_vit"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("photos")
+    for index in range(66):
+        directory = root / ("cat", "film", "book")[index % 3]
+        directory.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 24), (index, 3 * index, 85 * (index % 3))).save(directory / f"{index}.png")
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    rows = [f"{'very ' * (i % 7)}{('bad', 'good')[i % 2]} film {i},{('neg', 'pos')[i % 2]}" for i in range(66)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return str(path)
+
+
+def model_values(family: str, directory: Path) -> dict[str, str | int]:
+    if family not in TIMM:
+        return {"model.name": write_model(family, directory)}
+    size = 32 if family == "timm vit" else 24
+    path = str(directory / "weights.safetensors")
+    torch.manual_seed(0)
+    save_file(timm.create_model(TIMM[family], img_size=size).state_dict(), path)
+    return {"model.name": TIMM[family], "model.weights": path, "model.image-size": size}
+
+
+def make_run(directory: Path, values: dict[str, Any]) -> tuple[RunConfig, list[dict[str, Any]]]:
+    config = RunConfig.parse({**SMALL, **values, "run.output-dir": str(directory / "run")})
+    run(LocalGrid(client_app, config.flat(), 2), config.flat())
+    return config, json.loads((directory / "run" / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize("family", [*TEXT_FAMILIES, *IMAGE_FAMILIES, *TIMM])
+def test_a_family_trains_and_its_adapters_load_with_peft(
+    family: str, tmp_path: Path, photos: str, reviews: str
+) -> None:
+    own = ("csv", reviews) if family in TEXT_FAMILIES else ("folder", photos)
+    values = {"data.name": own[0], "data.path": own[1], **model_values(family, tmp_path)}
+    config, scores = make_run(tmp_path, values)
+    starts = [score for score in scores if score["track"] == "start"]
+    assert [score["client_id"] for score in starts] == ["all-0", "all-1", "all-2"]
+    workplace = open_workplace(config)
+    backbone = build_backbone(
+        name=config.model.name,
+        weights=config.model.weights,
+        image_size=config.model.image_size,
+        num_classes=len(workplace.federation.class_names),
+    )
+    adapter = tmp_path / "run" / "adapters" / "all-2"
+    model = PeftModel.from_pretrained(backbone.module, str(adapter)).eval()
+    test = workplace.client("all-2").test
+    with torch.no_grad():
+        predicted = model(backbone.prepare(test.inputs)).argmax(dim=1)
+    assert float((predicted == test.labels).float().mean()) == pytest.approx(starts[2]["zero_step"], abs=1e-6)
+
+
+def test_images_under_a_text_model_are_one_sentence(tmp_path: Path, photos: str) -> None:
+    values = {"data.name": "folder", "data.path": photos, "model.name": write_model("bert", tmp_path)}
+    with pytest.raises(FederationError, match="takes texts, but the data are images; choose an image model"):
+        make_run(tmp_path, {**values, "federation.join-timeout": 0.1})
