@@ -37,10 +37,10 @@ DATA = (
 PROMPT: Check = (lambda value: value.count("{}") == 1, "a text with one {} in it")
 GRADIENT_KINDS = ("off", "sketch", "adapter")
 GENERATOR_KINDS = ("atoms", "mlp", "attention", "heads")
-LEARNABLE = ("attention", "strength", "gates")
+LEARNABLE = ("attention", "trust", "strength", "gates")
 LEARNABLE_LIST: Check = (
     lambda value: all(part in LEARNABLE for part in value.split(",") if value),
-    "names out of attention, strength and gates, separated by commas",
+    "names out of attention, trust, strength and gates, separated by commas",
 )
 STEP_LIST: Check = (
     lambda value: all(part.strip().isdigit() for part in value.split(",") if value),
@@ -156,7 +156,7 @@ class HyperLoraConfig:
     server_step: float = key(1.0, "step of the anchor along the averaged movements", POSITIVE)
     gradient: str = key("sketch", "what train replies tell of the validation gradient", one_of(*GRADIENT_KINDS))
     sketch_size: int = key(256, "numbers of a sketched gradient per module kind and head", AT_LEAST_ONE)
-    learn: str = key("gates", "which of attention, strength and gates are learned", LEARNABLE_LIST)
+    learn: str = key("gates", "which of attention, trust, strength and gates are learned", LEARNABLE_LIST)
     learning_rate: float = key(0.05, "of what is learned; 0 keeps everything as it is", NOT_NEGATIVE)
     memory_limit: int = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all", NOT_NEGATIVE)
     merge_own: bool = key(False, "clients merge their start with their own last adapter at use (Potara's gate)")
