@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flwr.app import Context, Message
+import torch
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from client_app.tasks import describe_clients, evaluate_adapter, train_start
 from client_app.workplace import Workplace, open_workplace
+from models.adapter import Adapter
+from protocol.build import derive_seed
 from protocol.config import ConfigError, RunConfig
 from protocol.evaluate_messages import EvaluateRequest
-from protocol.records import ProtocolError, adapter_shapes
+from protocol.records import ProtocolError, encode_adapter
 from protocol.signature_messages import SignatureRequest
 from protocol.train_messages import TrainRequest
 
@@ -37,18 +40,18 @@ def signature(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the adapter of one hosted client."""
     workplace = _workplace(context)
-    request = TrainRequest.decode(message.content, _shapes(workplace))
+    request = TrainRequest.decode(message.content, _fresh(workplace))
     _require_hosted(request.client_id, context, workplace)
-    return Message(train_start(workplace, request).encode(), reply_to=message)
+    return Message(train_start(workplace, request, ContextKeeper(context)).encode(), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score an adapter on the test split of one hosted client."""
     workplace = _workplace(context)
-    request = EvaluateRequest.decode(message.content, _shapes(workplace))
+    request = EvaluateRequest.decode(message.content, _fresh(workplace))
     _require_hosted(request.client_id, context, workplace)
-    return Message(evaluate_adapter(workplace, request).encode(), reply_to=message)
+    return Message(evaluate_adapter(workplace, request, ContextKeeper(context)).encode(), reply_to=message)
 
 
 def hosted_clients(context: Context, client_ids: Sequence[str]) -> list[str]:
@@ -75,5 +78,24 @@ def _workplace(context: Context) -> Workplace:
     return open_workplace(RunConfig.parse(context.run_config))
 
 
-def _shapes(workplace: Workplace) -> dict[str, tuple[int, ...]]:
-    return adapter_shapes(workplace.model.extract())
+def _fresh(workplace: Workplace) -> Adapter:
+    """Return the adapter before round 1, which the server makes from the same seed."""
+    return workplace.model.initialise(derive_seed(workplace.config.seed, "lora"))
+
+
+class ContextKeeper:
+    """Keeps adapters in the node's Flower context, which lives on between messages and leaves the node never."""
+
+    def __init__(self, context: Context) -> None:
+        self._state = context.state
+
+    def get(self, client_id: str) -> Adapter | None:
+        """Return what the client kept, or None."""
+        record = self._state.get(f"kept {client_id}")
+        if not isinstance(record, ArrayRecord):
+            return None
+        return Adapter.from_tensors({name: torch.from_numpy(array.numpy()) for name, array in record.items()})
+
+    def put(self, client_id: str, adapter: Adapter) -> None:
+        """Keep ``adapter`` in place of what the client kept before."""
+        self._state[f"kept {client_id}"] = encode_adapter(adapter)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from client_app.keeping import Keeper
+from client_app.personal import Composition, composed
 from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
 from client_app.workplace import Workplace
 from data.federation import DataError
 from models.adapted_model import AdaptedModel
-from models.adapter import Adapter
+from models.adapter import Adapter, resized
 from models.prior import add_prior, remove_prior
 from models.signature import Signature
 from models.start_gradient import GradientSpec, part_vectors
@@ -35,25 +38,64 @@ def describe_clients(workplace: Workplace, client_ids: Sequence[str]) -> Signatu
 def _card(workplace: Workplace, client_id: str) -> ClientCard:
     client = workplace.client(client_id)
     signature = workplace.signature(client_id)
-    return ClientCard(client_id, client.domain, client.trains, len(client.train), signature)
+    ranks = workplace.config.lora.client_ranks
+    rank = ranks[workplace.federation.client_ids.index(client_id) % len(ranks)] if ranks else 0
+    return ClientCard(client_id, client.domain, client.trains, len(client.train), signature, rank)
 
 
-def train_start(workplace: Workplace, request: TrainRequest) -> TrainReply:
-    """Train the received start for its local budget.
+def train_start(workplace: Workplace, request: TrainRequest, kept: Keeper) -> TrainReply:
+    """Train the received start for its local budget as its plan says.
 
     The validation share is never trained on; it scores the start and the result. The prior is
     added to the head's bias before and taken off after.
     """
-    began = time.perf_counter()
-    model, frequencies = workplace.model, workplace.frequencies(request.client_id)
-    gamma = workplace.config.prior_strength
+    began, steps = time.perf_counter(), request.local_steps
+    if request.plan.personal == "feddpa":
+        own, metrics = _train_own_part(workplace, request, kept, steps - steps // 2)
+        trained, _ = _train(workplace, request, Composition(request.start), steps // 2)
+        kept.put(request.client_id, own)
+    else:
+        # Potara's clients train what they are sent and merge when they use it.
+        plan = replace(request.plan, personal="none") if request.plan.personal == "potara" else request.plan
+        composition = composed(workplace, request.client_id, request.start, plan, kept)
+        trained, metrics = _train(workplace, request, composition, steps)
+        if request.plan.personal != "none":
+            kept.put(request.client_id, trained.end)
+    return TrainReply(
+        request.client_id,
+        request.server_round,
+        trained.end,
+        replace(metrics, seconds=time.perf_counter() - began),
+        trained.gradient,
+        _changed_signature(workplace, request),
+        trained.core,
+        request.plan.up,
+    )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What local steps made: the adapter without its prior, the core where one was trained, the gradient asked for."""
+
+    end: Adapter
+    core: dict[str, Tensor]
+    gradient: dict[str, Tensor]
+
+
+def _train(
+    workplace: Workplace, request: TrainRequest, composition: Composition, steps: int
+) -> tuple[_Trained, TrainMetrics]:
+    model, plan = workplace.model, request.plan
+    frequencies, gamma = workplace.frequencies(request.client_id), workplace.config.prior_strength
     validation = workplace.tokens(request.client_id, "validation")
-    model.load(add_prior(request.start, frequencies, gamma))
-    start_accuracy, start_loss = evaluate(model, validation)
-    gradient = _gradient(model, validation, request.wants)
-    trainer = _trainer(workplace, request.client_id, request.server_round, "train")
-    train_loss = trainer.run(request.local_steps)
-    end_accuracy, end_loss = evaluate(model, validation)
+    model.load(add_prior(composition.adapter, frequencies, gamma))
+    with model.prepared(plan.trains, plan.core, composition.base):
+        start_accuracy, start_loss = evaluate(model, validation)
+        gradient = _gradient(model, validation, request.wants, composition.adapter.rank)
+        train_loss = _trainer(workplace, request.client_id, request.server_round, "train").run(steps)
+        end_accuracy, end_loss = evaluate(model, validation)
+        core = model.extract_core() if plan.trains == "core" else {}
+        end = remove_prior(resized(model.extract(), composition.adapter.rank), frequencies, gamma)
     metrics = TrainMetrics(
         num_examples=len(workplace.tokens(request.client_id, "train")),
         train_loss=train_loss,
@@ -61,12 +103,18 @@ def train_start(workplace: Workplace, request: TrainRequest) -> TrainReply:
         start_accuracy=start_accuracy,
         end_loss=end_loss,
         end_accuracy=end_accuracy,
-        seconds=time.perf_counter() - began,
+        seconds=0.0,
     )
-    end = remove_prior(model.extract(), frequencies, gamma)
-    return TrainReply(
-        request.client_id, request.server_round, end, metrics, gradient, _changed_signature(workplace, request)
-    )
+    return _Trained(end, core, gradient), metrics
+
+
+def _train_own_part(
+    workplace: Workplace, request: TrainRequest, kept: Keeper, steps: int
+) -> tuple[Adapter, TrainMetrics]:
+    """Train the client's own part on top of the received adapter, which stays fixed."""
+    composition = composed(workplace, request.client_id, request.start, request.plan, kept)
+    trained, metrics = _train(workplace, request, composition, steps)
+    return composition.own_part(trained.end), metrics
 
 
 def _changed_signature(workplace: Workplace, request: TrainRequest) -> Signature | None:
@@ -75,29 +123,31 @@ def _changed_signature(workplace: Workplace, request: TrainRequest) -> Signature
     return None if signature.digest() == request.signature_digest else signature
 
 
-def _gradient(model: AdaptedModel, validation: TokenSet, wants: GradientSpec) -> dict[str, Tensor]:
+def _gradient(model: AdaptedModel, validation: TokenSet, wants: GradientSpec, rank: int) -> dict[str, Tensor]:
     """Return what is to be told of the validation gradient; zeros where the client has no validation share."""
     if wants.kind == "off":
         return {}
-    return wants.compress(part_vectors(loss_gradient(model, validation)))
+    return wants.compress(part_vectors(resized(loss_gradient(model, validation), rank)))
 
 
-def evaluate_adapter(workplace: Workplace, request: EvaluateRequest) -> EvaluateReply:
+def evaluate_adapter(workplace: Workplace, request: EvaluateRequest, kept: Keeper) -> EvaluateReply:
     """Score the received adapter on the client's own test split after each number of local steps.
 
     What is trained here stays here.
     """
     began = time.perf_counter()
-    model = workplace.model
+    model, plan = workplace.model, request.plan
     test = workplace.tokens(request.client_id, "test")
     validation = workplace.tokens(request.client_id, "validation")
-    model.load(personal_adapter(workplace, request.client_id, request.adapter))
-    trainer = _trainer(workplace, request.client_id, request.server_round, "evaluate")
+    composition = composed(workplace, request.client_id, request.adapter, plan, kept)
+    model.load(personal_adapter(workplace, request.client_id, composition.adapter))
     scores, made = [], 0
-    for steps in request.steps:
-        trainer.run(steps - made)
-        made = steps
-        scores.append((*evaluate(model, test), evaluate(model, validation)[1]))
+    with model.prepared(plan.trains, plan.core, composition.base):
+        trainer = _trainer(workplace, request.client_id, request.server_round, "evaluate")
+        for steps in request.steps:
+            trainer.run(steps - made)
+            made = steps
+            scores.append((*evaluate(model, test), evaluate(model, validation)[1]))
     accuracy, loss, validation_loss = (list(column) for column in zip(*scores, strict=True))
     seconds = time.perf_counter() - began
     return EvaluateReply(request.client_id, len(test), accuracy, loss, validation_loss, seconds)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.adapter import Adapter, AdapterError, check_same_shapes
+from models.adapter import Adapter, AdapterError, check_same_shapes, resized
 from models.backbone import Backbone
+from models.lora_layers import factor, prepared, read_core
 from models.low_rank import Factors
 
 ADAPTER_NAME = "default"
@@ -80,6 +84,14 @@ class AdaptedModel:
         head = self._head()
         return Adapter(low_rank, torch.cat([head.weight, head.bias[:, None]], dim=1).detach().cpu().clone())
 
+    def prepared(self, trains: str, core: Mapping[str, Tensor], base: Adapter | None) -> AbstractContextManager[None]:
+        """Return a context in which the loaded adapter is trained as a plan says; see :mod:`models.lora_layers`."""
+        return prepared(self._layers, trains, core, base)
+
+    def extract_core(self) -> dict[str, Tensor]:
+        """Return kind -> R (blocks, r, r), in a context that trains a core."""
+        return read_core(self._layers)
+
     def take_gradient(self) -> Adapter:
         """Return the gradient by the adapter's parts (zero where there is none) and clear it."""
         low_rank = {kind: _stack(layers, _gradient_of) for kind, layers in self._layers.items()}
@@ -97,16 +109,20 @@ class AdaptedModel:
     def load(self, adapter: Adapter) -> None:
         """Write ``adapter`` into the model and forget the gradient of the one before.
 
+        One of lower rank is padded with zeros, which training leaves at zero.
+
         Raises:
             AdapterError: a part is missing, unknown or of another shape.
         """
-        check_same_shapes(adapter, self.extract())
+        there = self.extract()
+        adapter = resized(adapter, there.rank) if adapter.rank < there.rank else adapter
+        check_same_shapes(adapter, there)
         self.clear_gradient()
         for kind, layers in self._layers.items():
             factors = adapter.low_rank[kind]
             for layer, lora_A, lora_B in zip(layers, factors.A, factors.B, strict=True):
-                _linear(layer.lora_A).weight.copy_(lora_A)
-                _linear(layer.lora_B).weight.copy_(lora_B)
+                factor(layer.lora_A).weight.copy_(lora_A)
+                factor(layer.lora_B).weight.copy_(lora_B)
         head = self._head()
         head.weight.copy_(adapter.head[:, :-1])
         head.bias.copy_(adapter.head[:, -1])
@@ -129,9 +145,28 @@ class AdaptedModel:
         return Adapter(low_rank, self._fresh_head.clone())
 
     def save(self, adapter: Adapter, directory: Path) -> None:
-        """Write ``adapter`` as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads."""
-        self.load(adapter)
-        self.peft_model.save_pretrained(str(directory), save_embedding_layers=False)
+        """Write ``adapter``, of any rank, as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads."""
+        own = self.extract()
+        if adapter.rank == own.rank:
+            self.load(adapter)
+            self.peft_model.save_pretrained(str(directory), save_embedding_layers=False)
+            return
+        self.load(Adapter(own.low_rank, adapter.head))
+        config = cast(LoraConfig, copy.copy(self.peft_model.peft_config[ADAPTER_NAME]))
+        config.lora_alpha = config.lora_alpha / config.r * adapter.rank  # type: ignore[assignment]  # any number works
+        config.r, config.inference_mode = adapter.rank, True
+        directory.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(str(directory))
+        save_file(self._peft_tensors(adapter), directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def _peft_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
+        """Return PEFT's own names with the factors of ``adapter``; the head is that of the model."""
+        tensors = dict(get_peft_model_state_dict(self.peft_model, save_embedding_layers=False))
+        for kind, factors in adapter.low_rank.items():
+            for index, (lora_A, lora_B) in enumerate(zip(factors.A, factors.B, strict=True), start=self.first_block):
+                name = f"base_model.model.{self.backbone.blocks}.{index}.{kind}"
+                tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = lora_A, lora_B
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def _layers_of(self, kind: str) -> list[LoraLayer]:
         blocks = range(self.first_block, self.backbone.num_blocks)
@@ -177,10 +212,6 @@ def _check_rank(backbone: Backbone, rank: int, first_block: int) -> None:
             )
 
 
-def _linear(factor: nn.ModuleDict) -> nn.Linear:
-    return cast(nn.Linear, factor[ADAPTER_NAME])
-
-
 def _value_of(parameter: Tensor) -> Tensor:
     return parameter.detach().cpu()
 
@@ -190,6 +221,6 @@ def _gradient_of(parameter: Tensor) -> Tensor:
 
 
 def _stack(layers: list[LoraLayer], read: Callable[[Tensor], Tensor] = _value_of) -> Factors:
-    lora_A = torch.stack([read(_linear(layer.lora_A).weight) for layer in layers])
-    lora_B = torch.stack([read(_linear(layer.lora_B).weight) for layer in layers])
+    lora_A = torch.stack([read(factor(layer.lora_A).weight) for layer in layers])
+    lora_B = torch.stack([read(factor(layer.lora_B).weight) for layer in layers])
     return Factors(B=lora_B, A=lora_A)

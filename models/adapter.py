@@ -95,6 +95,16 @@ def _of(weight: Weight, part: str) -> float:
     return weight if isinstance(weight, float) else weight[part]
 
 
+def resized(adapter: Adapter, rank: int) -> Adapter:
+    """Return the adapter with the first ``rank`` columns of B and rows of A, or with zeros up to that many.
+
+    Training leaves padded zeros at zero, since each of the two factors gets its gradient through the other.
+    """
+    missing = rank - adapter.rank
+    pad = torch.nn.functional.pad
+    return adapter.map(lambda one: Factors(B=pad(one.B, (0, missing)), A=pad(one.A, (0, 0, 0, missing))))
+
+
 def split_at_rank(adapter: Adapter, rank: int) -> tuple[Adapter, Adapter]:
     """Return the best adapter of rank ``rank`` and what it leaves out; the head is kept whole, its rest is zero."""
     cuts = {

@@ -84,8 +84,16 @@ class LoraConfig:
     """The shape of the adapter."""
 
     rank: int = key(4, "rank r of every adapted module", AT_LEAST_ONE)
+    ranks: str = key(
+        "", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it", STEP_LIST
+    )
     alpha: float = key(8.0, "numerator of scaling = alpha / rank", POSITIVE)
     last_blocks: int = key(2, "number of last transformer blocks that are adapted", AT_LEAST_ONE)
+
+    @property
+    def client_ranks(self) -> tuple[int, ...]:
+        """The ranks that clients take in turn; empty where all have ``rank``."""
+        return tuple(int(part) for part in self.ranks.split(",") if part)
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,7 @@ class HyperLoraConfig:
     learn: str = key("gates", "which of attention, strength and gates are learned", LEARNABLE_LIST)
     learning_rate: float = key(0.05, "of what is learned; 0 keeps everything as it is", NOT_NEGATIVE)
     memory_limit: int = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all", NOT_NEGATIVE)
+    merge_own: bool = key(False, "clients merge their start with their own last adapter at use (Potara's gate)")
     shuffle_signatures: bool = key(False, "describe clients by each other's signatures (an ablation)")
 
 
@@ -173,6 +182,15 @@ class CorrectorConfig:
     """The corrector of method = hyperlora."""
 
     rank: int = key(8, "most rank that is carried of what truncation cut off; 0 is no corrector", NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class RivalsConfig:
+    """Settings of single rival methods."""
+
+    lora_fair_form: str = key("closed", "of method = lora-fair: closed or iterative", one_of("closed", "iterative"))
+    lora_fair_lambda: float = key(0.01, "weight of its penalty on the correction of B", NOT_NEGATIVE)
+    hyperflora_learning_rate: float = key(0.01, "of the hypernetwork of method = hyperflora", POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -203,6 +221,7 @@ class RunConfig:
     hyperlora: HyperLoraConfig = field(default_factory=HyperLoraConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     corrector: CorrectorConfig = field(default_factory=CorrectorConfig)
+    rivals: RivalsConfig = field(default_factory=RivalsConfig)
     run: RunDirectoryConfig = field(default_factory=RunDirectoryConfig)
 
     @classmethod
@@ -218,7 +237,17 @@ class RunConfig:
                 raise ConfigError(f"unknown configuration key '{name}'{nearest(name, known)}")
         parsed = {name: checked(known[name], value) for name, value in values.items()}
         config: RunConfig = build(cls, parsed)
+        config.check_ranks()
         return config
+
+    def check_ranks(self) -> None:
+        """Raise ConfigError where clients shall have ranks that the method or the model cannot give them."""
+        ranks = self.lora.client_ranks
+        if any(not 1 <= one <= self.lora.rank for one in ranks):
+            raise ConfigError(f"lora.ranks '{self.lora.ranks}' must lie between 1 and lora.rank {self.lora.rank}")
+        if ranks and not METHODS[self.method].any_rank:
+            able = ", ".join(name for name, info in METHODS.items() if info.any_rank)
+            raise ConfigError(f"method '{self.method}' needs one rank for all clients; lora.ranks works with {able}")
 
     @property
     def prior_strength(self) -> float:

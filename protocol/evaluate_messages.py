@@ -10,16 +10,9 @@ from flwr.app import MetricRecord, RecordDict
 
 from models.adapter import Adapter
 from protocol.envelope import checked_config, config_record
-from protocol.records import (
-    ProtocolError,
-    Shapes,
-    arrays_of,
-    decode_adapter,
-    encode_adapter,
-    metrics_of,
-    require,
-    require_list,
-)
+from protocol.local_plan import PLAIN_PLAN, LocalPlan
+from protocol.plan_records import decode_start, plan_entries, start_records
+from protocol.records import ProtocolError, metrics_of, require, require_list
 
 START_TRACK = "start"
 
@@ -37,27 +30,34 @@ class EvaluateRequest:
     steps: Sequence[int]
     adapter: Adapter
     track: str = START_TRACK
+    plan: LocalPlan = PLAIN_PLAN
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
         config = config_record(
-            client_id=self.client_id, server_round=self.server_round, steps=list(self.steps), track=self.track
+            client_id=self.client_id,
+            server_round=self.server_round,
+            steps=list(self.steps),
+            track=self.track,
+            **plan_entries(self.adapter, self.plan),
         )
-        return RecordDict({"config": config, "arrays": encode_adapter(self.adapter)})
+        return RecordDict({"config": config, **start_records(self.adapter, self.plan)})
 
     @classmethod
-    def decode(cls, content: RecordDict, shapes: Shapes) -> EvaluateRequest:
-        """Inverse of :meth:`encode`; raises ProtocolError."""
+    def decode(cls, content: RecordDict, fresh: Adapter) -> EvaluateRequest:
+        """Inverse of :meth:`encode`, ``fresh`` being the adapter before round 1; raises ProtocolError."""
         config = checked_config(content)
         steps = require_list(config, "steps", int)
         if not steps or min(steps) < 0:
             raise ProtocolError(f"entry 'steps': expected numbers of local steps, got {steps!r}")
+        adapter, plan = decode_start(content, config, fresh)
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
             sorted(steps),
-            decode_adapter(arrays_of(content), shapes),
+            adapter,
             require(config, "track", str),
+            plan,
         )
 
 

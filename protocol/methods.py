@@ -12,14 +12,27 @@ class MethodInfo:
 
     Attributes:
         uses_prior: whether clients carry their class prior in the head's bias where ``prior.use`` is ``method``.
+        any_rank: whether its clients may have different ranks (``lora.ranks``).
     """
 
-    uses_prior: bool
+    uses_prior: bool = False
+    any_rank: bool = False
 
 
 METHODS: Mapping[str, MethodInfo] = {
-    "hyperlora": MethodInfo(uses_prior=True),
-    "fedit": MethodInfo(uses_prior=False),
-    "flexlora": MethodInfo(uses_prior=False),
-    "local": MethodInfo(uses_prior=False),
+    "hyperlora": MethodInfo(uses_prior=True, any_rank=True),
+    "fedit": MethodInfo(),
+    "flexlora": MethodInfo(any_rank=True),
+    "local": MethodInfo(any_rank=True),
+    "ffa-lora": MethodInfo(),
+    "rolora": MethodInfo(),
+    "fedsa-lora": MethodInfo(),
+    "flora": MethodInfo(any_rank=True),
+    "fedex-lora": MethodInfo(),
+    "lora-fair": MethodInfo(),
+    "fed-sb": MethodInfo(),
+    "hetlora": MethodInfo(any_rank=True),
+    "feddpa": MethodInfo(),
+    "potara": MethodInfo(),
+    "hyperflora": MethodInfo(),
 }

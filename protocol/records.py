@@ -50,19 +50,9 @@ def _decode_tensor(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def adapter_shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every part, as :func:`decode_adapter` expects it."""
-    return {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
-
-
 def encode_adapter(adapter: Adapter) -> ArrayRecord:
     """Return the adapter's parts as float32 arrays."""
     return encode_tensors(adapter.tensors(), np.float32)
-
-
-def decode_adapter(record: ArrayRecord, shapes: Shapes) -> Adapter:
-    """Inverse of :func:`encode_adapter`; raises :class:`ProtocolError` where a part is not as ``shapes`` says."""
-    return Adapter.from_tensors(decode_tensors(record, shapes))
 
 
 def require(record: Mapping[str, object], name: str, kind: type[Scalar]) -> Scalar:

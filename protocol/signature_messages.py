@@ -49,6 +49,7 @@ class ClientCard:
         trains: False for a client that only ever receives adapters (unseen).
         num_examples: number of its training samples.
         signature: description of its data.
+        rank: the highest rank of an adapter that it can train; 0 where it takes any.
     """
 
     client_id: str
@@ -56,6 +57,7 @@ class ClientCard:
     trains: bool
     num_examples: int
     signature: Signature
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class SignatureReply:
             domains=[card.domain for card in self.cards],
             trains=[card.trains for card in self.cards],
             num_examples=[card.num_examples for card in self.cards],
+            ranks=[card.rank for card in self.cards],
             left_out=list(self.left_out),
             reasons=list(self.left_out.values()),
         )
@@ -91,16 +94,18 @@ class SignatureReply:
             raise ProtocolError("a client is named twice")
         count = len(ids)
         domains, trains = require_list(config, "domains", str, count), require_list(config, "trains", bool, count)
-        num_examples = require_list(config, "num_examples", int, count)
+        num_examples, ranks = (require_list(config, name, int, count) for name in ("num_examples", "ranks"))
         vectors = decode_tensors(arrays_of(content), dict.fromkeys(ids, (signature_size,)))
         try:
             signatures = {name: Signature.from_vector(vectors[name], num_classes) for name in ids}
         except ValueError as error:
             raise ProtocolError(str(error)) from error
         cards = [
-            ClientCard(name, domain, training, examples, signatures[name])
-            for name, domain, training, examples in zip(ids, domains, trains, num_examples, strict=True)
+            ClientCard(name, domain, training, examples, signatures[name], rank)
+            for name, domain, training, examples, rank in zip(ids, domains, trains, num_examples, ranks, strict=True)
         ]
+        if any(card.rank < 0 for card in cards):
+            raise ProtocolError(f"ranks {ranks} of clients cannot be negative")
         if any(card.num_examples < 1 for card in cards):
             raise ProtocolError("a client without training samples cannot take part")
         left_out = require_list(config, "left_out", str)

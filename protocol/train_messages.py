@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar
 
@@ -14,18 +14,9 @@ from models.adapter import Adapter
 from models.signature import Signature
 from models.start_gradient import GRADIENT_KINDS, NO_GRADIENT, GradientSpec
 from protocol.envelope import checked_config, config_record
-from protocol.records import (
-    ProtocolError,
-    Shapes,
-    adapter_shapes,
-    arrays_of,
-    decode_adapter,
-    decode_tensors,
-    encode_adapter,
-    encode_tensors,
-    metrics_of,
-    require,
-)
+from protocol.local_plan import PARTS, PLAIN_PLAN, LocalPlan, chosen, core_shapes
+from protocol.plan_records import decode_start, filled, plan_entries, start_records
+from protocol.records import ProtocolError, arrays_of, decode_tensors, encode_tensors, metrics_of, require
 
 MAX_SKETCH = 2**20
 
@@ -44,6 +35,7 @@ class TrainRequest:
     start: Adapter
     wants: GradientSpec = NO_GRADIENT
     signature_digest: str = ""
+    plan: LocalPlan = PLAIN_PLAN
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -54,20 +46,23 @@ class TrainRequest:
             gradient=self.wants.kind,
             sketch_size=self.wants.size,
             signature_digest=self.signature_digest,
+            **plan_entries(self.start, self.plan),
         )
-        return RecordDict({"config": config, "arrays": encode_adapter(self.start)})
+        return RecordDict({"config": config, **start_records(self.start, self.plan)})
 
     @classmethod
-    def decode(cls, content: RecordDict, shapes: Shapes) -> TrainRequest:
-        """Inverse of :meth:`encode`; raises ProtocolError."""
+    def decode(cls, content: RecordDict, fresh: Adapter) -> TrainRequest:
+        """Inverse of :meth:`encode`, ``fresh`` being the adapter before round 1; raises ProtocolError."""
         config = checked_config(content)
+        start, plan = decode_start(content, config, fresh)
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
             require(config, "local_steps", int),
-            decode_adapter(arrays_of(content), shapes),
+            start,
             _wants(require(config, "gradient", str), require(config, "sketch_size", int)),
             require(config, "signature_digest", str),
+            plan,
         )
 
 
@@ -111,7 +106,10 @@ class TrainMetrics:
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A trained adapter, its prior taken off, and what the client measured on its validation share."""
+    """A trained adapter, its prior taken off, and what the client measured on its validation share.
+
+    Of ``end`` only the parts ``up`` travel; ``core`` is the trained R by kind where the plan was to train one.
+    """
 
     client_id: str
     server_round: int
@@ -119,12 +117,16 @@ class TrainReply:
     metrics: TrainMetrics
     gradient: Mapping[str, Tensor] = field(default_factory=dict)
     signature: Signature | None = None
+    core: Mapping[str, Tensor] = field(default_factory=dict)
+    up: Sequence[str] = PARTS
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
         config = config_record(client_id=self.client_id, server_round=self.server_round)
-        metrics = MetricRecord(asdict(self.metrics))
-        content = RecordDict({"config": config, "arrays": encode_adapter(self.end), "metrics": metrics})
+        arrays = encode_tensors(chosen(self.end, self.up), np.float32)
+        content = RecordDict({"config": config, "arrays": arrays, "metrics": MetricRecord(asdict(self.metrics))})
+        if self.core:
+            content["core"] = encode_tensors(self.core, np.float32)
         if self.gradient:
             content["gradient"] = encode_tensors(self.gradient, np.float32)
         if self.signature is not None:
@@ -147,7 +149,10 @@ class TrainReply:
         record = metrics_of(content)
         measured = {one.name: require(record, one.name, float) for one in fields(TrainMetrics)[1:]}
         metrics = TrainMetrics(require(record, "num_examples", int), **measured)
-        end = decode_adapter(arrays_of(content), adapter_shapes(request.start))
+        end = filled(content, request.start, request.plan.up)
         shapes = request.wants.shapes(request.start)
         gradient = decode_tensors(arrays_of(content, "gradient"), shapes) if shapes else {}
-        return cls(*answered, end, metrics, gradient, _new_signature(content, request.start))
+        cores = core_shapes(request.start, request.plan.trains)
+        core = decode_tensors(arrays_of(content, "core"), cores) if cores else {}
+        signature = _new_signature(content, request.start)
+        return cls(*answered, end, metrics, gradient, signature, core, request.plan.up)

@@ -16,22 +16,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.adapter import Adapter, Weight, combine, subtract
+from models.adapter import Adapter, Weight, combine, resized, subtract
 from models.corrector import correct
 from models.low_rank import Factors
 from models.signature import Projection, Standardizer
 from models.start_gradient import NO_GRADIENT, GradientSpec
 from models.synthesizer import initial_psi
 from protocol.config import RunConfig
+from protocol.local_plan import PLAIN_PLAN, LocalPlan
 from protocol.signature_messages import ClientCard
 from strategies.disk_memory import DiskMemory
 from strategies.hyperlora_generator import ServedGenerator, Teaching
 from strategies.hyperlora_learning import learn
-from strategies.hyperlora_state import HyperLoraState, attended, describe, description_groups
+from strategies.hyperlora_state import INITIAL_METRIC, HyperLoraState, attended, describe, description_groups
 from strategies.method import ClientUpdate, example_weights
 
 NUM_HEADS = 4
-INITIAL_METRIC = (1.0, 0.02, 0.02)
 INITIAL_GENERATOR_LOGIT, INITIAL_CORRECTOR_LOGIT = -2.0, 0.0
 
 
@@ -49,6 +49,7 @@ class HyperLoRA:
         server_step: eta, step of the anchor along the averaged movements.
         shuffled: whether every client is described by another one's signature, half the list away (an ablation).
         memory: the empty memory: in RAM, or one that keeps most of its entries on disk.
+        merges_own: whether clients merge their start with their own last adapter at use (Potara's gate).
         generator_inputs: numbers that a description is reduced to for the generator.
     """
 
@@ -64,6 +65,7 @@ class HyperLoRA:
     generator_inputs: int = 16
     shuffled: bool = False
     memory: Mapping[str, Adapter] = field(default_factory=dict)
+    merges_own: bool = False
 
     @property
     def state_classes(self) -> tuple[type, ...]:
@@ -116,6 +118,10 @@ class HyperLoRA:
         mixed = [(one, {part: (1 - share[part]) * weight[part] for part in share}) for one, weight in terms]
         return put_together(state.anchor, [*mixed, (made, share)])
 
+    def plan(self, state: HyperLoraState, card: ClientCard) -> LocalPlan:
+        """Have all of the start trained; merged with the client's own last adapter at use where that is switched on."""
+        return LocalPlan(personal="potara") if self.merges_own else PLAIN_PLAN
+
     def alternatives(self, state: HyperLoraState, card: ClientCard) -> dict[str, Adapter]:
         """Return what the client would start from with less: the anchor alone, the generator without any memory."""
         made = self.generate(state, card)
@@ -133,7 +139,8 @@ class HyperLoRA:
         made = [self.generate(state, one.card) for one in updates]
         state = learn(state, updates, made, spec=self.wants, learning_rate=self.learning_rate, groups=self.learned)
         state = self._moved(state, updates)
-        deviations = {one.card.client_id: subtract(one.end, state.anchor) for one in updates}
+        rank = state.anchor.rank
+        deviations = {one.card.client_id: subtract(resized(one.end, rank), state.anchor) for one in updates}
         counts = {one.card.client_id: one.metrics.num_examples for one in updates}
         state = replace(
             state,
@@ -232,6 +239,7 @@ def build(config: RunConfig) -> HyperLoRA:
         generator_inputs=net.inputs,
         shuffled=own.shuffle_signatures,
         memory=_empty_memory(config),
+        merges_own=own.merge_own,
     )
 
 

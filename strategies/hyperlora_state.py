@@ -16,6 +16,7 @@ from protocol.signature_messages import ClientCard
 
 MOST_ATTENDED = 64
 NEGLIGIBLE_WEIGHT = 1e-3
+INITIAL_METRIC = (1.0, 0.02, 0.02)
 DESCRIPTION_GROUPS = ("feature_mean", "feature_std", "class_frequencies")
 
 

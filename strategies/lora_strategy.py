@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from models.adapter import Adapter
 from models.signature import drift
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
+from protocol.local_plan import LocalPlan, whole
 from protocol.records import encode_adapter
 from protocol.signature_messages import ClientCard
 from protocol.train_messages import TrainReply, TrainRequest
@@ -103,9 +104,10 @@ class LoraStrategy(Strategy):
         )
         began, self._training = time.perf_counter(), Exchange()
         for name in self.record.cohort:
-            start = self.method.start(self.state, clients[name])
+            start, plan = self._served(clients[name])
             digest = clients[name].signature.digest()
-            request = TrainRequest(name, server_round, self.settings.local_steps, start, self.method.wants, digest)
+            steps, wants = self.settings.local_steps, self.method.wants
+            request = TrainRequest(name, server_round, steps, start, wants, digest, plan)
             self._add(self._training, request, TrainRequest.TYPE, server_round)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
@@ -124,7 +126,9 @@ class LoraStrategy(Strategy):
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
         self._note_drift({one.client_id: reply for one, reply in answers.answered})
         updates = [
-            ClientUpdate(self.roster.cards[one.client_id], one.start, reply.end, reply.metrics, reply.gradient)
+            ClientUpdate(
+                self.roster.cards[one.client_id], one.start, reply.end, reply.metrics, reply.gradient, reply.core
+            )
             for one, reply in answers.answered
         ]
         if updates:
@@ -210,15 +214,23 @@ class LoraStrategy(Strategy):
         return result
 
     def final_adapters(self) -> dict[str, tuple[ClientCard, Adapter]]:
-        """Return for every client known its card and the adapter that the method makes for it now."""
-        return {name: (card, self.method.start(self.state, card)) for name, card in sorted(self.roster.cards.items())}
+        """Return for every client known its card and the adapter that the method makes for it now, base included.
+
+        What a client keeps to itself is not in it.
+        """
+        return {name: (card, whole(*self._served(card))) for name, card in sorted(self.roster.cards.items())}
 
     def _evaluations(self, name: str, card: ClientCard, server_round: int) -> Iterator[EvaluateRequest]:
-        adapter = self.method.start(self.state, card)
-        yield EvaluateRequest(name, server_round, self.settings.evaluate_steps, adapter)
+        adapter, plan = self._served(card)
+        yield EvaluateRequest(name, server_round, self.settings.evaluate_steps, adapter, plan=plan)
         if self._last_round == server_round:
             for track, other in self.method.alternatives(self.state, card).items():
                 yield EvaluateRequest(name, server_round, [0], other, track)
+
+    def _served(self, card: ClientCard) -> tuple[Adapter, LocalPlan]:
+        """Return the client's start, cut to the client's own rank where that is lower, and its plan."""
+        start, plan = self.method.start(self.state, card), self.method.plan(self.state, card)
+        return (start.truncated(card.rank) if 0 < card.rank < start.rank else start), plan
 
     def _add(self, exchange: Exchange[Any], request: Any, message_type: str, server_round: int) -> None:
         node_id = self.roster.nodes[request.client_id]

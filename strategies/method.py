@@ -11,6 +11,7 @@ from torch import Tensor
 from models.adapter import Adapter
 from models.low_rank import Factors
 from models.start_gradient import NO_GRADIENT, GradientSpec
+from protocol.local_plan import PLAIN_PLAN, LocalPlan
 from protocol.signature_messages import ClientCard
 from protocol.train_messages import TrainMetrics
 
@@ -25,6 +26,7 @@ class ClientUpdate:
         end: the adapter after its local steps, prior taken off.
         metrics: what it measured on the way.
         gradient: what the method's ``wants`` asked for of the validation gradient at the start; empty where nothing.
+        core: the trained R by kind, where the method's plan was to train one.
     """
 
     card: ClientCard
@@ -32,6 +34,7 @@ class ClientUpdate:
     end: Adapter
     metrics: TrainMetrics
     gradient: Mapping[str, Tensor] = field(default_factory=dict)
+    core: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -54,6 +57,9 @@ class Method(Protocol):
     def start(self, state: Any, card: ClientCard) -> Adapter:
         """Return the adapter that ``card``'s client is sent, to train or to use."""
 
+    def plan(self, state: Any, card: ClientCard) -> LocalPlan:
+        """Return how the client is to work with its start: what it trains, what travels, what it keeps."""
+
     def aggregate(self, state: Any, updates: Sequence[ClientUpdate]) -> Any:
         """Return the state after a round; ``updates`` is never empty and sorted by client-id."""
 
@@ -71,7 +77,7 @@ class Method(Protocol):
 
 
 class Plain:
-    """What a method is that wants no gradient, offers one start to each client and has nothing to report."""
+    """What a method is that wants no gradient, has clients train all they are sent and has nothing to report."""
 
     wants = NO_GRADIENT
     state_classes: Sequence[type] = (Adapter, Factors)
@@ -79,6 +85,10 @@ class Plain:
     def register(self, state: Any, cards: Mapping[str, ClientCard]) -> Any:
         """Return the state as it is: the method knows nothing of its clients but what they send."""
         return state
+
+    def plan(self, state: Any, card: ClientCard) -> LocalPlan:
+        """Have all of the start sent, trained and sent back."""
+        return PLAIN_PLAN
 
     def alternatives(self, state: Any, card: ClientCard) -> Mapping[str, Adapter]:
         """Return none."""

@@ -13,7 +13,6 @@ from models.low_rank import Factors
 from models.signature import Signature
 from models.start_gradient import part_vectors
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
-from protocol.records import adapter_shapes
 from protocol.signature_messages import ClientCard, SignatureReply
 from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
 
@@ -34,7 +33,9 @@ def make_adapter(seed: int, rank: int = RANK, fresh: bool = False) -> Adapter:
     return Adapter(low_rank, torch.randn(CLASSES, WIDTH + 1, generator=generator) * (0 if fresh else 1))
 
 
-def make_card(name: str, *, trains: bool = True, num_examples: int = 10, seed: int | None = None) -> ClientCard:
+def make_card(
+    name: str, *, trains: bool = True, num_examples: int = 10, seed: int | None = None, rank: int = 0
+) -> ClientCard:
     generator = torch.Generator().manual_seed(sum(map(ord, name)) if seed is None else seed)
     frequencies = torch.rand(CLASSES, generator=generator) + 0.1
     signature = Signature(
@@ -43,7 +44,7 @@ def make_card(name: str, *, trains: bool = True, num_examples: int = 10, seed: i
         frequencies / frequencies.sum(),
         float(torch.tensor(float(num_examples)).log()),
     )
-    return ClientCard(name, "domain", trains, num_examples, signature)
+    return ClientCard(name, "domain", trains, num_examples, signature, rank)
 
 
 def make_metrics(num_examples: int = 10) -> TrainMetrics:
@@ -74,7 +75,7 @@ Spoil = Callable[[Message, TrainRequest], Message]
 
 def fake_client_app(cards: list[ClientCard], spoil: dict[str, Spoil] | None = None) -> ClientApp:
     """A ClientApp whose nodes host ``cards`` in turn; ``spoil`` changes the train reply of some clients."""
-    app, shapes = ClientApp(), adapter_shapes(make_adapter(0))
+    app, fresh = ClientApp(), make_adapter(0, fresh=True)
 
     @app.query("signature")
     def signature(message: Message, context: Context) -> Message:
@@ -83,7 +84,7 @@ def fake_client_app(cards: list[ClientCard], spoil: dict[str, Spoil] | None = No
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        request = TrainRequest.decode(message.content, shapes)
+        request = TrainRequest.decode(message.content, fresh)
         end = moved(request.start, request.client_id, request.server_round)
         gradient = {} if request.wants.kind == "off" else request.wants.compress(part_vectors(end))
         reply = TrainReply(request.client_id, request.server_round, end, make_metrics(), gradient)
@@ -92,7 +93,7 @@ def fake_client_app(cards: list[ClientCard], spoil: dict[str, Spoil] | None = No
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        request = EvaluateRequest.decode(message.content, shapes)
+        request = EvaluateRequest.decode(message.content, fresh)
         count = len(request.steps)
         reply = EvaluateReply(request.client_id, 5, [0.4, 0.8][:count], [1.0, 0.5][:count], [0.9, 0.6][:count], 0.1)
         return Message(reply.encode(), reply_to=message)

@@ -5,26 +5,44 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapter import Adapter
+from models.adapter import Adapter, combine
 from models.low_rank import Factors
 from protocol.config import RunConfig
+from protocol.local_plan import chosen, whole
 from protocol.methods import METHODS
 from strategies.catalog import build_method
 from strategies.method import ClientUpdate, Method
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
 
-PRODUCT_AVERAGES = ("flexlora", "hyperlora")
-GLOBAL = ("fedit", "flexlora", "hyperlora")
+EXACT = ("flexlora", "hyperlora", "flora", "fedex-lora", "fed-sb")
+GLOBAL = ("fedit", *EXACT, "ffa-lora", "rolora", "lora-fair", "hetlora", "feddpa", "potara")
 INITIAL = make_adapter(0, fresh=True)
 CARDS = {name: make_card(name, num_examples=10 * index + 10) for index, name in enumerate("abcd")}
 
 
-def updates_of(ends: dict[str, Adapter]) -> list[ClientUpdate]:
-    return [ClientUpdate(CARDS[n], INITIAL, end, make_metrics(CARDS[n].num_examples)) for n, end in ends.items()]
+def updates_of(method: Method, state: object, ends: dict[str, Adapter]) -> list[ClientUpdate]:
+    """Replies that bring of each end only what the method's plan has sent back, in the order of the client-ids."""
+    updates = []
+    for name, end in sorted(ends.items()):
+        start, plan = method.start(state, CARDS[name]), method.plan(state, CARDS[name])
+        sent = Adapter.from_tensors({**start.tensors(), **chosen(end, plan.up)})
+        updates.append(ClientUpdate(CARDS[name], start, sent, make_metrics(CARDS[name].num_examples)))
+    return updates
 
 
 def aggregated(method: Method, ends: dict[str, Adapter]) -> object:
-    return method.aggregate(method.register(method.init(INITIAL), CARDS), updates_of(ends))
+    state = method.register(method.init(INITIAL), CARDS)
+    return method.aggregate(state, updates_of(method, state, ends))
+
+
+def whole_start(method: Method, state: object, name: str) -> Adapter:
+    return whole(method.start(state, CARDS[name]), method.plan(state, CARDS[name]))
+
+
+def trained_by(method: Method, end: Adapter) -> Adapter:
+    """What a client of the method ends with that trains towards ``end`` from the fresh adapter."""
+    state = method.register(method.init(INITIAL), CARDS)
+    return updates_of(method, state, {"a": end})[0].end
 
 
 def method_of(name: str) -> Method:
@@ -41,13 +59,14 @@ def turned(adapter: Adapter) -> Adapter:
 def test_before_round_one_everybody_gets_the_fresh_adapter(name: str) -> None:
     method = method_of(name)
     state = method.register(method.init(INITIAL), CARDS)
-    assert_same_products(method.start(state, CARDS["a"]), INITIAL)
+    assert_same_products(whole_start(method, state, "a"), INITIAL)
 
 
 @pytest.mark.parametrize("name", GLOBAL)
 def test_equal_clients_give_back_their_own_product(name: str) -> None:
     method, end = method_of(name), moved(INITIAL, "x", 1)
-    assert_same_products(method.anchor(aggregated(method, dict.fromkeys("abc", end))), end, 1e-4)
+    expected = trained_by(method, end)
+    assert_same_products(method.anchor(aggregated(method, dict.fromkeys("abc", end))), expected, 1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -56,10 +75,12 @@ def test_the_order_of_clients_does_not_matter(name: str) -> None:
     ends = {one: moved(INITIAL, one, 1) for one in "abc"}
     forward, backward = aggregated(method, ends), aggregated(method, dict(reversed(ends.items())))
     for card in CARDS.values():
-        assert_same_products(method.start(forward, card), method.start(backward, card), 1e-4)
+        assert_same_products(
+            whole_start(method, forward, card.client_id), whole_start(method, backward, card.client_id), 1e-4
+        )
 
 
-@pytest.mark.parametrize("name", PRODUCT_AVERAGES)
+@pytest.mark.parametrize("name", EXACT)
 def test_a_change_of_gauge_moves_a_product_average_by_nothing(name: str) -> None:
     method = method_of(name)
     ends = {one: moved(INITIAL, one, 1) for one in "abc"}
@@ -78,8 +99,8 @@ def test_a_change_of_gauge_moves_fedit() -> None:
 
 @pytest.mark.parametrize("name", GLOBAL)
 def test_a_client_that_is_missing_leaves_the_weights_of_the_others_in_proportion(name: str) -> None:
-    method, end = method_of(name), moved(INITIAL, "x", 1)
-    other = moved(INITIAL, "y", 1)
+    method = method_of(name)
+    end, other = moved(INITIAL, "x", 1), moved(INITIAL, "y", 1)
     without_c = method.anchor(aggregated(method, {"a": end, "b": other}))
     twice = method.anchor(aggregated(method, {"b": other, "a": end}))
     assert_same_products(without_c, twice, 1e-4)
@@ -104,8 +125,8 @@ def test_no_function_changes_its_arguments(name: str) -> None:
     ends = {one: moved(INITIAL, one, 1) for one in "abc"}
     before = {one: {key: value.clone() for key, value in end.tensors().items()} for one, end in ends.items()}
     state = method.register(method.init(INITIAL), CARDS)
-    first = method.start(method.aggregate(state, updates_of(ends)), CARDS["a"])
-    again = method.start(method.aggregate(state, updates_of(ends)), CARDS["a"])
+    first = method.start(method.aggregate(state, updates_of(method, state, ends)), CARDS["a"])
+    again = method.start(method.aggregate(state, updates_of(method, state, ends)), CARDS["a"])
     assert all(torch.equal(ends[one].tensors()[key], value) for one in before for key, value in before[one].items())
     assert all(torch.equal(value, again.tensors()[key]) for key, value in first.tensors().items())
 
@@ -122,3 +143,22 @@ def test_fedit_misses_the_average_product_by_the_covariance_of_the_factors() -> 
             for o, e in ends.items()
         )
         torch.testing.assert_close(mean_product - factors.product(), covariance, rtol=1e-4, atol=1e-4)
+
+
+def scaled_gauges(end: Adapter) -> dict[str, Adapter]:
+    """Clients whose factors differ and whose products are multiples of one: their average has the rank of each."""
+    return {"a": end, "b": turned(end.scaled(2.0)), "c": turned(turned(end.scaled(0.5)))}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_methods_give_the_average_product_where_the_rank_holds_it(name: str) -> None:
+    method, ends = method_of(name), scaled_gauges(moved(INITIAL, "x", 1))
+    expected = combine(list(ends.values()), [CARDS[one].num_examples / 60 for one in ends])
+    assert_same_products(method.anchor(aggregated(method, ends)), expected, 1e-5)
+
+
+def test_fedit_does_not() -> None:
+    method, ends = method_of("fedit"), scaled_gauges(moved(INITIAL, "x", 1))
+    expected = combine(list(ends.values()), [CARDS[one].num_examples / 60 for one in ends])
+    with pytest.raises(AssertionError):
+        assert_same_products(method.anchor(aggregated(method, ends)), expected, 1e-2)

@@ -11,7 +11,6 @@ import torch
 from flwr.app import Array, Error, Message
 
 from benchmarks.local_grid import LocalGrid
-from protocol.records import adapter_shapes, decode_adapter
 from protocol.train_messages import TrainReply, TrainRequest
 from strategies.exchange import error_sentence
 from strategies.flexlora import FlexLoRA
@@ -60,9 +59,9 @@ def run(strategy: LoraStrategy, rounds: int, spoil: dict[str, Spoil] | None = No
 
 
 def starts_of(grid: LocalGrid, server_round: int) -> dict[str, object]:
-    shapes = adapter_shapes(make_adapter(0))
+    fresh = make_adapter(0, fresh=True)
     return {
-        str(message.content["config"]["client_id"]): decode_adapter(message.content["arrays"], shapes)
+        str(message.content["config"]["client_id"]): TrainRequest.decode(message.content, fresh).start
         for message in grid.sent
         if message.metadata.message_type == TrainRequest.TYPE
         and message.content["config"]["server_round"] == server_round

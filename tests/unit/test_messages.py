@@ -8,7 +8,7 @@ import torch
 from flwr.app import Array, ConfigRecord, RecordDict
 
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
-from protocol.records import ProtocolError, adapter_shapes
+from protocol.records import ProtocolError
 from protocol.signature_messages import SignatureReply, SignatureRequest
 from protocol.train_messages import TrainReply, TrainRequest
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_adapter, make_card, make_metrics
@@ -22,7 +22,7 @@ def equal(left, right) -> bool:
 
 
 def test_train_messages_survive_the_wire() -> None:
-    request = TrainRequest.decode(REQUEST.encode(), adapter_shapes(make_adapter(5)))
+    request = TrainRequest.decode(REQUEST.encode(), make_adapter(5))
     assert (request.client_id, request.server_round, request.local_steps) == ("a", 3, 10)
     assert equal(request.start, REQUEST.start)
     reply = TrainReply.decode(REPLY.encode(), REQUEST)
@@ -40,7 +40,7 @@ def test_a_new_signature_survives_the_wire() -> None:
 
 def test_evaluate_messages_survive_the_wire() -> None:
     request = EvaluateRequest("a", 3, [0, 10], make_adapter(0))
-    assert list(EvaluateRequest.decode(request.encode(), adapter_shapes(make_adapter(0))).steps) == [0, 10]
+    assert list(EvaluateRequest.decode(request.encode(), make_adapter(0)).steps) == [0, 10]
     reply = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], 0.3)
     assert EvaluateReply.decode(reply.encode(), request) == reply
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from client_app.tasks import describe_clients
+from client_app.tasks import describe_clients, evaluate_adapter, train_start
 from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
 from client_app.workplace import TokenCache, Workplace, choose_device, worthwhile_threads
 from data.digits import digits_public
 from data.federation import ClientData, DataError, Samples
 from models.adapted_model import AdaptedModel
-from models.adapter import Adapter
+from models.adapter import Adapter, resized
 from models.backbone_loading import build_backbone
 from protocol.config import ConfigError, RunConfig
+from protocol.evaluate_messages import EvaluateRequest
+from protocol.local_plan import LocalPlan, part_of
+from protocol.train_messages import TrainReply, TrainRequest
 
 EMPTY = Samples(torch.empty(0, 1, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 
@@ -132,3 +135,91 @@ def test_small_products_are_not_shared_between_threads(model: AdaptedModel, monk
 def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match="no GPU is visible to this client"):
         choose_device("cuda")
+
+
+class DictKeeper:
+    def __init__(self) -> None:
+        self.kept: dict[str, Adapter] = {}
+
+    def get(self, client_id: str) -> Adapter | None:
+        return self.kept.get(client_id)
+
+    def put(self, client_id: str, adapter: Adapter) -> None:
+        self.kept[client_id] = adapter
+
+
+def trained_with(workplace: Workplace, plan: LocalPlan, start: Adapter, kept: DictKeeper | None = None) -> TrainReply:
+    request = TrainRequest("full", 1, 3, start, plan=plan)
+    return train_start(workplace, request, kept or DictKeeper())
+
+
+@pytest.mark.parametrize(("trains", "fixed"), [("A", "B"), ("B", "A")])
+def test_a_factor_that_is_not_trained_stays_as_it_was(workplace: Workplace, trains: str, fixed: str) -> None:
+    start = nonzero(workplace)
+    end = trained_with(workplace, LocalPlan(trains=trains), start).end
+    for name, tensor in end.tensors().items():
+        assert torch.equal(tensor, start.tensors()[name]) == (part_of(name) == fixed)
+    assert all(one.requires_grad for one in workplace.model.trainable_parameters())
+
+
+def test_a_core_is_trained_between_fixed_factors_and_leaves_the_layers_as_they_were(workplace: Workplace) -> None:
+    start, before = nonzero(workplace), len(workplace.model.trainable_parameters())
+    core = {kind: torch.eye(3).expand(2, 3, 3) for kind in start.low_rank}
+    reply = trained_with(workplace, LocalPlan(trains="core", up=("head",), core=core), start)
+    assert {kind: tuple(one.shape) for kind, one in reply.core.items()} == dict.fromkeys(start.low_rank, (2, 3, 3))
+    assert all(not torch.equal(one, torch.eye(3).expand(2, 3, 3)) for one in reply.core.values())
+    for kind, one in reply.end.low_rank.items():
+        torch.testing.assert_close(one.A, reply.core[kind] @ start.low_rank[kind].A)
+        assert torch.equal(one.B, start.low_rank[kind].B)
+    assert len(workplace.model.trainable_parameters()) == before
+
+
+def test_a_base_acts_like_an_adapter_and_is_taken_out_again(workplace: Workplace) -> None:
+    model, tokens = workplace.model, workplace.tokens("full", "test").tokens
+    base, start = nonzero(workplace), model.initialise(seed=4)
+    model.load(start)
+    plain = model.logits(tokens).detach()
+    with model.prepared("all", {}, base):
+        based = model.logits(tokens).detach()
+    torch.testing.assert_close(model.logits(tokens).detach(), plain, rtol=0, atol=0)
+    model.load(Adapter(base.low_rank, start.head + 0))
+    torch.testing.assert_close(model.logits(tokens).detach(), based, rtol=1e-4, atol=1e-5)
+
+
+def test_a_start_of_lower_rank_is_trained_within_its_rank(workplace: Workplace) -> None:
+    end = trained_with(workplace, LocalPlan(), resized(nonzero(workplace), 2)).end
+    assert end.rank == 2
+    assert all(bool((workplace.model.extract().low_rank[kind].B[..., 2:] == 0).all()) for kind in end.low_rank)
+
+
+def test_fedsas_client_goes_on_from_the_b_that_it_kept(workplace: Workplace) -> None:
+    kept, plan = DictKeeper(), LocalPlan(down=("A",), up=("A",), personal="fedsa")
+    start = workplace.model.initialise(seed=2)
+    trained_with(workplace, plan, start, kept)
+    first = kept.kept["full"]
+    request = EvaluateRequest("full", 1, [0], start, plan=plan)
+    evaluate_adapter(workplace, request, kept)
+    assert torch.equal(workplace.model.extract().low_rank["attn.qkv"].B, first.low_rank["attn.qkv"].B)
+
+
+@pytest.mark.parametrize("personal", ["feddpa", "potara"])
+def test_a_client_with_something_of_its_own_uses_it_and_sends_the_shared_part(
+    workplace: Workplace, personal: str
+) -> None:
+    kept, plan = DictKeeper(), LocalPlan(personal=personal)
+    start = nonzero(workplace)
+    reply = trained_with(workplace, plan, start, kept)
+    shared = trained_with(workplace, LocalPlan(), start).end
+    same = all(torch.equal(reply.end.tensors()[name], value) for name, value in shared.tensors().items())
+    assert same == (personal == "potara")
+    alone = evaluate_adapter(workplace, EvaluateRequest("full", 1, [0], start, plan=plan), DictKeeper())
+    mixed = evaluate_adapter(workplace, EvaluateRequest("full", 1, [0], start, plan=plan), kept)
+    assert alone.test_loss != mixed.test_loss
+
+
+def nonzero(workplace: Workplace) -> Adapter:
+    fresh = workplace.model.initialise(seed=3)
+    chance = torch.Generator().manual_seed(1)
+    return Adapter.from_tensors(
+        {k: v + 0.05 * torch.randn(v.shape, generator=chance) for k, v in fresh.tensors().items()}
+    )

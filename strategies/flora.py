@@ -1,0 +1,65 @@
+"""FLoRA: the clients' factors are stacked and merged into the frozen weights (arXiv 2409.05976, eq. 4-6).
+
+W <- W + sum_i w_i B_i A_i = W + [w_1 B_1, .., w_K B_K] [A_1; ..; A_K]; the next round starts from a fresh random A and
+B = 0. Since a client may miss rounds, what was merged so far travels as one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from models.adapter import Adapter, combine
+from models.low_rank import ROW_NORM, Factors
+from protocol.build import derive_seed
+from protocol.config import RunConfig
+from protocol.local_plan import LocalPlan
+from protocol.signature_messages import ClientCard
+from strategies.merged_base import MergedState, merged, without_head
+from strategies.method import ClientUpdate, Plain, example_weights
+
+
+@dataclass(frozen=True)
+class Flora(Plain):
+    """Settings: the seed of the fresh factors of each round."""
+
+    seed: int
+    state_classes = (MergedState, Adapter, Factors)
+
+    def init(self, initial: Adapter) -> MergedState:
+        """Start from the fresh adapter with nothing merged."""
+        return MergedState(initial, None, 0)
+
+    def start(self, state: MergedState, card: ClientCard) -> Adapter:
+        """Send everybody the same fresh factors with the averaged head."""
+        return state.adapter
+
+    def plan(self, state: MergedState, card: ClientCard) -> LocalPlan:
+        """Have the merged product added to the frozen weights."""
+        return LocalPlan(base=state.base)
+
+    def aggregate(self, state: MergedState, updates: Sequence[ClientUpdate]) -> MergedState:
+        """Merge the stack, draw fresh factors, average the heads."""
+        total = combine([update.end for update in updates], example_weights(updates))
+        fresh = Adapter(
+            {kind: self._fresh(kind, one, state.rounds) for kind, one in state.adapter.low_rank.items()}, total.head
+        )
+        return MergedState(fresh, merged(state.base, without_head(total)), state.rounds + 1)
+
+    def anchor(self, state: MergedState) -> Adapter:
+        """Return what was merged, with the averaged head."""
+        return state.whole()
+
+    def _fresh(self, kind: str, factors: Factors, rounds: int) -> Factors:
+        """Return B = 0 and a random A as PEFT draws it."""
+        chance = torch.Generator().manual_seed(derive_seed(self.seed, "flora", kind, rounds))
+        bound = ROW_NORM * (3 / factors.A.shape[-1]) ** 0.5
+        A = (2 * torch.rand(factors.A.shape, generator=chance) - 1) * bound
+        return Factors(B=torch.zeros_like(factors.B), A=A)
+
+
+def build(config: RunConfig) -> Flora:
+    """Return the method with the run's seed."""
+    return Flora(config.seed)
