@@ -67,11 +67,17 @@ def _table(kind: str, origin: Origin) -> Listing:
     return list_table(kind, origin)
 
 
+def _instructions(origin: Origin) -> Listing:
+    from data.instructions import list_instructions
+
+    return list_instructions(origin)
+
+
 _OPENERS: dict[str, Callable[[Origin], Listing]] = {
     "digits": _digits,
     "folder": _folder,
+    "instructions": _instructions,
     "fdu-mtl": partial(_table, "parquet"),
     **{name: partial(_hub_images, name) for name in ("pacs", "office-home", "domainnet", "cifar100")},
     **{kind: partial(_table, kind) for kind in ("csv", "jsonl", "parquet")},
 }
-DATA_SET_NAMES = tuple(_OPENERS)
