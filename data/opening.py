@@ -10,6 +10,8 @@ from data.federation import DataError, Division, Federation
 from data.listing import Listing, Origin
 from data.partition import DividedFederation, plan_clients
 
+OWN_DATA = ("folder", "csv", "jsonl", "parquet", "instructions")
+
 
 def open_federation(name: str, origin: Origin, division: Division) -> Federation:
     """Open a data set and divide it; the same arguments always give the same clients.
@@ -25,11 +27,15 @@ def open_federation(name: str, origin: Origin, division: Division) -> Federation
 def describe_data(name: str, origin: Origin) -> DataSetInfo:
     """Return the domains and classes of a data set, without reading one that is in the catalogue.
 
+    Own data without a path, as a server has them, are described by the classes alone; their domains are not known.
+
     Raises:
         DataError: the data have to be read and cannot.
     """
     if name in DATA_SETS:
         return DATA_SETS[name]
+    if name in OWN_DATA and origin.classes and not origin.path:
+        return DataSetInfo((), origin.classes)
     listing = list_samples(name, origin)
     return DataSetInfo(tuple(sorted(listing.domains)), listing.class_names)
 

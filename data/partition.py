@@ -84,6 +84,7 @@ def plan_clients(
     Raises:
         DataError: a domain has too few samples, or the skew is not possible.
     """
+    _check_names(domains)
     plans = _natural_plans(domains, division) if division.partition == "natural" else {}
     for domain, rows in domains.items() if not plans else ():
         parts = _divided([labels[row] for row in rows], domain, division)
@@ -117,6 +118,15 @@ def _capped(client_id: str, plan: ClientPlan, limit: int) -> ClientPlan:
         return plan
     ranked = sorted(plan.rows, key=lambda row: unit_interval(f"{client_id}/{row}", "cap"))
     return ClientPlan(plan.domain, plan.trains, tuple(sorted(ranked[:limit])))
+
+
+def _check_names(domains: Mapping[str, Sequence[int]]) -> None:
+    first: dict[str, str] = {}
+    for domain in domains:
+        if first.setdefault(safe_id(domain), domain) != domain:
+            raise DataError(
+                f"domains '{first[safe_id(domain)]}' and '{domain}' would have the same client ids; rename one"
+            )
 
 
 def safe_id(domain: str) -> str:

@@ -28,7 +28,6 @@ SMALL = {
     "data.dirichlet-alpha": 0.0,
     "data.unseen-fraction": 0.34,
     "federation.rounds": 1,
-    "federation.clients-per-round": 2,
     "lora.rank": 2,
     "train.local-steps": 2,
     "train.batch-size": 8,
@@ -88,6 +87,8 @@ def test_a_family_trains_and_its_adapters_load_with_peft(
     own = ("csv", reviews) if family in TEXT_FAMILIES else ("folder", photos)
     values = {"data.name": own[0], "data.path": own[1], **model_values(family, tmp_path)}
     config, scores = make_run(tmp_path, values)
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["cohort"] == ["all-0", "all-1"]
     starts = [score for score in scores if score["track"] == "start"]
     assert [score["client_id"] for score in starts] == ["all-0", "all-1", "all-2"]
     workplace = open_workplace(config)

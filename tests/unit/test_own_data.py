@@ -202,6 +202,11 @@ def test_a_place_without_such_data_is_told_in_one_sentence(
         list_samples(kind, Origin(place.format(tmp=tmp_path), 6))
 
 
+def test_a_server_without_data_knows_the_classes_that_it_is_told() -> None:
+    info = describe_data("csv", Origin(classes=("bad", "good")))
+    assert (info.class_names, info.domains) == (("bad", "good"), ())
+
+
 def test_data_of_unknown_classes_only_are_told(photos: Path) -> None:
     with pytest.raises(DataError, match=r"has no sample of a known class; data.classes is 'bus,tram'"):
         list_samples("folder", Origin(str(photos), 6, ("bus", "tram")))

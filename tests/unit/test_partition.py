@@ -90,6 +90,11 @@ def test_natural_domains_are_clients_and_some_never_train() -> None:
     assert plans["site_2"].rows == tuple(range(200, 300))
 
 
+def test_domains_whose_clients_would_have_one_id_are_told() -> None:
+    with pytest.raises(DataError, match="domains 'a b' and 'a_b' would have the same client ids"):
+        plan_clients({"a b": range(50), "a_b": range(50, 99)}, LABELS, Division(0, 1, 0, 0, 0.1, 0.1))
+
+
 def test_a_cap_takes_the_same_samples_each_time() -> None:
     whole, capped, again = (
         plan_clients({"a": range(700)}, LABELS, Division(0, 5, 0.5, 0, 0.1, 0.1, max_samples=limit))
