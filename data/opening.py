@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from data.catalog import DATA_SETS, DataSetInfo
 from data.federation import DataError, Division, Federation
 from data.listing import Listing, Origin
-from data.partition import DividedFederation, plan_clients
+from data.plans import DividedFederation, plan_clients
 
 OWN_DATA = ("folder", "csv", "jsonl", "parquet", "instructions")
 

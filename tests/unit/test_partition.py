@@ -8,7 +8,8 @@ import pytest
 from data.federation import DataError, Division
 from data.listing import Origin
 from data.opening import open_federation
-from data.partition import partition_labels, plan_clients
+from data.partition import partition_labels
+from data.plans import plan_clients
 
 LABELS = [i % 7 for i in range(700)]
 
