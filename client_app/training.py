@@ -11,19 +11,29 @@ from torch import Tensor
 
 from models.adapted_model import AdaptedModel
 from models.adapter import Adapter
+from models.backbone import NO_TARGET
 
-EVALUATION_BATCH = 256
+EVALUATION_BATCH, TOKEN_BATCH = 256, 16
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """Samples behind the frozen prefix of the backbone: ``tokens`` (n, t, d) and ``labels`` (n,)."""
+    """Samples behind the frozen prefix of the backbone: ``tokens`` (n, ...) and ``labels`` (n,) or (n, t)."""
 
     tokens: Tensor
     labels: Tensor
 
     def __len__(self) -> int:
-        return self.labels.numel()
+        return len(self.labels)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the positions of all samples in batches to be evaluated; fewer where every token has its logits."""
+        size = EVALUATION_BATCH if self.labels.ndim == 1 else TOKEN_BATCH
+        yield from torch.split(torch.arange(len(self)), size) if len(self) else ()
+
+    def num_targets(self) -> int:
+        """Return how many labels count."""
+        return int((self.labels != NO_TARGET).sum())
 
 
 @dataclass(frozen=True)
@@ -68,19 +78,20 @@ class LocalTrainer:
 
 @torch.inference_mode()
 def evaluate(model: AdaptedModel, samples: TokenSet) -> tuple[float, float]:
-    """Return accuracy (share) and mean cross-entropy (nats) of the adapter that ``model`` carries.
+    """Return accuracy (share) and mean cross-entropy (nats), per label, of the adapter that ``model`` carries.
 
     An empty set has accuracy 0 and loss 0; the number of its samples tells.
     """
-    if not len(samples):
+    count = samples.num_targets()
+    if not count:
         return 0.0, 0.0
     correct, loss = 0.0, 0.0
-    for batch in torch.split(torch.arange(len(samples)), EVALUATION_BATCH):
+    for batch in samples.batches():
         tokens, labels = _on_device(model, samples, batch)
         logits = model.logits(tokens)
         correct += float((logits.argmax(dim=1) == labels).sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return correct / len(samples), loss / len(samples)
+    return correct / count, loss / count
 
 
 def loss_gradient(model: AdaptedModel, samples: TokenSet) -> Adapter:
@@ -89,9 +100,10 @@ def loss_gradient(model: AdaptedModel, samples: TokenSet) -> Adapter:
     The frozen backbone gets none; the model's own gradients are cleared.
     """
     model.clear_gradient()
-    for batch in torch.split(torch.arange(len(samples)), EVALUATION_BATCH) if len(samples) else ():
+    count = max(samples.num_targets(), 1)
+    for batch in samples.batches():
         tokens, labels = _on_device(model, samples, batch)
-        torch.autograd.backward(F.cross_entropy(model.logits(tokens), labels, reduction="sum") / len(samples))
+        torch.autograd.backward(F.cross_entropy(model.logits(tokens), labels, reduction="sum") / count)
     return model.take_gradient()
 
 

@@ -49,8 +49,14 @@ class TokenCache:
     def _embed(self, samples: Samples) -> TokenSet:
         if not len(samples):
             return TokenSet(torch.empty(0), samples.labels)
-        parts = [self._model.embed(inputs).cpu() for inputs in input_batches(self._model.backbone, samples.inputs)]
-        return TokenSet(torch.cat(parts), samples.labels)
+        backbone = self._model.backbone
+        parts, targets = [], []
+        for inputs, labels in zip(
+            input_batches(backbone, samples.inputs), torch.split(samples.labels, PREFIX_BATCH), strict=True
+        ):
+            parts.append(self._model.embed(inputs).cpu())
+            targets.append(backbone.targets(inputs, labels))
+        return TokenSet(torch.cat(parts), torch.cat(targets))
 
     def _evict(self) -> None:
         size = sum(one.tokens.nbytes for one in self._kept.values())
@@ -93,7 +99,7 @@ class Workplace:
         features = [self.model.frozen_features(part.to(self.model.device)) for part in parts]
         return compute_signature(
             torch.cat(features).cpu(),
-            train.labels,
+            self.client(client_id).train.labels,
             num_classes=len(self.federation.class_names),
             smoothing=self.config.signature.smoothing,
         )

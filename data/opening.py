@@ -8,7 +8,9 @@ from functools import lru_cache, partial
 from data.catalog import DATA_SETS, DataSetInfo
 from data.federation import DataError, Division, Federation
 from data.listing import Listing, Origin
-from data.partition import DividedFederation, plan_clients
+from data.plans import DividedFederation, plan_clients
+
+OWN_DATA = ("folder", "csv", "jsonl", "parquet", "instructions")
 
 
 def open_federation(name: str, origin: Origin, division: Division) -> Federation:
@@ -25,11 +27,15 @@ def open_federation(name: str, origin: Origin, division: Division) -> Federation
 def describe_data(name: str, origin: Origin) -> DataSetInfo:
     """Return the domains and classes of a data set, without reading one that is in the catalogue.
 
+    Own data without a path, as a server has them, are described by the classes alone; their domains are not known.
+
     Raises:
         DataError: the data have to be read and cannot.
     """
     if name in DATA_SETS:
         return DATA_SETS[name]
+    if name in OWN_DATA and origin.classes and not origin.path:
+        return DataSetInfo((), origin.classes)
     listing = list_samples(name, origin)
     return DataSetInfo(tuple(sorted(listing.domains)), listing.class_names)
 
@@ -67,11 +73,17 @@ def _table(kind: str, origin: Origin) -> Listing:
     return list_table(kind, origin)
 
 
+def _instructions(origin: Origin) -> Listing:
+    from data.instructions import list_instructions
+
+    return list_instructions(origin)
+
+
 _OPENERS: dict[str, Callable[[Origin], Listing]] = {
     "digits": _digits,
     "folder": _folder,
+    "instructions": _instructions,
     "fdu-mtl": partial(_table, "parquet"),
     **{name: partial(_hub_images, name) for name in ("pacs", "office-home", "domainnet", "cifar100")},
     **{kind: partial(_table, kind) for kind in ("csv", "jsonl", "parquet")},
 }
-DATA_SET_NAMES = tuple(_OPENERS)

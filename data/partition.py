@@ -1,34 +1,18 @@
-"""The division of each domain's samples over its clients, and the federation that results from it."""
+"""The division of one domain's samples over clients: Dirichlet, even, at random, or few classes each."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from data.federation import ClientData, DataError, Division, Samples
-from data.listing import Reader
-from data.split import split_by_key, unit_interval
+from data.federation import DataError, Division
 
 MIN_CLIENT_SAMPLES = 20
 DIRICHLET_ATTEMPTS = 20
-CACHED_CLIENTS = 256
-
-
-@dataclass(frozen=True)
-class ClientPlan:
-    """Which rows of the data set a client holds."""
-
-    domain: str
-    trains: bool
-    rows: tuple[int, ...]
 
 
 def partition_labels(
@@ -68,38 +52,8 @@ def partition_labels(
     )
 
 
-def plan_clients(
-    domains: Mapping[str, Sequence[int]], labels: Sequence[int], division: Division
-) -> dict[str, ClientPlan]:
-    """Divide each domain's rows; return the clients by id, sorted by it.
-
-    Client ids are ``{domain}-{k}``, and the last ``num_unseen`` of each domain never train; where a domain is a
-    client they are the domains' names, and those of the largest hash never train.
-
-    Args:
-        domains: rows of each domain in the data set.
-        labels: class of every row of the data set.
-        division: how to divide.
-
-    Raises:
-        DataError: a domain has too few samples, or the skew is not possible.
-    """
-    plans = _natural_plans(domains, division) if division.partition == "natural" else {}
-    for domain, rows in domains.items() if not plans else ():
-        parts = _divided([labels[row] for row in rows], domain, division)
-        for index, part in enumerate(parts):
-            trains = index < division.clients_per_domain - division.num_unseen
-            plans[f"{safe_id(domain)}-{index}"] = ClientPlan(domain, trains, tuple(rows[i] for i in part))
-    return {name: _capped(name, plan, division.max_samples) for name, plan in sorted(plans.items())}
-
-
-def _natural_plans(domains: Mapping[str, Sequence[int]], division: Division) -> dict[str, ClientPlan]:
-    ranked = sorted(domains, key=lambda domain: unit_interval(f"{division.seed}/{domain}", "unseen"))
-    seen = ranked[: len(ranked) - round(division.unseen_fraction * len(ranked))]
-    return {safe_id(domain): ClientPlan(domain, domain in seen, tuple(rows)) for domain, rows in domains.items()}
-
-
-def _divided(labels: Sequence[int], domain: str, division: Division) -> list[list[int]]:
+def divide_domain(labels: Sequence[int], domain: str, division: Division) -> list[list[int]]:
+    """Return the positions of a domain's labels by client, as ``division.partition`` says; raises DataError."""
     count, seed = division.clients_per_domain, _derived_seed(division.seed, domain)
     if division.partition == "pathological":
         return _pathological(labels, domain, count, division.classes_per_client, seed)
@@ -112,18 +66,6 @@ def _divided(labels: Sequence[int], domain: str, division: Division) -> list[lis
     )
 
 
-def _capped(client_id: str, plan: ClientPlan, limit: int) -> ClientPlan:
-    if not limit or len(plan.rows) <= limit:
-        return plan
-    ranked = sorted(plan.rows, key=lambda row: unit_interval(f"{client_id}/{row}", "cap"))
-    return ClientPlan(plan.domain, plan.trains, tuple(sorted(ranked[:limit])))
-
-
-def safe_id(domain: str) -> str:
-    """Return a domain's name as it may stand in a client id: letters, digits, dot, dash and underscore."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", domain)
-
-
 def check_enough(labels: Sequence[int], domain: str, num_clients: int, min_samples: int) -> None:
     """Raise DataError if there are fewer samples than ``min_samples`` for each client."""
     if len(labels) < min_samples * num_clients:
@@ -131,42 +73,6 @@ def check_enough(labels: Sequence[int], domain: str, num_clients: int, min_sampl
             f"domain '{domain}' has {len(labels)} samples, too few for {num_clients} clients "
             f"with at least {min_samples} each; lower data.clients-per-domain"
         )
-
-
-class DividedFederation:
-    """A :class:`~data.federation.Federation` made of plans; reads a client on first use and keeps it."""
-
-    def __init__(
-        self, plans: Mapping[str, ClientPlan], class_names: Sequence[str], division: Division, read: Reader
-    ) -> None:
-        self.client_ids: tuple[str, ...] = tuple(sorted(plans))
-        self.class_names: tuple[str, ...] = tuple(class_names)
-        self._plans = plans
-        self._division = division
-        self._read = read
-        self._cached = lru_cache(maxsize=CACHED_CLIENTS)(self._load)
-
-    def load(self, client_id: str) -> ClientData:
-        """Return the data of one client; see :meth:`data.federation.Federation.load`."""
-        if client_id not in self._plans:
-            raise DataError(f"the data set has no client '{client_id}'; its first is '{self.client_ids[0]}'")
-        return self._cached(client_id)
-
-    def _load(self, client_id: str) -> ClientData:
-        plan = self._plans[client_id]
-        inputs, labels, keys = self._read(plan.domain, plan.rows)
-        parts = split_by_key(
-            keys,
-            validation_fraction=self._division.validation_fraction,
-            test_fraction=self._division.test_fraction,
-            client_id=client_id,
-        )
-        train, validation, test = (Samples(_chosen(inputs, part), labels[part]) for part in parts)
-        return ClientData(client_id, plan.domain, plan.trains, train, validation, test)
-
-
-def _chosen(inputs: Tensor | Sequence[str], part: list[int]) -> Tensor | Sequence[str]:
-    return inputs[part] if isinstance(inputs, Tensor) else [inputs[position] for position in part]
 
 
 def _derived_seed(seed: int, domain: str) -> int:

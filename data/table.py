@@ -35,26 +35,32 @@ def list_table(kind: str, origin: Origin) -> Listing:
     Raises:
         DataError: no such file, an unreadable one, or one without a column that is needed.
     """
-    texts, labels, domains, dropped = [], [], [], 0
+    needed = (origin.text_column, origin.label_column)
+    rows = list(read_rows(kind, origin, needed))
+    whole = [(cells, domain) for cells, domain in rows if all(cells)]
+    if len(whole) < len(rows):
+        log.warning("%d rows of '%s' have no text or no label and are left out", len(rows) - len(whole), origin.path)
+    return text_listing([c[0] for c, _ in whole], [c[1] for c, _ in whole], [domain for _, domain in whole], origin)
+
+
+def read_rows(kind: str, origin: Origin, columns: Sequence[str]) -> Iterator[tuple[list[str], str]]:
+    """Yield the cells of ``columns``, stripped, and the domain of every row; raises DataError as above."""
     files = _files(kind, origin.path)
     for file in files:
         fallback = file.stem if len(files) > 1 else ONE_DOMAIN
-        for row in _rows(kind, file, origin):
-            text, label = _cell(row, origin.text_column), _cell(row, origin.label_column)
-            if not text or not label:
-                dropped += 1
-                continue
-            texts.append(text)
-            labels.append(label)
-            domains.append(_cell(row, origin.domain_column) or fallback)
-    if dropped:
-        log.warning("%d rows of '%s' have no text or no label and are left out", dropped, origin.path)
-    return text_listing(texts, labels, domains, origin)
+        for row in _rows(kind, file, columns):
+            yield [_cell(row, column) for column in columns], _cell(row, origin.domain_column) or fallback
 
 
 def text_listing(texts: Sequence[str], labels: Sequence[str], domains: Sequence[str], origin: Origin) -> Listing:
-    """Return a listing of texts; the key of a sample is the hash of its text."""
-    names, numbers = number_labels(labels, origin.classes, origin.path)
+    """Return a listing of texts with their labels as they are written."""
+    return numbered_listing(texts, *number_labels(labels, origin.classes, origin.path), domains)
+
+
+def numbered_listing(
+    texts: Sequence[str], names: tuple[str, ...], numbers: Sequence[int], domains: Sequence[str]
+) -> Listing:
+    """Return a listing of texts, without those of number -1; the key of a sample is the hash of its text."""
     rows: dict[str, list[int]] = {}
     for row, number in enumerate(numbers):
         if number >= 0:
@@ -82,8 +88,7 @@ def _files(kind: str, path: str) -> list[Path]:
     return files
 
 
-def _rows(kind: str, file: Path, origin: Origin) -> Iterator[Row]:
-    needed = (origin.text_column, origin.label_column)
+def _rows(kind: str, file: Path, needed: Sequence[str]) -> Iterator[Row]:
     try:
         for number, row in enumerate(_READERS[kind](file), start=1):
             if missing := [column for column in needed if column not in row]:

@@ -21,6 +21,13 @@ Pretraining = Callable[[], tuple[Tensor, Tensor]]
 """Gives public images (n, c, h, w) uint8 and labels (n,); only a backbone that is pretrained on the spot calls it."""
 
 
+Targets = Callable[[Tensor, Tensor], Tensor]
+"""Returns what the logits are to tell: (n,) classes or (n, t) tokens, from transformed inputs and labels (n,)."""
+
+NO_TARGET = -100
+"""A target that counts neither in the loss nor in the accuracy."""
+
+
 class BackboneError(ValueError):
     """A backbone cannot be built or used as asked; the message is one sentence for a person."""
 
@@ -67,7 +74,7 @@ class Anatomy(Protocol):
         """
 
     def forward_suffix(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
-        """Run tokens through the blocks from ``first_block`` on and the head: logits (n, classes)."""
+        """Run tokens through the blocks from ``first_block`` on and the head: logits (n, classes) or (n, tokens, t)."""
 
     def pooled_features(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
         """Return what the head would receive for tokens: pooled features (n, d)."""
@@ -96,6 +103,7 @@ class Backbone:
         head_name: path of the head, an ``nn.Linear`` with bias.
         embed_dim: width d of the pooled features.
         num_tokens: tokens of one (longest) sample.
+        targets: what is learned; the labels, unless the family says otherwise.
     """
 
     name: str
@@ -108,6 +116,7 @@ class Backbone:
     head_name: str
     embed_dim: int
     num_tokens: int
+    targets: Targets = lambda inputs, labels: labels
 
     @property
     def num_blocks(self) -> int:

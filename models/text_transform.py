@@ -25,17 +25,21 @@ class TextTransform:
     """
 
     def __init__(self, name: str, tokenizer: Any, max_length: int) -> None:
-        self._name, self._tokenizer, self.max_length = name, tokenizer, max_length
+        self.name, self.tokenizer, self.max_length = name, tokenizer, max_length
+
+    def texts(self, inputs: Inputs) -> list[str]:
+        """Return the texts; raise BackboneError for images."""
+        if isinstance(inputs, Tensor):
+            raise BackboneError(
+                f"backbone '{self.name}' takes texts, but the data are images; choose an image model, "
+                "such as model.name = 'deit_tiny_patch16_224'"
+            )
+        return list(inputs)
 
     def __call__(self, inputs: Inputs) -> Tensor:
         """Raise BackboneError for images."""
-        if isinstance(inputs, Tensor):
-            raise BackboneError(
-                f"backbone '{self._name}' takes texts, but the data are images; choose an image model, "
-                "such as model.name = 'deit_tiny_patch16_224'"
-            )
-        encoded = self._tokenizer(
-            list(inputs), truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+        encoded = self.tokenizer(
+            self.texts(inputs), truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
         )
         longer = sum(bool(one.overflowing) for one in encoded.encodings)
         if longer:
@@ -44,7 +48,7 @@ class TextTransform:
 
     def fingerprint(self, weights: str) -> str:
         """Return the SHA-256 (hex) of the fingerprint of the weights and the vocabulary, which all parties share."""
-        vocabulary = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         return hashlib.sha256((weights + repr(vocabulary)).encode()).hexdigest()
 
 

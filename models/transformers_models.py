@@ -85,6 +85,10 @@ def load_tokenizer(request: Request) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, use_fast=True)
     except Exception as error:
         raise _unreachable(place, "tokenizer", error) from error
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            f"the tokenizer of '{place}' is no fast one; save it once with tokenizer.json beside the model"
+        )
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

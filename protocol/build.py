@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 
 from data.catalog import DataSetInfo
 from data.digits import digits_public
 from data.federation import Division, Federation
 from data.listing import Origin
-from data.opening import describe_data, open_federation
+from data.opening import OWN_DATA, describe_data, open_federation
 from models.adapted_model import AdaptedModel
 from models.backbone_loading import build_backbone
 from protocol.config import DataConfig, LoraConfig, ModelConfig
+
+log = logging.getLogger(__name__)
 
 
 def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> AdaptedModel:
@@ -68,6 +71,23 @@ def expected_clients(data: DataConfig) -> int:
     """Return how many clients a simulation divides the data over."""
     domains = len(data_set_info(data).domains)
     return domains if data.partition == "natural" else domains * data.clients_per_domain
+
+
+def cohort_size(data: DataConfig, wanted: int) -> int:
+    """Return how many clients a round has: ``wanted``, or all that train where own data make fewer of them."""
+    training = training_clients(data)
+    if data.name not in OWN_DATA or training >= wanted or not training:
+        return wanted
+    log.warning("federation.clients-per-round is %d, but the data make %d clients that train", wanted, training)
+    return training
+
+
+def training_clients(data: DataConfig) -> int:
+    """Return how many of the clients of :func:`expected_clients` train."""
+    domains = len(data_set_info(data).domains)
+    if data.partition == "natural":
+        return domains - round(data.unseen_fraction * domains)
+    return domains * (data.clients_per_domain - round(data.unseen_fraction * data.clients_per_domain))
 
 
 def _origin(data: DataConfig, image_size: int) -> Origin:

@@ -32,7 +32,8 @@ from protocol.methods import METHODS
 __all__ = ["ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
 
 DATA = (
-    "digits", "folder", "csv", "jsonl", "parquet", "pacs", "office-home", "domainnet", "cifar100", "fdu-mtl"
+    "digits", "folder", "csv", "jsonl", "parquet", "instructions",
+    "pacs", "office-home", "domainnet", "cifar100", "fdu-mtl",
 )  # fmt: skip
 PROMPT: Check = (lambda value: value.count("{}") == 1, "a text with one {} in it")
 GRADIENT_KINDS = ("off", "sketch", "adapter")

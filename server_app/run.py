@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from models.adapted_model import AdaptedModel
 from models.prior import add_prior
-from protocol.build import build_model, data_set_info, derive_seed, expected_clients
+from protocol.build import build_model, cohort_size, data_set_info, derive_seed, expected_clients
 from protocol.config import ConfigError, RunConfig, Scalar
 from server_app.console import RunConsole
 from server_app.environment import describe_environment
@@ -59,7 +59,7 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
         num_classes=num_classes,
     )
     settings = RoundSettings(
-        clients_per_round=own.clients_per_round,
+        clients_per_round=cohort_size(config.data, own.clients_per_round),
         local_steps=config.train.local_steps,
         evaluate_steps=config.evaluation_steps,
         evaluate_every=own.evaluate_every,

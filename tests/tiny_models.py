@@ -35,6 +35,8 @@ def configurations() -> dict[str, hf.PretrainedConfig]:
         "deberta-v2": hf.DebertaV2Config(**SIZES, **TEXT, **deberta),
         "vit": hf.ViTConfig(**SIZES, **IMAGE),
         "dinov2": hf.Dinov2Config(**{k: v for k, v in SIZES.items() if k != "intermediate_size"}, **IMAGE),
+        "llama": hf.LlamaConfig(**SIZES, **TEXT | TOKENS),
+        "qwen3": hf.Qwen3Config(**SIZES, **TEXT | TOKENS, head_dim=8, num_key_value_heads=1),
         "clip": hf.CLIPConfig(**two_towers, projection_dim=12),
         "siglip": hf.SiglipConfig(**two_towers),
     }
@@ -43,7 +45,8 @@ def configurations() -> dict[str, hf.PretrainedConfig]:
 def write_model(kind: str, directory: Path) -> str:
     """Write a tiny model, and a tokenizer where it reads texts; return the directory as ``model.name`` takes it."""
     torch.manual_seed(0)
-    hf.AutoModel.from_config(configurations()[kind]).save_pretrained(directory)
+    auto_class = hf.AutoModelForCausalLM if kind in ("llama", "qwen3") else hf.AutoModel
+    auto_class.from_config(configurations()[kind]).save_pretrained(directory)
     if kind not in ("vit", "dinov2"):
         write_tokenizer(directory)
     return f"hf:{directory}"
@@ -54,5 +57,6 @@ def write_tokenizer(directory: Path, words: Sequence[str] = WORDS) -> None:
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special["eos_token"] = "[SEP]"
     fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     fast.save_pretrained(directory)

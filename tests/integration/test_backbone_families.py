@@ -28,7 +28,6 @@ SMALL = {
     "data.dirichlet-alpha": 0.0,
     "data.unseen-fraction": 0.34,
     "federation.rounds": 1,
-    "federation.clients-per-round": 2,
     "lora.rank": 2,
     "train.local-steps": 2,
     "train.batch-size": 8,
@@ -57,6 +56,14 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("instructions") / "instructions.jsonl"
+    rows = [{"prompt": f"{'very ' * (i % 5)}a film", "response": ("good book", "bad")[i % 2]} for i in range(66)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
 def model_values(family: str, directory: Path) -> dict[str, str | int]:
     if family not in TIMM:
         return {"model.name": write_model(family, directory)}
@@ -80,6 +87,8 @@ def test_a_family_trains_and_its_adapters_load_with_peft(
     own = ("csv", reviews) if family in TEXT_FAMILIES else ("folder", photos)
     values = {"data.name": own[0], "data.path": own[1], **model_values(family, tmp_path)}
     config, scores = make_run(tmp_path, values)
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["cohort"] == ["all-0", "all-1"]
     starts = [score for score in scores if score["track"] == "start"]
     assert [score["client_id"] for score in starts] == ["all-0", "all-1", "all-2"]
     workplace = open_workplace(config)
@@ -95,6 +104,22 @@ def test_a_family_trains_and_its_adapters_load_with_peft(
     with torch.no_grad():
         predicted = model(backbone.prepare(test.inputs)).argmax(dim=1)
     assert float((predicted == test.labels).float().mean()) == pytest.approx(starts[2]["zero_step"], abs=1e-6)
+
+
+def test_a_language_model_learns_responses_and_its_adapters_load_with_peft(tmp_path: Path, instructions: str) -> None:
+    name = write_model("llama", tmp_path)
+    values = {"data.name": "instructions", "data.path": instructions, "model.name": name, "train.learning-rate": 0.05}
+    config, scores = make_run(tmp_path, {**values, "federation.rounds": 3, "train.local-steps": 10})
+    backbone = build_backbone(name=name, weights="", image_size=24, num_classes=7)
+    model = PeftModel.from_pretrained(backbone.module, str(tmp_path / "run" / "adapters" / "all-2")).eval()
+    test = open_workplace(config).client("all-2").test
+    inputs = backbone.prepare(test.inputs)
+    targets = backbone.targets(inputs, test.labels)
+    with torch.no_grad():
+        right = (model(inputs).argmax(dim=1) == targets).sum() / (targets >= 0).sum()
+    start = next(score for score in scores if score["client_id"] == "all-2" and score["track"] == "start")
+    assert float(right) == pytest.approx(start["zero_step"], abs=1e-6)
+    assert float(right) > 0.3
 
 
 def test_images_under_a_text_model_are_one_sentence(tmp_path: Path, photos: str) -> None:

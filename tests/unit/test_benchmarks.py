@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.result import is_there, load_results
-from benchmarks.suite import HERE, SuiteError, chosen_settings, load_jobs
+from benchmarks.suite import HERE, SuiteError, chosen_settings, flatten, load_jobs
 from benchmarks.table import accuracy_table, paired_table
 from benchmarks.tracks import domain_table, target_table
 from benchmarks.tuning import choose
-from protocol.config import ConfigError
+from protocol.config import ConfigError, RunConfig
 
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))
 
@@ -20,6 +21,12 @@ SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))
 def test_every_suite_parses_and_names_its_runs_apart(suite: str) -> None:
     jobs = load_jobs(suite, {}, [], [])
     assert len({job.name for job in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize("preset", sorted((HERE / "presets").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_preset_is_a_configuration(preset: Path) -> None:
+    values = flatten(tomllib.loads(preset.read_text()))
+    assert RunConfig.parse(values).data.name == values["data.name"]
 
 
 def test_overrides_and_seeds_reach_every_run() -> None:

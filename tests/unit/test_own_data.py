@@ -150,6 +150,18 @@ def test_rows_without_text_or_label_are_left_out_with_a_count(tmp_path: Path, ca
     assert f"3 rows of '{path}' have no text or no label and are left out" in caplog.text
 
 
+def test_instructions_are_described_by_their_lengths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("Name a colour.", "red", "art"), ("Name one.", "r" * 70, "art"), ("Why?", "", "art")]
+    for columns in (("prompt", "response"), ("instruction", "output")):
+        path = write_csv(tmp_path / f"{columns[0]}.csv", rows, header=f"{','.join(columns)},domain")
+        listing = list_samples("instructions", Origin(path))
+        assert listing.labels == [0, 1]
+        assert listing.read("art", [0]).inputs == ["Name a colour.\x1fred"]
+    assert "1 rows of" in caplog.text
+    with pytest.raises(DataError, match="has no column 'instruction', only text"):
+        list_samples("instructions", Origin(write_csv(tmp_path / "r.csv", reviews())))
+
+
 def test_several_files_are_several_domains(tmp_path: Path) -> None:
     for name in ("north", "south"):
         write_csv(tmp_path / f"{name}.csv", [row[:2] for row in reviews(4)], header="text,label")
@@ -188,6 +200,11 @@ def test_a_place_without_such_data_is_told_in_one_sentence(
     (tmp_path / "broken.jsonl").write_text("{no json\n")
     with pytest.raises(DataError, match=sentence):
         list_samples(kind, Origin(place.format(tmp=tmp_path), 6))
+
+
+def test_a_server_without_data_knows_the_classes_that_it_is_told() -> None:
+    info = describe_data("csv", Origin(classes=("bad", "good")))
+    assert (info.class_names, info.domains) == (("bad", "good"), ())
 
 
 def test_data_of_unknown_classes_only_are_told(photos: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from data.federation import DataError, Division
 from data.listing import Origin
 from data.opening import open_federation
-from data.partition import partition_labels, plan_clients
+from data.partition import partition_labels
+from data.plans import plan_clients
 
 LABELS = [i % 7 for i in range(700)]
 
@@ -88,6 +89,11 @@ def test_natural_domains_are_clients_and_some_never_train() -> None:
     assert list(plans) == [f"site_{k}" for k in range(5)]
     assert sum(plan.trains for plan in plans.values()) == 3
     assert plans["site_2"].rows == tuple(range(200, 300))
+
+
+def test_domains_whose_clients_would_have_one_id_are_told() -> None:
+    with pytest.raises(DataError, match="domains 'a b' and 'a_b' would have the same client ids"):
+        plan_clients({"a b": range(50), "a_b": range(50, 99)}, LABELS, Division(0, 1, 0, 0, 0.1, 0.1))
 
 
 def test_a_cap_takes_the_same_samples_each_time() -> None:

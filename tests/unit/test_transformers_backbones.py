@@ -156,3 +156,22 @@ def test_the_head_of_clip_is_made_from_the_names_of_the_classes(tmp_path: Path) 
         build(name, num_classes=3, class_names=("cat", "film", "book")), rank=1, alpha=1.0, last_blocks=1
     )
     torch.testing.assert_close(adapted.initialise(seed=4).head[:, :-1], head.weight)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_language_model_is_taken_apart_and_learns_responses_only(kind: str, tmp_path: Path) -> None:
+    backbone = build(write_model(kind, tmp_path), max_length=9)
+    inputs = backbone.prepare(["a film\x1fvery good", "bad book", f"cat{' very' * 20}"])
+    assert inputs[0].tolist() == [[10, 6, 8, 4, 3, 0, 0, 0, 0], [1, 1, 2, 2, 2, 0, 0, 0, 0]]
+    targets = backbone.targets(inputs, torch.zeros(3))
+    assert targets[0].tolist() == [-100, 8, 4, 3, *[-100] * 5]
+    assert targets[1].tolist() == [7, 3, *[-100] * 7]
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = model(input_ids=inputs[:, 0], attention_mask=(inputs[:, 1] > 0).long()).logits
+    for first_block in range(backbone.num_blocks + 1):
+        tokens = backbone.anatomy.embed_prefix(backbone.module, inputs, first_block)
+        logits = backbone.anatomy.forward_suffix(backbone.module, tokens, first_block).mT
+        real = inputs[:, 1] > 0
+        torch.testing.assert_close(logits[real], expected[real], rtol=1e-4, atol=1e-5)
+    assert backbone.anatomy.pooled_features(backbone.module, tokens, 3).shape == (3, 16)
