@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.federation import ClientData, DataError, Federation
+from protocol.client_id import RULE, is_client_id
 from protocol.config import ConfigError, RunConfig, Scalar
 from protocol.config_parsing import NOT_NEGATIVE, Check, build, checked, key, keys_of, nearest, one_of
 
 SIMULATION_KEYS = ("partition-id", "num-partitions")
-CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ABSOLUTE: Check = (lambda value: not value or Path(value).is_absolute(), "an absolute path")
-CLIENT_NAME: Check = (
-    lambda value: CLIENT_ID.fullmatch(value) is not None,
-    "1 to 64 letters, digits, dots, dashes and underscores that begin with a letter or digit",
-)
+CLIENT_NAME: Check = (is_client_id, RULE)
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,9 @@ class Site:
     client_id: str = key("", "the client that this node hosts", CLIENT_NAME)
     data_path: str = key("", "absolute path of its own data; empty takes its part of the run's data set", ABSOLUTE)
     state_dir: str = key("", "absolute path of a folder for the site's caches; empty keeps none", ABSOLUTE)
-    rank: int = key(0, "largest LoRA rank that this client can train; checked, and not used by any method yet", NOT_NEGATIVE)
+    rank: int = key(
+        0, "largest LoRA rank that this client can train; checked, and not used by any method yet", NOT_NEGATIVE
+    )
     device: str = key("", "device to train on; empty takes train.device", one_of("", "auto", "cpu", "cuda"))
 
     def settings(self, config: RunConfig) -> RunConfig:
