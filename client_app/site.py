@@ -23,17 +23,19 @@ class Site:
     client_id: str = key("", "the client that this node hosts", CLIENT_NAME)
     data_path: str = key("", "absolute path of its own data; empty takes its part of the run's data set", ABSOLUTE)
     state_dir: str = key("", "absolute path of a folder for the site's caches; empty keeps none", ABSOLUTE)
+    weights: str = key("", "absolute path of its copy of the backbone's weights; empty takes model.weights", ABSOLUTE)
     rank: int = key(
         0, "largest LoRA rank that this client can train; checked, and not used by any method yet", NOT_NEGATIVE
     )
     device: str = key("", "device to train on; empty takes train.device", one_of("", "auto", "cpu", "cuda"))
 
     def settings(self, config: RunConfig) -> RunConfig:
-        """Return the run's configuration as it holds at this site: with its own data and device."""
-        data, train = config.data, config.train
+        """Return the run's configuration as it holds at this site: with its own paths and device."""
+        data, model, train = config.data, config.model, config.train
         return replace(
             config,
             data=replace(data, path=self.data_path or data.path),
+            model=replace(model, weights=self.weights or model.weights),
             train=replace(train, device=self.device or train.device),
         )
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key, load_ssh_private_key
 from cryptography.x509 import load_pem_x509_certificate
 from flwr.cli.supernode.register import try_load_public_key
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from cli.x509 import make_ca
 from strategies.allow_list import AllowList, AllowListError
 
 
@@ -96,6 +97,15 @@ def test_flower_reads_the_node_keys(tmp_path: Path) -> None:
     assert isinstance(private.curve, ec.SECP384R1)
     assert (tmp_path / "keys" / "site-0").stat().st_mode & 0o777 == 0o600
     assert try_load_public_key(tmp_path / "keys" / "site-0.pub").startswith(b"-----BEGIN PUBLIC KEY-----")
+
+
+def test_an_expired_ca_is_refused(made: Path, tmp_path: Path) -> None:
+    key = load_pem_private_key((made / "ca.key").read_bytes(), password=None)
+    for name in ("server.pem", "server.key"):
+        (tmp_path / name).write_bytes((made / name).read_bytes())
+    (tmp_path / "ca.crt").write_bytes(make_ca(key, days=0).public_bytes(Encoding.PEM))
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate has expired"):
+        handshake(tmp_path, "fl.example.org")
 
 
 @pytest.fixture

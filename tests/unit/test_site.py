@@ -33,11 +33,11 @@ def test_a_simulated_node_hosts_every_nth_client() -> None:
 
 
 def test_a_site_has_its_own_data_and_device_and_the_runs_other_settings() -> None:
-    site = read_site({"client-id": "a", "data-path": "/mnt/a", "state-dir": "/var/a", "rank": 2, "device": "cpu"})
-    assert site == Site("a", "/mnt/a", "/var/a", 2, "cpu")
+    site = read_site({"client-id": "a", "data-path": "/mnt/a", "weights": "/mnt/w", "rank": 2, "device": "cpu"})
+    assert site == Site("a", data_path="/mnt/a", weights="/mnt/w", rank=2, device="cpu")
     config = RunConfig.parse({"data.path": "/server/path", "seed": 3})
     own = site.settings(config)
-    assert (own.data.path, own.train.device, own.seed) == ("/mnt/a", "cpu", 3)
+    assert (own.data.path, own.model.weights, own.train.device, own.seed) == ("/mnt/a", "/mnt/w", "cpu", 3)
     assert Site("a").settings(config) == config
 
 

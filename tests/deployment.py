@@ -1,0 +1,141 @@
+"""A federation of real processes on loopback: a SuperLink and SuperNodes, as docs/deployment.md starts them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from cli import flower
+from cli.flower import Connection, RunStatus
+from cli.follow import follow
+from cli.main import app
+from cli.processes import MARKER, end_marked, marked_processes
+from cli.superlink import free_port
+
+REPOSITORY = Path(__file__).parents[1]
+HOST = "127.0.0.1"
+NAME = "rehearsal"
+
+
+def certs(*arguments: object) -> None:
+    result = CliRunner().invoke(app, ["certs", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} took more than {seconds:.0f} s"
+        time.sleep(0.2)
+
+
+class Deployment:
+    """Processes that bear one mark; with ``tls`` the SuperLink lets only registered keys in."""
+
+    def __init__(self, root: Path, *, tls: bool) -> None:
+        self.root, self.tls, self.mark, self.port = root, tls, uuid.uuid4().hex, free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        own = {"FLWR_HOME": str(root / "flwr"), MARKER: self.mark, "OMP_NUM_THREADS": "1"}
+        own |= {"NO_PROXY": HOST, "no_proxy": HOST, "PYTHONUNBUFFERED": "1"}
+        self.connection = Connection(NAME, flower.base_environment() | own)
+        for folder in ("flwr", "logs", "keys"):
+            (root / folder).mkdir(parents=True)
+        if tls:
+            certs("server", root / "tls", "--host", HOST)
+        trust = f'root-certificates = "{root}/tls/ca.crt"' if tls else "insecure = true"
+        (root / "flwr" / "config.toml").write_text(f'[superlink.{NAME}]\naddress = "{HOST}:{self.port}"\n{trust}\n')
+
+    def start(self, name: str, program: str, *options: str, **environment: str) -> None:
+        command = [flower.program(program, self.connection.environment), *options]
+        with self.log(name).open("ab") as sink:
+            self.processes[name] = subprocess.Popen(
+                command,
+                env={**self.connection.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def log(self, name: str) -> Path:
+        return self.root / "logs" / f"{name}.log"
+
+    def said(self, name: str, text: str) -> bool:
+        return self.log(name).exists() and text in " ".join(self.log(name).read_text(errors="replace").split())
+
+    def start_superlink(self) -> None:
+        tls = self.root / "tls"
+        secure = ["--ssl-ca-certfile", tls / "ca.crt", "--ssl-certfile", tls / "server.pem"]
+        secure += ["--ssl-keyfile", tls / "server.key", "--enable-supernode-auth"]
+        options = [*(secure if self.tls else ["--insecure"]), "--host", HOST, "--port", self.port]
+        options += ["--database", self.root / "superlink.db", "--disable-runtime-dependency-installation"]
+        self.start("superlink", "flower-superlink", *map(str, options))
+        until(lambda: self.said("superlink", "Uvicorn running"), 90, "the start of the SuperLink")
+
+    def make_key(self, name: str) -> Path:
+        certs("node", self.root / "keys" / name)
+        return self.root / "keys" / f"{name}.pub"
+
+    def register(self, public: Path) -> None:
+        command = [flower.program("flwr", self.connection.environment), "supernode", "register", str(public), NAME]
+        environment = dict(self.connection.environment)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def start_node(self, name: str, node_config: Mapping[str, Any], *, ca: Path | None = None, **env: str) -> None:
+        """Start a SuperNode, with the key that bears its name where there is TLS."""
+        trust = ["--root-certificates", str(ca or self.root / "tls" / "ca.crt")]
+        secure = [*trust, "--auth-supernode-private-key", str(self.root / "keys" / name)]
+        texts = (
+            f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in node_config.items()
+        )
+        options = [*(secure if self.tls else ["--insecure"]), "--superlink", f"{HOST}:{self.port}"]
+        options += ["--host", HOST, "--port", str(free_port()), "--node-config", " ".join(texts)]
+        self.start(name, "flower-supernode", *options, **env)
+
+    def await_nodes(self, *names: str) -> None:
+        for name in names:
+            until(lambda name=name: self.said(name, "SuperNode ID:"), 120, f"the start of node '{name}'")
+
+    def node_id(self, name: str) -> str:
+        """Return the id that the SuperLink gave a node."""
+        found = re.search(r"SuperNode ID: (\d+)", self.log(name).read_text())
+        assert found, f"node '{name}' has no id"
+        return found[1]
+
+    def run(self, values: Mapping[str, Any], look: Callable[[], None] = lambda: None) -> RunStatus:
+        """Make a run to its end, calling ``look`` while it goes on; its log is ``logs/run.log``."""
+        run_id = flower.submit(self.connection, REPOSITORY, values, None)
+        with (
+            self.log("run").open("ab") as sink,
+            flower.log_stream(self.connection, run_id, sink) as stream,
+        ):
+            return follow(self.connection, run_id, stream, look)
+
+    def stop(self, name: str, *, kill: bool = False) -> None:
+        process = self.processes.pop(name)
+        process.kill() if kill else process.terminate()
+        process.wait(timeout=30)
+
+    def close(self) -> list[str]:
+        """Ask every process to end, nodes first, and return what is still there after 20 seconds; then end that."""
+        try:
+            for process in reversed(self.processes.values()):
+                process.terminate()
+            for process in self.processes.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=20)
+            deadline = time.monotonic() + 20
+            while (left := marked_processes(self.mark)) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            return [" ".join(process.cmdline()) for process in left]
+        finally:
+            end_marked(self.mark)
