@@ -16,6 +16,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from client_app.training import TokenSet
@@ -81,7 +82,7 @@ class SiteState:
             save(fresh)
             link.symlink_to(fresh.name)
             link.replace(self.folder / ADAPTER)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             log.warning("the adapter is not kept in '%s': %s", self.folder, error)
         current = (self.folder / ADAPTER).resolve()
         for old in self.folder.glob(f"{ADAPTER}-*"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -38,10 +39,15 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> None:
 
 
 class Deployment:
-    """Processes that bear one mark; with ``tls`` the SuperLink lets only registered keys in."""
+    """Processes that bear one mark.
+
+    With ``tls`` the SuperLink lets only registered keys in, and the apps run beside SuperExecs of their own that share
+    a secret with the SuperLink or the SuperNode, as in docker/compose.yml.
+    """
 
     def __init__(self, root: Path, *, tls: bool) -> None:
         self.root, self.tls, self.mark, self.port = root, tls, uuid.uuid4().hex, free_port()
+        self.secret = root / "keys" / "superexec"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         own = {"FLWR_HOME": str(root / "flwr"), MARKER: self.mark, "OMP_NUM_THREADS": "1"}
         own |= {"NO_PROXY": HOST, "no_proxy": HOST, "PYTHONUNBUFFERED": "1"}
@@ -49,6 +55,7 @@ class Deployment:
         for folder in ("flwr", "logs", "keys"):
             (root / folder).mkdir(parents=True)
         if tls:
+            self.secret.write_bytes(os.urandom(32))
             certs("server", root / "tls", "--host", HOST)
         trust = f'root-certificates = "{root}/tls/ca.crt"' if tls else "insecure = true"
         (root / "flwr" / "config.toml").write_text(f'[superlink.{NAME}]\naddress = "{HOST}:{self.port}"\n{trust}\n')
@@ -76,9 +83,12 @@ class Deployment:
         secure = ["--ssl-ca-certfile", tls / "ca.crt", "--ssl-certfile", tls / "server.pem"]
         secure += ["--ssl-keyfile", tls / "server.key", "--enable-supernode-auth"]
         options = [*(secure if self.tls else ["--insecure"]), "--host", HOST, "--port", self.port]
+        options += self._isolation()
         options += ["--database", self.root / "superlink.db", "--disable-runtime-dependency-installation"]
         self.start("superlink", "flower-superlink", *map(str, options))
         until(lambda: self.said("superlink", "Uvicorn running"), 90, "the start of the SuperLink")
+        if self.tls:
+            self._start_superexec("serverapp", "--root-certificates", str(tls / "ca.crt"), port=self.port)
 
     def make_key(self, name: str) -> Path:
         certs("node", self.root / "keys" / name)
@@ -98,8 +108,18 @@ class Deployment:
             f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in node_config.items()
         )
         options = [*(secure if self.tls else ["--insecure"]), "--superlink", f"{HOST}:{self.port}"]
-        options += ["--host", HOST, "--port", str(free_port()), "--node-config", " ".join(texts)]
+        port = free_port()
+        options += [*self._isolation(), "--host", HOST, "--port", str(port), "--node-config", " ".join(texts)]
         self.start(name, "flower-supernode", *options, **env)
+        if self.tls:
+            self._start_superexec(f"{name}-app", "--insecure", port=port, **env)
+
+    def _isolation(self) -> list[str]:
+        return ["--isolation", "process", "--superexec-auth-secret-file", str(self.secret)] if self.tls else []
+
+    def _start_superexec(self, name: str, *trust: str, port: int, **env: str) -> None:
+        options = [*trust, "--runtime-api-address", f"{HOST}:{port}", "--superexec-auth-secret-file", str(self.secret)]
+        self.start(name, "flower-superexec", *options, **env)
 
     def await_nodes(self, *names: str) -> None:
         for name in names:

@@ -107,7 +107,7 @@ def test_a_client_that_joins_takes_part_and_one_that_is_killed_delays_no_round_b
     deployment: Deployment, tmp_path: Path
 ) -> None:
     first, leaver, newcomer = SITES
-    timeout = 150.0
+    timeout = 300.0
     seed = next(one for one in range(99) if all(newcomer in cohort(one, round_) for round_ in (3, 4)))
     own = {"seed": seed, "federation.rounds": 6, "federation.clients-per-round": 2, "federation.min-clients": 2}
     own |= {"federation.evaluate-every": 6, "federation.round-timeout": timeout, "federation.join-timeout": 240.0}

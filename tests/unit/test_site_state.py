@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from client_app.site_state import SiteState, cache_key, digest_of
 from client_app.training import TokenSet
@@ -104,8 +105,9 @@ def test_a_full_disk_costs_the_cache_and_not_the_value(
     assert "not kept" in caplog.text
 
 
+@pytest.mark.parametrize("failure", [OSError("No space left on device"), SafetensorError("No space left on device")])
 def test_the_adapter_is_always_whole_and_only_the_last_one_stays(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = SiteState(tmp_path, "a")
 
@@ -115,7 +117,7 @@ def test_the_adapter_is_always_whole_and_only_the_last_one_stays(
 
     def fail(directory: Path) -> None:
         save("half", directory)
-        raise OSError("No space left on device")
+        raise failure
 
     for text in ("first", "second"):
         state.keep_adapter(lambda directory, text=text: save(text, directory))
