@@ -35,7 +35,7 @@ fi
 export HYPERLORA_USER
 
 trap 'docker compose down --timeout 20' EXIT
-docker compose up --detach --build --wait superlink serverapp site-{0,1,2}{,-app}
+docker compose up --detach --build
 
 results=demo-$(date +%Y%m%d-%H%M%S)
 FLWR_HOME="$PWD/demo/flwr" hyperlora run .. --superlink demo --output-dir "/results/$results" \

@@ -3,6 +3,8 @@
 # already is left as it is, so that "docker compose up" may be repeated.
 set -eu
 
+mkdir -p "$FLWR_HOME"
+cp /flower.toml "$FLWR_HOME/config.toml"
 for key in "$@"; do
   if answer=$(flwr supernode register "$key" demo 2>&1); then
     echo "$key is registered"

@@ -7,7 +7,7 @@ import re
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,25 +43,33 @@ class Deployment:
 
     With ``tls`` the SuperLink lets only registered keys in, and the apps run beside SuperExecs of their own that share
     a secret with the SuperLink or the SuperNode, as in docker/compose.yml.
+
+    Args:
+        hosts: the server's addresses; the first is that for this process, node i may call it by another.
+        server_inside: the beginning of the server's commands, which puts them into a network namespace.
     """
 
-    def __init__(self, root: Path, *, tls: bool) -> None:
+    def __init__(
+        self, root: Path, *, tls: bool, hosts: Sequence[str] = (HOST,), server_inside: Sequence[str] = ()
+    ) -> None:
         self.root, self.tls, self.mark, self.port = root, tls, uuid.uuid4().hex, free_port()
+        self.hosts, self.server_inside = hosts, server_inside
         self.secret = root / "keys" / "superexec"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         own = {"FLWR_HOME": str(root / "flwr"), MARKER: self.mark, "OMP_NUM_THREADS": "1"}
-        own |= {"NO_PROXY": HOST, "no_proxy": HOST, "PYTHONUNBUFFERED": "1"}
+        own |= {"NO_PROXY": ",".join((*hosts, HOST)), "no_proxy": ",".join((*hosts, HOST)), "PYTHONUNBUFFERED": "1"}
         self.connection = Connection(NAME, flower.base_environment() | own)
         for folder in ("flwr", "logs", "keys"):
             (root / folder).mkdir(parents=True)
         if tls:
             self.secret.write_bytes(os.urandom(32))
-            certs("server", root / "tls", "--host", HOST)
+            names = [part for host in {*hosts, HOST} for part in ("--host", host)]
+            certs("server", root / "tls", *names)
         trust = f'root-certificates = "{root}/tls/ca.crt"' if tls else "insecure = true"
-        (root / "flwr" / "config.toml").write_text(f'[superlink.{NAME}]\naddress = "{HOST}:{self.port}"\n{trust}\n')
+        (root / "flwr" / "config.toml").write_text(f'[superlink.{NAME}]\naddress = "{hosts[0]}:{self.port}"\n{trust}\n')
 
-    def start(self, name: str, program: str, *options: str, **environment: str) -> None:
-        command = [flower.program(program, self.connection.environment), *options]
+    def start(self, name: str, program: str, *options: str, inside: Sequence[str] = (), **environment: str) -> None:
+        command = [*inside, flower.program(program, self.connection.environment), *options]
         with self.log(name).open("ab") as sink:
             self.processes[name] = subprocess.Popen(
                 command,
@@ -82,13 +90,15 @@ class Deployment:
         tls = self.root / "tls"
         secure = ["--ssl-ca-certfile", tls / "ca.crt", "--ssl-certfile", tls / "server.pem"]
         secure += ["--ssl-keyfile", tls / "server.key", "--enable-supernode-auth"]
-        options = [*(secure if self.tls else ["--insecure"]), "--host", HOST, "--port", self.port]
+        everywhere = "0.0.0.0" if self.server_inside else HOST
+        options = [*(secure if self.tls else ["--insecure"]), "--host", everywhere, "--port", self.port]
         options += self._isolation()
         options += ["--database", self.root / "superlink.db", "--disable-runtime-dependency-installation"]
-        self.start("superlink", "flower-superlink", *map(str, options))
+        self.start("superlink", "flower-superlink", *map(str, options), inside=self.server_inside)
         until(lambda: self.said("superlink", "Uvicorn running"), 90, "the start of the SuperLink")
         if self.tls:
-            self._start_superexec("serverapp", "--root-certificates", str(tls / "ca.crt"), port=self.port)
+            trust = ["--root-certificates", str(tls / "ca.crt")]
+            self._start_superexec("serverapp", *trust, port=self.port, inside=self.server_inside)
 
     def make_key(self, name: str) -> Path:
         certs("node", self.root / "keys" / name)
@@ -100,26 +110,35 @@ class Deployment:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start_node(self, name: str, node_config: Mapping[str, Any], *, ca: Path | None = None, **env: str) -> None:
-        """Start a SuperNode, with the key that bears its name where there is TLS."""
+    def start_node(
+        self,
+        name: str,
+        node_config: Mapping[str, Any],
+        *,
+        ca: Path | None = None,
+        host: str | None = None,
+        inside: Sequence[str] = (),
+        **env: str,
+    ) -> None:
+        """Start a SuperNode, with the key that bears its name where there is TLS; ``host`` is the server's for it."""
         trust = ["--root-certificates", str(ca or self.root / "tls" / "ca.crt")]
         secure = [*trust, "--auth-supernode-private-key", str(self.root / "keys" / name)]
         texts = (
             f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in node_config.items()
         )
-        options = [*(secure if self.tls else ["--insecure"]), "--superlink", f"{HOST}:{self.port}"]
+        options = [*(secure if self.tls else ["--insecure"]), "--superlink", f"{host or HOST}:{self.port}"]
         port = free_port()
         options += [*self._isolation(), "--host", HOST, "--port", str(port), "--node-config", " ".join(texts)]
-        self.start(name, "flower-supernode", *options, **env)
+        self.start(name, "flower-supernode", *options, inside=inside, **env)
         if self.tls:
-            self._start_superexec(f"{name}-app", "--insecure", port=port, **env)
+            self._start_superexec(f"{name}-app", "--insecure", port=port, inside=inside, **env)
 
     def _isolation(self) -> list[str]:
         return ["--isolation", "process", "--superexec-auth-secret-file", str(self.secret)] if self.tls else []
 
-    def _start_superexec(self, name: str, *trust: str, port: int, **env: str) -> None:
+    def _start_superexec(self, name: str, *trust: str, port: int, inside: Sequence[str], **env: str) -> None:
         options = [*trust, "--runtime-api-address", f"{HOST}:{port}", "--superexec-auth-secret-file", str(self.secret)]
-        self.start(name, "flower-superexec", *options, **env)
+        self.start(name, "flower-superexec", *options, inside=inside, **env)
 
     def await_nodes(self, *names: str) -> None:
         for name in names:

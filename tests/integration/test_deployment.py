@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from cli.superlink import free_port
 from cli.x509 import make_ca
 from data.digits import digits_public
 from models import digits_vit
@@ -21,6 +24,7 @@ from strategies.sampling import sample_cohort
 from tests.deployment import Deployment, certs, until
 from tests.integration.test_run_in_process import metrics_without_times
 from tests.integration.test_sites_in_process import IDS, settings, simulate
+from tests.namespaces import Line, available, namespaces
 
 pytestmark = pytest.mark.deployment
 SITES = IDS[:3]
@@ -102,6 +106,26 @@ def test_with_tls_and_keys_intruders_are_left_out_and_change_nothing(deployment:
         assert deployment.said(who, why), who
 
 
+@pytest.mark.skipif(not available(), reason="this machine lets us make no network namespaces")
+def test_sites_in_namespaces_of_their_own_reach_the_server_and_not_one_another(tmp_path: Path) -> None:
+    with namespaces(len(SITES)) as (server, here, lines):
+        hosts = [line.server for line in (here, *lines)]
+        deployment = Deployment(tmp_path / "deployment", tls=True, hosts=hosts, server_inside=server)
+        try:
+            deployment.start_superlink()
+            for name, line in zip(SITES, lines, strict=True):
+                deployment.register(deployment.make_key(name))
+                deployment.start_node(name, node_config(deployment, name), host=line.server, inside=line.inside)
+            deployment.await_nodes(*SITES)
+            assert_apart(lines, deployment.port)
+            state = deployment.run(settings(tmp_path / "run", **PATIENT, **{"federation.rounds": 1}))
+            assert state.completed, deployment.log("run").read_text()
+        finally:
+            left = deployment.close()
+    assert left == [], "processes that did not end by themselves"
+    assert [record["cohort"] for record in metrics_with_times(tmp_path / "run" / "metrics.jsonl")] == [list(SITES)]
+
+
 @pytest.mark.parametrize("deployment", ["plain"], indirect=True)
 def test_a_client_that_joins_takes_part_and_one_that_is_killed_delays_no_round_beyond_the_timeout(
     deployment: Deployment, tmp_path: Path
@@ -130,6 +154,27 @@ def test_a_client_that_joins_takes_part_and_one_that_is_killed_delays_no_round_b
     assert leaver not in records[-1]["cohort"]
     assert all(record["seconds"]["waiting"] <= timeout + 10 for record in records)
     assert records[-1]["failures"] == {}
+
+
+def assert_apart(lines: Sequence[Line], server_port: int) -> None:
+    """Check that every site reaches the server, and none a port that is open at the next one."""
+    port = free_port()
+    for line, other in zip(lines, [*lines[1:], lines[0]], strict=True):
+        assert reaches(line, line.server, server_port)
+        command = [*other.inside, sys.executable, "-m", "http.server", str(port), "--bind", "0.0.0.0"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as listener:
+            try:
+                until(lambda other=other: reaches(other, other.own, port), 30, "the start of the listener")
+                assert not reaches(line, other.own, port)
+            finally:
+                listener.kill()
+
+
+def reaches(line: Line, address: str, port: int) -> bool:
+    """Tell whether a connection from a site's namespace comes about within three seconds."""
+    program = f"import socket; socket.create_connection(({address!r}, {port}), timeout=3)"
+    done = subprocess.run([*line.inside, sys.executable, "-c", program], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def cohort(seed: int, server_round: int) -> list[str]:
