@@ -8,6 +8,7 @@ that it holds its key; this list says whose key it is.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 VERSION = 1
+log = logging.getLogger(__name__)
 
 
 class AllowListError(ValueError):
@@ -47,12 +49,10 @@ class AllowList:
     def read(cls, path: Path) -> AllowList:
         """Read the file; raises AllowListError where it is missing or malformed."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(_content(path))
             if content["version"] != VERSION:
                 raise AllowListError(f"the allow-list '{path}' is of version {content['version']}, expected {VERSION}")
             return cls({name: _permission(entry) for name, entry in content["clients"].items()})
-        except OSError as error:
-            raise AllowListError(f"the allow-list '{path}' cannot be read: {error.strerror}") from error
         except AllowListError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
@@ -81,6 +81,35 @@ class AllowList:
         if now >= permission.valid_until:
             return f"the permission of client '{client_id}' expired at {permission.valid_until.isoformat()}"
         return None
+
+
+class AllowListFile:
+    """An allow-list that follows its file while a run goes on; one that becomes unusable is logged and not taken over.
+
+    Raises:
+        AllowListError: the file cannot be used at the start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._text, self._list = path, _content(path), AllowList.read(path)
+
+    def objection(self, client_id: str, public_key: bytes, now: datetime) -> str | None:
+        """Return why the node may not be ``client_id`` by what the file says now, or None."""
+        try:
+            text = _content(self._path)
+            if text != self._text:
+                self._text = text
+                self._list = AllowList.read(self._path)
+        except AllowListError as error:
+            log.warning("%s; the one before stays in force", error)
+        return self._list.objection(client_id, public_key, now)
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise AllowListError(f"the allow-list '{path}' cannot be read: {error}") from error
 
 
 def node_key(public_key: bytes) -> str | None:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from protocol.records import ProtocolError
 from protocol.signature_messages import ClientCard, SignatureReply, SignatureRequest
-from strategies.allow_list import AllowList
+from strategies.allow_list import AllowList, AllowListFile
 from strategies.exchange import error_sentence
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Roster:
     fingerprint: str
     signature_size: int
     num_classes: int
-    allowed: AllowList | None = None
+    allowed: AllowList | AllowListFile | None = None
     cards: dict[str, ClientCard] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)

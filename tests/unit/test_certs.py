@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cli.x509 import make_ca
-from strategies.allow_list import AllowList, AllowListError
+from strategies.allow_list import AllowList, AllowListError, AllowListFile
 
 
 def certs(*arguments: object) -> Result:
@@ -128,6 +128,21 @@ def test_the_allow_list_says_who_may_be_whom(allowed: Path) -> None:
     assert "not on the allow-list" in str(listed.objection("site-0", b"", now))
     late = str(listed.objection("site-0", keys["site-0"], now + timedelta(days=6)))
     assert "the permission of client 'site-0' expired at 20" in late
+
+
+def test_a_list_that_changes_during_a_run_is_followed_and_a_broken_one_is_not(
+    allowed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, now = allowed / "allowed.json", datetime.now(UTC)
+    listed, newcomer = AllowListFile(path), try_load_public_key(allowed / "site-2.pub")
+    assert listed.objection("site-2", newcomer, now) is not None
+    assert certs("allow", path, "site-2", allowed / "site-2.pub").exit_code == 0
+    assert listed.objection("site-2", newcomer, now) is None
+    path.write_text("{")
+    assert listed.objection("site-2", newcomer, now) is None
+    path.unlink()
+    assert listed.objection("site-2", newcomer, now) is None
+    assert caplog.text.count("the one before stays in force") == 2
 
 
 @pytest.mark.parametrize(
