@@ -140,6 +140,9 @@ class FederationConfig:
     evaluate_steps: str = key(
         "", "numbers of local steps after which a client is scored, as 0,1,5; 0 and K are always among them", STEP_LIST
     )
+    allowed_clients: str = key(
+        "", "absolute path, at the server, of the list of clients and their node keys; empty lets every node in"
+    )
     min_clients: int = key(0, "clients to wait for before round 1; 0 means all that the data set defines", NOT_NEGATIVE)
     join_timeout: float = key(120.0, "seconds to wait for them", POSITIVE)
     round_timeout: float = key(600.0, "seconds after which a missing reply is given up", POSITIVE)
