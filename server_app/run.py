@@ -13,6 +13,8 @@ from data.catalog import data_set_info
 from models.adapted_model import AdaptedModel
 from models.prior import add_prior
 from protocol.build import build_model, derive_seed
+from protocol.client_list import FILE_NAME as CLIENTS_FILE
+from protocol.client_list import ClientList
 from protocol.config import ConfigError, RunConfig, Scalar
 from server_app.console import RunConsole
 from server_app.environment import describe_environment
@@ -86,6 +88,7 @@ def run_rounds(
         done = record.server_round
         if own.checkpoint_every and (done % own.checkpoint_every == 0 or done == rounds):
             checkpoints.save(done, strategy.state, strategy.method.state_classes)
+            keep_clients(strategy, config, directory)
         console.round(record)
 
     start_round = restore(strategy, checkpoints, directory) + 1 if own.resume else 1
@@ -115,8 +118,15 @@ def restore(strategy: LoraStrategy, checkpoints: CheckpointStore, directory: Run
     return last_round
 
 
+def keep_clients(strategy: LoraStrategy, config: RunConfig, directory: RunDirectory) -> None:
+    """Write the clients as the server knows them: what a report shows and what personalising starts from."""
+    names = data_set_info(config.data.name).class_names
+    directory.write_json(CLIENTS_FILE, ClientList(names, strategy.roster.cards).as_json())
+
+
 def save_results(strategy: LoraStrategy, model: AdaptedModel, config: RunConfig, directory: RunDirectory) -> None:
     """Write the adapters (PEFT), each client's last evaluation, and the figure of accuracy over rounds."""
+    keep_clients(strategy, config, directory)
     gamma = config.prior_strength
     for name, (card, start) in strategy.final_adapters().items():
         personal = add_prior(start, card.signature.class_frequencies, gamma)
