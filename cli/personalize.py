@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.output import CommandError, reports_errors, say
+from cli.output import CommandError, OutputFormat, reports_errors, say
 
 if TYPE_CHECKING:
     from cli.personal import Outcome
-
-
-class OutputFormat(StrEnum):
-    """How a result is printed."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @reports_errors
