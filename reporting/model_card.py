@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from models.digits_vit import NAME as EMBEDDED_BACKBONE
-from protocol.config import RunConfig, Scalar
+from protocol.config import RunConfig
 from reporting.run_files import RunFiles
 
-PATH_KEYS = ("data.path", "model.weights", "run.output-dir")
 ANCHOR = "anchor"
 
 
@@ -48,15 +47,10 @@ def model_card(run: RunFiles, name: str, *, loading: str, figures: Sequence[str]
         "## Configuration",
         "| key | value |",
         "|---|---|",
-        *(f"| {key} | {value} |" for key, value in public_values(config)),
+        *(f"| {key} | {value} |" for key, value in config.public().items()),
         "",
     ]
     return "\n".join(lines)
-
-
-def public_values(config: RunConfig) -> Iterator[tuple[str, Scalar]]:
-    """Yield every key with its value, but for paths of somebody's machine."""
-    yield from ((key, value) for key, value in config.flat().items() if key not in PATH_KEYS)
 
 
 def _metadata(config: RunConfig) -> list[str]:

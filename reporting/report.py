@@ -12,7 +12,6 @@ from reporting.draw_gain import draw_gain
 from reporting.draw_signatures import draw_signatures
 from reporting.draw_spectra import draw_spectra
 from reporting.figures import ANCHOR, COLUMNS, figures_of, scores_by_client
-from reporting.model_card import public_values
 from reporting.page import Page, Panel, Table, Tile
 from reporting.run_files import RunFiles
 from reporting.state_view import StateView, view_state
@@ -145,7 +144,7 @@ def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
         yield Table("Clients whose data changed", columns, drifted, folded=True)
     if run.scores:
         yield Table("Clients", CLIENT_COLUMNS, list(_client_rows(run, figures)), folded=True)
-    yield Table("Configuration", ("key", "value"), [(k, str(v)) for k, v in public_values(run.config)], folded=True)
+    yield Table("Configuration", ("key", "value"), [(k, str(v)) for k, v in run.config.public().items()], folded=True)
     packages = run.environment["packages"].items()
     versions = [(name, version or "not installed") for name, version in packages]
     made_with = [*versions, ("python", run.environment["python"]), ("backbone fingerprint", run.fingerprint)]

@@ -20,11 +20,12 @@ from server_app.console import RunConsole
 from server_app.environment import describe_environment
 from server_app.figure import draw_accuracy
 from server_app.run_directory import RunDirectory
+from server_app.sinks import Sinks, open_sinks
+from strategies.assembly import build_roster, round_settings
 from strategies.catalog import build_method
 from strategies.checkpoint import CheckpointStore
-from strategies.lora_strategy import LoraStrategy, RoundSettings
+from strategies.lora_strategy import LoraStrategy
 from strategies.records import RoundRecord
-from strategies.roster import Roster
 
 SERVER_THREADS = 1
 
@@ -47,7 +48,11 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         directory.write_json("environment.json", describe_environment(config.seed, model.backbone.fingerprint))
         strategy = build_strategy(config, model)
         console.switched_off(strategy.method.switched_off())
-        run_rounds(strategy, grid, config, directory, console)
+        sinks = open_sinks(config, directory.path)
+        try:
+            run_rounds(strategy, grid, config, directory, console, sinks)
+        finally:
+            sinks.close()
         save_results(strategy, model, config, directory)
         console.closing(strategy.record, directory.path)
     return directory.path
@@ -55,29 +60,23 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
 
 def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     """Put the method that the configuration names into the round loop."""
-    info, own = data_set_info(config.data.name), config.federation
-    num_classes = len(info.class_names)
-    roster = Roster(
-        fingerprint=model.backbone.fingerprint,
-        signature_size=2 * model.backbone.embed_dim + num_classes + 1,
-        num_classes=num_classes,
+    info = data_set_info(config.data.name)
+    wanted = config.federation.min_clients or config.data.clients_per_domain * len(info.domains)
+    return LoraStrategy(
+        build_method(config),
+        initial=model.initialise(derive_seed(config.seed, "lora")),
+        roster=build_roster(model, len(info.class_names)),
+        settings=round_settings(config, min_clients=wanted),
     )
-    settings = RoundSettings(
-        clients_per_round=own.clients_per_round,
-        local_steps=config.train.local_steps,
-        evaluate_steps=config.evaluation_steps,
-        evaluate_every=own.evaluate_every,
-        seed=config.seed,
-        min_clients=own.min_clients or config.data.clients_per_domain * len(info.domains),
-        join_timeout=own.join_timeout,
-        round_timeout=own.round_timeout,
-    )
-    initial = model.initialise(derive_seed(config.seed, "lora"))
-    return LoraStrategy(build_method(config), initial=initial, roster=roster, settings=settings)
 
 
 def run_rounds(
-    strategy: LoraStrategy, grid: Grid, config: RunConfig, directory: RunDirectory, console: RunConsole
+    strategy: LoraStrategy,
+    grid: Grid,
+    config: RunConfig,
+    directory: RunDirectory,
+    console: RunConsole,
+    sinks: Sinks,
 ) -> None:
     """Run all rounds, or those after the last checkpoint; every round is one line of metrics and of the console."""
     rounds, own = config.federation.rounds, config.run
@@ -90,6 +89,7 @@ def run_rounds(
             checkpoints.save(done, strategy.state, strategy.method.state_classes)
             keep_clients(strategy, config, directory)
         console.round(record)
+        sinks.round(record)
 
     start_round = restore(strategy, checkpoints, directory) + 1 if own.resume else 1
     if start_round > rounds:
