@@ -19,7 +19,7 @@ from client_app.tasks import evaluate_adapter
 from client_app.training import OptimizerSpec
 from client_app.workplace import Workplace, open_workplace
 from models.adapter import Adapter
-from protocol.build import derive_seed
+from protocol.build import derive_seed, fresh_adapter
 from protocol.evaluate_messages import EvaluateRequest
 from protocol.signature_messages import ClientCard
 from server_app.environment import describe_environment
@@ -43,7 +43,7 @@ def run_centralised(job: Job, target: Path) -> None:
 def trained(workplace: Workplace) -> Adapter:
     """Return the adapter after rounds x clients x K steps; each sample carries its own client's prior in its logits."""
     config, model = workplace.config, workplace.model
-    model.load(model.initialise(derive_seed(config.seed, "lora")))
+    model.load(fresh_adapter(config, model))
     tokens, labels, bias = pooled(workplace)
     train = config.train
     optimizer = OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay).build(model)

@@ -8,12 +8,21 @@ from typing import Annotated
 import typer
 
 from cli.certs import app as certs
+from cli.doctor import doctor
+from cli.export import export
 from cli.output import say
+from cli.personalize import personalize
+from cli.report import compare, report
 from cli.run import run
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
 app.command()(run)
 app.add_typer(certs, name="certs")
+app.command()(personalize)
+app.command()(report)
+app.command()(compare)
+app.command()(export)
+app.command()(doctor)
 
 
 def show_version(wanted: bool) -> None:

@@ -29,7 +29,16 @@ def run(
     gpus_per_client: Annotated[float, typer.Option(min=0, help="Share of a GPU of one client.")] = 0,
     superlink: Annotated[str | None, typer.Option(help="Use this SuperLink of your Flower configuration.")] = None,
 ) -> None:
-    """Run the app: in a simulation on this machine, or on a SuperLink that you name."""
+    """Run the app: in a simulation on this machine, or on a SuperLink that you name.
+
+    Examples:
+
+        hyperlora run --method fedit --seed 1
+
+        hyperlora run -c lora.rank=8 -c federation.rounds=10
+
+        hyperlora run --resume runs/first -c federation.rounds=60
+    """
     options = {"method": method, "seed": seed, "run.output-dir": str(output_dir) if output_dir else None}
     settings = read_settings(app_dir.absolute(), config or [], override or [], options, resume)
     if superlink:

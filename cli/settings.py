@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cli.output import CommandError
+from protocol.config import PATH_KEYS as PATH_KEYS
 from protocol.config import RunConfig, Scalar
 
-PATH_KEYS = ("data.path", "model.weights", "run.output-dir", "federation.allowed-clients")
 INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients")
 
 

@@ -12,7 +12,7 @@ from client_app.site import clients_of, read_site
 from client_app.tasks import describe_clients, evaluate_adapter, personal_adapter, train_start
 from client_app.workplace import Workplace, open_workplace
 from models.adapter import Adapter
-from protocol.build import derive_seed
+from protocol.build import fresh_adapter
 from protocol.config import RunConfig
 from protocol.evaluate_messages import START_TRACK, EvaluateRequest
 from protocol.local_plan import whole
@@ -80,8 +80,7 @@ def _workplace(context: Context) -> Workplace:
 
 
 def _fresh(workplace: Workplace) -> Adapter:
-    """Return the adapter before round 1, which the server makes from the same seed."""
-    return workplace.model.initialise(derive_seed(workplace.config.seed, "lora"))
+    return fresh_adapter(workplace.config, workplace.model)
 
 
 class ContextKeeper:

@@ -11,8 +11,9 @@ from data.federation import Division, Federation
 from data.listing import Origin
 from data.opening import OWN_DATA, describe_data, open_federation
 from models.adapted_model import AdaptedModel
+from models.adapter import Adapter
 from models.backbone_loading import build_backbone
-from protocol.config import DataConfig, LoraConfig, ModelConfig
+from protocol.config import DataConfig, LoraConfig, ModelConfig, RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,11 @@ def training_clients(data: DataConfig) -> int:
 def _origin(data: DataConfig, image_size: int) -> Origin:
     classes = tuple(name.strip() for name in data.classes.split(",") if name.strip())
     return Origin(data.path, image_size, classes, data.text_column, data.label_column, data.domain_column)
+
+
+def fresh_adapter(config: RunConfig, model: AdaptedModel) -> Adapter:
+    """Return the adapter before round 1, which the server and every client make alike from the run's seed."""
+    return model.initialise(derive_seed(config.seed, "lora"))
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -29,7 +29,7 @@ from protocol.config_parsing import (
 )
 from protocol.methods import METHODS
 
-__all__ = ["ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
+__all__ = ["PATH_KEYS", "ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
 
 DATA = (
     "digits", "folder", "csv", "jsonl", "parquet", "instructions",
@@ -43,6 +43,12 @@ LEARNABLE_LIST: Check = (
     lambda value: all(part in LEARNABLE for part in value.split(",") if value),
     "names out of attention, trust, strength and gates, separated by commas",
 )
+SINKS = ("tensorboard", "wandb", "mlflow")
+SINK_LIST: Check = (
+    lambda value: value == "auto" or all(part in SINKS for part in value.split(",") if value),
+    "auto, or names out of tensorboard, wandb and mlflow, separated by commas",
+)
+PATH_KEYS = ("data.path", "model.weights", "run.output-dir", "federation.allowed-clients")
 STEP_LIST: Check = (
     lambda value: all(part.strip().isdigit() for part in value.split(",") if value),
     "numbers separated by commas",
@@ -207,6 +213,11 @@ class RunDirectoryConfig:
         5, "rounds between checkpoints; the last round always has one; 0 makes none", NOT_NEGATIVE
     )
     checkpoints_kept: int = key(2, "newest checkpoints that are kept", AT_LEAST_ONE)
+    sinks: str = key(
+        "auto",
+        "where live metrics go besides metrics.jsonl: auto (TensorBoard where it is installed), names, or empty",
+        SINK_LIST,
+    )
 
 
 @dataclass(frozen=True)
@@ -268,6 +279,10 @@ class RunConfig:
     def flat(self) -> dict[str, Scalar]:
         """Return the flat mapping that :meth:`parse` accepts, every key present."""
         return dict(flatten(self))
+
+    def public(self) -> dict[str, Scalar]:
+        """Return :meth:`flat` without paths of a machine: what may stand in what is handed on."""
+        return {name: value for name, value in self.flat().items() if name not in PATH_KEYS}
 
 
 def config_keys() -> Iterator[ConfigKey]:

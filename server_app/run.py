@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,18 +11,21 @@ from flwr.serverapp import Grid
 
 from models.adapted_model import AdaptedModel
 from models.prior import add_prior
-from protocol.build import build_model, cohort_size, data_set_info, derive_seed, expected_clients
+from protocol.build import build_model, cohort_size, data_set_info, expected_clients, fresh_adapter
+from protocol.client_list import FILE_NAME as CLIENTS_FILE
+from protocol.client_list import ClientList
 from protocol.config import ConfigError, RunConfig, Scalar
 from server_app.console import RunConsole
 from server_app.environment import describe_environment
 from server_app.figure import draw_accuracy
 from server_app.run_directory import RunDirectory
+from server_app.sinks import Sinks, open_sinks
 from strategies.allow_list import AllowListFile
+from strategies.assembly import build_roster, round_settings
 from strategies.catalog import build_method
 from strategies.checkpoint import CheckpointStore
-from strategies.lora_strategy import LoraStrategy, RoundSettings
+from strategies.lora_strategy import LoraStrategy
 from strategies.records import RoundRecord
-from strategies.roster import Roster
 
 SERVER_THREADS = 1
 
@@ -45,7 +48,11 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         directory.write_json("environment.json", describe_environment(config.seed, model.backbone.fingerprint))
         strategy = build_strategy(config, model)
         console.switched_off(strategy.method.switched_off())
-        run_rounds(strategy, grid, config, directory, console)
+        sinks = open_sinks(config, directory.path)
+        try:
+            run_rounds(strategy, grid, config, directory, console, sinks)
+        finally:
+            sinks.close()
         save_results(strategy, model, config, directory)
         console.closing(strategy.record, directory.path)
     return directory.path
@@ -54,28 +61,25 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
 def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     """Put the method that the configuration names into the round loop."""
     own, num_classes = config.federation, len(data_set_info(config.data).class_names)
-    roster = Roster(
-        fingerprint=model.backbone.fingerprint,
-        signature_size=2 * model.backbone.embed_dim + num_classes + 1,
-        num_classes=num_classes,
-        allowed=AllowListFile(Path(own.allowed_clients)) if own.allowed_clients else None,
+    allowed = AllowListFile(Path(own.allowed_clients)) if own.allowed_clients else None
+    return LoraStrategy(
+        build_method(config),
+        initial=fresh_adapter(config, model),
+        roster=build_roster(model, num_classes, allowed),
+        settings=replace(
+            round_settings(config, min_clients=own.min_clients or expected_clients(config.data)),
+            clients_per_round=cohort_size(config.data, own.clients_per_round),
+        ),
     )
-    settings = RoundSettings(
-        clients_per_round=cohort_size(config.data, own.clients_per_round),
-        local_steps=config.train.local_steps,
-        evaluate_steps=config.evaluation_steps,
-        evaluate_every=own.evaluate_every,
-        seed=config.seed,
-        min_clients=own.min_clients or expected_clients(config.data),
-        join_timeout=own.join_timeout,
-        round_timeout=own.round_timeout,
-    )
-    initial = model.initialise(derive_seed(config.seed, "lora"))
-    return LoraStrategy(build_method(config), initial=initial, roster=roster, settings=settings)
 
 
 def run_rounds(
-    strategy: LoraStrategy, grid: Grid, config: RunConfig, directory: RunDirectory, console: RunConsole
+    strategy: LoraStrategy,
+    grid: Grid,
+    config: RunConfig,
+    directory: RunDirectory,
+    console: RunConsole,
+    sinks: Sinks,
 ) -> None:
     """Run all rounds, or those after the last checkpoint; every round is one line of metrics and of the console."""
     rounds, own = config.federation.rounds, config.run
@@ -86,7 +90,9 @@ def run_rounds(
         done = record.server_round
         if own.checkpoint_every and (done % own.checkpoint_every == 0 or done == rounds):
             checkpoints.save(done, strategy.state, strategy.method.state_classes)
+            keep_clients(strategy, config, directory)
         console.round(record)
+        sinks.round(record)
 
     start_round = restore(strategy, checkpoints, directory) + 1 if own.resume else 1
     if start_round > rounds:
@@ -115,8 +121,15 @@ def restore(strategy: LoraStrategy, checkpoints: CheckpointStore, directory: Run
     return last_round
 
 
+def keep_clients(strategy: LoraStrategy, config: RunConfig, directory: RunDirectory) -> None:
+    """Write the clients as the server knows them: what a report shows and what personalising starts from."""
+    names = data_set_info(config.data).class_names
+    directory.write_json(CLIENTS_FILE, ClientList(names, strategy.roster.cards).as_json())
+
+
 def save_results(strategy: LoraStrategy, model: AdaptedModel, config: RunConfig, directory: RunDirectory) -> None:
     """Write the adapters (PEFT), each client's last evaluation, and the figure of accuracy over rounds."""
+    keep_clients(strategy, config, directory)
     gamma = config.prior_strength
     for name, (card, start) in strategy.final_adapters().items():
         personal = add_prior(start, card.signature.class_frequencies, gamma)

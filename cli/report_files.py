@@ -1,0 +1,43 @@
+"""What `hyperlora report` and `hyperlora compare` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cli.expected import as_command_errors
+from reporting.comparison import comparison_figures, comparison_page
+from reporting.figures import figures_of
+from reporting.report import report_page
+from reporting.run_files import RunFiles
+
+
+def write_report(directory: Path, to: Path | None) -> Path:
+    """Write the page of a run and return its file; raises CommandError."""
+    with as_command_errors():
+        run = RunFiles.open(directory)
+        return _write(to or run.path / "report.html", report_page(run).html())
+
+
+def run_figures(directory: Path) -> dict[str, Any]:
+    """Return the numbers of a run's report; raises CommandError."""
+    with as_command_errors():
+        return figures_of(RunFiles.open(directory))
+
+
+def write_comparison(directories: Sequence[Path], to: Path) -> Path:
+    """Write the page that compares runs and return its file; raises CommandError."""
+    with as_command_errors():
+        return _write(to, comparison_page([RunFiles.open(one) for one in directories]).html())
+
+
+def compare_runs(directories: Sequence[Path]) -> dict[str, Any]:
+    """Return the numbers of a comparison; raises CommandError."""
+    with as_command_errors():
+        return comparison_figures([RunFiles.open(one) for one in directories])
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path.absolute()

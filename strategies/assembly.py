@@ -1,0 +1,61 @@
+"""A method put into the round loop: what a ServerApp starts, ours or somebody else's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from models.adapted_model import AdaptedModel
+from protocol.build import fresh_adapter
+from protocol.config import RunConfig
+from strategies.allow_list import AllowListFile
+from strategies.catalog import build_method
+from strategies.lora_strategy import LoraStrategy, RoundSettings
+from strategies.roster import Roster
+
+
+class HyperLoRA(LoraStrategy):
+    """HyperLoRA as an ordinary Flower Strategy: ``HyperLoRA(model, ...).start(grid, num_rounds=30)``.
+
+    Args:
+        model: the frozen backbone with an adapter on it; every client has the same.
+        num_classes: classes of the task.
+        min_clients: clients to wait for before round 1.
+        config: cohort size, local budget, seed and the method's settings; the defaults where it is None. What is
+            under ``data``, ``model``, ``lora`` and ``run`` is not read: the model and the caller decide these.
+    """
+
+    def __init__(
+        self, model: AdaptedModel, *, num_classes: int, min_clients: int, config: RunConfig | None = None
+    ) -> None:
+        config = replace(config or RunConfig(), method="hyperlora")
+        super().__init__(
+            build_method(config),
+            initial=fresh_adapter(config, model),
+            roster=build_roster(model, num_classes),
+            settings=round_settings(config, min_clients=min_clients),
+        )
+
+
+def build_roster(model: AdaptedModel, num_classes: int, allowed: AllowListFile | None = None) -> Roster:
+    """Return an empty roster that admits clients with the backbone of ``model``, and of ``allowed`` keys if given."""
+    return Roster(
+        fingerprint=model.backbone.fingerprint,
+        signature_size=2 * model.backbone.embed_dim + num_classes + 1,
+        num_classes=num_classes,
+        allowed=allowed,
+    )
+
+
+def round_settings(config: RunConfig, *, min_clients: int) -> RoundSettings:
+    """Return how rounds are made; ``min_clients`` are waited for before round 1."""
+    own = config.federation
+    return RoundSettings(
+        clients_per_round=own.clients_per_round,
+        local_steps=config.train.local_steps,
+        evaluate_steps=config.evaluation_steps,
+        evaluate_every=own.evaluate_every,
+        seed=config.seed,
+        min_clients=min_clients,
+        join_timeout=own.join_timeout,
+        round_timeout=own.round_timeout,
+    )

@@ -1,0 +1,105 @@
+"""`hyperlora export` on a real, short run: what it writes loads without our code and predicts the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from cli.main import app
+from client_app.workplace import Workplace, open_workplace
+from protocol.build import build_model
+from protocol.config import RunConfig
+
+
+@pytest.fixture
+def workplace(short_run: Path) -> Workplace:
+    return open_workplace(RunConfig.parse(json.loads((short_run / "config.json").read_text())))
+
+
+def export(*arguments: object, status: int = 0) -> str:
+    outcome = CliRunner().invoke(app, ["export", *map(str, arguments)])
+    assert outcome.exit_code == status, outcome.output
+    return outcome.output
+
+
+def score_of(run: Path, client: str) -> float:
+    scores = json.loads((run / "evaluation.json").read_text())
+    return next(one["zero_step"] for one in scores if one["client_id"] == client and one["track"] == "start")
+
+
+def test_an_exported_adapter_loads_with_peft_and_has_the_accuracy_that_the_run_reported(
+    short_run: Path, tmp_path: Path, workplace: Workplace
+) -> None:
+    export(short_run, "--client", "noisy-4", "--to", tmp_path / "mine")
+    backbone = build_model(workplace.config.data, workplace.config.model, workplace.config.lora).peft_model.unload()
+    model = PeftModel.from_pretrained(backbone, str(tmp_path / "mine")).eval()
+    test = workplace.client("noisy-4").test
+    with torch.no_grad():
+        predicted = model(workplace.model.backbone.prepare(test.images)).argmax(dim=1)
+    accuracy = float((predicted == test.labels).float().mean())
+    assert accuracy == pytest.approx(score_of(short_run, "noisy-4"))
+    assert accuracy > 0.2
+
+
+def test_a_merged_model_loads_with_timm_alone_and_predicts_as_the_adapter_does(
+    short_run: Path, tmp_path: Path, workplace: Workplace
+) -> None:
+    export(short_run, "--client", "noisy-4", "--merged", "--to", tmp_path / "merged")
+    model = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
+    model.load_state_dict(load_file(tmp_path / "merged" / "model.safetensors"), strict=True)
+    test = workplace.client("noisy-4").test
+    with torch.no_grad():
+        predicted = model(workplace.model.backbone.prepare(test.images)).argmax(dim=1)
+    assert float((predicted == test.labels).float().mean()) == pytest.approx(score_of(short_run, "noisy-4"))
+
+
+def test_the_anchor_is_exported_where_no_client_is_named(short_run: Path, tmp_path: Path) -> None:
+    export(short_run, "--to", tmp_path / "anchor")
+    exported = load_file(tmp_path / "anchor" / "adapter_model.safetensors")
+    original = load_file(short_run / "adapters" / "anchor" / "adapter_model.safetensors")
+    torch.testing.assert_close(exported, original)
+
+
+def test_the_model_card_names_method_figures_and_fingerprint_and_no_path(short_run: Path, tmp_path: Path) -> None:
+    export(short_run, "--client", "clean-0", "--to", tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_text()
+    fingerprint = json.loads((short_run / "environment.json").read_text())["backbone_fingerprint"]
+    assert fingerprint in card
+    assert f"{100 * score_of(short_run, 'clean-0'):.1f} %" in card
+    assert "| lora.rank | 4 |" in card
+    assert str(short_run) not in card
+    assert "data.path" not in card
+
+
+def test_a_client_that_the_run_does_not_have_is_answered_with_those_it_has(short_run: Path) -> None:
+    assert "it has clean-0, clean-1" in export(short_run, "--client", "nobody", status=1)
+
+
+def test_a_target_that_is_there_is_not_overwritten(short_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("mine")
+    assert "is there already" in export(short_run, "--to", tmp_path, status=1)
+
+
+def test_a_directory_without_a_run_is_one_sentence(tmp_path: Path) -> None:
+    assert "holds no run" in export(tmp_path, status=1)
+
+
+def test_a_run_that_has_not_ended_says_how_to_go_on(short_run: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "metrics.jsonl", "environment.json", "clients.json"):
+        shutil.copy(short_run / name, tmp_path / name)
+    assert "hyperlora run --resume" in export(tmp_path, status=1)
+
+
+def test_other_weights_than_the_runs_are_refused(short_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(short_run, tmp_path / "run")
+    other = json.loads((short_run / "environment.json").read_text()) | {"backbone_fingerprint": "f" * 64}
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(other))
+    assert "the run was made with ffffffffffff" in export(tmp_path / "run", "--merged", status=1)

@@ -1,0 +1,47 @@
+"""The example app in docs/examples: somebody else's ServerApp and ClientApp around our strategy and functions."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, RecordDict
+from flwr.serverapp.strategy import Strategy
+
+from benchmarks.local_grid import LocalGrid
+from strategies import HyperLoRA
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "own_app.py"
+
+
+def test_the_example_is_short() -> None:
+    code = [line for line in EXAMPLE.read_text().splitlines() if line.strip()]
+    assert len(code) < 80
+
+
+def test_the_example_runs_and_serves_a_shop_that_never_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = runpy.run_path(str(EXAMPLE))
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    own["server_app"](LocalGrid(own["client_app"], {}, 6), context)
+    figures = dict(part.split(": ") for part in capsys.readouterr().out.strip("{} \n").replace("'", "").split(", "))
+    assert float(figures["unseen_zero_step"]) > 0.3
+    assert float(figures["seen_zero_step"]) > 0.45
+
+
+def test_it_is_a_flower_strategy() -> None:
+    assert issubclass(HyperLoRA, Strategy)
+
+
+def test_importing_strategies_alone_imports_no_torch() -> None:
+    code = "import sys, strategies; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(ImportError):
+        from strategies import NoSuchStrategy  # noqa: F401

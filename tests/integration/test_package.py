@@ -1,0 +1,69 @@
+"""The wheel and the sdist: they build, hold what they must, and the installed wheel works away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.package
+SMOKE = """
+from pathlib import Path
+import reporting.page
+assert Path(reporting.page.__file__).is_relative_to(Path({site!r})), reporting.page.__file__
+assert "<title>t</title>" in reporting.page.Page("t", "", [], [], []).html()
+from typer.testing import CliRunner
+from cli.main import app
+for command in ("run", "personalize", "report", "compare", "export", "doctor"):
+    outcome = CliRunner().invoke(app, [command, "--help"])
+    assert outcome.exit_code == 0, outcome.output
+from strategies import HyperLoRA
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if find_spec("build") is None or find_spec("hatchling") is None:
+        pytest.skip("build and hatchling are not installed (extra: dev)")
+    target = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(ROOT)]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    return target
+
+
+def test_the_sdist_holds_sources_docs_and_tests_and_no_environment(built: Path) -> None:
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "docs/tutorial.md", "tests/builders.py"} <= names
+    assert not [name for name in names if name.startswith((".venv", "runs", "dist"))]
+
+
+def test_the_wheel_holds_every_package_and_the_assets_of_the_page(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"reporting/page.html", "reporting/page.css", "cli/main.py", "server_app/run.py"} <= names
+    assert not [name for name in names if name.startswith("tests/")]
+
+
+def test_the_installed_wheel_works_away_from_the_checkout(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    outcome = subprocess.run(
+        [sys.executable, "-c", SMOKE.format(site=str(site))],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr

@@ -1,0 +1,125 @@
+"""`hyperlora personalize` on a real, short run and a folder of images that no client had."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.personal import start_for
+from client_app.training import evaluate
+from client_app.workplace import open_workplace
+from data.image_folder import read_image_folder
+from models.adapter import subtract
+from models.low_rank import norm
+from models.prior import add_prior
+from protocol.build import build_model
+from protocol.config import RunConfig
+from reporting.run_files import RunFiles
+
+
+def personalize(*arguments: object, status: int = 0) -> str:
+    outcome = CliRunner().invoke(app, ["personalize", *map(str, arguments)])
+    assert outcome.exit_code == status, outcome.output
+    return outcome.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rotated digits of another division's clients, as files."""
+    root = tmp_path_factory.mktemp("images") / "mine"
+    workplace = open_workplace(RunConfig.parse({"seed": 5}))
+    for client_id in ("rotated-0", "rotated-1"):
+        data = workplace.client(client_id)
+        for part, samples in (("a", data.train), ("b", data.test)):
+            for index, (image, label) in enumerate(zip(samples.images, samples.labels, strict=True)):
+                path = root / str(int(label)) / f"{client_id}-{part}-{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image[0].numpy()).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def personal(short_run: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("personal") / "adapters"
+    personalize(short_run, folder, "--to", target, "--steps", 4)
+    return target
+
+
+def test_both_adapters_load_with_peft_and_have_the_accuracy_that_was_said(personal: Path, folder: Path) -> None:
+    scores = json.loads((personal / "scores.json").read_text())
+    config = RunConfig()
+    classes = [str(digit) for digit in range(10)]
+    fractions = {"validation_fraction": 0.15, "test_fraction": 0.25}
+    test = read_image_folder(folder, "mine", classes, image_size=16, channels=1, **fractions).test
+    assert len(test) == scores["num_test"]
+    for name, accuracy in zip(("generated", "after-4-steps"), scores["accuracy"], strict=True):
+        built = build_model(config.data, config.model, config.lora)
+        model = PeftModel.from_pretrained(built.peft_model.unload(), str(personal / name)).eval()
+        with torch.no_grad():
+            predicted = model(built.backbone.prepare(test.images)).argmax(dim=1)
+        assert float((predicted == test.labels).float().mean()) == pytest.approx(accuracy)
+
+
+def test_the_generated_adapter_is_far_better_than_chance_and_local_steps_change_it(personal: Path) -> None:
+    scores = json.loads((personal / "scores.json").read_text())
+    assert scores["steps"] == [0, 4]
+    assert scores["accuracy"][0] > 0.3
+    assert scores["validation_loss"][0] != scores["validation_loss"][1]
+
+
+def test_the_same_signature_under_a_new_name_gets_nearly_what_the_unseen_client_got(short_run: Path) -> None:
+    run = RunFiles.open(short_run)
+    card = run.require_clients().cards["rotated-4"]
+    after_round, start = start_for(run, replace(card, client_id="somebody"))
+    assert after_round == 3
+    workplace = open_workplace(run.config)
+    tokens = workplace.tokens("rotated-4", "test")
+    workplace.model.load(add_prior(start, card.signature.class_frequencies, run.config.prior_strength))
+    accuracy, _ = evaluate(workplace.model, tokens)
+    score = next(one for one in run.scores if one["client_id"] == "rotated-4" and one["track"] == "start")
+    assert accuracy == pytest.approx(score["zero_step"], abs=0.06)
+
+
+def test_another_signature_gets_another_adapter(short_run: Path) -> None:
+    run = RunFiles.open(short_run)
+    cards = run.require_clients().cards
+    starts = [start_for(run, replace(cards[name], client_id="x"))[1] for name in ("rotated-4", "inverted-4")]
+    assert all(float(norm(one).sum()) > 1e-3 for one in subtract(*starts).low_rank.values())
+
+
+def test_no_local_step_writes_the_generated_adapter_alone(short_run: Path, folder: Path, tmp_path: Path) -> None:
+    said = personalize(short_run, folder, "--steps", 0, "--to", tmp_path / "a", "--format", "json")
+    assert len(json.loads(said)["accuracy"]) == 1
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["generated", "scores.json"]
+
+
+def test_a_directory_that_is_no_class_is_named(short_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "eleven").mkdir(parents=True)
+    said = personalize(short_run, tmp_path / "images", "--to", tmp_path / "a", status=1)
+    assert "no class of the run: eleven; its classes are 0, 1, 2" in said
+
+
+def test_an_image_that_cannot_be_read_is_named(short_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "3").mkdir(parents=True)
+    for index in range(4):
+        (tmp_path / "images" / "3" / f"{index}.png").write_bytes(b"no image")
+    assert "3/0.png' cannot be read" in personalize(short_run, tmp_path / "images", "--to", tmp_path / "a", status=1)
+
+
+def test_a_name_that_a_client_of_the_run_has_is_refused(short_run: Path, folder: Path, tmp_path: Path) -> None:
+    said = personalize(short_run, folder, "--name", "clean-0", "--to", tmp_path / "a", status=1)
+    assert "choose another name with --name" in said
+
+
+def test_an_empty_folder_is_one_sentence(short_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    said = personalize(short_run, tmp_path / "images", "--to", tmp_path / "a", status=1)
+    assert "has 0 images below its class directories" in said

@@ -1,0 +1,117 @@
+"""The pages in a real browser: desktop and phone, light and dark; screenshots go to HYPERLORA_ARTEFACTS if set."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.report_files import write_comparison, write_report
+from tests.synthetic_run import make_synthetic_run
+
+pytestmark = pytest.mark.browser
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+SIZES = {"desktop": (1280, False), "phone": (390, True)}
+CROWDED = """
+const wrong = [];
+for (const svg of document.querySelectorAll('figure svg')) {
+  const title = svg.parentElement.querySelector('h2').textContent;
+  const frame = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll('text')].filter(one => one.textContent.trim());
+  const boxes = texts.map(one => one.getBoundingClientRect());
+  boxes.forEach((box, i) => {
+    const cut = Math.max(frame.left - box.left, box.right - frame.right, frame.top - box.top,
+      box.bottom - frame.bottom);
+    if (cut > 1) wrong.push(`${title}: '${texts[i].textContent}' is cut by ${cut.toFixed(1)} px`);
+    for (let j = 0; j < i; j++) {
+      const other = boxes[j];
+      const wide = Math.min(box.right, other.right) - Math.max(box.left, other.left);
+      const high = Math.min(box.bottom, other.bottom) - Math.max(box.top, other.top);
+      if (wide > 1 && high > 3) wrong.push(`${title}: '${texts[i].textContent}' lies on '${texts[j].textContent}'`);
+    }
+  });
+  if (svg.querySelectorAll('path, use, image').length < 10) wrong.push(`${title}: empty`);
+}
+return wrong;
+"""
+COLOURS = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor];"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("no chromium and chromedriver on this machine (Debian: apt-get install chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra: dev)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    small = make_synthetic_run(root / "small", clients=20, rounds=6)
+    large = make_synthetic_run(root / "large", clients=100, rounds=100)
+    fedit = make_synthetic_run(root / "fedit", clients=20, rounds=6, method="fedit")
+    return {
+        "small": write_report(small, None),
+        "large": write_report(large, None),
+        "comparison": write_comparison([small, fedit], root / "comparison.html"),
+    }
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = Path(os.environ.get("HYPERLORA_ARTEFACTS") or tmp_path_factory.mktemp("screenshots"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def show(browser: Any, page: Path, size: str, scheme: str) -> None:
+    width, mobile = SIZES[size]
+    browser.get(page.as_uri())
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": mobile}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def shot(browser: Any, path: Path) -> None:
+    whole = {"format": "png", "captureBeyondViewport": True}
+    path.write_bytes(base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", whole)["data"]))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["small", "large", "comparison"])
+def test_no_text_overlaps_or_is_cut_and_no_panel_is_empty(
+    browser: Any, pages: dict[str, Path], artefacts: Path, name: str, size: str, scheme: str
+) -> None:
+    show(browser, pages[name], size, scheme)
+    shot(browser, artefacts / f"{name}-{size}-{scheme}.png")
+    assert browser.execute_script(CROWDED) == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= SIZES[size][0]
+    ink, page = browser.execute_script(COLOURS)
+    assert (brightness(ink) > brightness(page)) == (scheme == "dark")
+
+
+def test_the_console_of_the_browser_is_silent(browser: Any, pages: dict[str, Path]) -> None:
+    show(browser, pages["small"], "desktop", "light")
+    assert browser.get_log("browser") == []
+
+
+def brightness(color: str) -> int:
+    return sum(int(part) for part in color.removeprefix("rgb(").removesuffix(")").split(","))

@@ -1,0 +1,63 @@
+"""The documentation: every link leads somewhere, the site builds, and the library page shows the app that is tested."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def links_of(page: Path) -> Iterator[str]:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for one, other in LINK.findall(text):
+        yield one or other
+
+
+def headings_of(page: Path) -> set[str]:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ +(.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> None:
+    wrong = []
+    for link in links_of(page):
+        if re.match(r"https?://|mailto:", link):
+            continue
+        name, _, heading = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (heading and heading not in headings_of(target)):
+            wrong.append(link)
+    assert wrong == []
+
+
+def test_pages_of_the_site_link_to_nothing_outside_of_it() -> None:
+    docs = ROOT / "docs"
+    for page in docs.glob("**/*.md"):
+        inner = [link.partition("#")[0] for link in links_of(page) if not link.startswith("http")]
+        assert all((page.parent / link).resolve().is_relative_to(docs) for link in inner), page
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    if find_spec("mkdocs") is None:
+        pytest.skip("mkdocs is not installed: pip install 'hyperlora[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "hyperlora personalize" in (tmp_path / "site" / "tutorial" / "index.html").read_text()
+
+
+def test_the_library_page_shows_the_example_that_is_tested() -> None:
+    code = (ROOT / "docs" / "examples" / "own_app.py").read_text(encoding="utf-8").rstrip()
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    assert f"```python\n{code}\n```" in page, "put docs/examples/own_app.py into docs/library.md"

@@ -1,0 +1,194 @@
+"""The report of a run and the comparison of several, as numbers and as pages."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cli.main import app
+from models.adapter import Adapter
+from models.low_rank import Factors
+from reporting.comparison import comparison_figures, comparison_page, labels_of
+from reporting.draw_signatures import project_signatures
+from reporting.figures import failures, gains, totals
+from reporting.page import Page, Table
+from reporting.report import report_page
+from reporting.run_files import RunFiles, RunFilesError
+from reporting.state_view import spectrum, view_state
+from tests.builders import make_card
+from tests.synthetic_run import make_synthetic_run
+
+PANELS = (
+    "Accuracy over rounds",
+    "What the own adapter is worth",
+    "Map of signatures",
+    "Attention between clients",
+    "Singular values",
+    "Traffic",
+    "Time",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    return RunFiles.open(make_synthetic_run(tmp_path_factory.mktemp("runs") / "ours", clients=20, rounds=6))
+
+
+@pytest.fixture(scope="module")
+def fedit(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    directory = tmp_path_factory.mktemp("runs") / "fedit"
+    return RunFiles.open(make_synthetic_run(directory, clients=20, rounds=6, method="fedit"))
+
+
+def invoke(*arguments: object, status: int = 0) -> str:
+    outcome = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert outcome.exit_code == status, outcome.output
+    return outcome.output
+
+
+def test_a_run_of_100_clients_and_100_rounds_makes_a_page_under_3_megabytes(tmp_path: Path) -> None:
+    directory = make_synthetic_run(tmp_path / "large", clients=100, rounds=100)
+    invoke("report", directory)
+    page = (directory / "report.html").read_bytes()
+    assert len(page) < 3_000_000
+    assert all(title.encode() in page for title in PANELS)
+
+
+def test_a_page_fetches_nothing(run: RunFiles) -> None:
+    page = report_page(run).html()
+    assert not re.findall(r"<(?:script|iframe|object|embed)\b|@import|<link(?! rel=\"icon\" href=\"data:)", page)
+    assert all(link.startswith(("#", "data:")) for link in re.findall(r"\b(?:src|href)=\"([^\"]*)\"", page))
+    assert all(link.startswith("#") for link in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_every_id_of_a_page_is_unique_and_every_reference_has_its_id(run: RunFiles) -> None:
+    page = report_page(run).html()
+    ids = re.findall(r"\bid=\"([^\"]*)\"", page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"(?:href=\"#|url\(#)([^\")]*)", page)) <= set(ids)
+
+
+def test_figures_take_their_colours_from_the_page(run: RunFiles) -> None:
+    page = report_page(run).html()
+    assert "#0a0b" not in page
+    assert {"var(--ink)", "var(--series-1)", "var(--series-2)"} <= set(re.findall(r"var\(--[a-z0-9-]+\)", page))
+    used, defined = set(re.findall(r"var\((--[a-z0-9-]+)\)", page)), set(re.findall(r"(--[a-z0-9-]+): #", page))
+    assert used <= defined
+
+
+def test_a_method_without_attention_or_anchor_scores_has_no_empty_panel(fedit: RunFiles) -> None:
+    titles = [panel.title for panel in report_page(fedit).panels]
+    assert titles == ["Accuracy over rounds", "Map of signatures", "Singular values", "Traffic", "Time"]
+
+
+def test_a_run_that_goes_on_is_reported_as_far_as_it_came(run: RunFiles, tmp_path: Path) -> None:
+    for name in ("config.json", "environment.json"):
+        (tmp_path / name).write_bytes((run.path / name).read_bytes())
+    lines = (run.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text(lines[0] + lines[1][:40])
+    page = report_page(RunFiles.open(tmp_path))
+    assert [panel.title for panel in page.panels] == ["Traffic", "Time"]
+    assert "made 1 of 6 rounds so far" in page.notes[0]
+
+
+def test_what_clients_call_themselves_is_escaped() -> None:
+    table = Table("Clients", ("client",), [("<script>alert(1)</script>",)])
+    page = Page("a <b>", "c", [], [], [table]).html()
+    assert "<script>" not in page
+    assert "<b>" not in page
+
+
+def test_attention_has_a_row_for_every_client_and_a_column_for_every_seen_one(run: RunFiles) -> None:
+    view = view_state(run)
+    assert view is not None
+    assert view.attention is not None
+    assert view.attention.shape == (20, 16)
+    torch.testing.assert_close(view.attention.sum(dim=1), torch.ones(20))
+
+
+def test_a_spectrum_is_that_of_the_scaled_products() -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = Factors(torch.randn(3, 7, 2, generator=generator), torch.randn(3, 2, 5, generator=generator))
+    expected = 2.0 * torch.linalg.svdvals(factors.product())[:, :2].mean(dim=0)
+    torch.testing.assert_close(spectrum(Adapter({"fc": factors}, torch.zeros(2, 3)), 2.0)["fc"], expected)
+
+
+def test_the_map_of_signatures_keeps_distances_of_a_plane() -> None:
+    cards = [make_card(f"client-{index}", seed=index % 3) for index in range(6)]
+    points, shares = project_signatures(cards)
+    assert shares.sum() == pytest.approx(1.0)
+    assert points[0] == pytest.approx(points[3])
+    assert abs(points[0] - points[1]).max() > 0.1
+
+
+def test_one_signature_alone_can_be_projected() -> None:
+    points, shares = project_signatures([make_card("only")])
+    assert points.tolist() == [[0.0, 0.0]]
+    assert shares.tolist() == [0.0, 0.0]
+
+
+def test_failures_are_counted_by_reason() -> None:
+    records = [
+        {"server_round": 1, "failures": {"train b": "late", "evaluate a": "late"}},
+        {"server_round": 2, "failures": {"train a": "late"}},
+    ]
+    assert failures(records) == [
+        {"phase": "train", "reason": "late", "count": 2, "clients": ["a", "b"], "rounds": [1, 2]},
+        {"phase": "evaluate", "reason": "late", "count": 1, "clients": ["a"], "rounds": [1]},
+    ]
+
+
+def test_a_gain_is_of_the_clients_that_both_have() -> None:
+    assert gains({"a": {"zero_step": 0.75}, "b": {"zero_step": 0.5}}, {"a": {"zero_step": 0.5}}) == {"a": 0.25}
+
+
+def test_totals_add_up_what_not_every_round_has() -> None:
+    assert totals([{"bytes": {"up": 2}}, {"bytes": {"up": 1, "down": 4}}], "bytes") == {"up": 3, "down": 4}
+
+
+def test_gains_of_a_comparison_are_over_fedit_wherever_it_stands(run: RunFiles, fedit: RunFiles) -> None:
+    for runs in ([run, fedit], [fedit, run]):
+        figures = comparison_figures(runs)
+        assert figures["base"] == "fedit"
+        assert list(figures["gain_over_base"]) == ["hyperlora"]
+    page = comparison_page([run, fedit])
+    assert page.panels[-1].title == "What each client gains over fedit"
+    assert ("method", "hyperlora", "fedit") in [tuple(row) for row in page.tables[1].rows]
+
+
+def test_equal_runs_are_told_apart_by_number(run: RunFiles) -> None:
+    assert labels_of([run, run]) == ["hyperlora, seed 0 (1)", "hyperlora, seed 0 (2)"]
+
+
+def test_compare_prints_json_that_a_script_reads(run: RunFiles, fedit: RunFiles) -> None:
+    figures = json.loads(invoke("compare", run.path, fedit.path, "--format", "json"))
+    assert [one["method"] for one in figures["runs"]] == ["hyperlora", "fedit"]
+    assert figures["runs"][0]["accuracy"]["unseen"]["zero_step"]["mean"] == pytest.approx(0.8 - 0.5 / 6)
+
+
+def test_compare_writes_a_page_and_prints_a_table(run: RunFiles, fedit: RunFiles, tmp_path: Path) -> None:
+    said = invoke("compare", run.path, fedit.path, "--to", tmp_path / "page.html")
+    assert "71.7 %" in said
+    assert "Unseen clients, as received" in (tmp_path / "page.html").read_text()
+
+
+def test_one_run_alone_is_no_comparison(run: RunFiles) -> None:
+    assert "needs two runs or more" in invoke("compare", run.path, status=1)
+
+
+def test_report_prints_json_and_writes_no_page(run: RunFiles) -> None:
+    figures = json.loads(invoke("report", run.path, "--format", "json"))
+    assert figures["rounds"] == 6
+    assert figures["gain_over_anchor"]["photo-0"] == pytest.approx(0.1)
+    assert not (run.path / "report.html").exists()
+
+
+def test_a_directory_without_rounds_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(RunFilesError, match="has no round yet"):
+        RunFiles.open(tmp_path)
