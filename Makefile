@@ -2,10 +2,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format table clean
+.PHONY: help install run test lint format table deployment docker-demo clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "%-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "%-11s %s\n", $$1, $$2 }'
 
 install: $(VENV)/.installed  ## make the virtual environment and install the project with its tools
 
@@ -32,6 +32,12 @@ format: install  ## format the code and repair what ruff can repair
 
 table: install  ## run the digits benchmark and print its table
 	$(BIN)/python -m benchmarks digits
+
+deployment: install  ## rehearse separate machines: SuperLink and SuperNodes as processes, with and without TLS
+	$(BIN)/pytest -m deployment tests/integration
+
+docker-demo: install  ## make keys, run a federation of three sites in containers, collect the results, stop
+	docker/demo.sh
 
 clean:  ## remove caches and builds; keep the environment and the runs
 	rm -rf build dist *.egg-info *.fab .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""``python -m benchmarks SUITE``: run what is not there yet, then print the table."""
+"""``python -m benchmarks SUITE``: run what is not there yet, then print the tables and draw the figures."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.pool import run_all
-from benchmarks.run_job import is_there
-from benchmarks.suite import SuiteError, load_jobs
-from benchmarks.table import accuracy_table, cost_table, load_results, paired_table, parts_table, steps_table
+from benchmarks.result import is_there, load_results
+from benchmarks.suite import Job, SuiteError, has_grid, load_jobs
+from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, steps_table
+from benchmarks.tracks import domain_table, target_table
+from benchmarks.tuning import choose
 from cli.output import CommandError
 from cli.settings import PATH_KEYS, absolute, parse_override
 from protocol.config import ConfigError
 
 app = typer.Typer(add_completion=False)
 console = Console()
+TARGET_REFERENCE = "fedit"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -28,10 +32,11 @@ def main(
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="seed to run instead of the suite's; may be repeated")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="variant to run; may be repeated; all by default")] = None,
-    results: Annotated[Path, typer.Option(help="folder of the json files")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="folder of the json files and figures")] = RESULTS,
     jobs: Annotated[int, typer.Option(min=1, help="runs at the same time, one core each")] = 2,
+    reference: Annotated[str, typer.Option(help="variant that differences are to; the first by default")] = "",
 ) -> None:
-    """Run a suite's missing runs, then print its tables; differences are to the suite's first variant."""
+    """Run a suite's missing runs, then print its tables and draw its figures; they need the json files alone."""
     logging.basicConfig(level=logging.WARNING)
     try:
         overrides = dict(parse_override(one) for one in override or [])
@@ -44,15 +49,33 @@ def main(
     missing = [job for job in wanted if not is_there(job, folder / f"{job.name}.json")]
     console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there, {len(missing)} to do")
     failed = run_all(missing, folder, jobs, say=console.print)
-    order = list(dict.fromkeys(job.variant for job in wanted))
-    found = load_results(folder)
+    show(suite, wanted, folder, reference or wanted[0].variant)
+    raise typer.Exit(1 if failed else 0)
+
+
+def show(suite: str, wanted: list[Job], folder: Path, reference: str) -> None:
+    """Print the tables and draw the figures of what is there."""
+    order, found = list(dict.fromkeys(job.variant for job in wanted)), load_results(folder)
     if not found:
         raise typer.Exit(1)
-    tables = [accuracy_table(found, order), paired_table(found, order, order[0])]
-    for table in [*tables, steps_table(found, order), parts_table(found, order), cost_table(found, order)]:
-        if table:
-            console.print(table + "\n", markup=False, soft_wrap=True)
-    raise typer.Exit(1 if failed else 0)
+    if has_grid(suite):
+        say(choose(suite, wanted, found))
+        return
+    say(accuracy_table(found, order))
+    say(paired_table(found, order, reference))
+    for table in (steps_table, domain_table, parts_table, cost_table):
+        say(table(found, order))
+    say(target_table(found, order, TARGET_REFERENCE))
+    hours = sum(run["seconds"] for name in order for run in found.get(name, [])) / 3600
+    say(f"{hours:.1f} hours of runs in all, one core each.")
+    draw_steps(found, order, folder / "figures" / "steps")
+    draw_methods(found, order, folder / "figures" / "methods")
+
+
+def say(text: str) -> None:
+    """Print ``text`` as it is, and an empty line."""
+    if text:
+        console.print(text + "\n", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

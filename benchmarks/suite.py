@@ -1,4 +1,9 @@
-"""A suite: settings as toml, one run per variant and seed."""
+"""A suite: settings as toml, one run per variant and seed.
+
+A suite file has ``seeds`` and ``variants`` (or ``variants-of``: those of another suite), and may have a ``preset``, a
+``base`` of settings for all runs, a ``grid`` (a key and its values, every variant is run with each), and ``tuned``: the
+suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from typing import Any
 from protocol.config import RunConfig, Scalar
 
 HERE = Path(__file__).parent
+TUNED = HERE / "tuned"
 
 
 class SuiteError(ValueError):
@@ -20,16 +26,17 @@ class SuiteError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a suite."""
+    """One run of a suite; ``reference`` is ``centralised`` where the data are trained on in one place."""
 
     suite: str
     variant: str
     config: RunConfig
+    reference: str = ""
 
     @property
     def name(self) -> str:
         """The name of the run's file, without suffix."""
-        return f"{re.sub(r'[^a-z0-9.]+', '-', self.variant.lower())}-seed{self.config.seed}"
+        return f"{re.sub(r'[^a-z0-9.]+', '-', self.variant.lower()).strip('-')}-seed{self.config.seed}"
 
 
 def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], variants: list[str]) -> list[Job]:
@@ -50,15 +57,45 @@ def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], var
     if "preset" in table:
         base |= flatten(_read(HERE / "presets" / f"{table['preset']}.toml", f"preset '{table['preset']}'"))
     base |= flatten(table.get("base", {}))
-    known = table["variants"]
+    known = _variants(table)
     if unknown := set(variants) - set(known):
         raise SuiteError(f"suite '{suite}' has no variant {sorted(unknown)}; it has {', '.join(known)}")
-    chosen = {name: flatten(values) for name, values in known.items() if not variants or name in variants}
     return [
-        Job(suite, name, RunConfig.parse({**base, **values, **overrides, "seed": seed}))
+        Job(suite, label, RunConfig.parse({**base, **values, **overrides, "seed": seed}), reference)
         for seed in seeds or table["seeds"]
-        for name, values in chosen.items()
+        for name, own in known.items()
+        if not variants or name in variants
+        for label, values, reference in _runs_of(name, own, table)
     ]
+
+
+def has_grid(suite: str) -> bool:
+    """Tell whether a suite compares settings of each variant."""
+    return "grid" in _read(HERE / "suites" / f"{suite}.toml", f"suite '{suite}'")
+
+
+def _variants(table: Mapping[str, Any]) -> dict[str, Any]:
+    if "variants-of" not in table:
+        return dict(table["variants"])
+    other = _read(HERE / "suites" / f"{table['variants-of']}.toml", f"suite '{table['variants-of']}'")
+    return {**_variants(other), **table.get("variants", {})}
+
+
+def _runs_of(name: str, own: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    values = dict(flatten(own))
+    reference = str(values.pop("reference", ""))
+    tuned = {**chosen_settings(table["tuned"]).get(name, {}), **values} if "tuned" in table else values
+    for key, choices in table.get("grid", {"": [None]}).items():
+        for choice in choices:
+            yield (f"{name} @ {choice}", {**tuned, key: choice}, reference) if key else (name, tuned, reference)
+
+
+def chosen_settings(suite: str) -> dict[str, dict[str, Scalar]]:
+    """Return by variant the settings that a grid suite chose; none where it was not run."""
+    path = TUNED / f"{suite}.toml"
+    if not path.exists():
+        return {}
+    return {name: dict(flatten(one["set"])) for name, one in tomllib.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:

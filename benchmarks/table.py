@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
+
+from benchmarks.markdown import cell, markdown
 
 COLUMNS = {
     "seen, as received": ("seen", "zero_step", "mean"),
@@ -21,23 +21,14 @@ COLUMNS = {
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def load_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the results of a folder by variant, seeds in order."""
-    results: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        results.setdefault(result["variant"], []).append(result)
-    return {name: sorted(runs, key=lambda run: run["seed"]) for name, runs in results.items()}
-
-
 def accuracy_table(results: Results, order: Sequence[str]) -> str:
     """Return a markdown table: accuracy in percent after the last round, mean and standard deviation over seeds."""
     rows = {
-        name: [_cell([_value(run, path) for run in results[name]]) for path in COLUMNS.values()]
+        name: [cell([_value(run, path) for run in results[name]]) for path in COLUMNS.values()]
         for name in order
         if name in results
     }
-    return _markdown("method", list(COLUMNS), rows) + _footnote(results, order)
+    return markdown("method", list(COLUMNS), rows) + _footnote(results, order)
 
 
 def paired_table(results: Results, order: Sequence[str], reference: str) -> str:
@@ -47,10 +38,8 @@ def paired_table(results: Results, order: Sequence[str], reference: str) -> str:
     for name in order:
         pairs = [(run, control[run["seed"]]) for run in results.get(name, []) if run["seed"] in control]
         if name != reference and pairs:
-            rows[name] = [
-                _cell([_value(a, path) - _value(b, path) for a, b in pairs], "+") for path in COLUMNS.values()
-            ]
-    return _markdown(f"minus {reference}", list(COLUMNS), rows)
+            rows[name] = [cell([_value(a, path) - _value(b, path) for a, b in pairs], "+") for path in COLUMNS.values()]
+    return markdown(f"minus {reference}", list(COLUMNS), rows)
 
 
 def steps_table(results: Results, order: Sequence[str]) -> str:
@@ -62,8 +51,8 @@ def steps_table(results: Results, order: Sequence[str]) -> str:
             runs = [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in results.get(name, [])]
             if runs:
                 columns = list(runs[0])
-                rows[f"{name}, {group}"] = [_cell([100 * run[steps] for run in runs]) for steps in columns]
-    return _markdown("local steps", columns, rows)
+                rows[f"{name}, {group}"] = [cell([100 * run[steps] for run in runs]) for steps in columns]
+    return markdown("local steps", columns, rows)
 
 
 def parts_table(results: Results, order: Sequence[str]) -> str:
@@ -74,10 +63,10 @@ def parts_table(results: Results, order: Sequence[str]) -> str:
         found = [run["rounds"][-1]["evaluation"] for run in results.get(name, [])]
         if found and "seen anchor" in found[0]:
             rows[name] = [
-                _cell([100 * one[column]["zero_step"]["mean"] for one in found]) if column in found[0] else ""
+                cell([100 * one[column]["zero_step"]["mean"] for one in found]) if column in found[0] else ""
                 for column in columns
             ]
-    return _markdown("as received", columns, rows) if rows else ""
+    return markdown("as received", columns, rows) if rows else ""
 
 
 def cost_table(results: Results, order: Sequence[str]) -> str:
@@ -86,9 +75,9 @@ def cost_table(results: Results, order: Sequence[str]) -> str:
     rows = {
         name: [f"{mean(cost):.2f}" for cost in zip(*map(_costs, results[name]), strict=True)]
         for name in order
-        if name in results
+        if name in results and results[name][0]["rounds"][0]["cohort"]
     }
-    return _markdown("per round", columns, rows)
+    return markdown("per round", columns, rows)
 
 
 def _costs(run: Mapping[str, Any]) -> tuple[float, float, float, float]:
@@ -98,12 +87,6 @@ def _costs(run: Mapping[str, Any]) -> tuple[float, float, float, float]:
     unevaluated = [one for one in rounds if not one["evaluation"]] or rounds
     server = mean(one["seconds"]["aggregating"] for one in unevaluated)
     return server, mean(one["seconds"].get("training", 0.0) for one in rounds), moved[0], moved[1]
-
-
-def _markdown(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
-    return "\n".join(lines)
 
 
 def _footnote(results: Results, order: Sequence[str]) -> str:
@@ -119,8 +102,3 @@ def _footnote(results: Results, order: Sequence[str]) -> str:
 def _value(run: Mapping[str, Any], path: tuple[str, str, str]) -> float:
     group, column, figure = path
     return 100 * float(run["rounds"][-1]["evaluation"][group][column][figure])
-
-
-def _cell(values: Sequence[float], sign: str = "") -> str:
-    middle = f"{mean(values):{sign}.1f}"
-    return f"{middle} ± {stdev(values):.1f}" if len(values) > 1 else middle

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from cli.certs import app as certs
 from cli.output import say
 from cli.run import run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 app.command()(run)
+app.add_typer(certs, name="certs")
 
 
 def show_version(wanted: bool) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from cli.output import CommandError
 from protocol.config import RunConfig, Scalar
 
-PATH_KEYS = ("data.path", "model.weights", "run.output-dir")
-INPUT_KEYS = ("data.path", "model.weights")
+PATH_KEYS = ("data.path", "model.weights", "run.output-dir", "federation.allowed-clients")
+INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from client_app.tasks import describe_clients, evaluate_adapter, train_start
+from client_app.site import clients_of, read_site
+from client_app.tasks import describe_clients, evaluate_adapter, personal_adapter, train_start
 from client_app.workplace import Workplace, open_workplace
 from models.adapter import Adapter
 from protocol.build import derive_seed
-from protocol.config import ConfigError, RunConfig
-from protocol.evaluate_messages import EvaluateRequest
+from protocol.config import RunConfig
+from protocol.evaluate_messages import START_TRACK, EvaluateRequest
+from protocol.local_plan import whole
 from protocol.records import ProtocolError, encode_adapter
 from protocol.signature_messages import SignatureRequest
 from protocol.train_messages import TrainRequest
@@ -42,7 +44,9 @@ def train(message: Message, context: Context) -> Message:
     workplace = _workplace(context)
     request = TrainRequest.decode(message.content, _fresh(workplace))
     _require_hosted(request.client_id, context, workplace)
-    return Message(train_start(workplace, request, ContextKeeper(context)).encode(), reply_to=message)
+    reply = train_start(workplace, request, ContextKeeper(context))
+    _keep(workplace, request.client_id, whole(request.start, request.plan))
+    return Message(reply.encode(), reply_to=message)
 
 
 @app.evaluate()
@@ -51,22 +55,15 @@ def evaluate(message: Message, context: Context) -> Message:
     workplace = _workplace(context)
     request = EvaluateRequest.decode(message.content, _fresh(workplace))
     _require_hosted(request.client_id, context, workplace)
-    return Message(evaluate_adapter(workplace, request, ContextKeeper(context)).encode(), reply_to=message)
+    reply = evaluate_adapter(workplace, request, ContextKeeper(context))
+    if request.track == START_TRACK:
+        _keep(workplace, request.client_id, whole(request.adapter, request.plan))
+    return Message(reply.encode(), reply_to=message)
 
 
 def hosted_clients(context: Context, client_ids: Sequence[str]) -> list[str]:
-    """Return the clients that a simulated node hosts: every ``num-partitions``-th, from ``partition-id`` on.
-
-    Raises:
-        ConfigError: the node has no partition.
-    """
-    index, count = context.node_config.get("partition-id"), context.node_config.get("num-partitions")
-    if not isinstance(index, int) or not isinstance(count, int):
-        raise ConfigError(
-            "the node config names no 'partition-id' and 'num-partitions'; start the node in a simulation "
-            "or with --node-config 'partition-id=0 num-partitions=2'"
-        )
-    return list(client_ids[index::count])
+    """Return the clients that a node hosts; see :func:`client_app.site.clients_of`."""
+    return clients_of(context.node_config, client_ids)
 
 
 def _require_hosted(client_id: str, context: Context, workplace: Workplace) -> None:
@@ -74,8 +71,12 @@ def _require_hosted(client_id: str, context: Context, workplace: Workplace) -> N
         raise ProtocolError(f"this node does not host client '{client_id}'")
 
 
+def _keep(workplace: Workplace, client_id: str, received: Adapter) -> None:
+    workplace.keep_adapter(personal_adapter(workplace, client_id, received))
+
+
 def _workplace(context: Context) -> Workplace:
-    return open_workplace(RunConfig.parse(context.run_config))
+    return open_workplace(RunConfig.parse(context.run_config), read_site(context.node_config))
 
 
 def _fresh(workplace: Workplace) -> Adapter:

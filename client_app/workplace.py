@@ -1,7 +1,8 @@
 """What a client process keeps between messages: the backbone, the data and the frozen prefix's output.
 
 In simulation one process works for many clients, so everything here is either common to all of them (backbone) or
-kept under a client's name (data, tokens). In deployment a process serves one message and the caches start empty.
+kept under a client's name (data, tokens). In deployment a process serves one message and the caches start empty; a
+site with a ``state-dir`` then finds them on its disk.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from client_app.site import Site, federation_of
+from client_app.site_state import SiteState, cache_key, digest_of
 from client_app.training import TokenSet
 from data.federation import ClientData, Federation, Samples
 from models.adapted_model import AdaptedModel
+from models.adapter import Adapter
 from models.backbone import Backbone, Inputs
 from models.signature import Signature, class_frequencies, compute_signature
 from protocol.build import build_federation, build_model
@@ -29,10 +34,13 @@ log = logging.getLogger(__name__)
 
 
 class TokenCache:
-    """Samples behind the frozen prefix of the backbone, kept until ``limit`` bytes are exceeded (oldest go first)."""
+    """Samples behind the frozen prefix of the backbone, kept until ``limit`` bytes are exceeded (oldest go first).
 
-    def __init__(self, model: AdaptedModel, federation: Federation, limit: int) -> None:
-        self._model, self._federation, self._limit = model, federation, limit
+    With a ``disk`` they are read from there and written there too, save where ``limit`` is 0.
+    """
+
+    def __init__(self, model: AdaptedModel, federation: Federation, limit: int, disk: SiteState | None = None) -> None:
+        self._model, self._federation, self._limit, self.disk = model, federation, limit, disk
         self._kept: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
         self.signatures: dict[str, Signature] = {}
 
@@ -40,10 +48,19 @@ class TokenCache:
         """Return one split (train, validation or test) of a client, computed at the first call."""
         place = (client_id, split)
         if place not in self._kept:
-            self._kept[place] = self._embed(getattr(self._federation.load(client_id), split))
+            self._kept[place] = self._find(split, getattr(self._federation.load(client_id), split))
             self._evict()
         self._kept.move_to_end(place)
         return self._kept[place]
+
+    def key(self, samples: Samples, *settings: object) -> str:
+        """Return what anything computed from ``samples`` with the frozen backbone is kept under."""
+        return cache_key(digest_of(samples), self._model.backbone.fingerprint, self._model.first_block, *settings)
+
+    def _find(self, split: str, samples: Samples) -> TokenSet:
+        if self.disk is None or not len(samples) or not self._limit:
+            return self._embed(samples)
+        return self.disk.cached(f"tokens-{split}", self.key(samples), lambda: self._embed(samples))
 
     @torch.no_grad()
     def _embed(self, samples: Samples) -> TokenSet:
@@ -89,8 +106,19 @@ class Workplace:
     def signature(self, client_id: str) -> Signature:
         """Describe the client's training samples with the frozen backbone; computed once per client and kept."""
         if client_id not in self.cache.signatures:
-            self.cache.signatures[client_id] = self._describe(client_id)
+            self.cache.signatures[client_id] = self._recall(client_id)
         return self.cache.signatures[client_id]
+
+    def keep_adapter(self, adapter: Adapter) -> None:
+        """Leave ``adapter`` on the site's disk as a PEFT directory, if the site has a ``state-dir``."""
+        if self.cache.disk is not None:
+            self.cache.disk.keep_adapter(lambda directory: self.model.save(adapter, directory))
+
+    def _recall(self, client_id: str) -> Signature:
+        if self.cache.disk is None:
+            return self._describe(client_id)
+        key = self.cache.key(self.client(client_id).train, self.config.signature)
+        return self.cache.disk.cached("signature", key, lambda: self._describe(client_id))
 
     def _describe(self, client_id: str) -> Signature:
         train = self.tokens(client_id, "train")
@@ -113,10 +141,11 @@ def input_batches(backbone: Backbone, inputs: Inputs) -> Iterator[torch.Tensor]:
         yield from torch.split(backbone.prepare(inputs), PREFIX_BATCH)
 
 
-def open_workplace(config: RunConfig) -> Workplace:
-    """Return this process's workplace; what does not depend on the method is built once and kept."""
+def open_workplace(config: RunConfig, site: Site | None = None) -> Workplace:
+    """Return this process's workplace, at ``site`` or in a simulation; what does not depend on the method is kept."""
+    config = site.settings(config) if site else config
     parts = _open_parts(
-        config.data, config.model, config.lora, config.seed, config.train.device, config.train.prefix_cache_mb
+        config.data, config.model, config.lora, config.seed, config.train.device, config.train.prefix_cache_mb, site
     )
     torch.set_num_threads(worthwhile_threads(parts[0].backbone, config.train.batch_size))
     return Workplace(config, *parts)
@@ -124,13 +153,20 @@ def open_workplace(config: RunConfig) -> Workplace:
 
 @functools.lru_cache(maxsize=2)
 def _open_parts(
-    data: DataConfig, model: ModelConfig, lora: LoraConfig, seed: int, device: str, cache_mb: int
+    data: DataConfig, model: ModelConfig, lora: LoraConfig, seed: int, device: str, cache_mb: int, site: Site | None
 ) -> tuple[AdaptedModel, Federation, TokenCache]:
+    adapted = _open_model(data, model, lora, device)
+    federation = federation_of(site, build_federation(data, image_size=model.image_size, seed=seed))
+    disk = SiteState(Path(site.state_dir), site.client_id) if site and site.state_dir else None
+    return adapted, federation, TokenCache(adapted, federation, limit=cache_mb * 2**20, disk=disk)
+
+
+@functools.lru_cache(maxsize=2)
+def _open_model(data: DataConfig, model: ModelConfig, lora: LoraConfig, device: str) -> AdaptedModel:
     adapted = build_model(data, model, lora)
     adapted.to(choose_device(device))
     log.info("clients of this process train on %s with up to %d thread(s)", adapted.device, available_threads())
-    federation = build_federation(data, image_size=model.image_size, seed=seed)
-    return adapted, federation, TokenCache(adapted, federation, limit=cache_mb * 2**20)
+    return adapted
 
 
 def available_threads() -> int:

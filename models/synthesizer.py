@@ -28,6 +28,10 @@ class Keys:
     descriptions: Tensor
     counts: Tensor
 
+    def without(self, entries: Tensor) -> Keys:
+        """Return the keys of all but ``entries``, boolean (N,)."""
+        return Keys(self.descriptions[~entries], self.counts[~entries])
+
 
 def initial_psi(
     *, temperature: float, self_logit: float, strength: float, parts: Sequence[str], metric: Sequence[float]

@@ -38,10 +38,10 @@ DATA = (
 PROMPT: Check = (lambda value: value.count("{}") == 1, "a text with one {} in it")
 GRADIENT_KINDS = ("off", "sketch", "adapter")
 GENERATOR_KINDS = ("atoms", "mlp", "attention", "heads")
-LEARNABLE = ("attention", "strength", "gates")
+LEARNABLE = ("attention", "trust", "strength", "gates")
 LEARNABLE_LIST: Check = (
     lambda value: all(part in LEARNABLE for part in value.split(",") if value),
-    "names out of attention, strength and gates, separated by commas",
+    "names out of attention, trust, strength and gates, separated by commas",
 )
 STEP_LIST: Check = (
     lambda value: all(part.strip().isdigit() for part in value.split(",") if value),
@@ -140,6 +140,9 @@ class FederationConfig:
     evaluate_steps: str = key(
         "", "numbers of local steps after which a client is scored, as 0,1,5; 0 and K are always among them", STEP_LIST
     )
+    allowed_clients: str = key(
+        "", "absolute path, at the server, of the list of clients and their node keys; empty lets every node in"
+    )
     min_clients: int = key(0, "clients to wait for before round 1; 0 means all that the data set defines", NOT_NEGATIVE)
     join_timeout: float = key(120.0, "seconds to wait for them", POSITIVE)
     round_timeout: float = key(600.0, "seconds after which a missing reply is given up", POSITIVE)
@@ -157,7 +160,7 @@ class HyperLoraConfig:
     server_step: float = key(1.0, "step of the anchor along the averaged movements", POSITIVE)
     gradient: str = key("sketch", "what train replies tell of the validation gradient", one_of(*GRADIENT_KINDS))
     sketch_size: int = key(256, "numbers of a sketched gradient per module kind and head", AT_LEAST_ONE)
-    learn: str = key("gates", "which of attention, strength and gates are learned", LEARNABLE_LIST)
+    learn: str = key("gates", "which of attention, trust, strength and gates are learned", LEARNABLE_LIST)
     learning_rate: float = key(0.05, "of what is learned; 0 keeps everything as it is", NOT_NEGATIVE)
     memory_limit: int = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all", NOT_NEGATIVE)
     merge_own: bool = key(False, "clients merge their start with their own last adapter at use (Potara's gate)")

@@ -17,6 +17,7 @@ from server_app.console import RunConsole
 from server_app.environment import describe_environment
 from server_app.figure import draw_accuracy
 from server_app.run_directory import RunDirectory
+from strategies.allow_list import AllowListFile
 from strategies.catalog import build_method
 from strategies.checkpoint import CheckpointStore
 from strategies.lora_strategy import LoraStrategy, RoundSettings
@@ -57,6 +58,7 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
         fingerprint=model.backbone.fingerprint,
         signature_size=2 * model.backbone.embed_dim + num_classes + 1,
         num_classes=num_classes,
+        allowed=AllowListFile(Path(own.allowed_clients)) if own.allowed_clients else None,
     )
     settings = RoundSettings(
         clients_per_round=cohort_size(config.data, own.clients_per_round),

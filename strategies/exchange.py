@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -11,6 +12,8 @@ from flwr.app import Message, RecordDict
 from protocol.records import ProtocolError, count_bytes
 
 TIMED_OUT = "no reply within the time limit"
+WRAPPING = re.compile(r"^<class '[^']*'>:<'|'>$")
+"""What Flower puts around the text of an exception."""
 
 
 class Request(Protocol):
@@ -97,5 +100,5 @@ def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -
 def error_sentence(reply: Message) -> str:
     """Return one line for an error reply: what the client said last, without Flower's wrapping, and the code."""
     lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
-    said = lines[-1].rpartition("Message: ")[2].removesuffix("'>") if lines else "the client failed"
+    said = WRAPPING.sub("", lines[-1].rpartition("Message: ")[2]) if lines else "the client failed"
     return f"{said} (error code {reply.error.code})"

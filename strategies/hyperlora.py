@@ -41,7 +41,7 @@ class HyperLoRA:
 
     Attributes:
         temperature, self_logit, strength: of the synthesizer, before anything is learned.
-        learned: which of attention, strength and gates are learned.
+        learned: which of attention, trust, strength and gates are learned.
         learning_rate: of what is learned; 0 keeps everything as it is.
         wants: what the replies tell of the validation gradient.
         generator: the hypernetwork and how it is trained; None where it is off.

@@ -4,6 +4,10 @@ To first order the loss of client i changes with its start by <G_i, .>. The star
 (the attention weights and strengths of psi, the gates of corrector and generator), so
 d loss / d parameter = sum over parts and terms of <G_i, term> d coefficient / d parameter,
 which autograd takes from the surrogate sum_i sum <G_i, term> coefficient_i(parameters). One Adam step per round.
+
+Temperature and metric of the attention are learned on the entries of the others alone, as if the client had none of
+its own: how much a client trusts its own past (``trust``) decides what it can still build on later, which the loss at
+its present start does not know.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from strategies.hyperlora_state import HyperLoraState, attended
 from strategies.method import ClientUpdate
 
 LEARNABLE = {
-    "attention": ("log_temperature", "self_logit", "log_metric"),
+    "attention": ("log_temperature", "log_metric"),
+    "trust": ("self_logit",),
     "strength": ("strength",),
     "gates": ("carried", "generator"),
 }
@@ -33,7 +38,8 @@ class Slopes:
     """Derivatives of one client's validation loss, each (parts,) or (parts, N), parts in the adapter's order.
 
     Attributes:
-        chosen: which entries of the memory the start attended to, indices in the order of the memory's names.
+        chosen: the entries of the memory that the start attended to, with or without its own, as indices in the order
+            of the memory's names.
         memory: along the deviation of each of them.
         carried: along what the corrector carries; None where it carries nothing.
         generated: along what the generator made for the client; None where there is none.
@@ -50,7 +56,7 @@ def measure_slopes(
 ) -> Slopes:
     """Return the slopes of the client's validation loss at the start that it was sent from ``state``."""
     extra = [one for one in (state.carried, generated) if one is not None]
-    names = attended(state, update.card)[0]
+    names = sorted({*attended(state, update.card)[0], *attended(state, update.card, own=False)[0]})
     deviations = [state.memory[name] for name in names]
     slopes = directional_derivatives(update.gradient, update.start, [*deviations, *extra], spec)
     table = torch.stack([slopes[part] for part in state.anchor.parts])
@@ -70,14 +76,26 @@ def surrogate(
     total = torch.zeros(())
     for update, slope in zip(updates, slopes, strict=True):
         query = state.standardize(state.description_of(update.card))
-        alpha = attention(parameters, query, keys, state.own(update.card.client_id), state.groups)
+        own = state.own(update.card.client_id)
+        alpha = attention(_but(parameters, "attention"), query, keys, own, state.groups)
         parts = (slope.memory @ alpha[slope.chosen]) * parameters["strength"]
+        if not bool(own.all()):
+            others = attention(parameters, query, keys.without(own), own[~own], state.groups)
+            place = torch.nonzero(~own[slope.chosen]).flatten()
+            among = (torch.cumsum(~own, dim=0) - 1)[slope.chosen[place]]
+            learning = (slope.memory[:, place] @ others[among]) * parameters["strength"].detach()
+            total = total + learning.sum()
         if slope.generated is not None:
             parts = (1 - share) * parts + share * slope.generated
         total = total + parts.sum()
         if slope.carried is not None:
             total = total + (torch.sigmoid(parameters["carried"]) * slope.carried).sum()
     return total / len(updates)
+
+
+def _but(parameters: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    """Return the parameters with those of ``group`` held fixed."""
+    return {name: value.detach() if name in LEARNABLE[group] else value for name, value in parameters.items()}
 
 
 def learn(

@@ -97,13 +97,20 @@ def description_groups(signature: Signature) -> Tensor:
     return torch.tensor([0] * width + [1] * width + [2] * classes)
 
 
-def attended(state: HyperLoraState, card: ClientCard) -> tuple[list[str], Tensor]:
+def attended(state: HyperLoraState, card: ClientCard, *, own: bool = True) -> tuple[list[str], Tensor]:
     """Return which clients of the memory a client's start attends to, most first, and by how much.
 
-    At most ``MOST_ATTENDED`` of them, each with a weight of at least ``NEGLIGIBLE_WEIGHT``.
+    At most ``MOST_ATTENDED`` of them, each with a weight of at least ``NEGLIGIBLE_WEIGHT``. Without ``own`` as if the
+    client had no entry itself; then there may be none.
     """
     query = state.standardize(state.description_of(card))
-    alpha = attention(state.psi, query, state.keys(), state.own(card.client_id), state.groups)
+    mine = state.own(card.client_id)
+    if own or not bool(mine.any()):
+        alpha = attention(state.psi, query, state.keys(), mine, state.groups)
+    else:
+        alpha = torch.zeros(len(mine))
+        if not bool(mine.all()):
+            alpha[~mine] = attention(state.psi, query, state.keys().without(mine), mine[~mine], state.groups)
     order = torch.argsort(alpha, descending=True, stable=True)[:MOST_ATTENDED]
     order = order[alpha[order] >= NEGLIGIBLE_WEIGHT]
     names = state.names()

@@ -17,7 +17,7 @@ class ClientScore:
     """One client's evaluation: test accuracies (shares) after 0, after K, and after each number of local steps.
 
     ``chosen`` is the accuracy of whichever of the two has the lower loss on the client's validation share; settings are
-    to be compared by ``zero_step_validation_loss``, never by a test figure.
+    to be compared by the validation losses, never by a test figure.
     """
 
     client_id: str
@@ -30,6 +30,7 @@ class ClientScore:
     chosen: float
     zero_step_loss: float
     zero_step_validation_loss: float
+    k_step_validation_loss: float
     by_steps: Mapping[str, float]
 
 
@@ -89,6 +90,7 @@ def client_score(card: ClientCard, request: EvaluateRequest, reply: EvaluateRepl
         chosen=accuracy[best],
         zero_step_loss=reply.test_loss[0],
         zero_step_validation_loss=reply.validation_loss[0],
+        k_step_validation_loss=reply.validation_loss[-1],
         by_steps={str(steps): share for steps, share in zip(request.steps, accuracy, strict=True)},
     )
 
@@ -106,7 +108,8 @@ def evaluation_figures(scores: Sequence[ClientScore]) -> dict[str, Any]:
 
 
 def _group_figures(group: Sequence[ClientScore]) -> dict[str, Any]:
-    columns = ("zero_step", "k_step", "chosen", "zero_step_loss", "zero_step_validation_loss")
+    losses = ("zero_step_loss", "zero_step_validation_loss", "k_step_validation_loss")
+    columns = ("zero_step", "k_step", "chosen", *losses)
     figures: dict[str, Any] = {one: spread([getattr(score, one) for score in group]) for one in columns}
     steps = {one: spread([score.by_steps[one] for score in group])["mean"] for one in group[0].by_steps}
     return {"clients": len(group), **figures, "by_steps": steps}

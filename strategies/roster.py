@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from protocol.records import ProtocolError
 from protocol.signature_messages import ClientCard, SignatureReply, SignatureRequest
+from strategies.allow_list import AllowList, AllowListFile
 from strategies.exchange import error_sentence
 
 log = logging.getLogger(__name__)
@@ -31,16 +33,20 @@ class Roster:
         fingerprint: of the server's backbone; a node with another one is left out.
         signature_size: numbers in a signature.
         num_classes: classes of the task.
+        allowed: which node key may speak for which client; None lets every node in.
     """
 
     fingerprint: str
     signature_size: int
     num_classes: int
+    allowed: AllowList | AllowListFile | None = None
     cards: dict[str, ClientCard] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
     _present: set[int] = field(default_factory=set)
+    _keys: dict[int, bytes] = field(default_factory=dict)
+    _held: dict[int, int] = field(default_factory=dict)
 
     def reachable(self) -> dict[str, ClientCard]:
         """Return the clients whose node is connected, by client-id."""
@@ -66,7 +72,7 @@ class Roster:
 
     def refresh(self, grid: Grid, reply_timeout: float) -> bool:
         """Ask nodes that are new for their clients; return whether a client was added or changed its node."""
-        self._present = set(grid.get_node_ids())
+        self._look(grid)
         new = sorted(self._present - self._asked)
         self._asked |= set(new)
         if not new:
@@ -79,6 +85,15 @@ class Roster:
             self._enter(node_of[reply.metadata.reply_to_message_id], reply)
         self._note_silent(node_of.values(), replies, node_of)
         return before != self.nodes
+
+    def _look(self, grid: Grid) -> None:
+        """Note who is there; a node that was refused for another that is gone by now counts as new."""
+        if self.allowed is not None:
+            self._keys = {node.node_id: node.public_key for node in grid.get_nodes()}
+        self._present = set(self._keys) if self.allowed is not None else set(grid.get_node_ids())
+        for node_id in [one for one, holder in self._held.items() if holder not in self._present]:
+            self._asked.discard(node_id)
+            del self._held[node_id]
 
     def _question(self, node_id: int, timeout: float) -> Message:
         content = SignatureRequest(self.fingerprint).encode()
@@ -100,8 +115,14 @@ class Roster:
             self._admit(node_id, card)
 
     def _admit(self, node_id: int, card: ClientCard) -> None:
+        if self.allowed is not None:
+            key, now = self._keys.get(node_id, b""), datetime.now(UTC)
+            if objection := self.allowed.objection(card.client_id, key, now):
+                self._leave_out(f"node {node_id}", objection)
+                return
         holder = self.nodes.get(card.client_id)
         if holder is not None and holder != node_id and holder in self._present:
+            self._held[node_id] = holder
             self._leave_out(f"node {node_id}", f"it claims client '{card.client_id}', which node {holder} is")
             return
         self.cards[card.client_id], self.nodes[card.client_id] = card, node_id

@@ -16,6 +16,7 @@ from models.backbone import (
     frozen,
     zero_head,
 )
+from models.class_token import class_token_of, reads_class_token_only
 from models.image_transform import ImageTransform
 from models.timm_models import is_timm, load_timm, timm_reference, timm_transform
 
@@ -100,6 +101,9 @@ def _check_plain(name: str) -> None:
 def _last_tokens(module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
     vit = as_vit(module)
     checked_first_block(first_block, len(vit.blocks))
-    for block in vit.blocks[first_block:]:
+    short = first_block < len(vit.blocks) and reads_class_token_only(vit)
+    for block in vit.blocks[first_block : -1 if short else None]:
         tokens = block(tokens)
+    if short:
+        tokens = class_token_of(vit.blocks[-1], tokens)
     return torch.as_tensor(vit.norm(tokens))

@@ -22,6 +22,7 @@ SIZE = 160
 DEPTH = 3
 KINDS: dict[str, dict[str, Any]] = {
     "class token": {"class_token": True, "global_pool": "token"},
+    "class token, scaled": {"global_pool": "token", "init_values": 0.3, "qk_norm": True, "scale_attn_norm": True},
     "average": {"class_token": False, "global_pool": "avg"},
     "average over patches": {"class_token": True, "global_pool": "avg"},
     "registers": {"class_token": True, "reg_tokens": 2, "no_embed_class": True, "pre_norm": True},

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.run_job import is_there
-from benchmarks.suite import HERE, SuiteError, flatten, load_jobs
-from benchmarks.table import accuracy_table, load_results, paired_table
+from benchmarks.figures import draw_methods, draw_steps
+from benchmarks.result import is_there, load_results
+from benchmarks.suite import HERE, SuiteError, chosen_settings, flatten, load_jobs
+from benchmarks.table import accuracy_table, paired_table
+from benchmarks.tracks import domain_table, target_table
+from benchmarks.tuning import choose
 from protocol.config import ConfigError, RunConfig
 
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))
@@ -78,3 +81,76 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> No
     target.write_text(json.dumps({"config": {**job.config.flat(), "run.output-dir": "elsewhere", "old.key": 1}}))
     assert is_there(job, target)
     assert not is_there(load_jobs("digits", {"federation.rounds": 4}, [0], ["hyperlora"])[0], target)
+
+
+def test_a_grid_runs_every_variant_with_each_choice_and_the_best_by_validation_loss_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = load_jobs("pacs-tune", {}, [], ["fedit"])
+    assert [job.config.train.learning_rate for job in jobs] == [0.001, 0.003, 0.01]
+    found = {job.variant: [_validated(loss)] for job, loss in zip(jobs, (0.9, 0.5, 0.7), strict=True)}
+    monkeypatch.setattr("benchmarks.tuning.TUNED", tmp_path)
+    monkeypatch.setattr("benchmarks.suite.TUNED", tmp_path)
+    choose("pacs-tune", jobs, found)
+    assert chosen_settings("pacs-tune") == {"fedit": {"train.learning-rate": 0.003}}
+    assert load_jobs("pacs", {}, [0], ["fedit"])[0].config.train.learning_rate == 0.003
+
+
+def _validated(loss: float) -> dict:
+    figures = {"zero_step_validation_loss": {"mean": loss + 1}, "k_step_validation_loss": {"mean": loss}}
+    return {"rounds": [{"evaluation": {"seen": figures}}]}
+
+
+def test_a_suite_may_take_the_variants_of_another() -> None:
+    assert [job.variant for job in load_jobs("pacs-skewed", {}, [0], [])] == [
+        job.variant for job in load_jobs("pacs", {}, [0], [])
+    ]
+    assert load_jobs("pacs-skewed", {}, [0], ["fedit"])[0].config.data.dirichlet_alpha == 0.1
+
+
+def _round(accuracy: float, evaluation: dict) -> dict:
+    return {
+        "cohort": ["a", "b"],
+        "training": {"start_accuracy": {"mean": accuracy}},
+        "bytes": {"train_down": 2**20, "train_up": 2**20},
+        "evaluation": evaluation,
+        "seconds": {"aggregating": 0.1, "training": 1.0},
+    }
+
+
+def _run(variant: str, levels: list[float], curves: dict[str, float], method: str = "fedit") -> dict:
+    group = {"zero_step": {"mean": 0.5, "worst_tenth": 0.1}, "k_step": {"mean": 0.6, "worst_tenth": 0.2}}
+    group |= {"chosen": {"mean": 0.6}, "by_steps": curves}
+    rounds = [_round(level, {}) for level in levels[:-1]] + [_round(levels[-1], {"seen": group, "unseen": group})]
+    clients = [
+        {"track": "start", "domain": domain, "zero_step": share, "num_test": count}
+        for domain, share, count in (("x", 1.0, 1), ("x", 0.5, 3), ("y", 0.2, 5))
+    ]
+    config = {"method": method, "train.local-steps": 10}
+    return {"variant": variant, "seed": 0, "rounds": rounds, "clients": clients, "config": config, "commit": "c"}
+
+
+def test_the_cost_of_reaching_the_references_level_is_counted_in_rounds_steps_and_bytes() -> None:
+    slow = _run("fedit", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], {"0": 0.5})
+    fast = _run("fast", [0.5, 0.5, 0.5, 0.9, 0.9, 0.9], {"0": 0.5})
+    never = _run("never", [0.0] * 6, {"0": 0.5})
+    lines = target_table({one["variant"]: [one] for one in (slow, fast, never)}, ["fedit", "fast", "never"], "fedit")
+    assert lines.splitlines()[2:] == [
+        "| fedit | 5.0 | 100.0 | 10.0 |",
+        "| fast | 2.0 | 40.0 | 4.0 |",
+        "| never | - | - | - |",
+    ]
+
+
+def test_the_global_model_is_scored_by_domain_and_methods_without_one_are_left_out() -> None:
+    found = {"fedit": [_run("fedit", [0.1], {"0": 0.5})], "local": [_run("local", [0.1], {"0": 0.5}, "local")]}
+    assert domain_table(found, ["fedit", "local"]).splitlines()[2:] == ["| fedit | 62.5 | 20.0 | 41.2 |"]
+
+
+def test_figures_are_drawn_from_results_alone(tmp_path: Path) -> None:
+    found = {name: [_run(name, [0.1], {"0": 0.5, "10": 0.7})] for name in ("fedit", "hyperlora")}
+    draw_steps(found, list(found), tmp_path / "figures" / "steps")
+    draw_methods(found, list(found), tmp_path / "figures" / "methods")
+    assert {one.name for one in (tmp_path / "figures").iterdir()} == {
+        f"{name}.{suffix}" for name in ("steps", "methods") for suffix in ("png", "svg")
+    }

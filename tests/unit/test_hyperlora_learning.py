@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from models.adapter import Adapter, subtract
@@ -58,6 +60,22 @@ def test_clients_that_want_their_own_past_get_more_of_it() -> None:
     after = learned(state, target)
     assert float(after.psi["self_logit"]) > float(state.psi["self_logit"]) + 0.3
     assert distance(after, target) < 0.9 * distance(state, target)
+
+
+def test_the_attention_is_learned_from_the_others_as_if_a_client_had_no_entry() -> None:
+    state = after_one_round()
+    sharp = replace(state, psi={**state.psi, "log_temperature": torch.tensor(0.1).log()})
+    newcomers = {name: make_card(name, seed=sum(map(ord, name))) for name in CARDS}
+    target = {name: METHOD.start(without(sharp, name), card) for name, card in newcomers.items()}
+    for _ in range(15):
+        updates = told(state, target)
+        state = learn(state, updates, [None] * len(updates), spec=SPEC, learning_rate=0.1, groups=("attention",))
+    assert float(state.psi["log_temperature"]) < float(sharp.psi["log_temperature"].new_tensor(2.0).log())
+    assert float(state.psi["self_logit"]) == 0.0
+
+
+def without(state: HyperLoraState, name: str) -> HyperLoraState:
+    return replace(state, memory={other: one for other, one in state.memory.items() if other != name})
 
 
 def test_clients_that_want_the_anchor_get_weaker_deviations() -> None:

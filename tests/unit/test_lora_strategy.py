@@ -223,6 +223,7 @@ def test_a_broken_signature_costs_its_own_contribution_only() -> None:
 @pytest.mark.parametrize(
     ("reason", "sentence"),
     [
+        ("<class 'a.X'>:<'it has no data'>", "it has no data (error code 2)"),
         ("<class 'X'>:<'\nException ClientAppException occurred. Message: it is empty'>", "it is empty (error code 2)"),
         ("Traceback\n  line\nValueError: it is empty\n", "ValueError: it is empty (error code 2)"),
         ("", "the client failed (error code 2)"),

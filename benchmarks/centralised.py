@@ -1,0 +1,78 @@
+"""The reference line: all training data in one place, as many steps as all clients of a federation make together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.result import job_result, write_json
+from benchmarks.suite import Job
+from client_app.keeping import NothingKept
+from client_app.tasks import evaluate_adapter
+from client_app.training import OptimizerSpec
+from client_app.workplace import Workplace, open_workplace
+from models.adapter import Adapter
+from protocol.build import derive_seed
+from protocol.evaluate_messages import EvaluateRequest
+from protocol.signature_messages import ClientCard
+from server_app.environment import describe_environment
+from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures
+
+
+def run_centralised(job: Job, target: Path) -> None:
+    """Train on the pooled samples of all seen clients, score every client, and write the same json as a federation."""
+    began = time.perf_counter()
+    workplace = open_workplace(job.config)
+    adapter = trained(workplace)
+    scores = [score(workplace, name, adapter) for name in workplace.federation.client_ids]
+    record = RoundRecord(job.config.federation.rounds)
+    record.evaluation = evaluation_figures(scores)
+    environment = describe_environment(job.config.seed, workplace.model.backbone.fingerprint)
+    clients: list[Mapping[str, Any]] = [asdict(one) for one in scores]
+    rounds, seconds = [record.as_json()], time.perf_counter() - began
+    write_json(target, job_result(job, environment=environment, clients=clients, rounds=rounds, seconds=seconds))
+
+
+def trained(workplace: Workplace) -> Adapter:
+    """Return the adapter after rounds x clients x K steps; each sample carries its own client's prior in its logits."""
+    config, model = workplace.config, workplace.model
+    model.load(model.initialise(derive_seed(config.seed, "lora")))
+    tokens, labels, bias = pooled(workplace)
+    train = config.train
+    optimizer = OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay).build(model)
+    chance = torch.Generator().manual_seed(derive_seed(config.seed, "centralised"))
+    for _ in range(config.federation.rounds * config.federation.clients_per_round * train.local_steps):
+        batch = torch.randint(len(labels), (train.batch_size,), generator=chance)
+        logits = model.logits(tokens[batch].to(model.device)) + bias[batch].to(model.device)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(F.cross_entropy(logits, labels[batch].to(model.device)))
+        optimizer.step()
+    return model.extract()
+
+
+def pooled(workplace: Workplace) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens (n, t, d), labels (n,) and log priors (n, classes) of all seen clients' training samples."""
+    gamma, parts = workplace.config.prior_strength, []
+    for name in workplace.federation.client_ids:
+        if workplace.client(name).trains:
+            samples = workplace.tokens(name, "train")
+            prior = gamma * workplace.frequencies(name).log()
+            parts.append((samples.tokens, samples.labels, prior.expand(len(samples), -1)))
+    tokens, labels, bias = (torch.cat(column) for column in zip(*parts, strict=True))
+    return tokens, labels, bias
+
+
+def score(workplace: Workplace, client_id: str, adapter: Adapter) -> ClientScore:
+    """Return what the adapter is worth to one client after each number of local steps."""
+    config, client = workplace.config, workplace.client(client_id)
+    request = EvaluateRequest(client_id, config.federation.rounds, config.evaluation_steps, adapter)
+    reply = evaluate_adapter(workplace, request, NothingKept())
+    card = ClientCard(client_id, client.domain, client.trains, len(client.train), workplace.signature(client_id))
+    return client_score(card, request, reply)

@@ -1,0 +1,71 @@
+"""Figures of a suite, png and svg, made from its json files and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+GROUPS = {"seen": "clients that trained", "unseen": "clients that never trained"}
+
+
+def draw_steps(results: Results, order: Sequence[str], target: Path) -> None:
+    """Draw accuracy over the local steps that a client makes from what it is sent; one panel for seen, one for unseen.
+
+    Lines are means over seeds, bands one standard deviation. At most eight variants are drawn.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    shown = [name for name in order if name in results][: len(PALETTE)]
+    for axes, (group, title) in zip(panels, GROUPS.items(), strict=True):
+        for color, name in zip(PALETTE, shown, strict=False):
+            _draw_steps_of(axes, results[name], group, name, color)
+        axes.set(xlabel="local steps", title=title)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("mean test accuracy over clients (%)")
+    panels[1].legend(frameon=False, fontsize=8, loc="lower right")
+    save(figure, target)
+
+
+def _draw_steps_of(axes: Axes, runs: Sequence[Mapping[str, Any]], group: str, name: str, color: str) -> None:
+    curves = [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in runs]
+    steps = [int(one) for one in curves[0]]
+    columns = [[100 * curve[str(one)] for curve in curves] for one in steps]
+    middle = [mean(column) for column in columns]
+    band = [stdev(column) if len(column) > 1 else 0.0 for column in columns]
+    axes.plot(steps, middle, marker="o", ms=3.5, color=color, label=name)
+    low, high = ([one + sign * width for one, width in zip(middle, band, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+
+
+def draw_methods(results: Results, order: Sequence[str], target: Path) -> None:
+    """Draw every variant's accuracy: seen and unseen, as received (filled) and after K steps (open)."""
+    shown = [name for name in order if name in results]
+    figure = Figure(figsize=(7, 0.32 * len(shown) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    for place, name in enumerate(reversed(shown)):
+        for shift, (group, color) in zip((0.14, -0.14), (("seen", PALETTE[0]), ("unseen", PALETTE[1])), strict=True):
+            for column, fill in (("zero_step", color), ("k_step", "none")):
+                values = [100 * run["rounds"][-1]["evaluation"][group][column]["mean"] for run in results[name]]
+                error = stdev(values) if len(values) > 1 else 0.0
+                label = f"{group}, {'as received' if fill == color else 'after K steps'}" if not place else None
+                axes.errorbar(
+                    mean(values), place + shift, xerr=error, fmt="o", ms=5, mfc=fill, color=color, lw=1, label=label
+                )
+    axes.set(xlabel="mean test accuracy over clients (%)", yticks=range(len(shown)), yticklabels=reversed(shown))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    save(figure, target)
+
+
+def save(figure: Figure, target: Path) -> None:
+    """Write ``figure`` as png and svg."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".svg"):
+        figure.savefig(target.with_suffix(suffix), dpi=150)

@@ -1,0 +1,130 @@
+"""What a node says of itself in its node config: which client it hosts, where its data and its own files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data.federation import ClientData, DataError, Federation
+from protocol.client_id import RULE, is_client_id
+from protocol.config import ConfigError, RunConfig, Scalar
+from protocol.config_parsing import NOT_NEGATIVE, Check, build, checked, key, keys_of, nearest, one_of
+
+SIMULATION_KEYS = ("partition-id", "num-partitions")
+ABSOLUTE: Check = (lambda value: not value or Path(value).is_absolute(), "an absolute path")
+CLIENT_NAME: Check = (is_client_id, RULE)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One client on a machine of its own, as ``flower-supernode --node-config`` describes it."""
+
+    client_id: str = key("", "the client that this node hosts", CLIENT_NAME)
+    data_path: str = key("", "absolute path of its own data; empty takes its part of the run's data set", ABSOLUTE)
+    state_dir: str = key("", "absolute path of a folder for the site's caches; empty keeps none", ABSOLUTE)
+    weights: str = key("", "absolute path of its copy of the backbone's weights; empty takes model.weights", ABSOLUTE)
+    rank: int = key(0, "largest LoRA rank that this client can train; 0 takes the run's", NOT_NEGATIVE)
+    device: str = key("", "device to train on; empty takes train.device", one_of("", "auto", "cpu", "cuda"))
+
+    def settings(self, config: RunConfig) -> RunConfig:
+        """Return the run's configuration as it holds at this site: with its own paths, device and rank.
+
+        Raises:
+            ConfigError: the run's method needs one rank for all, or the rank is above that of the run.
+        """
+        data, model, train, lora = config.data, config.model, config.train, config.lora
+        own = replace(
+            config,
+            data=replace(data, path=self.data_path or data.path),
+            model=replace(model, weights=self.weights or model.weights),
+            train=replace(train, device=self.device or train.device),
+            lora=replace(lora, ranks=str(self.rank)) if self.rank else lora,
+        )
+        own.check_ranks()
+        return own
+
+
+def read_site(node_config: Mapping[str, Scalar]) -> Site | None:
+    """Return the site that a node config describes, or None for a node of a simulation.
+
+    Raises:
+        ConfigError: the keys contradict each other, or one is missing, unknown or has a wrong value.
+    """
+    simulated = [name for name in SIMULATION_KEYS if name in node_config]
+    if "client-id" not in node_config:
+        if len(simulated) == len(SIMULATION_KEYS):
+            return None
+        raise ConfigError(
+            "the node config names neither a 'client-id' nor a 'partition-id' with 'num-partitions'; "
+            "start the node with --node-config 'client-id=\"site-0\"'"
+        )
+    if simulated:
+        raise ConfigError(
+            f"the node config names both 'client-id' and '{simulated[0]}'; a site has a client-id alone, "
+            "a simulated node has none"
+        )
+    known = {entry.key: entry for entry in keys_of(Site)}
+    for name in node_config:
+        if name not in known:
+            raise ConfigError(f"unknown key '{name}' in the node config{nearest(name, known)}")
+    site: Site = build(Site, {name: checked(known[name], value) for name, value in node_config.items()})
+    return site
+
+
+def clients_of(node_config: Mapping[str, Scalar], client_ids: Sequence[str]) -> list[str]:
+    """Return the clients among ``client_ids`` that a node hosts.
+
+    A site hosts its own one; a simulated node every ``num-partitions``-th, from ``partition-id`` on.
+
+    Raises:
+        ConfigError: the node config is wrong, or names a client that the data set does not have.
+    """
+    site = read_site(node_config)
+    if site is not None:
+        if site.client_id not in client_ids:
+            raise ConfigError(
+                f"the node config names client '{site.client_id}', which this run's data set does not have; "
+                f"it has {_some(client_ids)}"
+            )
+        return [site.client_id]
+    index, count = (node_config[name] for name in SIMULATION_KEYS)
+    if type(index) is not int or type(count) is not int or not 0 <= index < count:
+        raise ConfigError(f"'partition-id' and 'num-partitions' must be whole numbers, got {index!r} and {count!r}")
+    return list(client_ids[index::count])
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A site's own data, which know of no other client, under the client-id that the site has in the run."""
+
+    source: Federation
+    client_id: str
+
+    @property
+    def client_ids(self) -> tuple[str, ...]:
+        """Return the site's client-id."""
+        return (self.client_id,)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the labels."""
+        return self.source.class_names
+
+    def load(self, client_id: str) -> ClientData:
+        """Return the site's data; raises DataError for another client."""
+        if client_id != self.client_id:
+            raise DataError(f"this site holds the data of client '{self.client_id}' only, not of '{client_id}'")
+        return replace(self.source.load(self.source.client_ids[0]), client_id=client_id)
+
+
+def federation_of(site: Site | None, federation: Federation) -> Federation:
+    """Return what a node reads from: data of a single client under ``data-path`` go by the site's client-id."""
+    if site is None or not site.data_path or len(federation.client_ids) != 1:
+        return federation
+    return OwnData(federation, site.client_id)

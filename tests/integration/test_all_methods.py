@@ -1,0 +1,78 @@
+"""Every method of the table goes through all messages, with real training, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+from benchmarks.local_grid import LocalGrid
+from client_app.app import app
+from data.digits import digits_public
+from models.backbone_loading import build_backbone
+from protocol.methods import METHODS
+from server_app.run import run
+
+SMALL = {
+    "data.clients-per-domain": 2,
+    "data.unseen-fraction": 0.5,
+    "federation.clients-per-round": 3,
+    "federation.rounds": 3,
+    "federation.evaluate-every": 3,
+    "train.local-steps": 3,
+    "train.batch-size": 8,
+    "generator.steps": 2,
+}
+
+
+def made(tmp_path: Path, **values: str | int | float) -> Path:
+    settings = {**SMALL, "run.output-dir": str(tmp_path / "run"), **values}
+    return run(LocalGrid(app, settings, 2), settings)
+
+
+def figures(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_evaluates_and_leaves_adapters_that_peft_loads(method: str, tmp_path: Path) -> None:
+    directory = made(tmp_path, method=method)
+    rounds = figures(directory)
+    assert all(not one["failures"] and one["training"]["clients"] == 3 for one in rounds)
+    assert {group: one["clients"] for group, one in rounds[-1]["evaluation"].items() if " " not in group} == {
+        "seen": 4,
+        "unseen": 4,
+    }
+    backbone = build_backbone(name="digits-vit", weights="", image_size=16, num_classes=10, pretraining=digits_public)
+    PeftModel.from_pretrained(backbone.module, str(next((directory / "adapters").glob("*-0"))))
+
+
+def sent(directory: Path, way: str) -> float:
+    rounds = figures(directory)
+    return sum(one["bytes"][f"train_{way}"] for one in rounds) / sum(len(one["cohort"]) for one in rounds)
+
+
+def test_what_travels_is_what_the_method_says(tmp_path: Path) -> None:
+    sizes = {
+        name: {way: sent(made(tmp_path / name, method=name), way) for way in ("down", "up")}
+        for name in ("fedit", "ffa-lora", "fedsa-lora", "rolora", "fed-sb")
+    }
+    whole = sizes["fedit"]
+    assert sizes["ffa-lora"]["down"] < 0.8 * whole["down"]
+    assert sizes["ffa-lora"]["up"] < 0.8 * whole["up"]
+    assert sizes["fedsa-lora"]["up"] < 0.6 * whole["up"]
+    assert sizes["rolora"]["up"] < 0.8 * whole["up"] < whole["up"]
+    assert sizes["rolora"]["down"] == pytest.approx(whole["down"], rel=0.02)
+    assert sizes["fed-sb"]["up"] < whole["up"] < sizes["fed-sb"]["down"]
+
+
+@pytest.mark.parametrize("method", [name for name, info in METHODS.items() if info.any_rank])
+def test_clients_of_different_ranks_take_part_together(method: str, tmp_path: Path) -> None:
+    directory = made(tmp_path, method=method, **{"lora.ranks": "1,4"})
+    assert not any(one["failures"] for one in figures(directory))
+    low = (directory / "adapters" / "original-0" / "adapter_config.json").read_text()
+    high = (directory / "adapters" / "original-1" / "adapter_config.json").read_text()
+    ranks = [json.loads(one)["r"] for one in (low, high)]
+    assert ranks == [1, 4] or method == "flora"

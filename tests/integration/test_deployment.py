@@ -1,0 +1,212 @@
+"""A rehearsal of separate machines: SuperLink, SuperNodes and their apps as processes on loopback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from cli.superlink import free_port
+from cli.x509 import make_ca
+from data.digits import digits_public
+from models import digits_vit
+from strategies.allow_list import AllowList
+from strategies.sampling import sample_cohort
+from tests.deployment import Deployment, certs, until
+from tests.integration.test_run_in_process import metrics_without_times
+from tests.integration.test_sites_in_process import IDS, settings, simulate
+from tests.namespaces import Line, available, namespaces
+
+pytestmark = pytest.mark.deployment
+SITES = IDS[:3]
+PATIENT = {"federation.join-timeout": 400.0, "federation.round-timeout": 400.0}
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    deployment = Deployment(tmp_path / "deployment", tls=request.param == "tls")
+    try:
+        deployment.start_superlink()
+        yield deployment
+    finally:
+        left = deployment.close()
+    assert left == [], "processes that did not end by themselves"
+
+
+def assert_close(mine: Any, other: Any, path: str = "metrics") -> None:
+    """Compare nested metrics; numbers to 1e-4."""
+    if isinstance(other, dict):
+        assert set(mine) == set(other), path
+        for key in other:
+            assert_close(mine[key], other[key], f"{path}.{key}")
+    elif isinstance(other, list):
+        assert len(mine) == len(other), path
+        for index, one in enumerate(other):
+            assert_close(mine[index], one, f"{path}[{index}]")
+    else:
+        assert mine == (pytest.approx(other, abs=1e-4) if isinstance(other, float) else other), path
+
+
+def node_config(deployment: Deployment, name: str) -> dict[str, Any]:
+    return {"client-id": name, "state-dir": str(deployment.root / "state" / name)}
+
+
+@pytest.mark.parametrize("deployment", ["plain"], indirect=True)
+def test_three_nodes_without_tls_give_the_metrics_of_the_simulation(deployment: Deployment, tmp_path: Path) -> None:
+    for name in SITES:
+        deployment.start_node(name, node_config(deployment, name))
+    deployment.await_nodes(*SITES)
+    state = deployment.run(settings(tmp_path / "run", **PATIENT))
+    assert state.completed, deployment.log("run").read_text()
+    assert_close(metrics_without_times(tmp_path / "run"), metrics_without_times(simulate(tmp_path / "simulated")))
+
+
+@pytest.mark.parametrize("deployment", ["tls"], indirect=True)
+def test_with_tls_and_keys_intruders_are_left_out_and_change_nothing(deployment: Deployment, tmp_path: Path) -> None:
+    allowed = tmp_path / "allowed.json"
+    for name in (*SITES, "impostor", "late", "other-backbone", "expired-ca", "stranger"):
+        public = deployment.make_key(name)
+        if name in SITES:
+            certs("allow", allowed, name, public)
+        if name != "stranger":
+            deployment.register(public)
+    let_in(allowed, "rotated-0", deployment.root / "keys" / "late.pub", until=datetime(2026, 1, 1, tzinfo=UTC))
+    for name in SITES:
+        deployment.start_node(name, node_config(deployment, name))
+    deployment.start_node("impostor", {"client-id": SITES[0]})
+    deployment.start_node("late", {"client-id": "rotated-0"})
+    deployment.start_node("other-backbone", {"client-id": "rotated-0"}, XDG_CACHE_HOME=other_backbone(tmp_path))
+    deployment.start_node("expired-ca", {"client-id": "rotated-0"}, ca=expired_ca(deployment))
+    deployment.start_node("stranger", {"client-id": "rotated-0"})
+    deployment.await_nodes(*SITES, "impostor", "late", "other-backbone")
+
+    state = deployment.run(settings(tmp_path / "run", **PATIENT, **{"federation.allowed-clients": str(allowed)}))
+    assert state.completed, deployment.log("run").read_text()
+    assert_close(metrics_without_times(tmp_path / "run"), metrics_without_times(simulate(tmp_path / "simulated")))
+    for who, why in {
+        "impostor": f"it claims client '{SITES[0]}', but it holds a key that is not on the allow-list",
+        "late": "the permission of client 'rotated-0' expired at 2026-01-01T00:00:00+00:00",
+        "other-backbone": "this node has another backbone",
+    }.items():
+        assert deployment.said("run", f"node {deployment.node_id(who)} is left out: {why}"), who
+    for who, why in {
+        "expired-ca": "certificate verify failed: certificate has expired",
+        "stranger": "Failed to activate SuperNode.",
+    }.items():
+        until(lambda who=who: deployment.processes[who].poll() is not None, 60, f"the end of '{who}'")
+        assert deployment.said(who, why), who
+
+
+@pytest.mark.skipif(not available(), reason="this machine lets us make no network namespaces")
+def test_sites_in_namespaces_of_their_own_reach_the_server_and_not_one_another(tmp_path: Path) -> None:
+    with namespaces(len(SITES)) as (server, here, lines):
+        hosts = [line.server for line in (here, *lines)]
+        deployment = Deployment(tmp_path / "deployment", tls=True, hosts=hosts, server_inside=server)
+        try:
+            deployment.start_superlink()
+            for name, line in zip(SITES, lines, strict=True):
+                deployment.register(deployment.make_key(name))
+                deployment.start_node(name, node_config(deployment, name), host=line.server, inside=line.inside)
+            deployment.await_nodes(*SITES)
+            assert_apart(lines, deployment.port)
+            state = deployment.run(settings(tmp_path / "run", **PATIENT, **{"federation.rounds": 1}))
+            assert state.completed, deployment.log("run").read_text()
+        finally:
+            left = deployment.close()
+    assert left == [], "processes that did not end by themselves"
+    assert [record["cohort"] for record in metrics_with_times(tmp_path / "run" / "metrics.jsonl")] == [list(SITES)]
+
+
+@pytest.mark.parametrize("deployment", ["plain"], indirect=True)
+def test_a_client_that_joins_takes_part_and_one_that_is_killed_delays_no_round_beyond_the_timeout(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    first, leaver, newcomer = SITES
+    timeout = 300.0
+    seed = next(one for one in range(99) if all(newcomer in cohort(one, round_) for round_ in (3, 4)))
+    own = {"seed": seed, "federation.rounds": 6, "federation.clients-per-round": 2, "federation.min-clients": 2}
+    own |= {"federation.evaluate-every": 6, "federation.round-timeout": timeout, "federation.join-timeout": 240.0}
+    for name in (first, leaver):
+        deployment.start_node(name, node_config(deployment, name))
+    deployment.await_nodes(first, leaver)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+
+    def look() -> None:
+        done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        if done == 2 and newcomer not in deployment.processes:
+            deployment.start_node(newcomer, node_config(deployment, newcomer))
+        if done == 4 and leaver in deployment.processes:
+            deployment.stop(leaver, kill=True)
+
+    state = deployment.run(settings(tmp_path / "run", **own), look)
+    assert state.completed, deployment.log("run").read_text()
+    records = metrics_with_times(metrics)
+    assert min(record["server_round"] for record in records if newcomer in record["cohort"]) in (3, 4)
+    assert leaver not in records[-1]["cohort"]
+    assert all(record["seconds"]["waiting"] <= timeout + 10 for record in records)
+    assert records[-1]["failures"] == {}
+
+
+def assert_apart(lines: Sequence[Line], server_port: int) -> None:
+    """Check that every site reaches the server, and none a port that is open at the next one."""
+    port = free_port()
+    for line, other in zip(lines, [*lines[1:], lines[0]], strict=True):
+        assert reaches(line, line.server, server_port)
+        command = [*other.inside, sys.executable, "-m", "http.server", str(port), "--bind", "0.0.0.0"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as listener:
+            try:
+                until(lambda other=other: reaches(other, other.own, port), 30, "the start of the listener")
+                assert not reaches(line, other.own, port)
+            finally:
+                listener.kill()
+
+
+def reaches(line: Line, address: str, port: int) -> bool:
+    """Tell whether a connection from a site's namespace comes about within three seconds."""
+    program = f"import socket; socket.create_connection(({address!r}, {port}), timeout=3)"
+    done = subprocess.run([*line.inside, sys.executable, "-c", program], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def cohort(seed: int, server_round: int) -> list[str]:
+    return sample_cohort(SITES, 2, seed=seed, server_round=server_round)
+
+
+def metrics_with_times(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def let_in(allowed: Path, name: str, public: Path, *, until: datetime) -> None:
+    """Allow a client with a permission that ends at a time of our choice."""
+    certs("allow", allowed, name, public)
+    listed = AllowList.read(allowed)
+    changed = {**listed.clients, name: replace(listed.clients[name], valid_until=until)}
+    allowed.write_text(AllowList(changed).as_text())
+
+
+def expired_ca(deployment: Deployment) -> Path:
+    """Return a certificate of the deployment's CA, of the same key, that has expired."""
+    key = load_pem_private_key((deployment.root / "tls" / "ca.key").read_bytes(), password=None)
+    path = deployment.root / "tls" / "expired.crt"
+    path.write_bytes(make_ca(key, days=0).public_bytes(Encoding.PEM))
+    return path
+
+
+def other_backbone(folder: Path) -> str:
+    """Return a cache folder in which the embedded backbone has other, intact weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        vit = digits_vit.build(weights="", image_size=16, pretraining=digits_public)
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        with torch.no_grad():
+            vit.blocks[0].norm1.weight.mul_(1.5)
+        digits_vit._write_cache(digits_vit.cache_path(*digits_public()), vit)
+    return str(folder / "cache")

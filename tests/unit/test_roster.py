@@ -1,0 +1,91 @@
+"""Who is admitted: by node key where there is an allow-list, and one node per client."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from protocol.signature_messages import SignatureReply
+from strategies.allow_list import AllowList, Permission, one_line_key
+from strategies.roster import Roster
+from tests.builders import CLASSES, SIGNATURE_SIZE, make_card
+from tests.sites import SiteGrid
+
+KEYS = [ec.generate_private_key(ec.SECP384R1()).public_key() for _ in range(4)]
+PEMS = [key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) for key in KEYS]
+LATER = datetime.now(UTC) + timedelta(days=1)
+
+
+def claiming_app() -> ClientApp:
+    """A ClientApp that says it hosts the client that its node config names."""
+    app = ClientApp()
+
+    @app.query("signature")
+    def signature(message: Message, context: Any) -> Message:
+        return Message(SignatureReply([make_card(context.node_config["client-id"])], {}).encode(), reply_to=message)
+
+    return app
+
+
+def grid_of(*claims: str, keys: list[bytes] = PEMS) -> SiteGrid:
+    grid = SiteGrid({}, [{"client-id": name} for name in claims], keys)
+    grid._client_app = claiming_app()
+    return grid
+
+
+def roster(allowed: AllowList | None = None) -> Roster:
+    return Roster("f", SIGNATURE_SIZE, CLASSES, allowed)
+
+
+def allow(**valid_until: datetime) -> AllowList:
+    return AllowList({name: Permission(one_line_key(KEYS[int(name[-1])]), end) for name, end in valid_until.items()})
+
+
+def test_a_node_that_claims_anothers_client_is_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    own = roster(allow(a0=LATER, a1=LATER, a2=LATER))
+    with caplog.at_level(logging.WARNING):
+        own.refresh(grid_of("a0", "a0", "a2"), 5.0)
+    assert own.nodes == {"a0": 1, "a2": 3}
+    assert "node 2 is left out: it claims client 'a0', but it holds the key of client 'a1'" in caplog.text
+
+
+def test_the_impostor_is_left_out_even_if_it_comes_first() -> None:
+    own, grid = roster(allow(a0=LATER, a1=LATER)), grid_of("a0", "a0")
+    grid.present = {2}
+    own.refresh(grid, 5.0)
+    grid.present = {1, 2}
+    own.refresh(grid, 5.0)
+    assert own.nodes == {"a0": 1}
+
+
+def test_expired_and_unlisted_clients_are_left_out_with_the_reason() -> None:
+    own = roster(allow(a0=LATER, a1=datetime(2026, 1, 1, tzinfo=UTC)))
+    own.refresh(grid_of("a0", "a1", "a2"), 5.0)
+    assert own.nodes == {"a0": 1}
+    assert own.left_out == {
+        "node 2": "the permission of client 'a1' expired at 2026-01-01T00:00:00+00:00",
+        "node 3": "it claims client 'a2', which is not on the allow-list",
+    }
+
+
+def test_a_grid_that_knows_no_keys_lets_nobody_in() -> None:
+    own = roster(allow(a0=LATER))
+    own.refresh(grid_of("a0", keys=[]), 5.0)
+    assert own.nodes == {}
+
+
+def test_without_a_list_the_first_node_has_the_client_until_it_leaves() -> None:
+    own, grid = roster(), grid_of("a0", "a0")
+    own.refresh(grid, 5.0)
+    assert own.nodes == {"a0": 1}
+    assert own.left_out == {"node 2": "it claims client 'a0', which node 1 is"}
+    grid.present = {2}
+    assert own.refresh(grid, 5.0)
+    assert own.nodes == {"a0": 2}
