@@ -75,8 +75,8 @@ def _check_names(domains: Mapping[str, Sequence[int]]) -> None:
 
 
 def safe_id(domain: str) -> str:
-    """Return a domain's name as it may stand in a client id: letters, digits, dot, dash and underscore."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", domain)
+    """Return a domain's name as it may stand in a client id and a file name: letters, digits, dot, dash, underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]+|^\.+", "_", domain)
 
 
 class DividedFederation:

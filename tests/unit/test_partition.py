@@ -9,7 +9,7 @@ from data.federation import DataError, Division
 from data.listing import Origin
 from data.opening import open_federation
 from data.partition import partition_labels
-from data.plans import plan_clients
+from data.plans import plan_clients, safe_id
 
 LABELS = [i % 7 for i in range(700)]
 
@@ -94,6 +94,10 @@ def test_natural_domains_are_clients_and_some_never_train() -> None:
 def test_domains_whose_clients_would_have_one_id_are_told() -> None:
     with pytest.raises(DataError, match="domains 'a b' and 'a_b' would have the same client ids"):
         plan_clients({"a b": range(50), "a_b": range(50, 99)}, LABELS, Division(0, 1, 0, 0, 0.1, 0.1))
+
+
+def test_a_domain_of_any_name_gives_a_file_name() -> None:
+    assert [safe_id(name) for name in ("a/b c", "../x", "..", ".git", "v1.2")] == ["a_b_c", "__x", "_", "_git", "v1.2"]
 
 
 def test_a_cap_takes_the_same_samples_each_time() -> None:
