@@ -47,21 +47,21 @@ class FactorStack:
         """Return X V, (..., m, k), for V (..., n, k)."""
         total = V.new_zeros(*self.batch, self.m, V.shape[-1])
         for chunk in self.chunks:
-            total += chunk.B.to(V.dtype) @ (chunk.A.to(V.dtype) @ V)
+            _add_product(total, chunk.B.to(V.dtype), chunk.A.to(V.dtype) @ V)
         return total
 
     def transposed_times(self, U: Tensor) -> Tensor:
         """Return X^T U, (..., n, k), for U (..., m, k)."""
         total = U.new_zeros(*self.batch, U.shape[-1], self.n)
         for chunk in self.chunks:
-            total += (U.mT @ chunk.B.to(U.dtype)) @ chunk.A.to(U.dtype)
+            _add_product(total, U.mT @ chunk.B.to(U.dtype), chunk.A.to(U.dtype))
         return total.mT
 
     def dense(self) -> Tensor:
         """Return X in float64, (..., m, n)."""
         total = torch.zeros(*self.batch, self.m, self.n, dtype=torch.float64)
         for chunk in self.chunks:
-            total += chunk.B.to(torch.float64) @ chunk.A.to(torch.float64)
+            _add_product(total, chunk.B.to(torch.float64), chunk.A.to(torch.float64))
         return total
 
     def concatenated(self) -> Factors:
@@ -75,3 +75,9 @@ class _Transposed:
 
     def __iter__(self) -> Iterator[Factors]:
         return (Factors(B=one.A.mT, A=one.B.mT) for one in self.chunks)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to ``total`` in place."""
+    flat = [one.reshape(-1, *one.shape[-2:]) for one in (total, left, right)]
+    flat[0].baddbmm_(flat[1], flat[2])
