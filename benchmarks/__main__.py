@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.perf.run import run_perf
 from benchmarks.pool import run_all
 from benchmarks.run_job import is_there
 from benchmarks.suite import SuiteError, load_jobs
@@ -24,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @app.command()
 def main(
-    suite: Annotated[str, typer.Argument(help="name of a file in benchmarks/suites, for example digits")],
+    suite: Annotated[str, typer.Argument(help="name of a file in benchmarks/suites, for example digits; or perf")],
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="seed to run instead of the suite's; may be repeated")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="variant to run; may be repeated; all by default")] = None,
@@ -33,6 +34,8 @@ def main(
 ) -> None:
     """Run a suite's missing runs, then print its tables; differences are to the suite's first variant."""
     logging.basicConfig(level=logging.WARNING)
+    if suite == "perf":
+        raise typer.Exit(0 if run_perf(variant or [], results / suite, _say) else 1)
     try:
         overrides = dict(parse_override(one) for one in override or [])
         overrides |= {name: absolute(overrides[name]) for name in PATH_KEYS if name in overrides}
@@ -53,6 +56,10 @@ def main(
         if table:
             console.print(table + "\n", markup=False, soft_wrap=True)
     raise typer.Exit(1 if failed else 0)
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,19 @@ import logging
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from client_app.training import TokenSet
 from data.federation import ClientData, Federation, Samples
-from models.adapted_model import AdaptedModel
-from models.backbone import Backbone, embed_prefix
 from models.signature import Signature, class_frequencies, compute_signature
 from protocol.build import build_federation, build_model
 from protocol.config import ConfigError, DataConfig, LoraConfig, ModelConfig, RunConfig
+
+if TYPE_CHECKING:
+    from models.adapted_model import AdaptedModel
+    from models.backbone import Backbone
 
 PREFIX_BATCH = 64
 LEAST_SHARED_WORK = 50_000_000
@@ -46,6 +49,8 @@ class TokenCache:
 
     @torch.no_grad()
     def _embed(self, samples: Samples) -> TokenSet:
+        from models.backbone import embed_prefix  # brings timm, slow to import
+
         model = self._model
         if not len(samples):
             return TokenSet(torch.empty(0), samples.labels)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 from data.catalog import data_set_info
 from data.digits import digits_public
 from data.federation import Federation, open_federation
-from models.adapted_model import AdaptedModel
-from models.backbone_loading import build_backbone
 from protocol.config import DataConfig, LoraConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from models.adapted_model import AdaptedModel
 
 
 def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> AdaptedModel:
@@ -18,6 +20,9 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
     Raises:
         BackboneError, AdapterError: the configuration asks for what the backbone cannot do.
     """
+    from models.adapted_model import AdaptedModel  # brings PEFT and transformers, slow to import
+    from models.backbone_loading import build_backbone  # brings timm
+
     backbone = build_backbone(
         name=model.name,
         weights=model.weights,
