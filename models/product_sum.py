@@ -8,6 +8,7 @@ cheaper than an m x n matrix: adding a client of rank r to that costs 2 m n r op
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import tempfile
@@ -44,6 +45,7 @@ class ProductSum:
         self._filled = 0
         self._chunks: list[Factors | _OnDisk] = []
         self._file: IO[bytes] | None = None
+        self._held = contextlib.ExitStack()
         self._space: tuple[int, ...] | None = None
         self.rank = 0
         self.ram_bytes = 0
@@ -110,7 +112,7 @@ class ProductSum:
             self.ram_bytes += size
             return chunk
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._directory)
+            self._file = self._held.enter_context(tempfile.TemporaryFile(dir=self._directory))
         return _OnDisk(_Saved.write(self._file, chunk.B), _Saved.write(self._file, chunk.A))
 
 
