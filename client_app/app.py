@@ -39,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
     workplace = _workplace(context)
     request = TrainRequest.decode(message.content, _shapes(workplace))
     _require_hosted(request.client_id, context, workplace)
-    return Message(train_start(workplace, request).encode(), reply_to=message)
+    return Message(train_start(workplace, request).encode(request), reply_to=message)
 
 
 @app.evaluate()

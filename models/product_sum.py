@@ -8,9 +8,9 @@ cheaper than an m x n matrix: adding a client of rank r to that costs 2 m n r op
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +45,6 @@ class ProductSum:
         self._filled = 0
         self._chunks: list[Factors | _OnDisk] = []
         self._file: IO[bytes] | None = None
-        self._held = contextlib.ExitStack()
         self._space: tuple[int, ...] | None = None
         self.rank = 0
         self.ram_bytes = 0
@@ -112,7 +111,9 @@ class ProductSum:
             self.ram_bytes += size
             return chunk
         if self._file is None:
-            self._file = self._held.enter_context(tempfile.TemporaryFile(dir=self._directory))
+            descriptor, path = tempfile.mkstemp(dir=self._directory)
+            Path(path).unlink()
+            self._file = os.fdopen(descriptor, "w+b")
         return _OnDisk(_Saved.write(self._file, chunk.B), _Saved.write(self._file, chunk.A))
 
 

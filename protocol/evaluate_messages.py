@@ -9,7 +9,7 @@ from typing import ClassVar
 from flwr.app import MetricRecord, RecordDict
 
 from models.adapter import Adapter
-from protocol.envelope import checked_config, config_record
+from protocol.envelope import checked_config, config_record, require_wire
 from protocol.records import (
     ProtocolError,
     Shapes,
@@ -37,13 +37,18 @@ class EvaluateRequest:
     steps: Sequence[int]
     adapter: Adapter
     track: str = START_TRACK
+    wire: str = "float32"
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
         config = config_record(
-            client_id=self.client_id, server_round=self.server_round, steps=list(self.steps), track=self.track
+            client_id=self.client_id,
+            server_round=self.server_round,
+            steps=list(self.steps),
+            track=self.track,
+            wire=self.wire,
         )
-        return RecordDict({"config": config, "arrays": encode_adapter(self.adapter)})
+        return RecordDict({"config": config, "arrays": encode_adapter(self.adapter, self.wire)})
 
     @classmethod
     def decode(cls, content: RecordDict, shapes: Shapes) -> EvaluateRequest:
@@ -52,12 +57,14 @@ class EvaluateRequest:
         steps = require_list(config, "steps", int)
         if not steps or min(steps) < 0:
             raise ProtocolError(f"entry 'steps': expected numbers of local steps, got {steps!r}")
+        wire = require_wire(config)
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
             sorted(steps),
-            decode_adapter(arrays_of(content), shapes),
+            decode_adapter(arrays_of(content), shapes, wire),
             require(config, "track", str),
+            wire,
         )
 
 

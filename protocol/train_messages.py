@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import MetricRecord, RecordDict
+import torch
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from models.adapter import Adapter
 from models.signature import Signature
 from models.start_gradient import GRADIENT_KINDS, NO_GRADIENT, GradientSpec
-from protocol.envelope import checked_config, config_record
+from protocol.build import derive_seed
+from protocol.envelope import checked_config, config_record, require_wire
 from protocol.records import (
     ProtocolError,
     Shapes,
@@ -35,6 +37,8 @@ class TrainRequest:
     """Sends a client its own start, and says what the reply is to tell of the validation gradient there.
 
     ``signature_digest`` is that of the signature the server holds; a client whose data changed sends a new one.
+    ``wire`` is how adapters travel in this exchange (:mod:`protocol.wire`); ``start`` is to be what the client reads
+    (:func:`protocol.records.as_received`), so that rounding is not taken for a movement of the client.
     """
 
     TYPE: ClassVar[str] = "train"
@@ -44,6 +48,7 @@ class TrainRequest:
     start: Adapter
     wants: GradientSpec = NO_GRADIENT
     signature_digest: str = ""
+    wire: str = "float32"
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -54,20 +59,23 @@ class TrainRequest:
             gradient=self.wants.kind,
             sketch_size=self.wants.size,
             signature_digest=self.signature_digest,
+            wire=self.wire,
         )
-        return RecordDict({"config": config, "arrays": encode_adapter(self.start)})
+        return RecordDict({"config": config, "arrays": encode_adapter(self.start, self.wire)})
 
     @classmethod
     def decode(cls, content: RecordDict, shapes: Shapes) -> TrainRequest:
         """Inverse of :meth:`encode`; raises ProtocolError."""
         config = checked_config(content)
+        wire = require_wire(config)
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
             require(config, "local_steps", int),
-            decode_adapter(arrays_of(content), shapes),
+            decode_adapter(arrays_of(content), shapes, wire),
             _wants(require(config, "gradient", str), require(config, "sketch_size", int)),
             require(config, "signature_digest", str),
+            wire,
         )
 
 
@@ -120,16 +128,25 @@ class TrainReply:
     gradient: Mapping[str, Tensor] = field(default_factory=dict)
     signature: Signature | None = None
 
-    def encode(self) -> RecordDict:
-        """Return the content of the message."""
+    def encode(self, request: TrainRequest | None = None) -> RecordDict:
+        """Return the content of the message, in the wire format of the ``request`` that is answered (float32 if none).
+
+        A narrow format carries what changed, end - start, which is smaller than the end and is rounded less.
+        """
         config = config_record(client_id=self.client_id, server_round=self.server_round)
         metrics = MetricRecord(asdict(self.metrics))
-        content = RecordDict({"config": config, "arrays": encode_adapter(self.end), "metrics": metrics})
+        content = RecordDict({"config": config, "arrays": self._encoded_end(request), "metrics": metrics})
         if self.gradient:
             content["gradient"] = encode_tensors(self.gradient, np.float32)
         if self.signature is not None:
             content["signature"] = encode_tensors({"signature": self.signature.vector()}, np.float32)
         return content
+
+    def _encoded_end(self, request: TrainRequest | None) -> ArrayRecord:
+        if request is None or request.wire == "float32":
+            return encode_adapter(self.end)
+        chance = torch.Generator().manual_seed(derive_seed("wire", self.client_id, self.server_round))
+        return encode_adapter(_entrywise(self.end, request.start, -1.0), request.wire, chance)
 
     @classmethod
     def decode(cls, content: RecordDict, request: TrainRequest) -> TrainReply:
@@ -147,7 +164,15 @@ class TrainReply:
         record = metrics_of(content)
         measured = {one.name: require(record, one.name, float) for one in fields(TrainMetrics)[1:]}
         metrics = TrainMetrics(require(record, "num_examples", int), **measured)
-        end = decode_adapter(arrays_of(content), adapter_shapes(request.start))
+        end = decode_adapter(arrays_of(content), adapter_shapes(request.start), request.wire)
+        if request.wire != "float32":
+            end = _entrywise(end, request.start, 1.0)
         shapes = request.wants.shapes(request.start)
         gradient = decode_tensors(arrays_of(content, "gradient"), shapes) if shapes else {}
         return cls(*answered, end, metrics, gradient, _new_signature(content, request.start))
+
+
+def _entrywise(left: Adapter, right: Adapter, sign: float) -> Adapter:
+    """Return left + sign * right, entry by entry of the factors (not of the products)."""
+    other = right.tensors()
+    return Adapter.from_tensors({name: value + sign * other[name] for name, value in left.tensors().items()})

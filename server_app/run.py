@@ -69,6 +69,7 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
         min_clients=own.min_clients or config.data.clients_per_domain * len(info.domains),
         join_timeout=own.join_timeout,
         round_timeout=own.round_timeout,
+        wire=config.wire.dtype,
     )
     initial = model.initialise(derive_seed(config.seed, "lora"))
     return LoraStrategy(build_method(config), initial=initial, roster=roster, settings=settings)

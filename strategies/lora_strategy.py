@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from models.adapter import Adapter
 from models.signature import drift
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
-from protocol.records import encode_adapter
+from protocol.records import as_received, encode_adapter
 from protocol.signature_messages import ClientCard
 from protocol.train_messages import TrainReply, TrainRequest
 from strategies.exchange import Exchange
@@ -39,6 +39,7 @@ class RoundSettings:
     min_clients: int
     join_timeout: float
     round_timeout: float
+    wire: str = "float32"
 
 
 class LoraStrategy(Strategy):
@@ -101,11 +102,13 @@ class LoraStrategy(Strategy):
         self.record.cohort = sample_cohort(
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
         )
-        began, self._training = time.perf_counter(), Exchange()
+        began, self._training, wire = time.perf_counter(), Exchange(), self.settings.wire
         for name in self.record.cohort:
-            start = self.method.start(self.state, clients[name])
+            start = as_received(self.method.start(self.state, clients[name]), wire)
             digest = clients[name].signature.digest()
-            request = TrainRequest(name, server_round, self.settings.local_steps, start, self.method.wants, digest)
+            request = TrainRequest(
+                name, server_round, self.settings.local_steps, start, self.method.wants, digest, wire
+            )
             self._add(self._training, request, TrainRequest.TYPE, server_round)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
@@ -215,10 +218,11 @@ class LoraStrategy(Strategy):
 
     def _evaluations(self, name: str, card: ClientCard, server_round: int) -> Iterator[EvaluateRequest]:
         adapter = self.method.start(self.state, card)
-        yield EvaluateRequest(name, server_round, self.settings.evaluate_steps, adapter)
+        wire = self.settings.wire
+        yield EvaluateRequest(name, server_round, self.settings.evaluate_steps, adapter, wire=wire)
         if self._last_round == server_round:
             for track, other in self.method.alternatives(self.state, card).items():
-                yield EvaluateRequest(name, server_round, [0], other, track)
+                yield EvaluateRequest(name, server_round, [0], other, track, wire)
 
     def _add(self, exchange: Exchange[Any], request: Any, message_type: str, server_round: int) -> None:
         node_id = self.roster.nodes[request.client_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from models.adapter import Adapter
 from models.low_rank import Factors
 from models.product_sum import ProductSum
 
-RANK, BLOCKS, POOL = 8, 12, 30
+RANK, BLOCKS, POOL, MANY = 8, 12, 30, 1000
 BARS = {10: "at least 50", 100: "at least 15"}
 
 
@@ -23,10 +24,15 @@ def run(repeats: int) -> Iterator[Comparison]:
     """Yield the comparisons for 10 and 100 clients, then time and memory for 1,000."""
     for clients, bar in BARS.items():
         yield _against_dense(clients, bar, repeats)
-    yield _against_reading(1000)
-    few, many = (_peak_of_process(clients) for clients in (10, 1000))
-    case = "peak memory, 1,000 clients instead of 10: MiB more"
-    yield Comparison("aggregation", case, "10 clients", few, many, "MiB", many - few, "at most 100", 1)
+    few, many = (_in_own_process(clients) for clients in (10, MANY))
+    read, ours = (1000 * many[name] / MANY for name in ("read", "streamed"))
+    case, reference = f"aggregate {MANY:,} clients, per client", "reading the factors from RAM"
+    yield Comparison("aggregation", case, reference, read, ours, "ms", ours / read, "at most 2", 1)
+    case = f"peak memory of {MANY:,} clients (the ratio is the difference)"
+    difference = many["peak"] - few["peak"]
+    yield Comparison(
+        "aggregation", case, "of 10 clients", few["peak"], many["peak"], "MiB", difference, "at most 100", 1
+    )
 
 
 def client(index: int, pool: list[Adapter]) -> Adapter:
@@ -67,8 +73,21 @@ def _against_dense(clients: int, bar: str, repeats: int) -> Comparison:
     return Comparison("aggregation", case, reference, dense, ours, "s", dense / ours, bar, repeats)
 
 
-def _against_reading(clients: int) -> Comparison:
-    pool = _pool(clients)
+def _pool(clients: int) -> list[Adapter]:
+    return [made_up_adapter(seed, VIT_B, blocks=BLOCKS, rank=RANK) for seed in range(min(clients, POOL))]
+
+
+def _in_own_process(clients: int) -> dict[str, float]:
+    code = f"from benchmarks.perf.aggregation import print_figures; print_figures({clients})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def print_figures(clients: int) -> None:
+    """Aggregate ``clients`` from a pool of ten; print CPU seconds and this process's peak memory in MiB."""
+    torch.set_num_threads(1)
+    pool = _pool(10)
 
     def read() -> None:
         for index in range(clients):
@@ -76,27 +95,6 @@ def _against_reading(clients: int) -> Comparison:
                 factors.B.sum()
                 factors.A.sum()
 
-    seconds = in_turns({"read": read, "streamed": lambda: streamed(clients, pool)}, 1)
-    each = {name: 1000 * value / clients for name, value in seconds.items()}
-    case, ratio = f"aggregate {clients} clients, per client", each["streamed"] / each["read"]
-    return Comparison(
-        "aggregation", case, "reading the factors from RAM", each["read"], each["streamed"], "ms", ratio, "at most 2", 1
-    )
-
-
-def _pool(clients: int) -> list[Adapter]:
-    return [made_up_adapter(seed, VIT_B, blocks=BLOCKS, rank=RANK) for seed in range(min(clients, POOL))]
-
-
-def _peak_of_process(clients: int) -> float:
-    """Return the peak memory in MiB of a process that draws every client as it comes and then aggregates."""
-    code = f"from benchmarks.perf.aggregation import print_peak; print_peak({clients})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
-
-
-def print_peak(clients: int) -> None:
-    """Aggregate ``clients`` from a pool of ten and print this process's peak memory in MiB."""
-    torch.set_num_threads(1)
-    streamed(clients, _pool(10))
-    sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f}\n")
+    figures = in_turns({"read": read, "streamed": lambda: streamed(clients, pool)}, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    sys.stdout.write(json.dumps(figures | {"peak": peak}) + "\n")

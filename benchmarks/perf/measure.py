@@ -49,12 +49,12 @@ class Comparison:
 
 
 def in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return for each side the median CPU seconds of ``repeats`` calls, made in turns after one call of each.
+    """Return for each side the median CPU seconds of ``repeats`` calls, made in turns (after one of each that is not counted).
 
     CPU time of this process, not wall time: what other processes take from the machine is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
+    for turn in range(repeats + (repeats > 1)):
         for name, call in sides.items():
             began = time.process_time()
             call()

@@ -26,8 +26,10 @@ def run_perf(chosen: Sequence[str], folder: Path, say: Callable[[str], None], re
     torch.set_num_threads(1)
     results: list[Comparison] = []
     for name in chosen or BENCHMARKS:
-        found = list(_benchmark(name)(repeats))
-        save(found, folder / f"{name}.json")
+        found: list[Comparison] = []
+        for one in _benchmark(name)(repeats):
+            found.append(one)
+            save(found, folder / f"{name}.json")
         say(table(found) + "\n")
         results += found
     return all(one.passed is not False for one in results)

@@ -1,4 +1,4 @@
-"""The server's work in one round: hyperlora (generate, aggregate, learn) beside fedit, messages packed and read alike."""
+"""The server's work in one round, hyperlora beside fedit: make and pack starts, read replies, aggregate, learn."""
 
 from __future__ import annotations
 
