@@ -137,8 +137,8 @@ class _Saved:
         """Return the tensor on pages of the file, which are let go with it."""
         self.file.flush()
         length = math.prod(self.shape) * self.dtype.itemsize
-        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
-        pages = mmap.mmap(self.file.fileno(), length, flags, mmap.PROT_READ | mmap.PROT_WRITE, offset=self.offset)
+        writable = mmap.PROT_READ | mmap.PROT_WRITE  # private: nothing is copied unless written, and nothing writes
+        pages = mmap.mmap(self.file.fileno(), length, mmap.MAP_PRIVATE, writable, offset=self.offset)
         return torch.frombuffer(pages, dtype=self.dtype).view(self.shape)
 
 

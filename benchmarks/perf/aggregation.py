@@ -14,16 +14,17 @@ from benchmarks.perf.measure import Comparison, in_turns
 from benchmarks.perf.vit import VIT_B, made_up_adapter
 from models.adapter import Adapter
 from models.low_rank import Factors
-from models.product_sum import ProductSum
+from models.product_sum import RAM_LIMIT, ProductSum
 
-RANK, BLOCKS, POOL, MANY = 8, 12, 30, 1000
+RANK, BLOCKS, POOL, MANY, AMPLE = 8, 12, 30, 1000, 2**30
 BARS = {10: "at least 50", 100: "at least 15"}
 
 
 def run(repeats: int) -> Iterator[Comparison]:
     """Yield the comparisons for 10 and 100 clients, then time and memory for 1,000."""
     for clients, bar in BARS.items():
-        yield _against_dense(clients, bar, repeats)
+        yield _against_dense(clients, bar, repeats, RAM_LIMIT, "")
+    yield _against_dense(100, BARS[100], repeats, AMPLE, ", all in RAM")
     few, many = (_in_own_process(clients) for clients in (10, MANY))
     read, ours = (1000 * many[name] / MANY for name in ("read", "streamed"))
     case, reference = f"aggregate {MANY:,} clients, per client", "reading the factors from RAM"
@@ -43,9 +44,9 @@ def client(index: int, pool: list[Adapter]) -> Adapter:
     return Adapter(pairs, left.head)
 
 
-def streamed(clients: int, pool: list[Adapter]) -> dict[str, Factors]:
+def streamed(clients: int, pool: list[Adapter], ram_limit: int = RAM_LIMIT) -> dict[str, Factors]:
     """Return the truncated average of all modules; clients are folded in one by one."""
-    sums = {kind: ProductSum() for kind in VIT_B}
+    sums = {kind: ProductSum(ram_limit=ram_limit) for kind in VIT_B}
     for index in range(clients):
         for kind, factors in client(index, pool).low_rank.items():
             sums[kind].add(factors, 1 / clients)
@@ -63,12 +64,12 @@ def _dense_block(clients: int, pool: list[Adapter]) -> None:
         torch.matmul(U[:, :RANK] * S[:RANK], Vh[:RANK])
 
 
-def _against_dense(clients: int, bar: str, repeats: int) -> Comparison:
+def _against_dense(clients: int, bar: str, repeats: int, ram_limit: int, where: str) -> Comparison:
     pool = _pool(clients)
-    sides = {"dense": lambda: _dense_block(clients, pool), "streamed": lambda: streamed(clients, pool)}
+    sides = {"dense": lambda: _dense_block(clients, pool), "streamed": lambda: streamed(clients, pool, ram_limit)}
     seconds = in_turns(sides, repeats)
     dense, ours = BLOCKS * seconds["dense"], seconds["streamed"]
-    case = f"aggregate {clients} clients, ViT-B/16, r = {RANK}"
+    case = f"aggregate {clients} clients, ViT-B/16, r = {RANK}{where}"
     reference = "dense sum, full SVD (one block measured, times 12)"
     return Comparison("aggregation", case, reference, dense, ours, "s", dense / ours, bar, repeats)
 

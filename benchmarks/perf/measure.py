@@ -49,7 +49,7 @@ class Comparison:
 
 
 def in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return for each side the median CPU seconds of ``repeats`` calls, made in turns (after one of each that is not counted).
+    """Return for each side the median CPU seconds of ``repeats`` calls, in turns; of several, the first is not counted.
 
     CPU time of this process, not wall time: what other processes take from the machine is not counted.
     """
