@@ -130,7 +130,7 @@ class _Saved:
     def write(cls, file: IO[bytes], tensor: Tensor) -> _Saved:
         end = file.seek(0, 2)
         offset = file.seek(-(-end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY)
-        file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return cls(file, offset, tuple(tensor.shape), tensor.dtype)
 
     def mapped(self) -> Tensor:

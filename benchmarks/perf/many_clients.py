@@ -27,7 +27,7 @@ from models.adapter import Adapter
 from models.signature import Signature
 from models.start_gradient import part_vectors
 from protocol.build import derive_seed
-from protocol.config import RunConfig
+from protocol.config import RunConfig, Scalar
 from protocol.records import adapter_shapes
 from protocol.signature_messages import ClientCard, SignatureReply
 from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
@@ -66,7 +66,7 @@ def print_figures(clients: int) -> None:
     torch.set_num_threads(1)
     figures: dict[str, list[float]] = {"seconds": [], "mebibytes": []}
     with tempfile.TemporaryDirectory() as folder:
-        values = {"lora.rank": 4, "hyperlora.memory-limit": 64, "run.output-dir": folder}
+        values: dict[str, Scalar] = {"lora.rank": 4, "hyperlora.memory-limit": 64, "run.output-dir": folder}
         settings = RoundSettings(FEW, 10, (0,), 10 * ROUNDS, 0, clients, 60.0, 600.0)
         initial = made_up_adapter(0, SHAPES, blocks=2, rank=4, classes=CLASSES)
         cards = [_card(index) for index in range(clients)]

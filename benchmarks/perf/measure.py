@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +48,7 @@ class Comparison:
         return self.ratio >= float(number) if word == "at least" else self.ratio <= float(number)
 
 
-def in_turns(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def in_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return for each side the median CPU seconds of ``repeats`` calls, in turns; of several, the first is not counted.
 
     CPU time of this process, not wall time: what other processes take from the machine is not counted.
