@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.figures import draw_methods, draw_steps
+from benchmarks.perf.run import run_perf
 from benchmarks.pool import run_all
 from benchmarks.result import is_there, load_results
 from benchmarks.suite import Job, SuiteError, has_grid, load_jobs
@@ -28,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @app.command()
 def main(
-    suite: Annotated[str, typer.Argument(help="name of a file in benchmarks/suites, for example digits")],
+    suite: Annotated[str, typer.Argument(help="name of a file in benchmarks/suites, for example digits; or perf")],
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="seed to run instead of the suite's; may be repeated")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="variant to run; may be repeated; all by default")] = None,
@@ -38,6 +39,8 @@ def main(
 ) -> None:
     """Run a suite's missing runs, then print its tables and draw its figures; they need the json files alone."""
     logging.basicConfig(level=logging.WARNING)
+    if suite == "perf":
+        raise typer.Exit(0 if run_perf(variant or [], results / suite, say) else 1)
     try:
         overrides = dict(parse_override(one) for one in override or [])
         overrides |= {name: absolute(overrides[name]) for name in PATH_KEYS if name in overrides}

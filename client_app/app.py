@@ -46,7 +46,7 @@ def train(message: Message, context: Context) -> Message:
     _require_hosted(request.client_id, context, workplace)
     reply = train_start(workplace, request, ContextKeeper(context))
     _keep(workplace, request.client_id, whole(request.start, request.plan))
-    return Message(reply.encode(), reply_to=message)
+    return Message(reply.encode(request), reply_to=message)
 
 
 @app.evaluate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from client_app.personal import Composition, composed
 from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
 from client_app.workplace import Workplace
 from data.federation import DataError
-from models.adapted_model import AdaptedModel
 from models.adapter import Adapter, resized
 from models.prior import add_prior, remove_prior
 from models.signature import Signature
@@ -22,6 +22,9 @@ from protocol.build import derive_seed
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
 from protocol.signature_messages import ClientCard, SignatureReply
 from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
+
+if TYPE_CHECKING:
+    from models.adapted_model import AdaptedModel
 
 
 def describe_clients(workplace: Workplace, client_ids: Sequence[str]) -> SignatureReply:

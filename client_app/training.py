@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.adapted_model import AdaptedModel
 from models.adapter import Adapter
 from models.backbone import NO_TARGET
+
+if TYPE_CHECKING:
+    from models.adapted_model import AdaptedModel
 
 EVALUATION_BATCH, TOKEN_BATCH = 256, 16
 

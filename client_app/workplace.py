@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,12 +22,15 @@ from client_app.site import Site, federation_of
 from client_app.site_state import SiteState, cache_key, digest_of
 from client_app.training import TokenSet
 from data.federation import ClientData, Federation, Samples
-from models.adapted_model import AdaptedModel
 from models.adapter import Adapter
 from models.backbone import Backbone, Inputs
 from models.signature import Signature, class_frequencies, compute_signature
 from protocol.build import build_federation, build_model
 from protocol.config import ConfigError, DataConfig, LoraConfig, ModelConfig, RunConfig
+
+if TYPE_CHECKING:
+    from models.adapted_model import AdaptedModel
+    from models.backbone import Backbone
 
 PREFIX_BATCH = 64
 LEAST_SHARED_WORK = 50_000_000

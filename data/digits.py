@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from data.federation import DataError
@@ -97,6 +96,8 @@ DOMAINS: dict[str, Callable[[Tensor, Sequence[int]], Tensor]] = {
 
 @lru_cache(maxsize=4)
 def _all_digits(image_size: int) -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits  # brings scipy and pandas, which no other data set needs
+
     digits = load_digits()
     small = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     large = F.interpolate(small, size=(image_size, image_size), mode="bicubic", align_corners=False)

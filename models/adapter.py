@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.low_rank import Factors, align, concatenate, inner, truncate
+from models.low_rank import Factors, align, concatenate, inner
+from models.truncation import best_rank
 
 HEAD = "head"
 Weight = float | Mapping[str, float]
@@ -69,7 +70,7 @@ class Adapter:
 
     def truncated(self, rank: int) -> Adapter:
         """Return the best adapter of rank ``rank`` in every module (Eckart-Young)."""
-        return self.map(lambda factors: truncate(factors, rank).kept)
+        return self.map(lambda factors: best_rank(factors, rank))
 
     def aligned(self, reference: Adapter) -> Adapter:
         """Turn the gauge of every module to ``reference``; the products stay what they are."""
@@ -105,15 +106,20 @@ def resized(adapter: Adapter, rank: int) -> Adapter:
     return adapter.map(lambda one: Factors(B=pad(one.B, (0, missing)), A=pad(one.A, (0, 0, 0, missing))))
 
 
-def split_at_rank(adapter: Adapter, rank: int) -> tuple[Adapter, Adapter]:
-    """Return the best adapter of rank ``rank`` and what it leaves out; the head is kept whole, its rest is zero."""
-    cuts = {
-        kind: truncate(factors, min(rank, factors.B.shape[-2], factors.A.shape[-1]))
-        for kind, factors in adapter.low_rank.items()
-    }
-    kept = Adapter({kind: cut.kept for kind, cut in cuts.items()}, adapter.head)
-    rest = Adapter({kind: cut.residual for kind, cut in cuts.items()}, torch.zeros_like(adapter.head))
-    return kept, rest
+def split_at_rank(adapter: Adapter, rank: int, rest_rank: int) -> tuple[Adapter, Adapter]:
+    """Return the best adapter of rank ``rank`` and the best of rank ``rest_rank`` of what it leaves out.
+
+    The head is kept whole, its rest is zero. Where a module has fewer than ``rank + rest_rank`` rows or columns, the
+    rest has so much less rank.
+    """
+    kept, rest = {}, {}
+    for kind, factors in adapter.low_rank.items():
+        most = min(factors.B.shape[-2], factors.A.shape[-1])
+        first, both = min(rank, most), min(rank + rest_rank, most)
+        best = best_rank(factors, first, both)
+        kept[kind] = Factors(best.B[..., :first].contiguous(), best.A[..., :first, :].contiguous())
+        rest[kind] = Factors(best.B[..., first:].contiguous(), best.A[..., first:, :].contiguous())
+    return Adapter(kept, adapter.head), Adapter(rest, torch.zeros_like(adapter.head))
 
 
 def subtract(left: Adapter, right: Adapter) -> Adapter:

@@ -27,7 +27,5 @@ def correct(
         The adapter of rank ``rank``, and what is carried to the next round.
     """
     offered = total if carried is None else combine([total, carried], [1.0, dict(gates)])
-    kept, cut = split_at_rank(offered, rank)
-    if not carried_rank:
-        return kept, None
-    return kept, split_at_rank(cut, carried_rank)[0]
+    kept, cut = split_at_rank(offered, rank, carried_rank)
+    return kept, cut if carried_rank else None

@@ -103,7 +103,8 @@ def truncate(factors: Factors, rank: int) -> Truncation:
     the rows of ``A`` are orthogonal and as long as those of a fresh adapter, so local training of a truncated
     adapter starts with the step sizes of a fresh one. The largest entry of each left singular vector is
     positive. Where R < ``rank``, ``B`` ends in zero columns and ``A`` is completed by orthogonal rows.
-    Computed in float64. Not meant to be differentiated.
+    Computed in float64, in O(R^2 (m + n)); many clients are for :func:`models.truncation.best_rank`. Not meant to be
+    differentiated.
 
     Args:
         factors: input of rank R, B (..., m, R) and A (..., R, n).
@@ -133,16 +134,6 @@ def truncate(factors: Factors, rank: int) -> Truncation:
         residual=Factors(B[..., rank:].contiguous(), A[..., rank:, :].contiguous()),
         singular_values=S[..., :R].to(dtype),
     )
-
-
-def weighted_sum(factors: Sequence[Factors], weights: Sequence[float] | Tensor | None, rank: int) -> Factors:
-    """Return T_r(sum_i w_i B_i A_i), the product average cut to ``rank`` (FlexLoRA, arXiv 2402.11505).
-
-    Raises:
-        ValueError: as :func:`concatenate` and :func:`truncate`.
-
-    """
-    return truncate(concatenate(factors, weights), rank).kept
 
 
 def inner(x: Factors, y: Factors) -> Tensor:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from typing import TYPE_CHECKING
 
 from data.catalog import DataSetInfo
 from data.digits import digits_public
 from data.federation import Division, Federation
 from data.listing import Origin
 from data.opening import OWN_DATA, describe_data, open_federation
-from models.adapted_model import AdaptedModel
 from models.adapter import Adapter
-from models.backbone_loading import build_backbone
 from protocol.config import DataConfig, LoraConfig, ModelConfig, RunConfig
 
 log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from models.adapted_model import AdaptedModel
 
 
 def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> AdaptedModel:
@@ -25,6 +27,9 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
         BackboneError, AdapterError: the configuration asks for what the backbone cannot do.
         DataError: the classes have to be read from the data, and cannot.
     """
+    from models.adapted_model import AdaptedModel  # brings PEFT and transformers, slow to import
+    from models.backbone_loading import build_backbone  # brings timm
+
     class_names = data_set_info(data).class_names
     backbone = build_backbone(
         name=model.name,

@@ -28,6 +28,7 @@ from protocol.config_parsing import (
     one_of,
 )
 from protocol.methods import METHODS
+from protocol.wire import WIRE_DTYPES
 
 __all__ = ["PATH_KEYS", "ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
 
@@ -155,6 +156,13 @@ class FederationConfig:
 
 
 @dataclass(frozen=True)
+class WireConfig:
+    """How adapters travel."""
+
+    dtype: str = key("float32", "numbers of adapters in messages: float32, float16 or int8", one_of(*WIRE_DTYPES))
+
+
+@dataclass(frozen=True)
 class HyperLoraConfig:
     """The server side of method = hyperlora: the synthesizer and what it learns from."""
 
@@ -233,6 +241,7 @@ class RunConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     signature: SignatureConfig = field(default_factory=SignatureConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    wire: WireConfig = field(default_factory=WireConfig)
     hyperlora: HyperLoraConfig = field(default_factory=HyperLoraConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     corrector: CorrectorConfig = field(default_factory=CorrectorConfig)

@@ -7,6 +7,7 @@ from typing import Any
 from flwr.app import ConfigRecord, RecordDict
 
 from protocol.records import ProtocolError, config_of, require
+from protocol.wire import WIRE_DTYPES
 
 PROTOCOL_VERSION = 1
 
@@ -23,3 +24,11 @@ def checked_config(content: RecordDict) -> ConfigRecord:
     if version != PROTOCOL_VERSION:
         raise ProtocolError(f"the message has protocol version {version}, this side speaks {PROTOCOL_VERSION}")
     return config
+
+
+def require_wire(config: ConfigRecord) -> str:
+    """Return how the message's adapters travel; raises ProtocolError for a format that this side does not know."""
+    wire = require(config, "wire", str)
+    if wire not in WIRE_DTYPES:
+        raise ProtocolError(f"adapters travel as '{wire}', this side reads {', '.join(WIRE_DTYPES)}")
+    return wire

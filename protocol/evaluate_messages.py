@@ -9,7 +9,7 @@ from typing import ClassVar
 from flwr.app import MetricRecord, RecordDict
 
 from models.adapter import Adapter
-from protocol.envelope import checked_config, config_record
+from protocol.envelope import checked_config, config_record, require_wire
 from protocol.local_plan import PLAIN_PLAN, LocalPlan
 from protocol.plan_records import decode_start, plan_entries, start_records
 from protocol.records import ProtocolError, metrics_of, require, require_list
@@ -31,6 +31,7 @@ class EvaluateRequest:
     adapter: Adapter
     track: str = START_TRACK
     plan: LocalPlan = PLAIN_PLAN
+    wire: str = "float32"
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -39,9 +40,10 @@ class EvaluateRequest:
             server_round=self.server_round,
             steps=list(self.steps),
             track=self.track,
+            wire=self.wire,
             **plan_entries(self.adapter, self.plan),
         )
-        return RecordDict({"config": config, **start_records(self.adapter, self.plan)})
+        return RecordDict({"config": config, **start_records(self.adapter, self.plan, self.wire)})
 
     @classmethod
     def decode(cls, content: RecordDict, fresh: Adapter) -> EvaluateRequest:
@@ -50,7 +52,8 @@ class EvaluateRequest:
         steps = require_list(config, "steps", int)
         if not steps or min(steps) < 0:
             raise ProtocolError(f"entry 'steps': expected numbers of local steps, got {steps!r}")
-        adapter, plan = decode_start(content, config, fresh)
+        wire = require_wire(config)
+        adapter, plan = decode_start(content, config, fresh, wire)
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
@@ -58,6 +61,7 @@ class EvaluateRequest:
             adapter,
             require(config, "track", str),
             plan,
+            wire,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,17 @@ from torch import Tensor
 
 from models.adapter import Adapter, resized
 from protocol.local_plan import LocalPlan, base_shapes, chosen, chosen_shapes, core_shapes
-from protocol.records import ProtocolError, arrays_of, decode_tensors, encode_tensors, require, require_list
+from protocol.records import (
+    ProtocolError,
+    arrays_of,
+    decode_packed,
+    decode_tensors,
+    encode_packed,
+    encode_tensors,
+    require,
+    require_list,
+)
+from protocol.wire import pack, unpack
 
 
 def plan_entries(start: Adapter, plan: LocalPlan) -> dict[str, Any]:
@@ -26,9 +36,9 @@ def plan_entries(start: Adapter, plan: LocalPlan) -> dict[str, Any]:
     }
 
 
-def start_records(start: Adapter, plan: LocalPlan) -> dict[str, ArrayRecord]:
-    """Return the records of what travels of a start: the chosen parts, the core and the base."""
-    records = {"arrays": encode_tensors(chosen(start, plan.down), np.float32)}
+def start_records(start: Adapter, plan: LocalPlan, wire: str = "float32") -> dict[str, ArrayRecord]:
+    """Return the records of what travels of a start: the chosen parts as ``wire``, the core and the base as float32."""
+    records = {"arrays": encode_packed(chosen(start, plan.down), wire)}
     if plan.core:
         records["core"] = encode_tensors(plan.core, np.float32)
     if plan.base is not None and plan.base_rank:
@@ -36,7 +46,17 @@ def start_records(start: Adapter, plan: LocalPlan) -> dict[str, ArrayRecord]:
     return records
 
 
-def decode_start(content: RecordDict, config: ConfigRecord, fresh: Adapter) -> tuple[Adapter, LocalPlan]:
+def as_received(start: Adapter, plan: LocalPlan, wire: str) -> Adapter:
+    """Return the start as its client reads it: what travels of it rounded by ``wire``."""
+    if wire == "float32":
+        return start
+    rounded = unpack(pack(chosen(start, plan.down), wire), wire)
+    return Adapter.from_tensors({**start.tensors(), **rounded})
+
+
+def decode_start(
+    content: RecordDict, config: ConfigRecord, fresh: Adapter, wire: str = "float32"
+) -> tuple[Adapter, LocalPlan]:
     """Inverse of :func:`plan_entries` and :func:`start_records`; what was not sent is taken from ``fresh``.
 
     Raises:
@@ -58,12 +78,12 @@ def decode_start(content: RecordDict, config: ConfigRecord, fresh: Adapter) -> t
         Adapter.from_tensors({**base, "head": 0 * template.head}) if base else None,
         core,
     )
-    return filled(content, template, plan.down), plan
+    return filled(content, template, plan.down, wire), plan
 
 
-def filled(content: RecordDict, template: Adapter, parts: Any) -> Adapter:
-    """Return ``template`` with the ``parts`` that the message brings."""
-    sent = decode_tensors(arrays_of(content), chosen_shapes(template, parts))
+def filled(content: RecordDict, template: Adapter, parts: Sequence[str], wire: str = "float32") -> Adapter:
+    """Return ``template`` with the ``parts`` that the message brings as ``wire``."""
+    sent = decode_packed(arrays_of(content), chosen_shapes(template, parts), wire)
     return Adapter.from_tensors({**template.tensors(), **sent})
 
 

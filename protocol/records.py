@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from models.adapter import Adapter
+from protocol.wire import Shapes, pack, packed_shapes, unpack
+
+__all__ = ["Shapes"]
 
 Scalar = TypeVar("Scalar", int, float, str, bool)
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class ProtocolError(ValueError):
@@ -41,18 +43,46 @@ def decode_tensors(record: ArrayRecord, expected: Shapes) -> dict[str, Tensor]:
 def _decode_tensor(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
     if tuple(array.shape) != shape or array.dtype not in ("float32", "float16"):
         raise ProtocolError(f"array '{name}': expected float {shape}, got {array.dtype} {tuple(array.shape)}")
+    return torch.from_numpy(_values(name, array).astype(np.float32))
+
+
+def _values(name: str, array: Array) -> np.typing.NDArray[Any]:
+    """Return the finite numbers of an array, of the shape and dtype that it declares."""
     try:
         values = array.numpy()
     except Exception as error:
         raise ProtocolError(f"array '{name}' cannot be read: {error}") from error
-    if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
+    if values.shape != tuple(array.shape) or str(values.dtype) != array.dtype or not np.isfinite(values).all():
         raise ProtocolError(f"array '{name}' holds NaN, infinity or other data than it declares")
-    return torch.from_numpy(values.astype(np.float32))
+    return values
+
+
+def encode_packed(
+    tensors: Mapping[str, Tensor], wire: str = "float32", chance: torch.Generator | None = None
+) -> ArrayRecord:
+    """Return ``tensors`` as arrays of dtype ``wire``, rounded at random where there is ``chance``."""
+    packed = pack({name: tensor.detach().cpu() for name, tensor in tensors.items()}, wire, chance)
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in packed.items()})
+
+
+def decode_packed(record: ArrayRecord, shapes: Shapes, wire: str = "float32") -> dict[str, Tensor]:
+    """Inverse of :func:`encode_packed`; raises :class:`ProtocolError` where a part is not as both say."""
+    expected = packed_shapes(shapes, wire)
+    if set(record) != set(expected):
+        names = sorted(set(record) ^ set(expected))
+        raise ProtocolError(f"arrays do not match: missing or unknown {', '.join(names[:4])}")
+    packed = {}
+    for name, (shape, dtype) in expected.items():
+        array = record[name]
+        if tuple(array.shape) != shape or array.dtype != dtype:
+            raise ProtocolError(f"array '{name}': expected {dtype} {shape}, got {array.dtype} {tuple(array.shape)}")
+        packed[name] = torch.from_numpy(_values(name, array).copy())
+    return unpack(packed, wire)
 
 
 def encode_adapter(adapter: Adapter) -> ArrayRecord:
     """Return the adapter's parts as float32 arrays."""
-    return encode_tensors(adapter.tensors(), np.float32)
+    return encode_packed(adapter.tensors())
 
 
 def require(record: Mapping[str, object], name: str, kind: type[Scalar]) -> Scalar:

@@ -7,16 +7,25 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar
 
 import numpy as np
-from flwr.app import MetricRecord, RecordDict
+import torch
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from models.adapter import Adapter
 from models.signature import Signature
 from models.start_gradient import GRADIENT_KINDS, NO_GRADIENT, GradientSpec
-from protocol.envelope import checked_config, config_record
-from protocol.local_plan import PARTS, PLAIN_PLAN, LocalPlan, chosen, core_shapes
+from protocol.build import derive_seed
+from protocol.envelope import checked_config, config_record, require_wire
+from protocol.local_plan import PARTS, PLAIN_PLAN, LocalPlan, core_shapes
 from protocol.plan_records import decode_start, filled, plan_entries, start_records
-from protocol.records import ProtocolError, arrays_of, decode_tensors, encode_tensors, metrics_of, require
+from protocol.records import (
+    ProtocolError,
+    arrays_of,
+    decode_tensors,
+    encode_tensors,
+    metrics_of,
+    require,
+)
 
 MAX_SKETCH = 2**20
 
@@ -26,6 +35,8 @@ class TrainRequest:
     """Sends a client its own start, and says what the reply is to tell of the validation gradient there.
 
     ``signature_digest`` is that of the signature the server holds; a client whose data changed sends a new one.
+    ``wire`` is how adapters travel in this exchange (:mod:`protocol.wire`); ``start`` is to be what the client reads
+    (:func:`protocol.records.as_received`), so that rounding is not taken for a movement of the client.
     """
 
     TYPE: ClassVar[str] = "train"
@@ -36,6 +47,7 @@ class TrainRequest:
     wants: GradientSpec = NO_GRADIENT
     signature_digest: str = ""
     plan: LocalPlan = PLAIN_PLAN
+    wire: str = "float32"
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -46,15 +58,17 @@ class TrainRequest:
             gradient=self.wants.kind,
             sketch_size=self.wants.size,
             signature_digest=self.signature_digest,
+            wire=self.wire,
             **plan_entries(self.start, self.plan),
         )
-        return RecordDict({"config": config, **start_records(self.start, self.plan)})
+        return RecordDict({"config": config, **start_records(self.start, self.plan, self.wire)})
 
     @classmethod
     def decode(cls, content: RecordDict, fresh: Adapter) -> TrainRequest:
         """Inverse of :meth:`encode`, ``fresh`` being the adapter before round 1; raises ProtocolError."""
         config = checked_config(content)
-        start, plan = decode_start(content, config, fresh)
+        wire = require_wire(config)
+        start, plan = decode_start(content, config, fresh, wire)
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
@@ -63,6 +77,7 @@ class TrainRequest:
             _wants(require(config, "gradient", str), require(config, "sketch_size", int)),
             require(config, "signature_digest", str),
             plan,
+            wire,
         )
 
 
@@ -120,11 +135,14 @@ class TrainReply:
     core: Mapping[str, Tensor] = field(default_factory=dict)
     up: Sequence[str] = PARTS
 
-    def encode(self) -> RecordDict:
-        """Return the content of the message."""
+    def encode(self, request: TrainRequest | None = None) -> RecordDict:
+        """Return the content of the message, in the wire format of the ``request`` that is answered (float32 if none).
+
+        A narrow format carries what changed, end - start, which is smaller than the end and is rounded less.
+        """
         config = config_record(client_id=self.client_id, server_round=self.server_round)
-        arrays = encode_tensors(chosen(self.end, self.up), np.float32)
-        content = RecordDict({"config": config, "arrays": arrays, "metrics": MetricRecord(asdict(self.metrics))})
+        metrics = MetricRecord(asdict(self.metrics))
+        content = RecordDict({"config": config, "arrays": self._encoded_end(request), "metrics": metrics})
         if self.core:
             content["core"] = encode_tensors(self.core, np.float32)
         if self.gradient:
@@ -132,6 +150,13 @@ class TrainReply:
         if self.signature is not None:
             content["signature"] = encode_tensors({"signature": self.signature.vector()}, np.float32)
         return content
+
+    def _encoded_end(self, request: TrainRequest | None) -> ArrayRecord:
+        if request is None or request.wire == "float32":
+            return encode_packed(chosen(self.end, self.up))
+        chance = torch.Generator().manual_seed(derive_seed("wire", self.client_id, self.server_round))
+        change = _entrywise(self.end, request.start, -1.0)
+        return encode_packed(chosen(change, self.up), request.wire, chance)
 
     @classmethod
     def decode(cls, content: RecordDict, request: TrainRequest) -> TrainReply:
@@ -149,10 +174,23 @@ class TrainReply:
         record = metrics_of(content)
         measured = {one.name: require(record, one.name, float) for one in fields(TrainMetrics)[1:]}
         metrics = TrainMetrics(require(record, "num_examples", int), **measured)
-        end = filled(content, request.start, request.plan.up)
+        end = _decoded_end(content, request)
         shapes = request.wants.shapes(request.start)
         gradient = decode_tensors(arrays_of(content, "gradient"), shapes) if shapes else {}
         cores = core_shapes(request.start, request.plan.trains)
         core = decode_tensors(arrays_of(content, "core"), cores) if cores else {}
         signature = _new_signature(content, request.start)
         return cls(*answered, end, metrics, gradient, signature, core, request.plan.up)
+
+
+def _decoded_end(content: RecordDict, request: TrainRequest) -> Adapter:
+    if request.wire == "float32":
+        return filled(content, request.start, request.plan.up)
+    zero = Adapter.from_tensors({name: torch.zeros_like(one) for name, one in request.start.tensors().items()})
+    return _entrywise(filled(content, zero, request.plan.up, request.wire), request.start, 1.0)
+
+
+def _entrywise(left: Adapter, right: Adapter, sign: float) -> Adapter:
+    """Return left + sign * right, entry by entry of the factors (not of the products)."""
+    other = right.tensors()
+    return Adapter.from_tensors({name: value + sign * other[name] for name, value in left.tensors().items()})

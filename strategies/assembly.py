@@ -58,4 +58,5 @@ def round_settings(config: RunConfig, *, min_clients: int) -> RoundSettings:
         min_clients=min_clients,
         join_timeout=own.join_timeout,
         round_timeout=own.round_timeout,
+        wire=config.wire.dtype,
     )

@@ -6,6 +6,7 @@ it can serve without any memory (:mod:`models.distillation`).
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +58,8 @@ class ServedGenerator:
 
     def deviation(self, state: HyperLoraState, description: Tensor) -> Adapter:
         """Return the deviation that it makes for a client, by the client's description (k,) alone."""
-        module, inputs = self._module(state), project(state, description[None])
+        shapes = tuple((name, tuple(value.shape)) for name, value in state.anchor.tensors().items())
+        module, inputs = _skeleton(self, shapes, description_size(state)), project(state, description[None])
         with torch.no_grad():
             made: Adapter = functional_call(module, dict(state.generator or {}), (inputs,))
         return one_of_batch(made, 0)
@@ -132,17 +134,36 @@ class ServedGenerator:
         return state.unstandardize(lessons), {part: strength * alpha for part, strength in strengths}, held_out
 
     def _module(self, state: HyperLoraState) -> Generator:
-        if state.projection is None:
-            raise RuntimeError("the generator was asked before any client was registered")
+        return self.network(state.anchor, description_size(state))
+
+    def network(self, template: Adapter, input_size: int) -> Generator:
+        """Return the network as it is before round 1, for adapters like ``template`` and inputs of a size."""
         return build_generator(
             self.kind,
-            template=state.anchor,
-            input_size=state.projection.basis.shape[1],
+            template=template,
+            input_size=input_size,
             rank=self.rank,
             hidden=self.hidden,
             seed=derive_seed(self.seed, "generator"),
             num_heads=self.num_heads,
         )
+
+
+@functools.lru_cache(maxsize=2)
+def _skeleton(served: ServedGenerator, shapes: tuple[tuple[str, tuple[int, ...]], ...], input_size: int) -> Generator:
+    """Return a network whose parameters are always replaced, made once because drawing them takes milliseconds."""
+    return served.network(Adapter.from_tensors({name: torch.empty(shape) for name, shape in shapes}), input_size)
+
+
+def description_size(state: HyperLoraState) -> int:
+    """Return the number of inputs that the generator has.
+
+    Raises:
+        RuntimeError: no client is registered yet.
+    """
+    if state.projection is None:
+        raise RuntimeError("the generator was asked before any client was registered")
+    return state.projection.basis.shape[1]
 
 
 def project(state: HyperLoraState, descriptions: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from models.adapter import Adapter
 from models.signature import drift
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
 from protocol.local_plan import LocalPlan, whole
+from protocol.plan_records import as_received
 from protocol.records import encode_adapter
 from protocol.signature_messages import ClientCard
 from protocol.train_messages import TrainReply, TrainRequest
@@ -40,6 +41,7 @@ class RoundSettings:
     min_clients: int
     join_timeout: float
     round_timeout: float
+    wire: str = "float32"
 
 
 class LoraStrategy(Strategy):
@@ -102,12 +104,12 @@ class LoraStrategy(Strategy):
         self.record.cohort = sample_cohort(
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
         )
-        began, self._training = time.perf_counter(), Exchange()
+        began, self._training, wire = time.perf_counter(), Exchange(), self.settings.wire
         for name in self.record.cohort:
             start, plan = self._served(clients[name])
-            digest = clients[name].signature.digest()
+            start, digest = as_received(start, plan, wire), clients[name].signature.digest()
             steps, wants = self.settings.local_steps, self.method.wants
-            request = TrainRequest(name, server_round, steps, start, wants, digest, plan)
+            request = TrainRequest(name, server_round, steps, start, wants, digest, plan, wire)
             self._add(self._training, request, TrainRequest.TYPE, server_round)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
@@ -221,11 +223,11 @@ class LoraStrategy(Strategy):
         return {name: (card, whole(*self._served(card))) for name, card in sorted(self.roster.cards.items())}
 
     def _evaluations(self, name: str, card: ClientCard, server_round: int) -> Iterator[EvaluateRequest]:
-        adapter, plan = self._served(card)
-        yield EvaluateRequest(name, server_round, self.settings.evaluate_steps, adapter, plan=plan)
+        (adapter, plan), wire = self._served(card), self.settings.wire
+        yield EvaluateRequest(name, server_round, self.settings.evaluate_steps, adapter, plan=plan, wire=wire)
         if self._last_round == server_round:
             for track, other in self.method.alternatives(self.state, card).items():
-                yield EvaluateRequest(name, server_round, [0], other, track)
+                yield EvaluateRequest(name, server_round, [0], other, track, wire=wire)
 
     def _served(self, card: ClientCard) -> tuple[Adapter, LocalPlan]:
         """Return the client's start, cut to the client's own rank where that is lower, and its plan."""

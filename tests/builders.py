@@ -88,7 +88,7 @@ def fake_client_app(cards: list[ClientCard], spoil: dict[str, Spoil] | None = No
         end = moved(request.start, request.client_id, request.server_round)
         gradient = {} if request.wants.kind == "off" else request.wants.compress(part_vectors(end))
         reply = TrainReply(request.client_id, request.server_round, end, make_metrics(), gradient)
-        answer = Message(reply.encode(), reply_to=message)
+        answer = Message(reply.encode(request), reply_to=message)
         return spoil[request.client_id](answer, request) if spoil and request.client_id in spoil else answer
 
     @app.evaluate()

@@ -19,7 +19,6 @@ from data.catalog import data_set_info
 from models.adapted_model import AdaptedModel
 from protocol.build import build_model
 from protocol.config import RunConfig
-from protocol.records import adapter_shapes
 from protocol.train_messages import TrainRequest
 from server_app.run import build_strategy, run
 from strategies.records import RoundRecord
@@ -136,7 +135,6 @@ def test_a_client_that_joins_at_round_3_gets_a_generated_start_and_one_that_leav
 
 def first_start(sent: Iterable[Message], name: str, model: AdaptedModel) -> TrainRequest:
     """Return the first training request that was sent to a client."""
-    shapes = adapter_shapes(model.initialise(0))
     trained = [message for message in sent if message.metadata.message_type == TrainRequest.TYPE]
-    requests = (TrainRequest.decode(message.content, shapes) for message in trained)
+    requests = (TrainRequest.decode(message.content, model.initialise(0)) for message in trained)
     return next(request for request in requests if request.client_id == name)

@@ -11,7 +11,7 @@ OPEN, SHUT = dict.fromkeys(TOTAL.parts, 1.0), dict.fromkeys(TOTAL.parts, 0.0)
 
 
 def test_what_is_kept_and_what_is_cut_make_the_whole() -> None:
-    kept, cut = split_at_rank(TOTAL, RANK)
+    kept, cut = split_at_rank(TOTAL, RANK, 100)
     assert_same_products(combine([kept, cut], [1.0, 1.0]), TOTAL, 1e-4)
     assert_same_products(kept, TOTAL.truncated(RANK), 1e-5)
 

@@ -235,3 +235,11 @@ def test_what_a_client_said_is_one_sentence(reason: str, sentence: str) -> None:
     strategy.join(grid)
     asked = strategy.configure_train(1, None, None, grid)[0]
     assert error_sentence(Message(Error(code=2, reason=reason), reply_to=asked)) == sentence
+
+
+@pytest.mark.parametrize("wire", ["float16", "int8"])
+def test_a_narrow_wire_gives_nearly_the_same_rounds(wire: str) -> None:
+    exact, narrow = make_strategy(FlexLoRA()), make_strategy(FlexLoRA(), replace(SETTINGS, wire=wire))
+    records = [run(strategy, 2)[1] for strategy in (exact, narrow)]
+    assert not records[1][-1].failures
+    assert_same_products(exact.state, narrow.state, 0.1)

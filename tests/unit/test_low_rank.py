@@ -22,8 +22,8 @@ from models.low_rank import (
     inner,
     norm,
     truncate,
-    weighted_sum,
 )
+from models.truncation import weighted_sum
 
 SIZES = st.tuples(st.integers(3, 11), st.integers(3, 11), st.integers(1, 6))
 quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)

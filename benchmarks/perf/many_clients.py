@@ -1,0 +1,121 @@
+"""1,000 clients, 50 a round, 20 rounds of hyperlora's server, beside a run that has those 50 alone.
+
+Adapters have the shapes of digits-vit, r = 4, two blocks. The clients are stubs that move their start a little: 1,797
+digits are too few for a thousand clients, and what is measured is the server. Its memory of deviations lies on disk
+(``hyperlora.memory-limit``).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import psutil
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+from benchmarks.local_grid import LocalGrid
+from benchmarks.perf.measure import Comparison
+from benchmarks.perf.vit import made_up_adapter
+from models.adapter import Adapter
+from models.signature import Signature
+from models.start_gradient import part_vectors
+from protocol.build import derive_seed
+from protocol.config import RunConfig, Scalar
+from protocol.signature_messages import ClientCard, SignatureReply
+from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
+from strategies.catalog import build_method
+from strategies.lora_strategy import LoraStrategy, RoundSettings
+from strategies.roster import Roster
+
+FEW, MANY, ROUNDS, WIDTH, CLASSES = 50, 1000, 20, 64, 10
+SHAPES = {"attn.qkv": (192, 64), "attn.proj": (64, 64), "mlp.fc1": (128, 64), "mlp.fc2": (64, 128)}
+METRICS = TrainMetrics(30, 1.0, 1.2, 0.4, 0.9, 0.6, 0.1)
+WARM_ROUNDS = 5
+
+
+def run(repeats: int) -> Iterator[Comparison]:
+    """Yield CPU seconds per round and memory at the last round against round 5; one run each."""
+    few, many = _in_own_process(FEW), _in_own_process(MANY)
+    a, b = (statistics.median(one["seconds"][WARM_ROUNDS:]) for one in (few, many))
+    case = f"hyperlora's server, {MANY:,} clients, {FEW} a round: per round"
+    yield Comparison("many_clients", case, f"{FEW} clients in all", a, b, "s", b / a, "at most 1.5", 1)
+    first, last = many["mebibytes"][WARM_ROUNDS - 1], many["mebibytes"][-1]
+    case = f"the same, memory after round {ROUNDS} (the ratio is the growth in MiB)"
+    yield Comparison(
+        "many_clients", case, f"after round {WARM_ROUNDS}", first, last, "MiB", last - first, "at most 20", 1
+    )
+
+
+def _in_own_process(clients: int) -> dict[str, list[float]]:
+    code = f"from benchmarks.perf.many_clients import print_figures; print_figures({clients})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    figures: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def print_figures(clients: int) -> None:
+    """Run the rounds with ``clients`` stubs; print CPU seconds and memory in MiB after each."""
+    torch.set_num_threads(1)
+    figures: dict[str, list[float]] = {"seconds": [], "mebibytes": []}
+    with tempfile.TemporaryDirectory() as folder:
+        values: dict[str, Scalar] = {"lora.rank": 4, "hyperlora.memory-limit": 64, "run.output-dir": folder}
+        settings = RoundSettings(FEW, 10, (0,), 10 * ROUNDS, 0, clients, 60.0, 600.0)
+        initial = made_up_adapter(0, SHAPES, blocks=2, rank=4, classes=CLASSES)
+        cards = [_card(index) for index in range(clients)]
+        roster = Roster("fingerprint", 2 * WIDTH + CLASSES + 1, CLASSES)
+        strategy = LoraStrategy(
+            build_method(RunConfig.parse(values)), initial=initial, roster=roster, settings=settings
+        )
+        grid = LocalGrid(_stub(cards, initial), {}, FEW)
+        strategy.join(grid)
+        for server_round in range(1, ROUNDS + 1):
+            began = time.process_time()
+            _one_round(strategy, grid, server_round)
+            figures["seconds"].append(time.process_time() - began)
+            figures["mebibytes"].append(psutil.Process().memory_info().rss / 2**20)
+            grid.sent.clear()
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+def _one_round(strategy: LoraStrategy, grid: LocalGrid, server_round: int) -> None:
+    messages = strategy.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
+    strategy.aggregate_train(server_round, grid.send_and_receive(messages))
+
+
+def _stub(cards: list[ClientCard], initial: Adapter) -> ClientApp:
+    app = ClientApp()
+
+    @app.query("signature")
+    def signature(message: Message, context: Context) -> Message:
+        index, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+        return Message(SignatureReply(cards[index::count], {}).encode(), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        request = TrainRequest.decode(message.content, initial)
+        chance = torch.Generator().manual_seed(derive_seed(request.client_id, request.server_round))
+        end = {
+            name: value + 0.01 * torch.randn(value.shape, generator=chance)
+            for name, value in request.start.tensors().items()
+        }
+        adapter = Adapter.from_tensors(end)
+        gradient = request.wants.compress(part_vectors(adapter)) if request.wants.kind != "off" else {}
+        reply = TrainReply(request.client_id, request.server_round, adapter, METRICS, gradient)
+        return Message(reply.encode(request), reply_to=message)
+
+    return app
+
+
+def _card(index: int) -> ClientCard:
+    generator = torch.Generator().manual_seed(index)
+    frequencies = torch.rand(CLASSES, generator=generator) + 0.1
+    mean, std = torch.randn(WIDTH, generator=generator), torch.rand(WIDTH, generator=generator)
+    signature = Signature(mean, std, frequencies / frequencies.sum(), 3.4)
+    return ClientCard(f"client-{index:04}", "any", True, 30, signature)

@@ -1,0 +1,68 @@
+"""The server's work in one round, hyperlora beside fedit: make and pack starts, read replies, aggregate, learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.perf.measure import Comparison, in_turns
+from benchmarks.perf.vit import DEIT_TINY, made_up_adapter
+from models.signature import Signature
+from models.start_gradient import part_vectors
+from protocol.config import RunConfig
+from protocol.signature_messages import ClientCard
+from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
+from strategies.catalog import build_method
+from strategies.method import ClientUpdate, Method
+
+CLIENTS, RANK, BLOCKS, CLASSES, WIDTH = 100, 4, 4, 7, 192
+METRICS = TrainMetrics(100, 1.0, 1.2, 0.4, 0.9, 0.6, 5.0)
+
+
+def run(repeats: int) -> Iterator[Comparison]:
+    """Yield the comparison for 100 clients with DeiT-tiny's last four blocks, r = 4."""
+    cards = [_card(index) for index in range(CLIENTS)]
+    rounds = {name: _Server(name, cards) for name in ("fedit", "hyperlora")}
+    seconds = in_turns({name: one.round for name, one in rounds.items()}, min(repeats, 3))
+    fedit, ours = seconds["fedit"], seconds["hyperlora"]
+    case = f"hyperlora: server's work in a round of {CLIENTS}"
+    yield Comparison("server_time", case, "fedit", fedit, ours, "s", ours / fedit, "at most 2", min(repeats, 3))
+
+
+class _Server:
+    """A method with its state, whose clients answer at once."""
+
+    def __init__(self, name: str, cards: list[ClientCard]) -> None:
+        self.method: Method = build_method(RunConfig.parse({"method": name, "lora.rank": RANK, "lora.last-blocks": 4}))
+        self.cards = cards
+        initial = made_up_adapter(0, DEIT_TINY, blocks=BLOCKS, rank=RANK, classes=CLASSES)
+        self.state: Any = self.method.init(initial)
+        self.state = self.method.register(self.state, {card.client_id: card for card in cards})
+        self.replies = [self._reply(index) for index in range(len(cards))]
+        self.round()
+
+    def round(self) -> None:
+        """Pack a start for every client, read every reply, aggregate."""
+        updates = []
+        for card, content in zip(self.cards, self.replies, strict=True):
+            start = self.method.start(self.state, card)
+            request = TrainRequest(card.client_id, 1, 10, start, self.method.wants)
+            request.encode()
+            reply = TrainReply.decode(content, request)
+            updates.append(ClientUpdate(card, start, reply.end, reply.metrics, reply.gradient))
+        self.state = self.method.aggregate(self.state, updates)
+
+    def _reply(self, index: int) -> Any:
+        end = made_up_adapter(index, DEIT_TINY, blocks=BLOCKS, rank=RANK, classes=CLASSES)
+        wants = self.method.wants
+        gradient = {} if wants.kind == "off" else wants.compress(part_vectors(end))
+        return TrainReply(self.cards[index].client_id, 1, end, METRICS, gradient).encode()
+
+
+def _card(index: int) -> ClientCard:
+    generator = torch.Generator().manual_seed(index)
+    frequencies = torch.rand(CLASSES, generator=generator) + 0.1
+    mean, std = torch.randn(WIDTH, generator=generator), torch.rand(WIDTH, generator=generator)
+    return ClientCard(f"client-{index}", "any", True, 100, Signature(mean, std, frequencies / frequencies.sum(), 4.6))

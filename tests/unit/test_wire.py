@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from flwr.app import Array
+
+from models.adapter import Adapter
+from protocol.evaluate_messages import EvaluateRequest
+from protocol.local_plan import PLAIN_PLAN, LocalPlan
+from protocol.plan_records import as_received
+from protocol.records import ProtocolError, count_bytes
+from protocol.train_messages import TrainReply, TrainRequest
+from protocol.wire import WIRE_DTYPES, pack, packed_shapes, unpack
+from tests.builders import make_adapter, make_metrics
+
+FRESH = make_adapter(5)
+SHAPES = {name: tuple(one.shape) for name, one in make_adapter(0).tensors().items()}
+LARGEST_ERROR = {"float32": 0.0, "float16": 5e-4, "int8": 0.51 / 127}
+
+
+def request_of(wire: str) -> TrainRequest:
+    return TrainRequest("a", 3, 10, as_received(make_adapter(0), PLAIN_PLAN, wire), wire=wire)
+
+
+def reply_to(request: TrainRequest, size: float, client: str = "a") -> TrainReply:
+    noise = make_adapter(9).tensors()
+    end = {name: value + size * noise[name] for name, value in request.start.tensors().items()}
+    return TrainReply(client, 3, Adapter.from_tensors(end), make_metrics())
+
+
+@pytest.mark.parametrize("wire", WIRE_DTYPES)
+def test_every_number_is_off_by_at_most_a_rounding_of_its_row(wire: str) -> None:
+    tensors = make_adapter(0).tensors()
+    packed = pack(tensors, wire)
+    assert {name: (tuple(one.shape), str(one.dtype)[6:]) for name, one in packed.items()} == packed_shapes(SHAPES, wire)
+    for name, value in unpack(packed, wire).items():
+        assert value.dtype == torch.float32
+        assert float((value - tensors[name]).abs().max()) <= LARGEST_ERROR[wire] * float(tensors[name].abs().max())
+
+
+@pytest.mark.parametrize("wire", WIRE_DTYPES)
+def test_both_sides_read_the_same_start(wire: str) -> None:
+    request = request_of(wire)
+    read = TrainRequest.decode(request.encode(), FRESH)
+    assert read.wire == wire
+    for name, value in read.start.tensors().items():
+        torch.testing.assert_close(value, request.start.tensors()[name], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("wire", WIRE_DTYPES)
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_a_movement_loses_no_more_than_its_own_rounding_however_small_it_is(wire: str, size: float) -> None:
+    request = request_of(wire)
+    reply = reply_to(request, size)
+    read = TrainReply.decode(reply.encode(request), request)
+    for name, value in read.end.tensors().items():
+        largest = float((reply.end.tensors()[name] - request.start.tensors()[name]).abs().max())
+        error = float((value - reply.end.tensors()[name]).abs().max())
+        assert error <= 2 * LARGEST_ERROR[wire] * largest + 1e-6
+
+
+def test_int8_roundings_of_many_clients_average_out() -> None:
+    request = request_of("int8")
+    ends = []
+    for index in range(200):
+        client = f"client-{index}"
+        asked, reply = replace(request, client_id=client), reply_to(request, 1.0, client)
+        ends.append(TrainReply.decode(reply.encode(asked), asked).end.head)
+    exact = reply_to(request, 1.0).end.head
+    one, mean = (float((value - exact).norm()) for value in (ends[0], torch.stack(ends).mean(dim=0)))
+    assert mean < one / 5
+
+
+def test_the_same_client_and_round_are_rounded_alike() -> None:
+    request = request_of("int8")
+    first, again = (TrainReply.decode(reply_to(request, 1.0).encode(request), request).end for _ in range(2))
+    assert torch.equal(first.head, again.head)
+
+
+def test_narrow_formats_are_smaller() -> None:
+    tensors = {"lora_A": torch.randn(12, 8, 768), "lora_B": torch.randn(12, 3072, 8)}
+    sizes = [sum(one.nbytes for one in pack(tensors, wire).values()) for wire in WIRE_DTYPES]
+    assert sizes[1] == sizes[0] / 2
+    assert sizes[2] <= sizes[0] / 3.9
+    contents = [replace(request_of(wire), signature_digest="x").encode() for wire in ("float32", "float16")]
+    assert count_bytes(contents[1]) < count_bytes(contents[0])
+
+
+def test_zeros_stay_zeros() -> None:
+    zeros = {"x": torch.zeros(3, 4)}
+    assert torch.equal(unpack(pack(zeros, "int8"), "int8")["x"], zeros["x"])
+
+
+def test_evaluations_travel_in_the_same_formats() -> None:
+    sent = EvaluateRequest("a", 1, [0], make_adapter(0), wire="int8")
+    read = EvaluateRequest.decode(sent.encode(), FRESH)
+    assert read.wire == "int8"
+    assert torch.equal(read.adapter.head, as_received(sent.adapter, PLAIN_PLAN, "int8").head)
+
+
+def test_what_is_not_in_the_declared_format_is_refused() -> None:
+    content = request_of("int8").encode()
+    with pytest.raises(ProtocolError, match="missing or unknown"):
+        TrainReply.decode(reply_to(request_of("int8"), 1.0).encode(), request_of("int8"))
+    content["config"]["wire"] = "int4"
+    with pytest.raises(ProtocolError, match="travel as 'int4'"):
+        TrainRequest.decode(content, FRESH)
+    content["config"]["wire"] = "float16"
+    with pytest.raises(ProtocolError, match="missing or unknown"):
+        TrainRequest.decode(content, FRESH)
+    content = request_of("int8").encode()
+    scale = content["arrays"]["head.scale"].numpy().copy()
+    scale[0] = float("nan")
+    content["arrays"]["head.scale"] = Array(scale)
+    with pytest.raises(ProtocolError, match="NaN"):
+        TrainRequest.decode(content, FRESH)
+
+
+@pytest.mark.parametrize("wire", WIRE_DTYPES)
+def test_what_does_not_travel_is_not_rounded(wire: str) -> None:
+    plan = LocalPlan(trains="B", down=("B", "head"), up=("B", "head"))
+    start = as_received(make_adapter(0), plan, wire)
+    request = TrainRequest("a", 3, 10, start, plan=plan, wire=wire)
+    read = TrainRequest.decode(request.encode(), make_adapter(0)).start
+    for kind, factors in read.low_rank.items():
+        assert torch.equal(factors.A, make_adapter(0).low_rank[kind].A)
+    reply = replace(reply_to(request, 1.0), up=plan.up)
+    end = TrainReply.decode(reply.encode(request), request).end
+    assert torch.equal(end.low_rank["mlp.fc1"].A, start.low_rank["mlp.fc1"].A)
+    assert not torch.equal(end.low_rank["mlp.fc1"].B, start.low_rank["mlp.fc1"].B)
