@@ -16,12 +16,13 @@ from models.signature import Signature
 from models.start_gradient import GRADIENT_KINDS, NO_GRADIENT, GradientSpec
 from protocol.build import derive_seed
 from protocol.envelope import checked_config, config_record, require_wire
-from protocol.local_plan import PARTS, PLAIN_PLAN, LocalPlan, core_shapes
+from protocol.local_plan import PARTS, PLAIN_PLAN, LocalPlan, chosen, core_shapes
 from protocol.plan_records import decode_start, filled, plan_entries, start_records
 from protocol.records import (
     ProtocolError,
     arrays_of,
     decode_tensors,
+    encode_packed,
     encode_tensors,
     metrics_of,
     require,
