@@ -192,6 +192,9 @@ class GeneratorConfig:
     steps: int = key(20, "optimiser steps of its distillation per round", NOT_NEGATIVE)
     learning_rate: float = key(0.01, "of its distillation", POSITIVE)
     virtual: int = key(48, "mixed and noised signatures per distillation", NOT_NEGATIVE)
+    newcomer_share: float = key(
+        0.0, "least share of the generator in the start of a client that never trained", BELOW_ONE
+    )
     noise: float = key(0.2, "standard deviation of their noise, in standardised units", NOT_NEGATIVE)
 
 

@@ -49,6 +49,7 @@ class HyperLoRA:
         server_step: eta, step of the anchor along the averaged movements.
         shuffled: whether every client is described by another one's signature, half the list away (an ablation).
         memory: the empty memory: in RAM, or one that keeps most of its entries on disk.
+        newcomer_share: least share of the generator in the start of a client without an entry in the memory.
         merges_own: whether clients merge their start with their own last adapter at use (Potara's gate).
         generator_inputs: numbers that a description is reduced to for the generator.
     """
@@ -66,6 +67,7 @@ class HyperLoRA:
     shuffled: bool = False
     memory: Mapping[str, Adapter] = field(default_factory=dict)
     merges_own: bool = False
+    newcomer_share: float = 0.0
 
     @property
     def state_classes(self) -> tuple[type, ...]:
@@ -114,7 +116,7 @@ class HyperLoRA:
             return put_together(state.anchor, terms)
         if not terms:
             return put_together(state.anchor, [(made, 1.0)])
-        share = by_part(state, torch.sigmoid(state.gates["generator"]))
+        share = self._generated_share(state, card)
         mixed = [(one, {part: (1 - share[part]) * weight[part] for part in share}) for one, weight in terms]
         return put_together(state.anchor, [*mixed, (made, share)])
 
@@ -175,6 +177,13 @@ class HyperLoRA:
             "learning": self.learning_rate,
         }
         return [name for name, setting in on.items() if not setting]
+
+    def _generated_share(self, state: HyperLoraState, card: ClientCard) -> dict[str, float]:
+        """Return by part how much of the start is generated: the learned gate, or more for who has no entry."""
+        learned = by_part(state, torch.sigmoid(state.gates["generator"]))
+        if card.client_id in state.memory:
+            return learned
+        return {part: max(share, self.newcomer_share) for part, share in learned.items()}
 
     def _attended(self, state: HyperLoraState, card: ClientCard) -> list[tuple[Adapter, dict[str, float]]]:
         if not state.memory or not self.strength:
@@ -240,6 +249,7 @@ def build(config: RunConfig) -> HyperLoRA:
         shuffled=own.shuffle_signatures,
         memory=_empty_memory(config),
         merges_own=own.merge_own,
+        newcomer_share=net.newcomer_share,
     )
 
 

@@ -55,10 +55,10 @@ def sent(directory: Path, way: str) -> float:
 
 
 def test_what_travels_is_what_the_method_says(tmp_path: Path) -> None:
-    sizes = {
-        name: {way: sent(made(tmp_path / name, method=name), way) for way in ("down", "up")}
-        for name in ("fedit", "ffa-lora", "fedsa-lora", "rolora", "fed-sb")
+    runs = {
+        name: made(tmp_path / name, method=name) for name in ("fedit", "ffa-lora", "fedsa-lora", "rolora", "fed-sb")
     }
+    sizes = {name: {way: sent(directory, way) for way in ("down", "up")} for name, directory in runs.items()}
     whole = sizes["fedit"]
     assert sizes["ffa-lora"]["down"] < 0.8 * whole["down"]
     assert sizes["ffa-lora"]["up"] < 0.8 * whole["up"]
@@ -72,7 +72,7 @@ def test_what_travels_is_what_the_method_says(tmp_path: Path) -> None:
 def test_clients_of_different_ranks_take_part_together(method: str, tmp_path: Path) -> None:
     directory = made(tmp_path, method=method, **{"lora.ranks": "1,4"})
     assert not any(one["failures"] for one in figures(directory))
-    low = (directory / "adapters" / "original-0" / "adapter_config.json").read_text()
-    high = (directory / "adapters" / "original-1" / "adapter_config.json").read_text()
+    low = (directory / "adapters" / "clean-0" / "adapter_config.json").read_text()
+    high = (directory / "adapters" / "clean-1" / "adapter_config.json").read_text()
     ranks = [json.loads(one)["r"] for one in (low, high)]
     assert ranks == [1, 4] or method == "flora"

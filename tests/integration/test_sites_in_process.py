@@ -15,10 +15,9 @@ from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
-from data.catalog import data_set_info
 from models.adapted_model import AdaptedModel
-from protocol.build import build_model
-from protocol.config import RunConfig
+from protocol.build import build_model, data_set_info
+from protocol.config import DataConfig, RunConfig
 from protocol.train_messages import TrainRequest
 from server_app.run import build_strategy, run
 from strategies.records import RoundRecord
@@ -98,7 +97,7 @@ def test_a_node_without_a_client_id_is_left_out_and_the_run_goes_on(tmp_path: Pa
 def test_a_client_that_joins_at_round_3_gets_a_generated_start_and_one_that_leaves_is_done_without(
     tmp_path: Path,
 ) -> None:
-    names = [f"{domain}-{index}" for domain in data_set_info("digits").domains for index in (0, 1)]
+    names = [f"{domain}-{index}" for domain in data_set_info(DataConfig()).domains for index in (0, 1)]
     newcomer, leaver, size = names[-1], names[0], 5
     seed = next(one for one in range(99) if newcomer in sample_cohort(names, size, seed=one, server_round=3))
     own = {"seed": seed, "federation.rounds": 6, "federation.clients-per-round": size, "federation.min-clients": 7}
