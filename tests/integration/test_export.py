@@ -43,7 +43,7 @@ def test_an_exported_adapter_loads_with_peft_and_has_the_accuracy_that_the_run_r
     model = PeftModel.from_pretrained(backbone, str(tmp_path / "mine")).eval()
     test = workplace.client("noisy-4").test
     with torch.no_grad():
-        predicted = model(workplace.model.backbone.prepare(test.images)).argmax(dim=1)
+        predicted = model(workplace.model.backbone.prepare(test.inputs)).argmax(dim=1)
     accuracy = float((predicted == test.labels).float().mean())
     assert accuracy == pytest.approx(score_of(short_run, "noisy-4"))
     assert accuracy > 0.2
@@ -57,7 +57,7 @@ def test_a_merged_model_loads_with_timm_alone_and_predicts_as_the_adapter_does(
     model.load_state_dict(load_file(tmp_path / "merged" / "model.safetensors"), strict=True)
     test = workplace.client("noisy-4").test
     with torch.no_grad():
-        predicted = model(workplace.model.backbone.prepare(test.images)).argmax(dim=1)
+        predicted = model(workplace.model.backbone.prepare(test.inputs)).argmax(dim=1)
     assert float((predicted == test.labels).float().mean()) == pytest.approx(score_of(short_run, "noisy-4"))
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for client_id in ("rotated-0", "rotated-1"):
         data = workplace.client(client_id)
         for part, samples in (("a", data.train), ("b", data.test)):
-            for index, (image, label) in enumerate(zip(samples.images, samples.labels, strict=True)):
+            for index, (image, label) in enumerate(zip(samples.inputs, samples.labels, strict=True)):
                 path = root / str(int(label)) / f"{client_id}-{part}-{index}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image[0].numpy()).save(path)
@@ -64,7 +64,7 @@ def test_both_adapters_load_with_peft_and_have_the_accuracy_that_was_said(person
         built = build_model(config.data, config.model, config.lora)
         model = PeftModel.from_pretrained(built.peft_model.unload(), str(personal / name)).eval()
         with torch.no_grad():
-            predicted = model(built.backbone.prepare(test.images)).argmax(dim=1)
+            predicted = model(built.backbone.prepare(test.inputs)).argmax(dim=1)
         assert float((predicted == test.labels).float().mean()) == pytest.approx(accuracy)
 
 
@@ -78,7 +78,7 @@ def test_the_generated_adapter_is_far_better_than_chance_and_local_steps_change_
 def test_the_same_signature_under_a_new_name_gets_nearly_what_the_unseen_client_got(short_run: Path) -> None:
     run = RunFiles.open(short_run)
     card = run.require_clients().cards["rotated-4"]
-    after_round, start = start_for(run, replace(card, client_id="somebody"))
+    after_round, start, _ = start_for(run, replace(card, client_id="somebody"))
     assert after_round == 3
     workplace = open_workplace(run.config)
     tokens = workplace.tokens("rotated-4", "test")
