@@ -22,6 +22,7 @@ from models.low_rank import Factors
 from models.signature import Projection, Standardizer
 from models.start_gradient import NO_GRADIENT, GradientSpec
 from models.synthesizer import initial_psi
+from protocol.build import derive_seed
 from protocol.config import RunConfig
 from protocol.local_plan import PLAIN_PLAN, LocalPlan
 from protocol.signature_messages import ClientCard
@@ -47,7 +48,7 @@ class HyperLoRA:
         generator: the hypernetwork and how it is trained; None where it is off.
         carried_rank: rank of what the corrector carries; 0 where it is off.
         server_step: eta, step of the anchor along the averaged movements.
-        shuffled: whether every client is described by another one's signature, half the list away (an ablation).
+        shuffled: whether clients are described by each other's signatures, drawn by their names (an ablation).
         memory: the empty memory: in RAM, or one that keeps most of its entries on disk.
         newcomer_share: least share of the generator in the start of a client without an entry in the memory.
         merges_own: whether clients merge their start with their own last adapter at use (Potara's gate).
@@ -95,11 +96,8 @@ class HyperLoRA:
         if isinstance(self.memory, DiskMemory) and not isinstance(state.memory, DiskMemory):
             state = replace(state, memory=self.memory.with_entries(state.memory))
         names = sorted(cards)
-        half = len(names) // 2 if self.shuffled else 0
-        described = {
-            name: describe(cards[other].signature)
-            for name, other in zip(names, names[half:] + names[:half], strict=True)
-        }
+        others = sorted(names, key=lambda name: derive_seed("shuffled", name)) if self.shuffled else names
+        described = {name: describe(cards[other].signature) for name, other in zip(names, others, strict=True)}
         table, groups = torch.stack([described[name] for name in names]), description_groups(cards[names[0]].signature)
         state = replace(state, standardizer=Standardizer.fit(table), descriptions=described, groups=groups)
         if state.projection is not None and len(cards) < 2 * state.projection.fitted:
