@@ -109,3 +109,15 @@ def test_what_is_not_to_be_learned_stays() -> None:
 
 def test_the_names_are_those_of_the_configuration() -> None:
     assert set(LEARNABLE) == set(CONFIGURED)
+
+
+def test_shuffled_clients_are_described_by_each_other_and_neighbours_do_not_stay_together() -> None:
+    names = [f"{domain}-{index}" for domain in ("art", "ink", "map") for index in range(5)]
+    cards = {name: make_card(name, seed=place) for place, name in enumerate(names)}
+    plain, shuffled = (replace(METHOD, shuffled=one).init(make_adapter(0)) for one in (False, True))
+    before = METHOD.register(plain, cards).descriptions
+    after = replace(METHOD, shuffled=True).register(shuffled, cards).descriptions
+    owner = {tuple(value.tolist()): name for name, value in before.items()}
+    whose = {name: owner[tuple(value.tolist())] for name, value in after.items()}
+    assert sorted(whose.values()) == sorted(cards)
+    assert len({other.split("-")[0] for name, other in whose.items() if name.startswith("art")}) > 1
