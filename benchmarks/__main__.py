@@ -10,12 +10,11 @@ import typer
 from rich.console import Console
 
 from benchmarks.figures import draw_methods, draw_steps
+from benchmarks.pages import fill_pages, hours, tables_of
 from benchmarks.perf.run import run_perf
 from benchmarks.pool import run_all
 from benchmarks.result import is_there, load_results
 from benchmarks.suite import Job, SuiteError, has_grid, load_jobs
-from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, steps_table
-from benchmarks.tracks import domain_table, target_table
 from benchmarks.tuning import choose
 from cli.output import CommandError
 from cli.settings import PATH_KEYS, absolute, parse_override
@@ -23,13 +22,15 @@ from protocol.config import ConfigError
 
 app = typer.Typer(add_completion=False)
 console = Console()
-TARGET_REFERENCE = "fedit"
 RESULTS = Path(__file__).parent / "results"
 
 
 @app.command()
 def main(
-    suite: Annotated[str, typer.Argument(help="name of a file in benchmarks/suites, for example digits; or perf")],
+    suite: Annotated[
+        str,
+        typer.Argument(help="a file in benchmarks/suites, for example digits; or perf, or pages (the tables in docs)"),
+    ],
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="seed to run instead of the suite's; may be repeated")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="variant to run; may be repeated; all by default")] = None,
@@ -39,6 +40,9 @@ def main(
 ) -> None:
     """Run a suite's missing runs, then print its tables and draw its figures; they need the json files alone."""
     logging.basicConfig(level=logging.WARNING)
+    if suite == "pages":
+        fill_pages(results, say)
+        raise typer.Exit
     if suite == "perf":
         raise typer.Exit(0 if run_perf(variant or [], results / suite, say) else 1)
     try:
@@ -64,13 +68,8 @@ def show(suite: str, wanted: list[Job], folder: Path, reference: str) -> None:
     if has_grid(suite):
         say(choose(suite, wanted, found))
         return
-    say(accuracy_table(found, order))
-    say(paired_table(found, order, reference))
-    for table in (steps_table, domain_table, parts_table, cost_table):
-        say(table(found, order))
-    say(target_table(found, order, TARGET_REFERENCE))
-    hours = sum(run["seconds"] for name in order for run in found.get(name, [])) / 3600
-    say(f"{hours:.1f} hours of runs in all, one core each.")
+    for text in [*tables_of(found, order, reference), hours(found, order)]:
+        say(text)
     draw_steps(found, order, folder / "figures" / "steps")
     draw_methods(found, order, folder / "figures" / "methods")
 

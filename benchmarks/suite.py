@@ -1,8 +1,8 @@
 """A suite: settings as toml, one run per variant and seed.
 
-A suite file has ``seeds`` and ``variants`` (or ``variants-of``: those of another suite), and may have a ``preset``, a
-``base`` of settings for all runs, a ``grid`` (a key and its values, every variant is run with each), and ``tuned``: the
-suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`).
+A suite file has ``seeds`` and ``variants`` (or ``variants-of``: those of another suite), and may have a ``title``, a
+``preset``, a ``base`` of settings for all runs, a ``grid`` (a key and its values, every variant is run with each), and
+``tuned``: the suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`).
 """
 
 from __future__ import annotations
@@ -72,6 +72,20 @@ def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], var
 def has_grid(suite: str) -> bool:
     """Tell whether a suite compares settings of each variant."""
     return "grid" in _read(HERE / "suites" / f"{suite}.toml", f"suite '{suite}'")
+
+
+def suite_title(suite: str) -> str:
+    """Return what a suite's setting is called in a table; its name where it has no ``title``."""
+    return str(_read(HERE / "suites" / f"{suite}.toml", f"suite '{suite}'").get("title", suite))
+
+
+def variant_names(suite: str) -> list[str]:
+    """Return the names of a suite's variants in order.
+
+    Raises:
+        SuiteError: there is no such suite.
+    """
+    return list(_variants(_read(HERE / "suites" / f"{suite}.toml", f"suite '{suite}'")))
 
 
 def _variants(table: Mapping[str, Any]) -> dict[str, Any]:

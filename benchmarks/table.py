@@ -42,6 +42,22 @@ def paired_table(results: Results, order: Sequence[str], reference: str) -> str:
     return markdown(f"minus {reference}", list(COLUMNS), rows)
 
 
+def side_by_side(suites: Mapping[str, Results], order: Sequence[str]) -> str:
+    """Return a markdown table of several suites: as received / after K steps, means over seeds in percent."""
+    columns = [f"{title}, {group}" for title in suites for group in ("seen", "unseen")]
+    rows = {
+        name: [_pair(results.get(name, []), group) for results in suites.values() for group in ("seen", "unseen")]
+        for name in order
+        if any(name in results for results in suites.values())
+    }
+    return markdown("as received / after K steps", columns, rows)
+
+
+def _pair(runs: Sequence[Mapping[str, Any]], group: str) -> str:
+    paths = [(group, column, "mean") for column in ("zero_step", "k_step")]
+    return " / ".join(f"{mean(_value(run, path) for run in runs):.1f}" for path in paths) if runs else ""
+
+
 def steps_table(results: Results, order: Sequence[str]) -> str:
     """Return a markdown table: accuracy of seen and unseen clients by local steps after the last round."""
     curves = {

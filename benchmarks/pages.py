@@ -1,0 +1,106 @@
+"""The tables in ``docs/``: each block between two marks is printed from the json files, never typed.
+
+A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
+``<!-- /results -->``; all but the suite may be left out. Several suites, with commas, stand side by side in one table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.result import load_results
+from benchmarks.suite import SuiteError, suite_title, variant_names
+from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
+from benchmarks.tracks import domain_table, target_table
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+TARGET_REFERENCE = "fedit"
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(?P<head><!-- results: (?P<wanted>.*?) -->\n).*?(?P<tail><!-- /results -->)", re.DOTALL)
+TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
+    "accuracy": lambda found, order, _: accuracy_table(found, order),
+    "paired": paired_table,
+    "steps": lambda found, order, _: steps_table(found, order),
+    "domains": lambda found, order, _: domain_table(found, order),
+    "parts": lambda found, order, _: parts_table(found, order),
+    "cost": lambda found, order, _: cost_table(found, order),
+    "target": lambda found, order, _: target_table(found, order, TARGET_REFERENCE),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which tables of which suites stand in a block; all variants and tables by default."""
+
+    suites: tuple[str, ...]
+    tables: tuple[str, ...]
+    variants: tuple[str, ...]
+    reference: str
+
+    @classmethod
+    def parse(cls, wanted: str) -> Block:
+        """Read the text of an opening mark.
+
+        Raises:
+            SuiteError: it names a table or a key that there is not.
+        """
+        first, *rest = (part.strip() for part in wanted.split(" | "))
+        suites = _names(first, ",")
+        keys = dict(part.split("=", 1) for part in rest)
+        if unknown := set(keys) - {"tables", "variants", "reference"}:
+            raise SuiteError(f"'{wanted}' has the unknown keys {sorted(unknown)}")
+        tables = _names(keys.get("tables", ""), ",") or tuple(TABLES)
+        if missing := set(tables) - set(TABLES):
+            raise SuiteError(f"'{wanted}' names the tables {sorted(missing)}; there are {', '.join(TABLES)}")
+        variants = _names(keys.get("variants", ""), ";") or tuple(variant_names(suites[0]))
+        return cls(suites, tables, variants, keys.get("reference", variants[0]))
+
+
+def tables_of(found: Results, order: Sequence[str], reference: str, names: Sequence[str] = tuple(TABLES)) -> list[str]:
+    """Return the named tables of the variants in ``order``, those that are empty left out."""
+    return [text for text in (TABLES[name](found, order, reference) for name in names) if text]
+
+
+def hours(found: Results, order: Sequence[str]) -> str:
+    """Return a sentence: how long the runs took together."""
+    seconds = sum(run["seconds"] for name in order for run in found.get(name, []))
+    return f"{seconds / 3600:.1f} hours of runs in all, one core each."
+
+
+def pages() -> list[Path]:
+    """Return the pages that may have blocks: README.md and everything in ``docs/``."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def filled(page: str, results: Path) -> str:
+    """Return the text of a page with every block printed anew from the json files under ``results``."""
+    return BLOCK.sub(lambda block: f"{block['head']}\n{_text(block['wanted'], results)}\n\n{block['tail']}", page)
+
+
+def fill_pages(results: Path, say: Callable[[str], None]) -> None:
+    """Print every block of every page anew and say which pages changed."""
+    for path in pages():
+        before = path.read_text(encoding="utf-8")
+        after = filled(before, results)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            say(f"{path.relative_to(ROOT)} is new")
+
+
+def _text(wanted: str, results: Path) -> str:
+    block = Block.parse(wanted)
+    found = {suite: load_results(results / suite) for suite in block.suites}
+    first = found[block.suites[0]]
+    if len(found) == 1:
+        return "\n\n".join(
+            [*tables_of(first, block.variants, block.reference, block.tables), hours(first, block.variants)]
+        )
+    return side_by_side({suite_title(suite): runs for suite, runs in found.items()}, block.variants)
+
+
+def _names(text: str, between: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(between) if name.strip())

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.pages import ROOT, Block, filled, pages
+from benchmarks.result import HERE
+from benchmarks.suite import SuiteError
+
+RESULTS = HERE / "results"
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_table_of_a_page_is_what_the_json_files_say(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert filled(text, RESULTS) == text, "run 'python -m benchmarks pages'"
+
+
+def test_a_block_has_the_named_tables_and_variants_only() -> None:
+    page = "a\n<!-- results: digits | tables=accuracy | variants=hyperlora; fedit -->\nold\n<!-- /results -->\nb\n"
+    text = filled(page, RESULTS)
+    assert text.startswith("a\n")
+    assert text.endswith("<!-- /results -->\nb\n")
+    assert "old" not in text
+    assert [line.split(" | ")[0] for line in text.splitlines() if "±" in line and line.startswith("|")] == [
+        "| hyperlora",
+        "| fedit",
+    ]
+    assert "minus" not in text
+
+
+def test_suites_with_commas_stand_side_by_side() -> None:
+    text = filled("<!-- results: pacs-feature, pacs | variants=fedit -->\n<!-- /results -->", RESULTS)
+    header, _, row = (line for line in text.splitlines() if line.startswith("|"))
+    assert "feature shift, seen | feature shift, unseen | Dirichlet 0.5, seen | Dirichlet 0.5, unseen" in header
+    assert row.startswith("| fedit | ")
+    assert row.count(" / ") == 4
+
+
+def test_variants_may_have_commas_and_the_reference_is_the_first() -> None:
+    block = Block.parse("pacs-ablation | variants=K = 2, rate x 3; no prior")
+    assert block.variants == ("K = 2, rate x 3", "no prior")
+    assert block.reference == "K = 2, rate x 3"
+
+
+@pytest.mark.parametrize("wanted", ["digits | tables=nope", "digits | colour=red", "nope"])
+def test_a_wrong_mark_is_one_sentence(wanted: str) -> None:
+    with pytest.raises(SuiteError, match=r"nope|colour"):
+        Block.parse(wanted)
