@@ -60,15 +60,21 @@ def _pair(runs: Sequence[Mapping[str, Any]], group: str) -> str:
 
 def steps_table(results: Results, order: Sequence[str]) -> str:
     """Return a markdown table: accuracy of seen and unseen clients by local steps after the last round."""
-    rows: dict[str, list[str]] = {}
-    columns: list[str] = []
-    for name in order:
-        for group in ("seen", "unseen"):
-            runs = [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in results.get(name, [])]
-            if runs:
-                columns = list(runs[0])
-                rows[f"{name}, {group}"] = [cell([100 * run[steps] for run in runs]) for steps in columns]
+    curves = {
+        f"{name}, {group}": [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in results[name]]
+        for name in order
+        for group in ("seen", "unseen")
+        if name in results
+    }
+    columns = sorted({steps for runs in curves.values() for run in runs for steps in run}, key=int)
+    rows = {label: [_mean_cell(runs, steps) for steps in columns] for label, runs in curves.items()}
     return markdown("local steps", columns, rows)
+
+
+def _mean_cell(runs: Sequence[Mapping[str, float]], steps: str) -> str:
+    """Return the cell of one number of steps over the runs that were scored after it; empty where none was."""
+    found = [100 * run[steps] for run in runs if steps in run]
+    return cell(found) if found else ""
 
 
 def parts_table(results: Results, order: Sequence[str]) -> str:

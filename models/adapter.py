@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.low_rank import Factors, align, concatenate, inner
+from models.low_rank import Factors, align, concatenate, inner, padded
 from models.truncation import best_rank
 
 HEAD = "head"
@@ -101,9 +101,7 @@ def resized(adapter: Adapter, rank: int) -> Adapter:
 
     Training leaves padded zeros at zero, since each of the two factors gets its gradient through the other.
     """
-    missing = rank - adapter.rank
-    pad = torch.nn.functional.pad
-    return adapter.map(lambda one: Factors(B=pad(one.B, (0, missing)), A=pad(one.A, (0, 0, 0, missing))))
+    return adapter.map(lambda one: padded(one, rank))
 
 
 def split_at_rank(adapter: Adapter, rank: int, rest_rank: int) -> tuple[Adapter, Adapter]:

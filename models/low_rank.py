@@ -119,9 +119,9 @@ def truncate(factors: Factors, rank: int) -> Truncation:
     if not 1 <= rank <= min(m, n):
         raise ValueError(f"expected a rank from 1 to min(m, n) = {min(m, n)}, got {rank}")
 
-    padded = _pad(factors.to(torch.float64), max(R, rank))
-    Q_B, R_B = torch.linalg.qr(padded.B)
-    Q_A, R_A = torch.linalg.qr(padded.A.mT)
+    wide = padded(factors.to(torch.float64), max(R, rank))
+    Q_B, R_B = torch.linalg.qr(wide.B)
+    Q_A, R_A = torch.linalg.qr(wide.A.mT)
     U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
     S[..., R:] = 0
 
@@ -134,6 +134,13 @@ def truncate(factors: Factors, rank: int) -> Truncation:
         residual=Factors(B[..., rank:].contiguous(), A[..., rank:, :].contiguous()),
         singular_values=S[..., :R].to(dtype),
     )
+
+
+def padded(factors: Factors, rank: int) -> Factors:
+    """Return the same dW with zero columns of B and zero rows of A up to ``rank``; a smaller rank cuts the last ones."""
+    missing = rank - factors.rank
+    pad = torch.nn.functional.pad
+    return Factors(pad(factors.B, (0, missing)), pad(factors.A, (0, 0, 0, missing)))
 
 
 def inner(x: Factors, y: Factors) -> Tensor:
@@ -160,8 +167,8 @@ def gram(factors: Sequence[Factors]) -> Tensor:
     """
     _check_same_space(factors)
     rank = max(f.rank for f in factors)
-    padded = [_pad(_wide(f), rank) for f in factors]
-    B, A = torch.stack([f.B for f in padded]), torch.stack([f.A for f in padded])
+    alike = [padded(_wide(f), rank) for f in factors]
+    B, A = torch.stack([f.B for f in alike]), torch.stack([f.A for f in alike])
     B64, A64 = B.to(torch.float64), A.to(torch.float64)
     left = torch.einsum("i...mr,j...ms->ij...rs", B64, B64)
     right = torch.einsum("i...rn,j...sn->ij...rs", A64, A64)
@@ -202,13 +209,6 @@ def _wide(factors: Factors) -> Factors:
     """Return both factors in one dtype, float32 or wider."""
     dtype = torch.promote_types(torch.promote_types(factors.B.dtype, factors.A.dtype), torch.float32)
     return factors.to(dtype)
-
-
-def _pad(factors: Factors, rank: int) -> Factors:
-    """Return the same dW with zero columns of B and zero rows of A up to ``rank``."""
-    missing = rank - factors.rank
-    pad = torch.nn.functional.pad
-    return Factors(pad(factors.B, (0, missing)), pad(factors.A, (0, 0, 0, missing)))
 
 
 def _check_same_space(factors: Sequence[Factors]) -> None:

@@ -37,7 +37,7 @@ class TrainRequest:
 
     ``signature_digest`` is that of the signature the server holds; a client whose data changed sends a new one.
     ``wire`` is how adapters travel in this exchange (:mod:`protocol.wire`); ``start`` is to be what the client reads
-    (:func:`protocol.records.as_received`), so that rounding is not taken for a movement of the client.
+    (:func:`protocol.plan_records.as_received`), so that rounding is not taken for a movement of the client.
     """
 
     TYPE: ClassVar[str] = "train"

@@ -15,30 +15,15 @@ from models.adapter import Adapter, combine
 from models.low_rank import ROW_NORM, Factors
 from protocol.build import derive_seed
 from protocol.config import RunConfig
-from protocol.local_plan import LocalPlan
-from protocol.signature_messages import ClientCard
-from strategies.merged_base import MergedState, merged, without_head
-from strategies.method import ClientUpdate, Plain, example_weights
+from strategies.merged_base import MergedState, Merging, merged, without_head
+from strategies.method import ClientUpdate, example_weights
 
 
 @dataclass(frozen=True)
-class Flora(Plain):
+class Flora(Merging):
     """Settings: the seed of the fresh factors of each round."""
 
     seed: int
-    state_classes = (MergedState, Adapter, Factors)
-
-    def init(self, initial: Adapter) -> MergedState:
-        """Start from the fresh adapter with nothing merged."""
-        return MergedState(initial, None, 0)
-
-    def start(self, state: MergedState, card: ClientCard) -> Adapter:
-        """Send everybody the same fresh factors with the averaged head."""
-        return state.adapter
-
-    def plan(self, state: MergedState, card: ClientCard) -> LocalPlan:
-        """Have the merged product added to the frozen weights."""
-        return LocalPlan(base=state.base)
 
     def aggregate(self, state: MergedState, updates: Sequence[ClientUpdate]) -> MergedState:
         """Merge the stack, draw fresh factors, average the heads."""
@@ -47,10 +32,6 @@ class Flora(Plain):
             {kind: self._fresh(kind, one, state.rounds) for kind, one in state.adapter.low_rank.items()}, total.head
         )
         return MergedState(fresh, merged(state.base, without_head(total)), state.rounds + 1)
-
-    def anchor(self, state: MergedState) -> Adapter:
-        """Return what was merged, with the averaged head."""
-        return state.whole()
 
     def _fresh(self, kind: str, factors: Factors, rounds: int) -> Factors:
         """Return B = 0 and a random A as PEFT draws it."""

@@ -1,4 +1,4 @@
-"""The state of methods that merge products into the frozen weights."""
+"""What methods share that merge products into the frozen weights: their state, and all but the aggregation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from models.adapter import Adapter, combine
-from models.low_rank import Factors, truncate
+from models.low_rank import Factors, padded, truncate
+from protocol.local_plan import LocalPlan
+from protocol.signature_messages import ClientCard
+from strategies.method import Plain
 
 NEGLIGIBLE = 1e-6
 
@@ -25,6 +28,28 @@ class MergedState:
         return self.adapter if self.base is None else combine([self.adapter, self.base], [1.0, 1.0])
 
 
+class Merging(Plain):
+    """A method whose clients train one common adapter over a base product that the server keeps adding to."""
+
+    state_classes = (MergedState, Adapter, Factors)
+
+    def init(self, initial: Adapter) -> MergedState:
+        """Start from the fresh adapter with nothing merged."""
+        return MergedState(initial, None, 0)
+
+    def start(self, state: MergedState, card: ClientCard) -> Adapter:
+        """Send everybody the same adapter."""
+        return state.adapter
+
+    def plan(self, state: MergedState, card: ClientCard) -> LocalPlan:
+        """Have the merged product added to the frozen weights."""
+        return LocalPlan(base=state.base)
+
+    def anchor(self, state: MergedState) -> Adapter:
+        """Return the adapter plus what was merged."""
+        return state.whole()
+
+
 def without_head(adapter: Adapter) -> Adapter:
     """Return the products alone."""
     return Adapter(adapter.low_rank, torch.zeros_like(adapter.head))
@@ -35,7 +60,7 @@ def merged(base: Adapter | None, more: Adapter) -> Adapter:
     total = more if base is None else combine([base, more], [1.0, 1.0])
     cuts = {kind: _compact(one) for kind, one in total.low_rank.items()}
     rank = max(one.rank for one in cuts.values())
-    return Adapter({kind: _padded(one, rank) for kind, one in cuts.items()}, total.head)
+    return Adapter({kind: padded(one, rank) for kind, one in cuts.items()}, total.head)
 
 
 def _compact(factors: Factors) -> Factors:
@@ -46,9 +71,3 @@ def _compact(factors: Factors) -> Factors:
     needed = int((size > NEGLIGIBLE * size[:, :1]).sum(dim=1).max())
     needed = max(needed, 1)
     return Factors(B=cut.kept.B[..., :needed].contiguous(), A=cut.kept.A[..., :needed, :].contiguous())
-
-
-def _padded(factors: Factors, rank: int) -> Factors:
-    missing = rank - factors.rank
-    pad = torch.nn.functional.pad
-    return Factors(B=pad(factors.B, (0, missing)), A=pad(factors.A, (0, 0, 0, missing)))

@@ -131,20 +131,6 @@ def test_no_function_changes_its_arguments(name: str) -> None:
     assert all(torch.equal(value, again.tensors()[key]) for key, value in first.tensors().items())
 
 
-def test_fedit_misses_the_average_product_by_the_covariance_of_the_factors() -> None:
-    method = method_of("fedit")
-    ends = {one: moved(INITIAL, one, 1) for one in "abc"}
-    got = method.anchor(aggregated(method, ends))
-    total = sum(CARDS[one].num_examples for one in ends)
-    for kind, factors in got.low_rank.items():
-        mean_product = sum(CARDS[o].num_examples / total * e.low_rank[kind].product() for o, e in ends.items())
-        covariance = sum(
-            CARDS[o].num_examples / total * (e.low_rank[kind].B - factors.B) @ (e.low_rank[kind].A - factors.A)
-            for o, e in ends.items()
-        )
-        torch.testing.assert_close(mean_product - factors.product(), covariance, rtol=1e-4, atol=1e-4)
-
-
 def scaled_gauges(end: Adapter) -> dict[str, Adapter]:
     """Clients whose factors differ and whose products are multiples of one: their average has the rank of each."""
     return {"a": end, "b": turned(end.scaled(2.0)), "c": turned(turned(end.scaled(0.5)))}

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.result import is_there, load_results
 from benchmarks.suite import HERE, SuiteError, chosen_settings, flatten, load_jobs
-from benchmarks.table import accuracy_table, paired_table
+from benchmarks.table import accuracy_table, paired_table, steps_table
 from benchmarks.tracks import domain_table, target_table
 from benchmarks.tuning import choose
 from protocol.config import ConfigError, RunConfig
@@ -87,8 +87,8 @@ def test_a_grid_runs_every_variant_with_each_choice_and_the_best_by_validation_l
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = load_jobs("pacs-tune", {}, [], ["fedit"])
-    assert [job.config.train.learning_rate for job in jobs] == [0.001, 0.003, 0.01]
-    found = {job.variant: [_validated(loss)] for job, loss in zip(jobs, (0.9, 0.5, 0.7), strict=True)}
+    assert [job.config.train.learning_rate for job in jobs] == [0.001, 0.003, 0.01, 0.03]
+    found = {job.variant: [_validated(loss)] for job, loss in zip(jobs, (0.9, 0.5, 0.7, 0.8), strict=True)}
     monkeypatch.setattr("benchmarks.tuning.TUNED", tmp_path)
     monkeypatch.setattr("benchmarks.suite.TUNED", tmp_path)
     choose("pacs-tune", jobs, found)
@@ -145,6 +145,14 @@ def test_the_cost_of_reaching_the_references_level_is_counted_in_rounds_steps_an
 def test_the_global_model_is_scored_by_domain_and_methods_without_one_are_left_out() -> None:
     found = {"fedit": [_run("fedit", [0.1], {"0": 0.5})], "local": [_run("local", [0.1], {"0": 0.5}, "local")]}
     assert domain_table(found, ["fedit", "local"]).splitlines()[2:] == ["| fedit | 62.5 | 20.0 | 41.2 |"]
+
+
+def test_variants_scored_after_other_numbers_of_steps_share_one_header() -> None:
+    found = {"a": [_run("a", [0.1], {"0": 0.5, "2": 0.6, "10": 0.7})], "b": [_run("b", [0.1], {"0": 0.2, "5": 0.3})]}
+    lines = steps_table(found, ["a", "b"]).splitlines()
+    assert lines[0] == "| local steps | 0 | 2 | 5 | 10 |"
+    assert lines[2] == "| a, seen | 50.0 | 60.0 |  | 70.0 |"
+    assert lines[5] == "| b, unseen | 20.0 |  | 30.0 |  |"
 
 
 def test_figures_are_drawn_from_results_alone(tmp_path: Path) -> None:
