@@ -1,7 +1,7 @@
 """The settings of a suite: every combination of one choice on each of its axes, each a sub-suite of its own.
 
 ``[axes.backbone.vit]`` and ``[axes.data.domainnet]`` make the setting ``vit-domainnet``. A suite's name may be followed
-by a choice or a setting: ``paper/domainnet`` is all settings with that choice, ``paper/vit-domainnet-6-clients`` is one.
+by a choice or a setting: ``paper/domainnet`` is all settings with it, ``paper/vit-domainnet-6-clients`` is one.
 A suite without axes is its own only setting.
 """
 

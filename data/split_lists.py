@@ -1,7 +1,7 @@
 """Images with official split lists: ``{domain}_train.txt`` and ``{domain}_test.txt``, a path and a label per line.
 
-DomainNet (Peng et al. 2019, arXiv 1812.01754): a line is ``clipart/axe/image.jpg 13``; the lists lie next to the domains'
-directories, in ``splits`` or in ``txt``. NICO++ (Zhang et al. 2022, arXiv 2204.08040): a line is
+DomainNet (Peng et al. 2019, arXiv 1812.01754): a line is ``clipart/axe/image.jpg 13``; the lists lie next to the
+directories of the domains, in ``splits`` or in ``txt``. NICO++ (Zhang et al. 2022, arXiv 2204.08040): a line is
 ``NICO_DG/autumn/hot air balloon/image.jpg 29``; the lists lie in ``NICO_DG_official`` next to ``NICO_DG``. Both as the
 public loaders of FedRA (arXiv 2311.11227) read them; the archives themselves were not at hand.
 """

@@ -40,6 +40,7 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
         class_names=class_names,
         prompt=model.prompt,
         pretraining=digits_public,
+        text_tower=model.text_tower,
     )
     return AdaptedModel(backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks)
 

@@ -91,6 +91,7 @@ class ModelConfig:
     image_size: int = key(16, "side of square images in pixels", AT_LEAST_ONE)
     max_length: int = key(128, "most tokens of a text; longer ones are truncated", AT_LEAST_ONE)
     prompt: str = key("a photo of a {}.", "text of a class for CLIP, {} is its name", PROMPT)
+    text_tower: bool = key(False, "adapt the text tower of CLIP or SigLIP too and have it make the head")
 
 
 @dataclass(frozen=True)
