@@ -14,7 +14,7 @@ from benchmarks.pages import fill_pages, hours, tables_of
 from benchmarks.perf.run import run_perf
 from benchmarks.pool import run_all
 from benchmarks.result import is_there, load_results
-from benchmarks.suite import Job, SuiteError, has_grid, load_jobs
+from benchmarks.suite import Job, SuiteError, has_grid, load_jobs, suite_title
 from benchmarks.tuning import choose
 from cli.output import CommandError
 from cli.settings import PATH_KEYS, absolute, parse_override
@@ -29,7 +29,10 @@ RESULTS = Path(__file__).parent / "results"
 def main(
     suite: Annotated[
         str,
-        typer.Argument(help="a file in benchmarks/suites, for example digits; or perf, or pages (the tables in docs)"),
+        typer.Argument(
+            help="a file in benchmarks/suites, as digits, or a choice on its axes, as paper/domainnet; "
+            "or perf, or pages (the tables in docs)"
+        ),
     ],
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="seed to run instead of the suite's; may be repeated")] = None,
@@ -52,26 +55,27 @@ def main(
     except (SuiteError, ConfigError, CommandError) as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
-    folder = results / suite
-    missing = [job for job in wanted if not is_there(job, folder / f"{job.name}.json")]
+    missing = [job for job in wanted if not is_there(job, job.file(results))]
     console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there, {len(missing)} to do")
-    failed = run_all(missing, folder, jobs, say=console.print)
-    show(suite, wanted, folder, reference or wanted[0].variant)
-    raise typer.Exit(1 if failed else 0)
+    failed = run_all(missing, results, jobs, say=console.print)
+    shown = [show(place, wanted, results / place, reference) for place in dict.fromkeys(job.suite for job in wanted)]
+    raise typer.Exit(0 if any(shown) and not failed else 1)
 
 
-def show(suite: str, wanted: list[Job], folder: Path, reference: str) -> None:
-    """Print the tables and draw the figures of what is there."""
+def show(suite: str, wanted: list[Job], folder: Path, reference: str) -> bool:
+    """Print the tables and draw the figures of what is there of a suite or one of its settings; tell whether any is."""
     order, found = list(dict.fromkeys(job.variant for job in wanted)), load_results(folder)
     if not found:
-        raise typer.Exit(1)
+        return False
     if has_grid(suite):
         say(choose(suite, wanted, found))
-        return
-    for text in [*tables_of(found, order, reference), hours(found, order)]:
+        return True
+    title = [suite_title(suite)] if "/" in suite else []
+    for text in [*title, *tables_of(found, order, reference or order[0]), hours(found, order)]:
         say(text)
     draw_steps(found, order, folder / "figures" / "steps")
     draw_methods(found, order, folder / "figures" / "methods")
+    return True
 
 
 def say(text: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.table import scored
+
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 GROUPS = {"seen": "clients that trained", "unseen": "clients that never trained"}
@@ -34,7 +36,9 @@ def draw_steps(results: Results, order: Sequence[str], target: Path) -> None:
 
 
 def _draw_steps_of(axes: Axes, runs: Sequence[Mapping[str, Any]], group: str, name: str, color: str) -> None:
-    curves = [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in runs]
+    curves = [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in scored(runs, group)]
+    if not curves:
+        return
     steps = [int(one) for one in curves[0]]
     columns = [[100 * curve[str(one)] for curve in curves] for one in steps]
     middle = [mean(column) for column in columns]
@@ -51,8 +55,11 @@ def draw_methods(results: Results, order: Sequence[str], target: Path) -> None:
     axes = figure.add_subplot()
     for place, name in enumerate(reversed(shown)):
         for shift, (group, color) in zip((0.14, -0.14), (("seen", PALETTE[0]), ("unseen", PALETTE[1])), strict=True):
+            runs = scored(results[name], group)
             for column, fill in (("zero_step", color), ("k_step", "none")):
-                values = [100 * run["rounds"][-1]["evaluation"][group][column]["mean"] for run in results[name]]
+                if not runs:
+                    continue
+                values = [100 * run["rounds"][-1]["evaluation"][group][column]["mean"] for run in runs]
                 error = stdev(values) if len(values) > 1 else 0.0
                 label = f"{group}, {'as received' if fill == color else 'after K steps'}" if not place else None
                 axes.errorbar(

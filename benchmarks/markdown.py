@@ -14,6 +14,11 @@ def markdown(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[st
 
 
 def cell(values: Sequence[float], sign: str = "") -> str:
-    """Return the mean, with the standard deviation where there are several values; ``sign`` is a format sign."""
+    """Return the mean, with the standard deviation where there are several values; ``sign`` is a format sign.
+
+    Without any value the cell is empty.
+    """
+    if not values:
+        return ""
     middle = f"{mean(values):{sign}.1f}"
     return f"{middle} ± {stdev(values):.1f}" if len(values) > 1 else middle

@@ -26,14 +26,12 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_all(jobs: list[Job], folder: Path, workers: int, *, say: Callable[[str], None]) -> int:
+def run_all(jobs: list[Job], results: Path, workers: int, *, say: Callable[[str], None]) -> int:
     """Run ``jobs`` in ``workers`` processes, say how each ended and how long is left; return the failures."""
     began, failed = time.perf_counter(), 0
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
-        futures: dict[Future[float], Job] = {
-            pool.submit(run_job, job, folder / f"{job.name}.json"): job for job in jobs
-        }
+        futures: dict[Future[float], Job] = {pool.submit(run_job, job, job.file(results)): job for job in jobs}
         for done, future in enumerate(as_completed(futures), start=1):
             left = (time.perf_counter() - began) / done * (len(jobs) - done)
             error = future.exception()

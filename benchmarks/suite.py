@@ -2,7 +2,8 @@
 
 A suite file has ``seeds`` and ``variants`` (or ``variants-of``: those of another suite), and may have a ``title``, a
 ``preset``, a ``base`` of settings for all runs, a ``grid`` (a key and its values, every variant is run with each), and
-``tuned``: the suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`).
+``tuned``: the suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`), and ``axes``
+(:mod:`benchmarks.axes`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.axes import settings_of, split_name
 from protocol.config import RunConfig, Scalar
 
 HERE = Path(__file__).parent
@@ -26,7 +28,10 @@ class SuiteError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a suite; ``reference`` is ``centralised`` where the data are trained on in one place."""
+    """One run of a suite (``file`` or ``file/setting``).
+
+    ``reference`` is ``centralised`` where the data are trained on in one place.
+    """
 
     suite: str
     variant: str
@@ -38,12 +43,16 @@ class Job:
         """The name of the run's file, without suffix."""
         return f"{re.sub(r'[^a-z0-9.]+', '-', self.variant.lower()).strip('-')}-seed{self.config.seed}"
 
+    def file(self, results: Path) -> Path:
+        """Return the run's file in the folder of all results."""
+        return results / self.suite / f"{self.name}.json"
+
 
 def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], variants: list[str]) -> list[Job]:
     """Return the runs of a suite, seeds outermost so that variants of one seed share cached data.
 
     Args:
-        suite: name of a file under ``benchmarks/suites``.
+        suite: name of a file under ``benchmarks/suites``, which choices on its axes may follow.
         overrides: configuration keys set for every run, such as ``data.path``.
         seeds: seeds to run instead of the suite's own; empty for those.
         variants: names of variants to run; empty for all.
@@ -52,7 +61,7 @@ def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], var
         SuiteError: there is no such suite or variant.
         ConfigError: a key or value is wrong.
     """
-    table = _read(HERE / "suites" / f"{suite}.toml", f"suite '{suite}'")
+    table = _table(suite)
     base: dict[str, Scalar] = {}
     if "preset" in table:
         base |= flatten(_read(HERE / "presets" / f"{table['preset']}.toml", f"preset '{table['preset']}'"))
@@ -60,8 +69,13 @@ def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], var
     known = _variants(table)
     if unknown := set(variants) - set(known):
         raise SuiteError(f"suite '{suite}' has no variant {sorted(unknown)}; it has {', '.join(known)}")
+    settings = {place: flatten(one) for place, one in settings_of(suite, table).items()}
+    if not settings:
+        known_settings = ", ".join(settings_of(split_name(suite)[0], table))
+        raise SuiteError(f"there is no setting '{suite}'; there are {known_settings}")
     return [
-        Job(suite, label, RunConfig.parse({**base, **values, **overrides, "seed": seed}), reference)
+        Job(place, label, RunConfig.parse({**base, **setting, **values, **overrides, "seed": seed}), reference)
+        for place, setting in settings.items()
         for seed in seeds or table["seeds"]
         for name, own in known.items()
         if not variants or name in variants
@@ -71,12 +85,14 @@ def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], var
 
 def has_grid(suite: str) -> bool:
     """Tell whether a suite compares settings of each variant."""
-    return "grid" in _read(HERE / "suites" / f"{suite}.toml", f"suite '{suite}'")
+    return "grid" in _table(suite)
 
 
 def suite_title(suite: str) -> str:
     """Return what a suite's setting is called in a table; its name where it has no ``title``."""
-    return str(_read(HERE / "suites" / f"{suite}.toml", f"suite '{suite}'").get("title", suite))
+    name, setting = split_name(suite)
+    title = str(_table(suite).get("title", name))
+    return f"{title}, {setting}" if setting else title
 
 
 def variant_names(suite: str) -> list[str]:
@@ -85,14 +101,13 @@ def variant_names(suite: str) -> list[str]:
     Raises:
         SuiteError: there is no such suite.
     """
-    return list(_variants(_read(HERE / "suites" / f"{suite}.toml", f"suite '{suite}'")))
+    return list(_variants(_table(suite)))
 
 
 def _variants(table: Mapping[str, Any]) -> dict[str, Any]:
     if "variants-of" not in table:
         return dict(table["variants"])
-    other = _read(HERE / "suites" / f"{table['variants-of']}.toml", f"suite '{table['variants-of']}'")
-    return {**_variants(other), **table.get("variants", {})}
+    return {**_variants(_table(table["variants-of"])), **table.get("variants", {})}
 
 
 def _runs_of(name: str, own: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -123,6 +138,11 @@ def _flatten(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Scala
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _table(suite: str) -> dict[str, Any]:
+    name = split_name(suite)[0]
+    return _read(HERE / "suites" / f"{name}.toml", f"suite '{name}'")
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:

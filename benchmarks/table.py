@@ -24,7 +24,7 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]
 def accuracy_table(results: Results, order: Sequence[str]) -> str:
     """Return a markdown table: accuracy in percent after the last round, mean and standard deviation over seeds."""
     rows = {
-        name: [cell([_value(run, path) for run in results[name]]) for path in COLUMNS.values()]
+        name: [cell([_value(run, path) for run in scored(results[name], path[0])]) for path in COLUMNS.values()]
         for name in order
         if name in results
     }
@@ -38,8 +38,18 @@ def paired_table(results: Results, order: Sequence[str], reference: str) -> str:
     for name in order:
         pairs = [(run, control[run["seed"]]) for run in results.get(name, []) if run["seed"] in control]
         if name != reference and pairs:
-            rows[name] = [cell([_value(a, path) - _value(b, path) for a, b in pairs], "+") for path in COLUMNS.values()]
+            rows[name] = [_difference(pairs, path) for path in COLUMNS.values()]
     return markdown(f"minus {reference}", list(COLUMNS), rows)
+
+
+def scored(runs: Sequence[Mapping[str, Any]], group: str) -> list[Mapping[str, Any]]:
+    """Return the runs whose last evaluation has clients of a group (seen or unseen)."""
+    return [run for run in runs if group in run["rounds"][-1]["evaluation"]]
+
+
+def _difference(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], path: tuple[str, str, str]) -> str:
+    both = [(a, b) for a, b in pairs if len(scored([a, b], path[0])) == 2]
+    return cell([_value(a, path) - _value(b, path) for a, b in both], "+")
 
 
 def side_by_side(suites: Mapping[str, Results], order: Sequence[str]) -> str:
@@ -54,17 +64,17 @@ def side_by_side(suites: Mapping[str, Results], order: Sequence[str]) -> str:
 
 
 def _pair(runs: Sequence[Mapping[str, Any]], group: str) -> str:
-    paths = [(group, column, "mean") for column in ("zero_step", "k_step")]
+    paths, runs = [(group, column, "mean") for column in ("zero_step", "k_step")], scored(runs, group)
     return " / ".join(f"{mean(_value(run, path) for run in runs):.1f}" for path in paths) if runs else ""
 
 
 def steps_table(results: Results, order: Sequence[str]) -> str:
     """Return a markdown table: accuracy of seen and unseen clients by local steps after the last round."""
     curves = {
-        f"{name}, {group}": [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in results[name]]
+        f"{name}, {group}": [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in scored(results[name], group)]
         for name in order
         for group in ("seen", "unseen")
-        if name in results
+        if scored(results.get(name, []), group)
     }
     columns = sorted({steps for runs in curves.values() for run in runs for steps in run}, key=int)
     rows = {label: [_mean_cell(runs, steps) for steps in columns] for label, runs in curves.items()}
@@ -72,9 +82,8 @@ def steps_table(results: Results, order: Sequence[str]) -> str:
 
 
 def _mean_cell(runs: Sequence[Mapping[str, float]], steps: str) -> str:
-    """Return the cell of one number of steps over the runs that were scored after it; empty where none was."""
-    found = [100 * run[steps] for run in runs if steps in run]
-    return cell(found) if found else ""
+    """Return the cell of one number of steps over the runs that were scored after it."""
+    return cell([100 * run[steps] for run in runs if steps in run])
 
 
 def parts_table(results: Results, order: Sequence[str]) -> str:

@@ -62,6 +62,7 @@ class Federation(Protocol):
 
 
 PARTITIONS = ("dirichlet", "iid", "pathological", "natural")
+SPLITS = ("hash", "official")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Division:
             domain is a client, its id the domain's name).
         classes_per_client: for ``pathological``.
         max_samples: most samples of a client, the others are not read; 0 is all.
+        split: ``hash`` divides a client's samples into parts by their own keys; ``official`` tests on the test split
+            that the data set comes with, and divides only its training split over clients, training and validation.
     """
 
     seed: int
@@ -90,6 +93,7 @@ class Division:
     partition: str = "dirichlet"
     classes_per_client: int = 2
     max_samples: int = 0
+    split: str = "hash"
 
     def __post_init__(self) -> None:
         if self.validation_fraction + self.test_fraction >= 1:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.federation import DataError
-from data.images import read_images
+from data.images import file_bytes, read_images
 from data.labels import number_labels
 from data.listing import Listing, Origin, Source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 ONE_DOMAIN = "all"
-
-log = logging.getLogger(__name__)
 
 
 def list_folder(origin: Origin) -> Listing:
@@ -38,7 +35,7 @@ def list_folder(origin: Origin) -> Listing:
             domains.setdefault(part[0] if depth == 3 else ONE_DOMAIN, []).append(row)
 
     def read(domain: str, rows: Sequence[int]) -> Source:
-        return read_images(((_bytes(files[row]), numbers[row]) for row in rows), domain, origin.image_size)
+        return read_images(((file_bytes(files[row]), numbers[row]) for row in rows), domain, origin.image_size)
 
     return Listing(names, domains, numbers, read)
 
@@ -73,11 +70,3 @@ def _class_names(root: Path, depth: int) -> set[str]:
 
 def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        log.warning("'%s' cannot be read: %s", path, error.strerror)
-        return b""

@@ -7,22 +7,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, Image, Value, load_dataset
+from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets, load_dataset
 
 from data.federation import DataError
 from data.images import read_images
 from data.listing import Listing, Origin, Source
 
 ONE_DOMAIN = "all"
+TEST = "test"
 
 
 @dataclass(frozen=True)
 class HubSet:
-    """Where a data set is on the hub and what its columns are called; an empty domain column is no domains."""
+    """Where a data set is on the hub and what its columns are called; an empty domain column is no domains.
+
+    ``split`` names its splits, of which ``test`` is the official test split; without a hub name it is not on the hub.
+    A local copy may also be a directory with split lists (:mod:`data.split_lists`) where ``lists`` is true.
+    """
 
     title: str
     hub_name: str
-    split: str = "train"
+    split: tuple[str, ...] = ("train",)
+    lists: bool = False
     image: str = "image"
     label: str = "label"
     domain: str = "domain"
@@ -31,8 +37,9 @@ class HubSet:
 HUB_SETS = {
     "pacs": HubSet("PACS", "flwrlabs/pacs"),
     "office-home": HubSet("Office-Home", "flwrlabs/office-home"),
-    "domainnet": HubSet("DomainNet", "wltjr1007/DomainNet", split="train+test"),
-    "cifar100": HubSet("CIFAR-100", "uoft-cs/cifar100", "train+test", image="img", label="fine_label", domain=""),
+    "domainnet": HubSet("DomainNet", "wltjr1007/DomainNet", ("train", TEST), lists=True),
+    "nico++": HubSet("NICO++", "", ("train", TEST), lists=True),
+    "cifar100": HubSet("CIFAR-100", "uoft-cs/cifar100", ("train", TEST), image="img", label="fine_label", domain=""),
 }
 
 
@@ -50,7 +57,10 @@ def list_hub_images(name: str, origin: Origin) -> Listing:
     known = HUB_SETS[name]
     if origin.image_size < 1:
         raise DataError(f"images need at least 1 px, got an image size of {origin.image_size} px")
-    table = _checked(_local(origin.path, known) if origin.path else _from_hub(known), origin.path, known)
+    parts = _local(origin.path, known) if origin.path else _from_hub(known)
+    checked = {split: _checked(part, origin.path, known) for split, part in parts.items()}
+    table = concatenate_datasets(list(checked.values()))
+    num_test = len(checked.get(TEST, ()))
     labels = list(table[known.label])
     domains: dict[str, list[int]] = {}
     for row, domain in enumerate(_domain_names(table, known)):
@@ -59,27 +69,38 @@ def list_hub_images(name: str, origin: Origin) -> Listing:
     def read(domain: str, rows: Sequence[int]) -> Source:
         return read_images(_encoded(table, rows, known), domain, origin.image_size)
 
-    return Listing(tuple(table.features[known.label].names), domains, labels, read)
+    names = tuple(table.features[known.label].names)
+    return Listing(names, domains, labels, read, frozenset(range(len(table) - num_test, len(table))))
 
 
-def _local(path: str, known: HubSet) -> Dataset:
+def _local(path: str, known: HubSet) -> dict[str, Dataset]:
+    """Return the parquet files below ``path`` by split, the test split last: files whose name begins with its name."""
     directory = Path(path)
     if not directory.is_absolute():
         raise DataError(f"the path of {known.title} must be absolute, got '{path}'")
     if not directory.is_dir():
         raise DataError(f"there is no directory with {known.title} at '{path}'")
-    files = sorted(str(file) for file in directory.rglob("*.parquet"))
+    files = sorted(directory.rglob("*.parquet"), key=str)
     if not files:
-        raise DataError(f"there are no parquet files of {known.title} in '{path}'")
+        lists = " and no lists {domain}_train.txt" if known.lists else ""
+        raise DataError(f"there are no parquet files{lists} of {known.title} in '{path}'")
+    tests = [str(file) for file in files if TEST in known.split and file.name.startswith(TEST)]
+    others = [str(file) for file in files if str(file) not in tests]
     try:
-        return load_dataset("parquet", data_files=files, split="train")
+        return {
+            split: load_dataset("parquet", data_files=chosen, split="train")
+            for split, chosen in (("train", others), (TEST, tests))
+            if chosen
+        }
     except Exception as error:  # datasets wraps whatever pyarrow raises in several unrelated types
         raise DataError(f"the parquet files in '{path}' cannot be read ({type(error).__name__})") from error
 
 
-def _from_hub(known: HubSet) -> Dataset:
+def _from_hub(known: HubSet) -> dict[str, Dataset]:
+    if not known.hub_name:
+        raise DataError(f"{known.title} is not loaded from the hub; set data.path to the absolute path of a local copy")
     try:
-        return load_dataset(known.hub_name, split=known.split)
+        return {split: load_dataset(known.hub_name, split=split) for split in known.split}
     except Exception as error:  # the hub's client raises from half a dozen unrelated hierarchies
         raise DataError(
             f"{known.title} could not be loaded from the hub as '{known.hub_name}' ({type(error).__name__}); "

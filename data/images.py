@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +32,15 @@ def read_images(samples: Iterable[tuple[bytes, int]], domain: str, image_size: i
         log.warning("%d of %d images of domain '%s' are unreadable and left out", total - len(images), total, domain)
     stacked = torch.stack(images) if images else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
     return Source(stacked, torch.tensor(labels, dtype=torch.int64), keys)
+
+
+def file_bytes(path: Path) -> bytes:
+    """Return what is in a file; nothing, with a warning, where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        log.warning("'%s' cannot be read: %s", path, error.strerror)
+        return b""
 
 
 def decode_image(encoded: bytes, image_size: int) -> Tensor | None:

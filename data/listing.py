@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
+
+from data.federation import DataError
 
 
 class Source(NamedTuple):
@@ -29,6 +31,7 @@ class Origin:
         path: absolute path of a file or directory; empty for a data set's own source.
         image_size: side in pixels that images are resized to.
         classes: names of the classes in the order of the labels; empty takes those that the data have.
+        first_classes: how many of the classes are used, those of the lowest labels; 0 is all.
         text_column, label_column, domain_column: of tables.
     """
 
@@ -38,6 +41,7 @@ class Origin:
     text_column: str = "text"
     label_column: str = "label"
     domain_column: str = "domain"
+    first_classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,22 @@ class Listing:
         domains: rows of each domain.
         labels: class of every row.
         read: reads rows.
+        test: rows of the test split that the data set itself comes with; empty where it has none.
     """
 
     class_names: tuple[str, ...]
     domains: Mapping[str, Sequence[int]]
     labels: Sequence[int]
     read: Reader
+    test: frozenset[int] = frozenset()
+
+    def of_first_classes(self, count: int) -> Listing:
+        """Return the listing of the rows whose label is below ``count``; domains without any are left out.
+
+        Raises:
+            DataError: there are fewer classes.
+        """
+        if count > len(self.class_names):
+            raise DataError(f"data.first-classes is {count}, but the data have {len(self.class_names)} classes")
+        kept = {name: [row for row in rows if self.labels[row] < count] for name, rows in self.domains.items()}
+        return replace(self, class_names=self.class_names[:count], domains={k: v for k, v in kept.items() if v})

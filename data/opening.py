@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from pathlib import Path
 
 from data.catalog import DATA_SETS, DataSetInfo
 from data.federation import DataError, Division, Federation
@@ -20,7 +21,10 @@ def open_federation(name: str, origin: Origin, division: Division) -> Federation
         DataError: for an unknown name, data that is missing or wrong, or a division that is not possible.
     """
     listing = list_samples(name, origin)
-    plans = plan_clients(listing.domains, listing.labels, division)
+    official = division.split == "official"
+    if official and not listing.test:
+        raise DataError(f"data.split is 'official', but '{name}' has no test split of its own; set it to 'hash'")
+    plans = plan_clients(listing.domains, listing.labels, division, listing.test if official else frozenset())
     return DividedFederation(plans, listing.class_names, division, listing.read)
 
 
@@ -32,10 +36,11 @@ def describe_data(name: str, origin: Origin) -> DataSetInfo:
     Raises:
         DataError: the data have to be read and cannot.
     """
+    count = origin.first_classes or None
     if name in DATA_SETS:
-        return DATA_SETS[name]
+        return DataSetInfo(DATA_SETS[name].domains, DATA_SETS[name].class_names[:count])
     if name in OWN_DATA and origin.classes and not origin.path:
-        return DataSetInfo((), origin.classes)
+        return DataSetInfo((), origin.classes[:count])
     listing = list_samples(name, origin)
     return DataSetInfo(tuple(sorted(listing.domains)), listing.class_names)
 
@@ -46,7 +51,8 @@ def list_samples(name: str, origin: Origin) -> Listing:
     opener = _OPENERS.get(name)
     if opener is None:
         raise DataError(f"there is no data set '{name}'; known are {', '.join(sorted(_OPENERS))}")
-    return opener(origin)
+    listing = opener(origin)
+    return listing.of_first_classes(origin.first_classes) if origin.first_classes else listing
 
 
 def _digits(origin: Origin) -> Listing:
@@ -59,6 +65,13 @@ def _hub_images(name: str, origin: Origin) -> Listing:
     from data.hub_images import list_hub_images  # so does datasets
 
     return list_hub_images(name, origin)
+
+
+def _listed_images(name: str, origin: Origin) -> Listing:
+    from data.split_lists import find_lists, list_split_files
+
+    lists = find_lists(Path(origin.path)) if Path(origin.path).is_absolute() else {}
+    return list_split_files(lists, origin) if lists else _hub_images(name, origin)
 
 
 def _folder(origin: Origin) -> Listing:
@@ -84,6 +97,7 @@ _OPENERS: dict[str, Callable[[Origin], Listing]] = {
     "folder": _folder,
     "instructions": _instructions,
     "fdu-mtl": partial(_table, "parquet"),
-    **{name: partial(_hub_images, name) for name in ("pacs", "office-home", "domainnet", "cifar100")},
+    **{name: partial(_hub_images, name) for name in ("pacs", "office-home", "cifar100")},
+    **{name: partial(_listed_images, name) for name in ("domainnet", "nico++")},
     **{kind: partial(_table, kind) for kind in ("csv", "jsonl", "parquet")},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.federation import ClientData, DataError, Division, Samples
 from data.listing import Reader
+from data.official_test import divide_test
 from data.partition import divide_domain
 from data.split import split_by_key, unit_interval
 
@@ -19,15 +20,19 @@ CACHED_CLIENTS = 256
 
 @dataclass(frozen=True)
 class ClientPlan:
-    """Which rows of the data set a client holds."""
+    """Which rows of the data set a client holds; ``test`` are those of an official test split, not in ``rows``."""
 
     domain: str
     trains: bool
     rows: tuple[int, ...]
+    test: tuple[int, ...] = ()
 
 
 def plan_clients(
-    domains: Mapping[str, Sequence[int]], labels: Sequence[int], division: Division
+    domains: Mapping[str, Sequence[int]],
+    labels: Sequence[int],
+    division: Division,
+    test: Collection[int] = frozenset(),
 ) -> dict[str, ClientPlan]:
     """Divide each domain's rows; return the clients by id, sorted by it.
 
@@ -38,31 +43,54 @@ def plan_clients(
         domains: rows of each domain in the data set.
         labels: class of every row of the data set.
         division: how to divide.
+        test: rows of the official test split, where clients are to be tested on it; they follow the other rows.
 
     Raises:
         DataError: a domain has too few samples, or the skew is not possible.
     """
     _check_names(domains)
-    plans = _natural_plans(domains, division) if division.partition == "natural" else {}
-    for domain, rows in domains.items() if not plans else ():
-        parts = divide_domain([labels[row] for row in rows], domain, division)
-        for index, part in enumerate(parts):
-            trains = index < division.clients_per_domain - division.num_unseen
-            plans[f"{safe_id(domain)}-{index}"] = ClientPlan(domain, trains, tuple(rows[i] for i in part))
+    training = {domain: [row for row in rows if row not in test] for domain, rows in domains.items()}
+    testing = {domain: [row for row in rows if row in test] for domain, rows in domains.items()}
+    natural = division.partition == "natural"
+    plans = (
+        _natural_plans(training, testing, division) if natural else _divided_plans(training, testing, labels, division)
+    )
     return {name: _capped(name, plan, division.max_samples) for name, plan in sorted(plans.items())}
 
 
-def _natural_plans(domains: Mapping[str, Sequence[int]], division: Division) -> dict[str, ClientPlan]:
-    ranked = sorted(domains, key=lambda domain: unit_interval(f"{division.seed}/{domain}", "unseen"))
+Rows = Mapping[str, Sequence[int]]
+
+
+def _divided_plans(training: Rows, testing: Rows, labels: Sequence[int], division: Division) -> dict[str, ClientPlan]:
+    plans = {}
+    for domain, rows in training.items():
+        parts = [[rows[i] for i in part] for part in divide_domain([labels[row] for row in rows], domain, division)]
+        shares = divide_test(labels, parts, testing[domain])
+        for index, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            trains = index < division.clients_per_domain - division.num_unseen
+            plans[f"{safe_id(domain)}-{index}"] = ClientPlan(domain, trains, tuple(part), tuple(share))
+    return plans
+
+
+def _natural_plans(training: Rows, testing: Rows, division: Division) -> dict[str, ClientPlan]:
+    ranked = sorted(training, key=lambda domain: unit_interval(f"{division.seed}/{domain}", "unseen"))
     seen = ranked[: len(ranked) - round(division.unseen_fraction * len(ranked))]
-    return {safe_id(domain): ClientPlan(domain, domain in seen, tuple(rows)) for domain, rows in domains.items()}
+    return {
+        safe_id(name): ClientPlan(name, name in seen, tuple(training[name]), tuple(testing[name])) for name in training
+    }
 
 
 def _capped(client_id: str, plan: ClientPlan, limit: int) -> ClientPlan:
-    if not limit or len(plan.rows) <= limit:
+    """Return the plan with at most ``limit`` rows, its test rows in proportion and at least one."""
+    total = len(plan.rows) + len(plan.test)
+    if not limit or total <= limit:
         return plan
-    ranked = sorted(plan.rows, key=lambda row: unit_interval(f"{client_id}/{row}", "cap"))
-    return ClientPlan(plan.domain, plan.trains, tuple(sorted(ranked[:limit])))
+    for_test = max(1, round(limit * len(plan.test) / total)) if plan.test else 0
+    chosen = [
+        tuple(sorted(sorted(rows, key=lambda row: unit_interval(f"{client_id}/{row}", "cap"))[:most]))
+        for rows, most in ((plan.rows, max(1, limit - for_test)), (plan.test, for_test))
+    ]
+    return ClientPlan(plan.domain, plan.trains, *chosen)
 
 
 def _check_names(domains: Mapping[str, Sequence[int]]) -> None:
@@ -104,10 +132,12 @@ class DividedFederation:
         parts = split_by_key(
             keys,
             validation_fraction=self._division.validation_fraction,
-            test_fraction=self._division.test_fraction,
+            test_fraction=0.0 if plan.test else self._division.test_fraction,
             client_id=client_id,
         )
         train, validation, test = (Samples(_chosen(inputs, part), labels[part]) for part in parts)
+        if plan.test:
+            test = Samples(*self._read(plan.domain, plan.test)[:2])
         return ClientData(client_id, plan.domain, plan.trains, train, validation, test)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -46,14 +46,15 @@ class AdaptedModel:
             )
         self.backbone = backbone
         self.first_block = backbone.num_blocks - last_blocks
-        _check_rank(backbone, rank, self.first_block)
+        self._paths = backbone.adapted_layers(last_blocks)
+        _check_rank(backbone, rank, self._paths)
         self.peft_model: PeftModel = get_peft_model(
-            backbone.module, lora_config(backbone, rank=rank, alpha=alpha, first_block=self.first_block)
+            backbone.module, lora_config(backbone, rank=rank, alpha=alpha, last_blocks=last_blocks)
         )
         self.peft_model.peft_config[ADAPTER_NAME].base_model_name_or_path = backbone.name
         self.peft_model.eval()
         self.network = cast(nn.Module, self.peft_model.base_model.model)
-        self._layers = {kind: self._layers_of(kind) for kind in backbone.target_modules}
+        self._layers = {kind: self._layers_at(paths) for kind, paths in self._paths.items()}
         self._fresh_head = self.extract().head
 
     @property
@@ -163,16 +164,14 @@ class AdaptedModel:
         """Return PEFT's own names with the factors of ``adapter``; the head is that of the model."""
         tensors = dict(get_peft_model_state_dict(self.peft_model, save_embedding_layers=False))
         for kind, factors in adapter.low_rank.items():
-            for index, (lora_A, lora_B) in enumerate(zip(factors.A, factors.B, strict=True), start=self.first_block):
-                name = f"base_model.model.{self.backbone.blocks}.{index}.{kind}"
+            for path, lora_A, lora_B in zip(self._paths[kind], factors.A, factors.B, strict=True):
+                name = f"base_model.model.{path}"
                 tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = lora_A, lora_B
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
-    def _layers_of(self, kind: str) -> list[LoraLayer]:
-        blocks = range(self.first_block, self.backbone.num_blocks)
-        names = [f"{self.backbone.blocks}.{index}.{kind}" for index in blocks]
+    def _layers_at(self, paths: Sequence[str]) -> list[LoraLayer]:
         layers: list[LoraLayer] = []
-        for name in names:
+        for name in paths:
             layer = self.network.get_submodule(name)
             if not isinstance(layer, LoraLayer):
                 raise AdapterError(f"module '{name}' of '{self.backbone.name}' carries no LoRA layer")
@@ -189,23 +188,30 @@ class AdaptedModel:
         return head
 
 
-def lora_config(backbone: Backbone, *, rank: int, alpha: float, first_block: int) -> LoraConfig:
-    """Return PEFT's description of the adapter: declared modules from ``first_block`` on, and the head."""
+def lora_config(backbone: Backbone, *, rank: int, alpha: float, last_blocks: int) -> LoraConfig:
+    """Return PEFT's description of the adapter: declared modules of the last blocks, and the head."""
+    if backbone.beside:
+        every = [path for paths in backbone.adapted_layers(last_blocks).values() for path in paths]
+        layers: dict[str, Any] = {"target_modules": every}
+    else:
+        first = backbone.num_blocks - last_blocks
+        layers = {
+            "target_modules": list(backbone.target_modules),
+            "layers_to_transform": list(range(first, backbone.num_blocks)),
+            "layers_pattern": backbone.blocks,
+        }
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it, any number works
-        target_modules=list(backbone.target_modules),
-        layers_to_transform=list(range(first_block, backbone.num_blocks)),
-        layers_pattern=backbone.blocks,
         modules_to_save=[backbone.head_name],
         lora_dropout=0.0,
+        **layers,
     )
 
 
-def _check_rank(backbone: Backbone, rank: int, first_block: int) -> None:
-    for kind in backbone.target_modules:
-        layer = backbone.module.get_submodule(f"{backbone.blocks}.{first_block}.{kind}")
-        smallest = min(cast(nn.Linear, layer).weight.shape)
+def _check_rank(backbone: Backbone, rank: int, paths: Mapping[str, Sequence[str]]) -> None:
+    for kind, (first, *_) in paths.items():
+        smallest = min(cast(nn.Linear, backbone.module.get_submodule(first)).weight.shape)
         if rank > smallest:
             raise AdapterError(
                 f"lora.rank is {rank}, larger than layer '{kind}' of '{backbone.name}' allows (at most {smallest})"

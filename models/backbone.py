@@ -45,6 +45,7 @@ class Request:
         class_names: names of the classes, for heads that are made from them; empty where they are not known.
         prompt: text of a class, with ``{}`` for its name.
         pretraining: public digits for ``digits-vit``.
+        text_tower: have the head of CLIP and SigLIP made by an adapted text tower.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Request:
     class_names: tuple[str, ...] = ()
     prompt: str = "a photo of a {}."
     pretraining: Pretraining | None = None
+    text_tower: bool = False
 
 
 class Anatomy(Protocol):
@@ -91,6 +93,21 @@ class Family(Anatomy, Protocol):
 
 
 @dataclass(frozen=True)
+class Stack:
+    """A list of blocks that are adapted.
+
+    Attributes:
+        blocks: path of the list in the module.
+        layers: linear layers in a block that are adapted, by path; each has one shape over all blocks.
+        prefix: of the names of their kinds, where a module has several stacks.
+    """
+
+    blocks: str
+    layers: tuple[str, ...]
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A frozen model with a fresh linear head, and what its users have to know of it.
 
@@ -104,6 +121,7 @@ class Backbone:
         embed_dim: width d of the pooled features.
         num_tokens: tokens of one (longest) sample.
         targets: what is learned; the labels, unless the family says otherwise.
+        beside: stacks that are adapted as well and do not work on the samples' tokens.
     """
 
     name: str
@@ -117,11 +135,21 @@ class Backbone:
     embed_dim: int
     num_tokens: int
     targets: Targets = lambda inputs, labels: labels
+    beside: tuple[Stack, ...] = ()
 
     @property
     def num_blocks(self) -> int:
         """Return the number of blocks."""
         return len(block_list(self.module, self.blocks))
+
+    def adapted_layers(self, last_blocks: int) -> dict[str, list[str]]:
+        """Return by kind the paths of the adapted layers, in the order of the last blocks of their stack."""
+        found: dict[str, list[str]] = {}
+        for stack in (Stack(self.blocks, self.target_modules), *self.beside):
+            count = len(block_list(self.module, stack.blocks))
+            indices = range(max(0, count - last_blocks), count)
+            found |= {f"{stack.prefix}{one}": [f"{stack.blocks}.{i}.{one}" for i in indices] for one in stack.layers}
+        return found
 
     def matmul_work(self, batch_size: int) -> int:
         """Return the floating-point operations of the largest matrix product of a block on a batch."""

@@ -20,6 +20,7 @@ def build_backbone(
     class_names: Sequence[str] = (),
     prompt: str = "a photo of a {}.",
     pretraining: Pretraining | None = None,
+    text_tower: bool = False,
 ) -> Backbone:
     """Build the frozen backbone in evaluation mode with a fresh head; see :class:`models.backbone.Request`.
 
@@ -32,9 +33,16 @@ def build_backbone(
     """
     if num_classes < 1:
         raise BackboneError(f"a classifier needs at least one class, got {num_classes}")
-    request = Request(name, weights, image_size, num_classes, max_length, tuple(class_names), prompt, pretraining)
+    names = tuple(class_names)
+    request = Request(name, weights, image_size, num_classes, max_length, names, prompt, pretraining, text_tower)
     with torch.random.fork_rng(devices=[]):
         for family in families():
             if family.claims(request):
-                return family.build(request)
+                return _with_text_tower(family.build(request)) if text_tower else family.build(request)
     raise BackboneError(f"no family of backbones takes '{name}'; docs/backbones.md lists those that there are")
+
+
+def _with_text_tower(backbone: Backbone) -> Backbone:
+    if not backbone.beside:
+        raise BackboneError(f"model.text-tower is true, but '{backbone.name}' is neither CLIP nor SigLIP")
+    return backbone

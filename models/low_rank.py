@@ -137,7 +137,7 @@ def truncate(factors: Factors, rank: int) -> Truncation:
 
 
 def padded(factors: Factors, rank: int) -> Factors:
-    """Return the same dW with zero columns of B and zero rows of A up to ``rank``; a smaller rank cuts the last ones."""
+    """Return the same dW with zero columns of B and zero rows of A up to ``rank``; a smaller one cuts the last."""
     missing = rank - factors.rank
     pad = torch.nn.functional.pad
     return Factors(pad(factors.B, (0, missing)), pad(factors.A, (0, 0, 0, missing)))

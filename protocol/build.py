@@ -40,6 +40,7 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
         class_names=class_names,
         prompt=model.prompt,
         pretraining=digits_public,
+        text_tower=model.text_tower,
     )
     return AdaptedModel(backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks)
 
@@ -60,6 +61,7 @@ def build_federation(data: DataConfig, *, image_size: int, seed: int) -> Federat
         partition=data.partition,
         classes_per_client=data.classes_per_client,
         max_samples=data.max_samples,
+        split=data.split,
     )
     return open_federation(data.name, _origin(data, image_size), division)
 
@@ -98,7 +100,8 @@ def training_clients(data: DataConfig) -> int:
 
 def _origin(data: DataConfig, image_size: int) -> Origin:
     classes = tuple(name.strip() for name in data.classes.split(",") if name.strip())
-    return Origin(data.path, image_size, classes, data.text_column, data.label_column, data.domain_column)
+    columns = (data.text_column, data.label_column, data.domain_column)
+    return Origin(data.path, image_size, classes, *columns, data.first_classes)
 
 
 def fresh_adapter(config: RunConfig, model: AdaptedModel) -> Adapter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from data.federation import PARTITIONS
+from data.federation import PARTITIONS, SPLITS
 from protocol.config_parsing import (
     AT_LEAST_ONE,
     BELOW_ONE,
@@ -34,7 +34,7 @@ __all__ = ["PATH_KEYS", "ConfigError", "ConfigKey", "RunConfig", "Scalar", "conf
 
 DATA = (
     "digits", "folder", "csv", "jsonl", "parquet", "instructions",
-    "pacs", "office-home", "domainnet", "cifar100", "fdu-mtl",
+    "pacs", "office-home", "domainnet", "nico++", "cifar100", "fdu-mtl",
 )  # fmt: skip
 PROMPT: Check = (lambda value: value.count("{}") == 1, "a text with one {} in it")
 GRADIENT_KINDS = ("off", "sketch", "adapter")
@@ -63,10 +63,16 @@ class DataConfig:
     name: str = key("digits", "digits (embedded), a kind of own data (folder, csv, ...) or a known set", one_of(*DATA))
     path: str = key("", "absolute path of own data or a local copy; empty loads a known set from the hub")
     classes: str = key("", "names of the classes, separated by commas; empty takes those that the data have")
+    first_classes: int = key(0, "classes that are used, those of the lowest labels; 0 is all", NOT_NEGATIVE)
     text_column: str = key("text", "column of the texts in a table")
     label_column: str = key("label", "column of their classes")
     domain_column: str = key("domain", "column of their domains, which a table need not have")
     partition: str = key("dirichlet", "how a domain's samples are divided over clients", one_of(*PARTITIONS))
+    split: str = key(
+        "hash",
+        "parts of a client by a hash of each sample, or tested on the set's official test split",
+        one_of(*SPLITS),
+    )
     classes_per_client: int = key(2, "classes of a client where data.partition is pathological", AT_LEAST_ONE)
     max_samples: int = key(0, "most samples of a client, the others are left alone; 0 is all", NOT_NEGATIVE)
     clients_per_domain: int = key(5, "clients that share one domain's samples", AT_LEAST_ONE)
@@ -85,6 +91,7 @@ class ModelConfig:
     image_size: int = key(16, "side of square images in pixels", AT_LEAST_ONE)
     max_length: int = key(128, "most tokens of a text; longer ones are truncated", AT_LEAST_ONE)
     prompt: str = key("a photo of a {}.", "text of a class for CLIP, {} is its name", PROMPT)
+    text_tower: bool = key(False, "adapt the text tower of CLIP or SigLIP too and have it make the head")
 
 
 @dataclass(frozen=True)

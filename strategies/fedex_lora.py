@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from models.adapter import Adapter, combine
+from models.adapter import combine
 from protocol.config import RunConfig
 from strategies.fedit import average_factors
 from strategies.merged_base import MergedState, Merging, merged, without_head

@@ -1,6 +1,8 @@
 """CLIP and SigLIP: the image tower, adapted, under a head made from the names of the classes.
 
-The text tower runs once, when the head is made (a class reads as ``model.prompt`` says), and is then dropped.
+A class reads as ``model.prompt`` says. The text tower runs once, when the head is made, and is then dropped. With
+``model.text-tower`` it stays, its attention is adapted too, and it makes the weights of the head in every forward pass;
+of the head itself the bias alone is left, which carries the class prior, and its weight stays zero.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from models.backbone import (
     Backbone,
     BackboneError,
     Request,
+    Stack,
     block_list,
     checked_first_block,
     fingerprint,
@@ -23,10 +26,12 @@ from models.backbone import (
     zero_head,
 )
 from models.block_kinds import linear_kinds
-from models.transformers_models import image_transform, load_encoder, load_tokenizer, model_type
+from models.prompt_tower import PromptTower
+from models.transformers_models import image_transform, load_encoder, model_type
 
 CLIP, SIGLIP = "clip", "siglip"
-BLOCKS = "vision.encoder.layers"
+BLOCKS, TEXT_BLOCKS = "vision.encoder.layers", "text.model.encoder.layers"
+ATTENTION, TEXT_PREFIX = "self_attn.", "text."
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -37,9 +42,25 @@ class ImageTower(nn.Module):
         super().__init__()
         self.vision, self.projection, self.classifier = vision, projection, head
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Map unit image features (n, d) to logits (n, classes)."""
+        return torch.as_tensor(self.classifier(features))
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Map images (n, 3, h, w) to logits (n, classes)."""
         return FAMILY.forward_suffix(self, FAMILY.embed_prefix(self, inputs, 0), 0)
+
+
+class TwoTowers(ImageTower):
+    """The image tower under a head that the text tower makes from the names of the classes."""
+
+    def __init__(self, vision: nn.Module, projection: nn.Module, head: nn.Linear, text: PromptTower) -> None:
+        super().__init__(vision, projection, head)
+        self.text = text
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Map unit image features (n, d) to scaled cosines with the classes, plus the head's bias."""
+        return torch.as_tensor(features @ self.text().mT) + super().classify(torch.zeros_like(features))
 
 
 class Clip:
@@ -50,7 +71,11 @@ class Clip:
         return model_type(request) in (CLIP, SIGLIP)
 
     def build(self, request: Request) -> Backbone:
-        """Build the image tower and its head; without class names the head is of zeros."""
+        """Build the image tower and its head; without class names the head is of zeros.
+
+        Raises:
+            BackboneError: the image size does not fit, or the text tower is to make the head of unnamed classes.
+        """
         model: Any = frozen(load_encoder(AutoModel, request))
         config = model.config.vision_config
         if request.image_size % config.patch_size:
@@ -60,8 +85,7 @@ class Clip:
             )
         projection = getattr(model, "visual_projection", nn.Identity())
         width = projection.out_features if isinstance(projection, nn.Linear) else config.hidden_size
-        head = _prompt_head(model, request) if request.class_names else zero_head(width, request.num_classes)
-        module = frozen(ImageTower(model.vision_model, projection, head))
+        module = frozen(_tower(model, projection, width, request))
         return Backbone(
             name=request.name,
             module=module,
@@ -73,6 +97,7 @@ class Clip:
             head_name="classifier",
             embed_dim=width,
             num_tokens=(request.image_size // config.patch_size) ** 2,
+            beside=(_text_stack(module),) if request.text_tower else (),
         )
 
     def embed_prefix(self, module: nn.Module, inputs: Tensor, first_block: int) -> Tensor:
@@ -86,7 +111,7 @@ class Clip:
 
     def forward_suffix(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
         """Return logits (n, classes) for tokens (n, t, d)."""
-        return torch.as_tensor(cast(Any, module).classifier(self.pooled_features(module, tokens, first_block)))
+        return torch.as_tensor(cast(Any, module).classify(self.pooled_features(module, tokens, first_block)))
 
     def pooled_features(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
         """Return unit image features (n, d) for tokens (n, t, d')."""
@@ -103,20 +128,23 @@ class Clip:
 FAMILY = Clip()
 
 
-@torch.no_grad()
-def _prompt_head(model: Any, request: Request) -> nn.Linear:
-    """Return logit scale times the unit text features of the class names, as a linear head without bias."""
-    prompts = [request.prompt.format(name.replace("_", " ")) for name in request.class_names]
-    length = model.config.text_config.max_position_embeddings
-    encoded = load_tokenizer(request)(
-        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-    )
-    masked = {"attention_mask": encoded["attention_mask"]} if model.config.model_type == CLIP else {}
-    output = model.get_text_features(input_ids=encoded["input_ids"], **masked)
-    features = F.normalize(getattr(output, "pooler_output", output), dim=1)
-    head = zero_head(features.shape[1], len(prompts))
-    head.weight.copy_(model.logit_scale.exp() * features)
-    return head
+def _tower(model: Any, projection: nn.Module, width: int, request: Request) -> ImageTower:
+    head = zero_head(width, request.num_classes)
+    if not request.class_names:
+        if request.text_tower:
+            raise BackboneError(f"the text tower of '{request.name}' needs the names of the classes to make a head")
+        return ImageTower(model.vision_model, projection, head)
+    text = PromptTower(model, request)
+    if request.text_tower:
+        return TwoTowers(model.vision_model, projection, head, text)
+    with torch.no_grad():
+        head.weight.copy_(text())
+    return ImageTower(model.vision_model, projection, head)
+
+
+def _text_stack(module: nn.Module) -> Stack:
+    attention = tuple(kind for kind in linear_kinds(module, TEXT_BLOCKS) if kind.startswith(ATTENTION))
+    return Stack(TEXT_BLOCKS, attention, TEXT_PREFIX)
 
 
 def _first(output: Any) -> Tensor:

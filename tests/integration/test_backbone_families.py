@@ -35,6 +35,7 @@ SMALL = {
 }
 TEXT_FAMILIES = ("bert", "distilbert", "deberta-v2")
 IMAGE_FAMILIES = ("vit", "dinov2", "clip", "siglip")
+TEXT_TOWER = "clip, both towers"
 TIMM = {"mixer": tiny_mixer.tiny_mixer.__name__, "timm vit": "test_vit"}
 
 
@@ -65,6 +66,8 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def model_values(family: str, directory: Path) -> dict[str, str | int]:
+    if family == TEXT_TOWER:
+        return {"model.name": write_model("clip", directory), "model.text-tower": True}
     if family not in TIMM:
         return {"model.name": write_model(family, directory)}
     size = 32 if family == "timm vit" else 24
@@ -80,7 +83,7 @@ def make_run(directory: Path, values: dict[str, Any]) -> tuple[RunConfig, list[d
     return config, json.loads((directory / "run" / "evaluation.json").read_text())
 
 
-@pytest.mark.parametrize("family", [*TEXT_FAMILIES, *IMAGE_FAMILIES, *TIMM])
+@pytest.mark.parametrize("family", [*TEXT_FAMILIES, *IMAGE_FAMILIES, TEXT_TOWER, *TIMM])
 def test_a_family_trains_and_its_adapters_load_with_peft(
     family: str, tmp_path: Path, photos: str, reviews: str
 ) -> None:
@@ -97,6 +100,8 @@ def test_a_family_trains_and_its_adapters_load_with_peft(
         weights=config.model.weights,
         image_size=config.model.image_size,
         num_classes=len(workplace.federation.class_names),
+        class_names=workplace.federation.class_names,
+        text_tower=config.model.text_tower,
     )
     adapter = tmp_path / "run" / "adapters" / "all-2"
     model = PeftModel.from_pretrained(backbone.module, str(adapter)).eval()

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.result import is_there, load_results
-from benchmarks.suite import HERE, SuiteError, chosen_settings, flatten, load_jobs
+from benchmarks.suite import HERE, SuiteError, chosen_settings, flatten, load_jobs, suite_title
 from benchmarks.table import accuracy_table, paired_table, steps_table
 from benchmarks.tracks import domain_table, target_table
 from benchmarks.tuning import choose
@@ -20,7 +20,7 @@ SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_parses_and_names_its_runs_apart(suite: str) -> None:
     jobs = load_jobs(suite, {}, [], [])
-    assert len({job.name for job in jobs}) == len(jobs)
+    assert len({job.file(HERE) for job in jobs}) == len(jobs)
 
 
 @pytest.mark.parametrize("preset", sorted((HERE / "presets").glob("*.toml")), ids=lambda path: path.stem)
@@ -106,6 +106,25 @@ def test_a_suite_may_take_the_variants_of_another() -> None:
         job.variant for job in load_jobs("pacs", {}, [0], [])
     ]
     assert load_jobs("pacs-skewed", {}, [0], ["fedit"])[0].config.data.dirichlet_alpha == 0.1
+
+
+def test_a_suite_with_axes_is_one_sub_suite_for_every_combination() -> None:
+    jobs = load_jobs("paper", {}, [0], ["fedit"])
+    assert len(jobs) == 8
+    assert jobs[0].suite == "paper/vit-domainnet-6-clients"
+    assert jobs[0].config.data.partition == "natural"
+    assert [job.suite for job in load_jobs("paper/nico", {}, [0], ["fedit"])] == [
+        f"paper/{backbone}-nico-{division}" for backbone in ("vit", "mixer") for division in ("6-clients", "30-clients")
+    ]
+    (job,) = load_jobs("paper/mixer-nico-30-clients", {}, [0], ["fedit"])
+    assert (job.config.model.name, job.config.data.name) == ("mixer_b16_224.goog_in21k", "nico++")
+    assert (job.config.data.dirichlet_alpha, job.config.data.clients_per_domain) == (0.5, 5)
+    published = {(one.config.lora.rank, one.config.train.batch_size, one.config.train.optimizer) for one in jobs}
+    assert published == {(16, 128, "sgd")}
+    assert suite_title("paper/vit-nico-6-clients") == "published setting, vit-nico-6-clients"
+    for unknown in ("paper/vit-office", "digits/vit"):
+        with pytest.raises(SuiteError, match=f"there is no setting '{unknown}'; there are "):
+            load_jobs(unknown, {}, [0], [])
 
 
 def _round(accuracy: float, evaluation: dict) -> dict:

@@ -39,8 +39,6 @@ def test_fedit_misses_the_average_product_by_the_covariance_of_the_factors(updat
     weights = [update.card.num_examples / total for update in updates]
     ends = [update.end.low_rank["x"] for update in updates]
     mean_product = sum(w * one.B @ one.A for w, one in zip(weights, ends, strict=True))
-    covariance = sum(
-        w * (one.B - average.B) @ (one.A - average.A) for w, one in zip(weights, ends, strict=True)
-    )
+    covariance = sum(w * (one.B - average.B) @ (one.A - average.A) for w, one in zip(weights, ends, strict=True))
     torch.testing.assert_close(mean_product - average.product(), covariance, rtol=1e-9, atol=1e-9)
     assert len(updates) == 1 or covariance.norm() > 1e-3

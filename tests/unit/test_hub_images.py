@@ -158,6 +158,20 @@ def test_columns_of_other_sets_are_read_by_their_own_names(tmp_path: Path) -> No
     assert net.read("sketch", [3, 4]).inputs.shape == (2, 3, 12, 12)  # type: ignore[union-attr]
 
 
+def test_a_test_split_of_parquet_files_can_be_what_clients_are_tested_on(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "nico", rows(40)))
+    (path / "train-00000-of-00001.parquet").rename(path / "test-00000-of-00001.parquet")
+    columns = rows(80)
+    columns["image"] = [{"bytes": encoded(1000 + i), "path": None} for i in range(160)]
+    Path(write(tmp_path / "more", columns), "train-00000-of-00001.parquet").rename(path / "train-00000.parquet")
+    federation = open_federation("nico++", Origin(str(path), 12), Division(0, 2, 0.0, 0, 0.2, 0.3, split="official"))
+    clients = [federation.load(client_id) for client_id in ("photo-0", "photo-1")]
+    tested = {image.numpy().tobytes() for client in clients for image in client.test.inputs}
+    assert len(tested) == 40
+    assert tested >= {pixels_of(number) for number in range(40) if number % 5}
+    assert sum(len(client.train) + len(client.validation) for client in clients) == 80
+
+
 @pytest.mark.shared_data
 def test_the_real_copy_has_four_domains_of_seven_classes() -> None:
     if not SHARED.is_dir():

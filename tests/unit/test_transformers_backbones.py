@@ -10,12 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.adapted_model import AdaptedModel
 from models.backbone import Backbone, BackboneError
 from models.backbone_loading import build_backbone
+from models.low_rank import Factors
 from tests.tiny_models import write_model
 
 TEXTS = ["good film", "a very very dull book", "bad", "good good bad bad film book"]
@@ -156,6 +158,48 @@ def test_the_head_of_clip_is_made_from_the_names_of_the_classes(tmp_path: Path) 
         build(name, num_classes=3, class_names=("cat", "film", "book")), rank=1, alpha=1.0, last_blocks=1
     )
     torch.testing.assert_close(adapted.initialise(seed=4).head[:, :-1], head.weight)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_an_adapted_text_tower_makes_the_head(kind: str, tmp_path: Path) -> None:
+    names = {"name": write_model(kind, tmp_path), "num_classes": 3, "class_names": ("cat", "film", "book")}
+    fixed, towers = build(**names), build(**names, text_tower=True)
+    inputs = fixed.prepare(images())
+    expected = fixed.module(inputs)
+    torch.testing.assert_close(towers.module(inputs), expected)
+
+    model = AdaptedModel(towers, rank=2, alpha=4.0, last_blocks=2)
+    adapter = model.initialise(seed=0)
+    text_kinds = {f"text.self_attn.{one}" for one in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    assert text_kinds < set(adapter.low_rank)
+    assert adapter.low_rank["text.self_attn.q_proj"].A.shape == (2, 2, 16)
+    assert not adapter.head.any()
+    model.load(adapter)
+    tokens, labels = model.embed(inputs), torch.tensor([0, 1, 2, 1])
+    torch.testing.assert_close(model.logits(tokens), expected, rtol=1e-4, atol=1e-4)
+    F.cross_entropy(model.logits(tokens), labels).backward()
+    gradient = model.take_gradient()
+    assert all(gradient.low_rank[one].B.abs().sum() > 0 for one in text_kinds)
+    assert not gradient.head[:, :-1].any()
+    assert gradient.head[:, -1].any()
+
+    moved = adapter.map(lambda one: Factors(B=one.B + 0.3, A=one.A))
+    model.load(moved)
+    with torch.no_grad():
+        logits = model.logits(tokens)
+    assert (logits - expected).abs().max() > 1e-3
+    model.save(moved, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(build(**names, text_tower=True).module, str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(loaded(inputs), logits, rtol=1e-4, atol=1e-4)
+    model.save(moved.truncated(1), tmp_path / "smaller")
+    PeftModel.from_pretrained(build(**names, text_tower=True).module, str(tmp_path / "smaller"))
+
+
+def test_a_text_tower_needs_names_and_a_model_that_has_one(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="needs the names of the classes to make a head"):
+        build(write_model("clip", tmp_path / "clip"), text_tower=True)
+    with pytest.raises(BackboneError, match=r"model\.text-tower is true, but 'hf:.*vit' is neither CLIP nor SigLIP"):
+        build(write_model("vit", tmp_path / "vit"), class_names=("cat",), text_tower=True)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
