@@ -38,6 +38,8 @@ DATA = (
 )  # fmt: skip
 PROMPT: Check = (lambda value: value.count("{}") == 1, "a text with one {} in it")
 GRADIENT_KINDS = ("off", "sketch", "adapter")
+NORM_RULES = ("clip", "reject", "off")
+AGGREGATIONS = ("mean", "median", "trimmed")
 GENERATOR_KINDS = ("atoms", "mlp", "attention", "heads")
 LEARNABLE = ("attention", "trust", "strength", "gates")
 LEARNABLE_LIST: Check = (
@@ -163,6 +165,22 @@ class FederationConfig:
 
 
 @dataclass(frozen=True)
+class DefenceConfig:
+    """What the server does about updates that lie apart from the cohort's."""
+
+    norm: str = key("clip", "a movement far longer than the cohort's: clip, reject or off", one_of(*NORM_RULES))
+    factor: float = key(
+        5.0, "how far: the bound is median + factor * max(1.4826 MAD, 0.2 median) of the cohort's norms", POSITIVE
+    )
+    aggregation: str = key(
+        "mean",
+        "mean, median (weights of the geometric median) or trimmed (those farthest from it are left out)",
+        one_of(*AGGREGATIONS),
+    )
+    trim: float = key(0.3, "share of a cohort that trimmed leaves out", BELOW_ONE)
+
+
+@dataclass(frozen=True)
 class WireConfig:
     """How adapters travel."""
 
@@ -251,6 +269,7 @@ class RunConfig:
     prior: PriorConfig = field(default_factory=PriorConfig)
     signature: SignatureConfig = field(default_factory=SignatureConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
+    defence: DefenceConfig = field(default_factory=DefenceConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     hyperlora: HyperLoraConfig = field(default_factory=HyperLoraConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)

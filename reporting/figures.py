@@ -72,13 +72,18 @@ def totals(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
     return dict(total)
 
 
+CLIPPED = "cut short: it moved far further than the cohort"
+
+
 def failures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one entry for each reason why contributions were left out, most frequent first."""
+    """Return one entry for each reason why contributions were left out or cut short, most frequent first."""
     found: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for record in records:
         for who, reason in record["failures"].items():
             phase, _, client = who.partition(" ")
             found.setdefault((phase, reason), []).append((client, record["server_round"]))
+        for client in record.get("clipped", {}):
+            found.setdefault(("train", CLIPPED), []).append((client, record["server_round"]))
     ordered = sorted(found.items(), key=lambda item: -len(item[1]))
     return [
         {

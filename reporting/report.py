@@ -43,7 +43,7 @@ def _tiles(figures: dict[str, Any]) -> Iterator[Tile]:
     yield Tile("sent and received", f"{sum(figures['bytes'].values()) / MIB:.1f} MiB")
     wall = sum(value for name, value in figures["seconds"].items() if name != "training")
     yield Tile("wall time of all rounds", f"{wall:.0f} s")
-    yield Tile("contributions left out", str(sum(one["count"] for one in figures["failures"])))
+    yield Tile("contributions left out or cut", str(sum(one["count"] for one in figures["failures"])))
 
 
 def _notes(run: RunFiles, figures: dict[str, Any]) -> Iterator[str]:

@@ -44,6 +44,8 @@ class RunConsole:
         parts += [_group(name, record.evaluation[name]) for name in GROUPS if name in record.evaluation]
         if record.failures:
             parts.append(f"{len(record.failures)} left out")
+        if record.clipped:
+            parts.append(f"{len(record.clipped)} cut short")
         parts.append(f"{sum(record.bytes.values()) / 2**20:.1f} MiB{self._time(record.server_round)}")
         self._say("  ".join(parts))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from models.adapted_model import AdaptedModel
 from protocol.build import fresh_adapter
@@ -11,6 +11,7 @@ from strategies.allow_list import AllowListFile
 from strategies.catalog import build_method
 from strategies.lora_strategy import LoraStrategy, RoundSettings
 from strategies.roster import Roster
+from strategies.screening import Screen
 
 
 class HyperLoRA(LoraStrategy):
@@ -59,4 +60,5 @@ def round_settings(config: RunConfig, *, min_clients: int) -> RoundSettings:
         join_timeout=own.join_timeout,
         round_timeout=own.round_timeout,
         wire=config.wire.dtype,
+        screen=Screen(**asdict(config.defence)),
     )

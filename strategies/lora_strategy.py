@@ -25,6 +25,7 @@ from strategies.method import ClientUpdate, Method
 from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
 from strategies.roster import FederationError, Roster
 from strategies.sampling import sample_cohort
+from strategies.screening import Screen
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class RoundSettings:
     join_timeout: float
     round_timeout: float
     wire: str = "float32"
+    screen: Screen = Screen()
 
 
 class LoraStrategy(Strategy):
@@ -127,12 +129,12 @@ class LoraStrategy(Strategy):
         answers = self._training.settle(replies, TrainReply.decode)
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
         self._note_drift({one.client_id: reply for one, reply in answers.answered})
-        updates = [
+        updates = self._screened(
             ClientUpdate(
                 self.roster.cards[one.client_id], one.start, reply.end, reply.metrics, reply.gradient, reply.core
             )
             for one, reply in answers.answered
-        ]
+        )
         if updates:
             self.state = self.method.aggregate(self.state, updates)
             self.record.training = training_figures(updates)
@@ -241,9 +243,23 @@ class LoraStrategy(Strategy):
 
     def _note(self, phase: str, failures: dict[str, str], bytes_down: int, bytes_up: int) -> None:
         self.record.bytes |= {f"{phase}_down": bytes_down, f"{phase}_up": bytes_up}
+        self._note_failures(phase, failures)
+
+    def _note_failures(self, phase: str, failures: Mapping[str, str]) -> None:
         self.record.failures |= {f"{phase} {name}": reason for name, reason in failures.items()}
         for name, reason in failures.items():
             log.warning("round %d: %s of client '%s' is left out: %s", self.record.server_round, phase, name, reason)
+
+    def _screened(self, updates: Iterable[ClientUpdate]) -> list[ClientUpdate]:
+        """Return the updates that the method is to see; who is left out or cut short is noted with the reason."""
+        screened = self.settings.screen.apply(list(updates))
+        self._note_failures("train", screened.left_out)
+        self.record.clipped = screened.clipped
+        for name, share in screened.clipped.items():
+            log.warning(
+                "round %d: client '%s' moved too far, %.3g of it is kept", self.record.server_round, name, share
+            )
+        return screened.updates
 
     def _note_drift(self, replies: Mapping[str, TrainReply]) -> None:
         """Take over the signatures of clients whose data changed, and say by how much they did."""

@@ -27,6 +27,7 @@ class ClientUpdate:
         metrics: what it measured on the way.
         gradient: what the method's ``wants`` asked for of the validation gradient at the start; empty where nothing.
         core: the trained R by kind, where the method's plan was to train one.
+        weight: what its share of an average is multiplied by; 1 unless a robust rule says otherwise.
     """
 
     card: ClientCard
@@ -35,6 +36,7 @@ class ClientUpdate:
     metrics: TrainMetrics
     gradient: Mapping[str, Tensor] = field(default_factory=dict)
     core: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: float = 1.0
 
 
 class Method(Protocol):
@@ -104,6 +106,6 @@ class Plain:
 
 
 def example_weights(updates: Sequence[ClientUpdate]) -> list[float]:
-    """Return w_i = n_i / sum_j n_j, the usual weights of an average over clients."""
-    total = sum(update.metrics.num_examples for update in updates)
-    return [update.metrics.num_examples / total for update in updates]
+    """Return w_i = n_i / sum_j n_j, the usual weights of an average over clients, times what a robust rule says."""
+    shares = [update.metrics.num_examples * update.weight for update in updates]
+    return [share / sum(shares) for share in shares]

@@ -43,6 +43,7 @@ class RoundRecord:
         evaluation: figures over seen and unseen clients, from their test splits; empty where not evaluated.
         bytes: content sent ("down") and received ("up"), measured on the messages, for training and evaluation.
         failures: client-id -> why its contribution is missing.
+        clipped: client-id -> share that was kept of a movement far longer than the cohort's.
         drift: client-id -> how far the signature of a client whose data changed moved, in standard deviations.
         method: what the method reports of its state.
         seconds: "training" summed over clients; "waiting" from first send to last reply; "aggregating" all server
@@ -55,6 +56,7 @@ class RoundRecord:
     evaluation: dict[str, Any] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    clipped: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     method: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

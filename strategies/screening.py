@@ -1,0 +1,127 @@
+"""Which updates of a round are believed, and how far: checks against the card and against the rest of the cohort.
+
+A client's movement is dW_end - dW_start in product space, over all modules and the head. One that is far longer than
+the cohort's (median and median absolute deviation, MAD) is cut short or left out before any method sees it; robust
+rules over the movements' inner products leave out or weigh down what lies apart (:mod:`strategies.robust_weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from models.adapter import Adapter, subtract
+from models.low_rank import gram
+from strategies.method import ClientUpdate
+from strategies.robust_weights import distances_to_median, farthest, weights_to_median
+
+MAD_TO_SIGMA = 1.4826
+LEAST_SPREAD = 0.2
+"""Least spread that is assumed, as a share of the median: honest clients of a small cohort differ by more by chance."""
+SMALLEST_COHORT = 4
+TOO_LONG = "its movement is far longer than the cohort's"
+TOO_FAR = "its movement is among the farthest from the cohort's geometric median"
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What is left of a round's updates: client-id -> reason of those left out, -> share kept of a cut movement."""
+
+    updates: list[ClientUpdate]
+    left_out: dict[str, str] = field(default_factory=dict)
+    clipped: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Settings.
+
+    Attributes:
+        norm: ``clip`` (cut a long movement to the bound), ``reject`` or ``off``.
+        factor: the bound is median + factor * max(1.4826 MAD, 0.2 median) of the cohort's norms.
+        aggregation: ``mean``, ``median`` (weights of the geometric median) or ``trimmed`` (the farthest are left out).
+        trim: share of the cohort that ``trimmed`` leaves out.
+    """
+
+    norm: str = "clip"
+    factor: float = 5.0
+    aggregation: str = "mean"
+    trim: float = 0.3
+
+    def apply(self, updates: Sequence[ClientUpdate]) -> Screened:
+        """Return the updates that a method is to see; cohorts below four are only checked against their cards."""
+        result = _known_counts(updates)
+        if len(result.updates) >= SMALLEST_COHORT and self.norm != "off":
+            result = self._bounded(result)
+        if len(result.updates) >= SMALLEST_COHORT and self.aggregation != "mean":
+            result = self._robust(result)
+        return result
+
+    def _bounded(self, before: Screened) -> Screened:
+        lengths = movement_gram(before.updates).diagonal().clamp(min=0).sqrt().tolist()
+        bound = self._bound(lengths)
+        after = Screened([], before.left_out, before.clipped)
+        for update, length in zip(before.updates, lengths, strict=True):
+            if length <= bound:
+                after.updates.append(update)
+            elif self.norm == "clip" and not update.core:
+                after.clipped[update.card.client_id] = bound / length
+                after.updates.append(replace(update, end=_shortened(update, bound / length)))
+            else:
+                after.left_out[update.card.client_id] = TOO_LONG
+        return after
+
+    def _bound(self, lengths: Sequence[float]) -> float:
+        middle = median(lengths)
+        spread = MAD_TO_SIGMA * median(abs(length - middle) for length in lengths)
+        return middle + self.factor * max(spread, LEAST_SPREAD * middle)
+
+    def _robust(self, before: Screened) -> Screened:
+        products = movement_gram(before.updates)
+        shares = torch.tensor([float(update.metrics.num_examples) for update in before.updates], dtype=torch.float64)
+        if self.aggregation == "median":
+            factors = (weights_to_median(products, shares) / (shares / shares.sum())).tolist()
+            weighed = [replace(one, weight=factor) for one, factor in zip(before.updates, factors, strict=True)]
+            return Screened(weighed, before.left_out, before.clipped)
+        far = farthest(distances_to_median(products, shares), int(self.trim * len(before.updates)))
+        reasons = {before.updates[index].card.client_id: TOO_FAR for index in far}
+        kept = [update for index, update in enumerate(before.updates) if index not in far]
+        return Screened(kept, before.left_out | reasons, before.clipped)
+
+
+def movement_gram(updates: Sequence[ClientUpdate]) -> Tensor:
+    """Return the inner products of all movements, (N, N) in float64, through r x r products only."""
+    movements = [subtract(update.end, update.start) for update in updates]
+    total = _flat_gram([one.head for one in movements])
+    for kind in movements[0].low_rank:
+        products = gram([one.low_rank[kind].to(torch.float64) for one in movements])
+        total = total + products.flatten(start_dim=2).sum(dim=2)
+    for kind in updates[0].core:
+        total = total + _flat_gram([update.core[kind] for update in updates])
+    return total
+
+
+def _flat_gram(tensors: Sequence[Tensor]) -> Tensor:
+    flat = torch.stack([one.to(torch.float64).flatten() for one in tensors])
+    return flat @ flat.mT
+
+
+def _known_counts(updates: Sequence[ClientUpdate]) -> Screened:
+    """Leave out clients that say to have another number of samples than when they joined, with the same data."""
+    said = {one.card.client_id: (one.metrics.num_examples, one.card.num_examples) for one in updates}
+    wrong = {
+        name: f"it trained on {now} samples and has {known}" for name, (now, known) in said.items() if now != known
+    }
+    return Screened([one for one in updates if one.card.client_id not in wrong], wrong)
+
+
+def _shortened(update: ClientUpdate, share: float) -> Adapter:
+    """Return start + share (end - start), factor by factor: the rank is kept and what did not move stays."""
+    start = update.start.tensors()
+    return Adapter.from_tensors(
+        {name: torch.lerp(start[name], value, share) for name, value in update.end.tensors().items()}
+    )

@@ -1,0 +1,106 @@
+"""Updates that lie apart from the cohort's, against figures worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.adapter import subtract
+from strategies.method import ClientUpdate, example_weights
+from strategies.robust_weights import distances_to_median, farthest, weights_to_median
+from strategies.screening import TOO_FAR, TOO_LONG, Screen, movement_gram
+from tests.builders import make_adapter, make_card, make_metrics
+
+
+def updates_of_lengths(*lengths: float) -> list[ClientUpdate]:
+    """Return updates whose heads alone moved, each by a length of its own along one direction."""
+    start = make_adapter(0)
+    step = torch.zeros_like(start.head)
+    step[0, 0] = 1.0
+    ends = [replace(start, head=start.head + length * step) for length in lengths]
+    cards = [make_card(f"client-{index}") for index in range(len(lengths))]
+    return [
+        ClientUpdate(card, start, end, make_metrics(num_examples=card.num_examples))
+        for card, end in zip(cards, ends, strict=True)
+    ]
+
+
+def lengths_of(updates: list[ClientUpdate]) -> list[float]:
+    return movement_gram(updates).diagonal().sqrt().tolist()
+
+
+def test_a_long_movement_is_cut_to_the_bound_and_no_other_is_touched() -> None:
+    updates = updates_of_lengths(1.0, 2.0, 3.0, 4.0, 300.0)
+    screened = Screen(factor=2.0).apply(updates)
+    bound = 3.0 + 2.0 * 1.4826 * 1.0
+    assert lengths_of(screened.updates) == pytest.approx([1.0, 2.0, 3.0, 4.0, bound], rel=1e-5)
+    assert screened.clipped == {"client-4": pytest.approx(bound / 300.0)}
+    assert screened.left_out == {}
+    assert screened.updates[:4] == updates[:4]
+
+
+def test_equal_norms_leave_room_for_chance() -> None:
+    screened = Screen(factor=5.0).apply(updates_of_lengths(1.0, 1.0, 1.0, 1.0, 1.9))
+    assert screened.clipped == {}
+
+
+def test_a_long_movement_is_left_out_with_its_reason_where_that_is_asked() -> None:
+    screened = Screen(norm="reject").apply(updates_of_lengths(1.0, 1.0, 1.1, 0.9, 100.0))
+    assert screened.left_out == {"client-4": TOO_LONG}
+    assert [one.card.client_id for one in screened.updates] == [f"client-{index}" for index in range(4)]
+
+
+@pytest.mark.parametrize("lengths", [(1.0, 1.0, 100.0), (1.0,)])
+def test_small_cohorts_are_not_judged_by_each_other(lengths: tuple[float, ...]) -> None:
+    updates = updates_of_lengths(*lengths)
+    assert Screen(norm="reject", aggregation="trimmed").apply(updates).updates == updates
+
+
+def test_off_and_mean_change_nothing() -> None:
+    updates = updates_of_lengths(1.0, 1.0, 1.0, 1e6)
+    assert Screen(norm="off").apply(updates).updates == updates
+
+
+def test_a_client_that_claims_more_samples_than_it_has_is_left_out() -> None:
+    updates = updates_of_lengths(1.0, 1.0)
+    liar = replace(updates[1], metrics=make_metrics(num_examples=10**9))
+    screened = Screen().apply([updates[0], liar])
+    assert screened.updates == updates[:1]
+    assert "10" + "0" * 8 in screened.left_out["client-1"]
+
+
+def test_movements_are_measured_in_product_space() -> None:
+    start, end = make_adapter(0), make_adapter(1)
+    update = ClientUpdate(make_card("client-0"), start, end, make_metrics())
+    dense = subtract(end, start)
+    expected = sum((one.B @ one.A).square().sum() for one in dense.low_rank.values()) + dense.head.square().sum()
+    assert movement_gram([update]).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_geometric_median_of_a_line_is_its_median() -> None:
+    points = torch.tensor([[0.0], [1.0], [2.0], [3.0], [1000.0]], dtype=torch.float64)
+    weights = weights_to_median(points @ points.mT, torch.ones(5, dtype=torch.float64))
+    assert (weights @ points).item() == pytest.approx(2.0, abs=1e-3)
+
+
+def test_the_geometric_median_of_a_square_with_outliers_stays_near_it() -> None:
+    corners = [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.5, 0.5], [500.0, 0.0], [500.0, 1.0]]
+    points = torch.tensor(corners, dtype=torch.float64)
+    shares, products = torch.ones(7, dtype=torch.float64), points @ points.mT
+    assert (weights_to_median(products, shares) @ points - 0.5).norm() < 1.0
+    assert farthest(distances_to_median(products, shares), 2) == {5, 6}
+
+
+def test_trimming_leaves_out_the_planted_ones() -> None:
+    screened = Screen(norm="off", aggregation="trimmed", trim=0.4).apply(updates_of_lengths(1.0, -50.0, 1.1, 0.9, 50.0))
+    assert screened.left_out == {"client-1": TOO_FAR, "client-4": TOO_FAR}
+
+
+def test_the_median_weighs_a_planted_client_down_in_every_average() -> None:
+    screened = Screen(norm="off", aggregation="median").apply(updates_of_lengths(1.0, 1.2, 1.1, 0.9, -100.0))
+    weights = example_weights(screened.updates)
+    assert sum(weights) == pytest.approx(1.0)
+    average = sum(weight * length for weight, length in zip(weights, [1.0, 1.2, 1.1, 0.9, -100.0], strict=True))
+    assert average == pytest.approx(1.0, abs=0.11)
