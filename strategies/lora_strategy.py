@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -43,7 +43,7 @@ class RoundSettings:
     join_timeout: float
     round_timeout: float
     wire: str = "float32"
-    screen: Screen = Screen()
+    screen: Screen = field(default_factory=Screen)
 
 
 class LoraStrategy(Strategy):
