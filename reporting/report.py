@@ -126,15 +126,12 @@ def _offered(run: RunFiles, view: StateView) -> str:
 
 
 def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
-    failures = figures["failures"]
+    faults = list(_faults(figures))
     yield Table(
         "Faults and rejections",
-        ("phase", "reason", "times", "clients", "rounds"),
-        [
-            (one["phase"], one["reason"], str(one["count"]), _listed(one["clients"]), _listed(one["rounds"]))
-            for one in failures
-        ],
-        "" if failures else f"None: every reply of {figures['rounds']} rounds was usable.",
+        ("phase", "reason", "times", "who", "rounds"),
+        faults,
+        "" if faults else f"None: every reply of {figures['rounds']} rounds was usable.",
     )
     drifted = [
         (str(one["server_round"]), name, f"{moved:.2f}") for one in run.records for name, moved in one["drift"].items()
@@ -149,6 +146,13 @@ def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
     versions = [(name, version or "not installed") for name, version in packages]
     made_with = [*versions, ("python", run.environment["python"]), ("backbone fingerprint", run.fingerprint)]
     yield Table("Made with", ("what", "version"), made_with, folded=True)
+
+
+def _faults(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for who, reason in sorted(figures["left_out"].items()):
+        yield ("joining", reason, "1", who, "all")
+    for one in figures["failures"]:
+        yield (one["phase"], one["reason"], str(one["count"]), _listed(one["clients"]), _listed(one["rounds"]))
 
 
 CLIENT_COLUMNS = ("client", "domain", "", "test samples", "as received (%)", "after local steps (%)", "gain (points)")
