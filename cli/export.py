@@ -14,11 +14,11 @@ from cli.output import reports_errors, say
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     client: Annotated[str | None, typer.Option(help="Client-id whose adapter is exported; else the anchor.")] = None,
-    merged: Annotated[bool, typer.Option("--merged", help="Add it into the backbone: a checkpoint for timm.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Add it into the backbone (timm, transformers).")] = False,
     to: Annotated[Path | None, typer.Option(help="New directory; RUN/exports/<name> if none.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Backbone weights (safetensors), if they moved.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Backbone weights (file or directory), if they moved.")] = None,
 ) -> None:
-    """Write an adapter (PEFT) or a merged model (timm) with a model card that holds no data.
+    """Write an adapter (PEFT) or a merged model (timm, transformers) with a model card that holds no data.
 
     Examples:
 

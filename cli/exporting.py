@@ -18,11 +18,6 @@ from peft import PeftModel
 # backbone: the frozen model named below, with a head of {classes} classes
 model = PeftModel.from_pretrained(backbone, "{directory}")
 """
-LOAD_TIMM = """
-import timm
-
-model = timm.create_model("local-dir:{directory}", pretrained=True)
-"""
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -53,8 +48,8 @@ def export_merged(directory: Path, client: str | None, to: Path | None, weights:
         source, names = adapter_of(run, client), run.require_clients().class_names
         model = rebuild_model(run, weights)
         target = new_directory(to or run.path / "exports" / f"{client or ANCHOR}-merged")
-        save_merged(merged(model, source), model, names, target)
-        write_card(run, client, target, LOAD_TIMM.format(directory=target.name))
+        loading = save_merged(merged(model, source), model, names, target)
+        write_card(run, client, target, loading)
     return target
 
 

@@ -15,6 +15,7 @@ from cli.output import CommandError, OutputFormat, print_table, reports_errors, 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
     to: Annotated[Path | None, typer.Option(help="File to write (one run only); RUN/report.html if none.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Base run, as one of FedIT: the gain of each client.")] = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="text writes the page.")] = OutputFormat.TEXT,
 ) -> None:
     """Write one self-contained HTML page for each run.
@@ -23,6 +24,8 @@ def report(
 
         hyperlora report runs/latest
 
+        hyperlora report runs/latest --against runs/fedit
+
         hyperlora report runs/latest --format json
     """
     from cli.report_files import run_figures, write_report  # torch takes seconds to import
@@ -30,11 +33,11 @@ def report(
     if to and len(runs) > 1:
         raise CommandError("--to names one file: give one run, or compare several with: hyperlora compare")
     if output is OutputFormat.JSON:
-        figures = [run_figures(run) for run in runs]
+        figures = [run_figures(run, against) for run in runs]
         say(json.dumps(figures[0] if len(figures) == 1 else figures))
         return
     for run in runs:
-        say(str(write_report(run, to)))
+        say(str(write_report(run, to, against)))
 
 
 @reports_errors

@@ -9,21 +9,24 @@ from typing import Any
 from cli.expected import as_command_errors
 from reporting.comparison import comparison_figures, comparison_page
 from reporting.figures import figures_of
+from reporting.paired import paired_figures
 from reporting.report import report_page
 from reporting.run_files import RunFiles
 
 
-def write_report(directory: Path, to: Path | None) -> Path:
-    """Write the page of a run and return its file; raises CommandError."""
+def write_report(directory: Path, to: Path | None, against: Path | None = None) -> Path:
+    """Write the page of a run, paired with another if there is one, and return its file; raises CommandError."""
     with as_command_errors():
-        run = RunFiles.open(directory)
-        return _write(to or run.path / "report.html", report_page(run).html())
+        run, base = RunFiles.open(directory), RunFiles.open(against) if against else None
+        return _write(to or run.path / "report.html", report_page(run, base).html())
 
 
-def run_figures(directory: Path) -> dict[str, Any]:
+def run_figures(directory: Path, against: Path | None = None) -> dict[str, Any]:
     """Return the numbers of a run's report; raises CommandError."""
     with as_command_errors():
-        return figures_of(RunFiles.open(directory))
+        run = RunFiles.open(directory)
+        paired = {"paired": paired_figures(run, RunFiles.open(against))} if against else {}
+        return figures_of(run) | paired
 
 
 def write_comparison(directories: Sequence[Path], to: Path) -> Path:

@@ -16,7 +16,7 @@ def rebuild_model(run: RunFiles, weights: Path | None) -> AdaptedModel:
 
     Args:
         run: the run.
-        weights: a safetensors file to take instead of the configured one.
+        weights: a safetensors file (or directory of transformers) to take instead of the configured one.
 
     Raises:
         BackboneError, AdapterError: it cannot be built.
@@ -25,7 +25,7 @@ def rebuild_model(run: RunFiles, weights: Path | None) -> AdaptedModel:
     config = run.config.model
     if weights:
         config = replace(config, weights=str(weights.absolute()))
-    if config.weights and not Path(config.weights).is_file():
+    if config.weights and not Path(config.weights).exists():
         raise CommandError(f"the run's weights '{config.weights}' are not on this machine: name them with --weights")
     model = build_model(run.config.data, config, run.config.lora)
     own = model.backbone.fingerprint

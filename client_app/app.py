@@ -8,16 +8,18 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
+from client_app.shipped_backbone import BackboneMissingError, store_of, with_shipped
 from client_app.site import clients_of, read_site
 from client_app.tasks import describe_clients, evaluate_adapter, personal_adapter, train_start
 from client_app.workplace import Workplace, open_workplace
 from models.adapter import Adapter
+from protocol.backbone_messages import BackbonePart, BackboneReceipt, named_backbone
 from protocol.build import fresh_adapter
 from protocol.config import RunConfig
 from protocol.evaluate_messages import START_TRACK, EvaluateRequest
 from protocol.local_plan import whole
 from protocol.records import ProtocolError, encode_adapter
-from protocol.signature_messages import SignatureRequest
+from protocol.signature_messages import SignatureReply, SignatureRequest
 from protocol.train_messages import TrainRequest
 
 app = ClientApp()
@@ -26,8 +28,11 @@ app = ClientApp()
 @app.query("signature")
 def signature(message: Message, context: Context) -> Message:
     """Describe the clients that this node hosts."""
-    workplace = _workplace(context)
     request = SignatureRequest.decode(message.content)
+    try:
+        workplace = _workplace(context, request.fingerprint)
+    except BackboneMissingError as error:
+        return Message(SignatureReply([], {}, needs_backbone=error.client_id).encode(), reply_to=message)
     own = workplace.model.backbone.fingerprint
     if request.fingerprint != own:
         raise ProtocolError(
@@ -38,10 +43,19 @@ def signature(message: Message, context: Context) -> Message:
     return Message(reply.encode(), reply_to=message)
 
 
+@app.query("backbone")
+def backbone(message: Message, context: Context) -> Message:
+    """Keep a part of the backbone that the server ships."""
+    store = store_of(RunConfig.parse(context.run_config), read_site(context.node_config))
+    if store is None:
+        raise ProtocolError("this node keeps no backbones: it has no state-dir, or weights of its own")
+    return Message(BackboneReceipt(store.add(BackbonePart.decode(message.content))).encode(), reply_to=message)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the adapter of one hosted client."""
-    workplace = _workplace(context)
+    workplace = _workplace(context, named_backbone(message.content))
     request = TrainRequest.decode(message.content, _fresh(workplace))
     _require_hosted(request.client_id, context, workplace)
     reply = train_start(workplace, request, ContextKeeper(context))
@@ -52,7 +66,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score an adapter on the test split of one hosted client."""
-    workplace = _workplace(context)
+    workplace = _workplace(context, named_backbone(message.content))
     request = EvaluateRequest.decode(message.content, _fresh(workplace))
     _require_hosted(request.client_id, context, workplace)
     reply = evaluate_adapter(workplace, request, ContextKeeper(context))
@@ -75,8 +89,9 @@ def _keep(workplace: Workplace, client_id: str, received: Adapter) -> None:
     workplace.keep_adapter(personal_adapter(workplace, client_id, received))
 
 
-def _workplace(context: Context) -> Workplace:
-    return open_workplace(RunConfig.parse(context.run_config), read_site(context.node_config))
+def _workplace(context: Context, fingerprint: str) -> Workplace:
+    config, site = RunConfig.parse(context.run_config), read_site(context.node_config)
+    return open_workplace(config, with_shipped(config, site, fingerprint))
 
 
 def _fresh(workplace: Workplace) -> Adapter:

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.backbone import BackboneError, Pretraining, fingerprint
-from models.weights_file import misfit, read_weights
+from models.weights_file import misfit, read_weights, weights_bytes
 
 NAME = "digits-vit"
 IMAGE_SIZE = 16
@@ -142,11 +141,10 @@ def _read_cache(path: Path) -> VisionTransformer | None:
 
 def _write_cache(path: Path, vit: VisionTransformer) -> None:
     """Write atomically: processes that race each write the same bytes, readers see a whole file or none."""
-    state = {name: value for name, value in vit.state_dict().items() if not name.startswith("head.")}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(save(state, metadata={"fingerprint": fingerprint(vit)}))
+            file.write(weights_bytes(vit, fingerprint=fingerprint(vit)))
         Path(file.name).replace(path)
     except OSError as error:
         _log.warning("the pretrained weights cannot be cached in %s and are made each time: %s", path, error)

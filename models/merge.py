@@ -1,4 +1,4 @@
-"""The merged model: an adapter added into the backbone's weights, written so that timm alone loads it."""
+"""The merged model: an adapter added into the backbone's weights, written so that timm or transformers loads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from models import digits_vit
 from models.adapted_model import AdaptedModel
 from models.adapter import AdapterError
 from models.image_transform import ImageTransform
+from models.merge_transformers import how_to_load, pretrained_part, save_merged_transformers
 
+LOAD_TIMM = """
+import timm
+
+model = timm.create_model("local-dir:{directory}", pretrained=True)
+"""
 DIGITS_ARCHITECTURE = "vit_tiny_patch16_224"
 
 
@@ -36,18 +42,26 @@ def merged(model: AdaptedModel, adapter: Path) -> nn.Module:
     return cast(nn.Module, model.peft_model.merge_and_unload())
 
 
-def save_merged(network: nn.Module, model: AdaptedModel, class_names: Sequence[str], directory: Path) -> None:
-    """Write ``model.safetensors`` and ``config.json`` for ``timm.create_model("local-dir:...", pretrained=True)``.
+def save_merged(network: nn.Module, model: AdaptedModel, class_names: Sequence[str], directory: Path) -> str:
+    """Write ``model.safetensors`` and ``config.json`` for timm or transformers; return Python lines that load them.
 
     Raises:
-        AdapterError: the network is none of timm's.
+        AdapterError: the network is neither a VisionTransformer of timm nor a model of transformers.
     """
+    if pretrained_part(network) is not None:
+        transform = model.backbone.transform
+        save_merged_transformers(network, transform, class_names, directory)
+        return how_to_load(network, transform, directory.name)
     if not isinstance(network, VisionTransformer):
-        raise AdapterError(f"'{model.backbone.name}' is no timm model: export it without --merged, as a PEFT directory")
+        raise AdapterError(
+            f"'{model.backbone.name}' is no ViT of timm and no model of transformers: "
+            "export it without --merged, as a PEFT directory"
+        )
     description = _timm_description(model, class_names)
     (directory / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return LOAD_TIMM.format(directory=directory.name)
 
 
 def _timm_description(model: AdaptedModel, class_names: Sequence[str]) -> dict[str, Any]:

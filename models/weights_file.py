@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from models.backbone import BackboneError
 
@@ -28,6 +28,12 @@ def read_weights(path: str) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise BackboneError(f"'{path}' is not a readable safetensors file: {error}") from error
     return {name: tensor for name, tensor in state.items() if name.split(".")[0] != HEAD_NAME}
+
+
+def weights_bytes(module: nn.Module, **metadata: str) -> bytes:
+    """Return the safetensors file that :func:`read_weights` reads: the weights of ``module`` without its head."""
+    state = {name: value for name, value in module.state_dict().items() if name.split(".")[0] != HEAD_NAME}
+    return save({name: value.detach().cpu().contiguous() for name, value in state.items()}, metadata or None)
 
 
 def misfit(path: str, name: str, reason: str) -> BackboneError:

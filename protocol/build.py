@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from models.adapted_model import AdaptedModel
+    from models.backbone import Backbone
 
 
 def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> AdaptedModel:
@@ -28,10 +29,26 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
         DataError: the classes have to be read from the data, and cannot.
     """
     from models.adapted_model import AdaptedModel  # brings PEFT and transformers, slow to import
+
+    return AdaptedModel(_backbone(data, model), rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks)
+
+
+def backbone_file(data: DataConfig, model: ModelConfig) -> bytes:
+    """Return the frozen backbone without its head as a safetensors file, for :class:`strategies.shipping.Shipment`.
+
+    Raises:
+        BackboneError, DataError: as :func:`build_model`.
+    """
+    from models.weights_file import weights_bytes
+
+    return weights_bytes(_backbone(data, model).module)
+
+
+def _backbone(data: DataConfig, model: ModelConfig) -> Backbone:
     from models.backbone_loading import build_backbone  # brings timm
 
     class_names = data_set_info(data).class_names
-    backbone = build_backbone(
+    return build_backbone(
         name=model.name,
         weights=model.weights,
         image_size=model.image_size,
@@ -42,7 +59,6 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
         pretraining=digits_public,
         text_tower=model.text_tower,
     )
-    return AdaptedModel(backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks)
 
 
 def build_federation(data: DataConfig, *, image_size: int, seed: int) -> Federation:

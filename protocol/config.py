@@ -94,6 +94,7 @@ class ModelConfig:
     max_length: int = key(128, "most tokens of a text; longer ones are truncated", AT_LEAST_ONE)
     prompt: str = key("a photo of a {}.", "text of a class for CLIP, {} is its name", PROMPT)
     text_tower: bool = key(False, "adapt the text tower of CLIP or SigLIP too and have it make the head")
+    ship: bool = key(False, "send the backbone to sites with a state-dir, once; for digits-vit and timm models")
 
 
 @dataclass(frozen=True)
@@ -291,6 +292,11 @@ class RunConfig:
         parsed = {name: checked(known[name], value) for name, value in values.items()}
         config: RunConfig = build(cls, parsed)
         config.check_ranks()
+        if config.model.ship and config.model.name.startswith("hf:"):
+            raise ConfigError(
+                "model.ship sends one safetensors file, a transformers model has a directory: "
+                "copy it to the sites and name it by 'weights' in their node config"
+            )
         return config
 
     def check_ranks(self) -> None:

@@ -62,10 +62,14 @@ class ClientCard:
 
 @dataclass(frozen=True)
 class SignatureReply:
-    """The clients of a node, and those that cannot take part with the reason."""
+    """The clients of a node, and those that cannot take part with the reason.
+
+    ``needs_backbone``: the client that waits for the server to ship its backbone (``model.ship``), if one does.
+    """
 
     cards: Sequence[ClientCard]
     left_out: Mapping[str, str]
+    needs_backbone: str = ""
 
     def encode(self) -> RecordDict:
         """Return the content of the message; a signature takes at most 4 KiB, as float16 where float32 takes more."""
@@ -78,6 +82,7 @@ class SignatureReply:
             ranks=[card.rank for card in self.cards],
             left_out=list(self.left_out),
             reasons=list(self.left_out.values()),
+            needs_backbone=self.needs_backbone,
         )
         return RecordDict({"config": config, "arrays": encode_tensors(signatures, _signature_dtype(signatures))})
 
@@ -110,4 +115,5 @@ class SignatureReply:
             raise ProtocolError("a client without training samples cannot take part")
         left_out = require_list(config, "left_out", str)
         reasons = require_list(config, "reasons", str, len(left_out))
-        return cls(cards, dict(zip(left_out, reasons, strict=True)))
+        needs_backbone = require(config, "needs_backbone", str)
+        return cls(cards, dict(zip(left_out, reasons, strict=True)), needs_backbone)

@@ -28,6 +28,7 @@ def figures_of(run: RunFiles) -> dict[str, Any]:
         "bytes": totals(run.records, "bytes"),
         "seconds": totals(run.records, "seconds"),
         "failures": failures(run.records),
+        "left_out": run.left_out,
     }
 
 

@@ -13,15 +13,19 @@ from reporting.draw_signatures import draw_signatures
 from reporting.draw_spectra import draw_spectra
 from reporting.figures import ANCHOR, COLUMNS, figures_of, scores_by_client
 from reporting.page import Page, Panel, Table, Tile
+from reporting.paired import STEPS, paired_figures, paired_panels, paired_table
 from reporting.run_files import RunFiles
 from reporting.state_view import StateView, view_state
 
-STEPS = {"zero_step": "as received", "k_step": "after local steps"}
 
+def report_page(run: RunFiles, against: RunFiles | None = None) -> Page:
+    """Return the page of a run, beside a base run if there is one; what the run has nothing for is left out.
 
-def report_page(run: RunFiles) -> Page:
-    """Return the page of a run; what the run has nothing for is left out."""
+    Raises:
+        RunFilesError: the clients of the two runs cannot be paired.
+    """
     config, figures = run.config, figures_of(run)
+    paired = paired_figures(run, against) if against else None
     return Page(
         title=f"{config.method} on {config.data.name}, seed {config.seed}",
         subtitle=(
@@ -30,8 +34,8 @@ def report_page(run: RunFiles) -> Page:
             f"{config.train.local_steps} local steps of {config.train.batch_size}"
         ),
         tiles=list(_tiles(figures)),
-        panels=list(_panels(run, figures)),
-        tables=list(_tables(run, figures)),
+        panels=list(_panels(run, figures, paired)),
+        tables=[*([paired_table(paired)] if paired else []), *_tables(run, figures)],
         notes=list(_notes(run, figures)),
     )
 
@@ -54,7 +58,7 @@ def _notes(run: RunFiles, figures: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _panels(run: RunFiles, figures: dict[str, Any]) -> Iterator[Panel]:
+def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | None) -> Iterator[Panel]:
     if figures["accuracy_over_rounds"]:
         yield Panel(
             "Accuracy over rounds",
@@ -62,6 +66,8 @@ def _panels(run: RunFiles, figures: dict[str, Any]) -> Iterator[Panel]:
             "Mean over clients of the accuracy on each client's own test data; the band is one standard deviation over "
             "clients around the accuracy as received. Unseen clients never train.",
         )
+    if paired:
+        yield from paired_panels(run, paired)
     scores = scores_by_client(run.scores)
     if figures["gain_over_anchor"]:
         yield Panel(
@@ -126,15 +132,12 @@ def _offered(run: RunFiles, view: StateView) -> str:
 
 
 def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
-    failures = figures["failures"]
+    faults = list(_faults(figures))
     yield Table(
         "Faults and rejections",
-        ("phase", "reason", "times", "clients", "rounds"),
-        [
-            (one["phase"], one["reason"], str(one["count"]), _listed(one["clients"]), _listed(one["rounds"]))
-            for one in failures
-        ],
-        "" if failures else f"None: every reply of {figures['rounds']} rounds was usable.",
+        ("phase", "reason", "times", "who", "rounds"),
+        faults,
+        "" if faults else f"None: every reply of {figures['rounds']} rounds was usable.",
     )
     drifted = [
         (str(one["server_round"]), name, f"{moved:.2f}") for one in run.records for name, moved in one["drift"].items()
@@ -149,6 +152,13 @@ def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
     versions = [(name, version or "not installed") for name, version in packages]
     made_with = [*versions, ("python", run.environment["python"]), ("backbone fingerprint", run.fingerprint)]
     yield Table("Made with", ("what", "version"), made_with, folded=True)
+
+
+def _faults(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for who, reason in sorted(figures["left_out"].items()):
+        yield ("joining", reason, "1", who, "all")
+    for one in figures["failures"]:
+        yield (one["phase"], one["reason"], str(one["count"]), _listed(one["clients"]), _listed(one["rounds"]))
 
 
 CLIENT_COLUMNS = ("client", "domain", "", "test samples", "as received (%)", "after local steps (%)", "gain (points)")

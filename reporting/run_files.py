@@ -61,6 +61,12 @@ class RunFiles:
         return list(_json_of(path)) if path.exists() else []
 
     @cached_property
+    def left_out(self) -> dict[str, str]:
+        """Nodes and clients that take no part, and why."""
+        path = self.path / "left_out.json"
+        return dict(_json_of(path)) if path.exists() else {}
+
+    @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, seed, fingerprint and machine."""
         return dict(_json_of(self.path / "environment.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from flwr.serverapp import Grid
 
 from models.adapted_model import AdaptedModel
 from models.prior import add_prior
-from protocol.build import build_model, cohort_size, data_set_info, expected_clients, fresh_adapter
+from protocol.build import backbone_file, build_model, cohort_size, data_set_info, expected_clients, fresh_adapter
 from protocol.client_list import FILE_NAME as CLIENTS_FILE
 from protocol.client_list import ClientList
 from protocol.config import ConfigError, RunConfig, Scalar
@@ -26,8 +27,10 @@ from strategies.catalog import build_method
 from strategies.checkpoint import CheckpointStore
 from strategies.lora_strategy import LoraStrategy
 from strategies.records import RoundRecord
+from strategies.shipping import Shipment
 
 SERVER_THREADS = 1
+LEFT_OUT_FILE = "left_out.json"
 
 
 def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path:
@@ -62,10 +65,11 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     """Put the method that the configuration names into the round loop."""
     own, num_classes = config.federation, len(data_set_info(config.data).class_names)
     allowed = AllowListFile(Path(own.allowed_clients)) if own.allowed_clients else None
+    shipment = Shipment(model.backbone.fingerprint, partial(backbone_file, config.data, config.model))
     return LoraStrategy(
         build_method(config),
         initial=fresh_adapter(config, model),
-        roster=build_roster(model, num_classes, allowed),
+        roster=build_roster(model, num_classes, allowed, shipment if config.model.ship else None),
         settings=replace(
             round_settings(config, min_clients=own.min_clients or expected_clients(config.data)),
             clients_per_round=cohort_size(config.data, own.clients_per_round),
@@ -91,19 +95,23 @@ def run_rounds(
         if own.checkpoint_every and (done % own.checkpoint_every == 0 or done == rounds):
             checkpoints.save(done, strategy.state, strategy.method.state_classes)
             keep_clients(strategy, config, directory)
+        keep_left_out(strategy, directory)
         console.round(record)
         sinks.round(record)
 
     start_round = restore(strategy, checkpoints, directory) + 1 if own.resume else 1
     if start_round > rounds:
         raise ConfigError(f"all {rounds} rounds of the run in '{directory.path}' are made; raise federation.rounds")
-    strategy.start(
-        grid,
-        num_rounds=rounds,
-        timeout=config.federation.round_timeout,
-        start_round=start_round,
-        on_round=on_round,
-    )
+    try:
+        strategy.start(
+            grid,
+            num_rounds=rounds,
+            timeout=config.federation.round_timeout,
+            start_round=start_round,
+            on_round=on_round,
+        )
+    finally:
+        keep_left_out(strategy, directory)
 
 
 def restore(strategy: LoraStrategy, checkpoints: CheckpointStore, directory: RunDirectory) -> int:
@@ -125,6 +133,12 @@ def keep_clients(strategy: LoraStrategy, config: RunConfig, directory: RunDirect
     """Write the clients as the server knows them: what a report shows and what personalising starts from."""
     names = data_set_info(config.data).class_names
     directory.write_json(CLIENTS_FILE, ClientList(names, strategy.roster.cards).as_json())
+
+
+def keep_left_out(strategy: LoraStrategy, directory: RunDirectory) -> None:
+    """Write which nodes and clients take no part and why; no file where there was never one."""
+    if strategy.roster.left_out or (directory.path / LEFT_OUT_FILE).exists():
+        directory.write_json(LEFT_OUT_FILE, strategy.roster.left_out)
 
 
 def save_results(strategy: LoraStrategy, model: AdaptedModel, config: RunConfig, directory: RunDirectory) -> None:

@@ -12,6 +12,7 @@ from strategies.catalog import build_method
 from strategies.lora_strategy import LoraStrategy, RoundSettings
 from strategies.roster import Roster
 from strategies.screening import Screen
+from strategies.shipping import Shipment
 
 
 class HyperLoRA(LoraStrategy):
@@ -37,13 +38,19 @@ class HyperLoRA(LoraStrategy):
         )
 
 
-def build_roster(model: AdaptedModel, num_classes: int, allowed: AllowListFile | None = None) -> Roster:
-    """Return an empty roster that admits clients with the backbone of ``model``, and of ``allowed`` keys if given."""
+def build_roster(
+    model: AdaptedModel, num_classes: int, allowed: AllowListFile | None = None, shipment: Shipment | None = None
+) -> Roster:
+    """Return an empty roster that admits clients with the backbone of ``model``, and of ``allowed`` keys if given.
+
+    Nodes that lack the backbone get it where there is a ``shipment``.
+    """
     return Roster(
         fingerprint=model.backbone.fingerprint,
         signature_size=2 * model.backbone.embed_dim + num_classes + 1,
         num_classes=num_classes,
         allowed=allowed,
+        shipment=shipment,
     )
 
 

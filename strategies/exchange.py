@@ -8,10 +8,19 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 
+from protocol.backbone_messages import name_backbone
 from protocol.records import ProtocolError, count_bytes
 
 TIMED_OUT = "no reply within the time limit"
+SILENT = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
+"""Errors that Flower reports in place of a node that did not answer."""
 WRAPPING = re.compile(r"^<class '[^']*'>:<'|'>$")
 """What Flower puts around the text of an exception."""
 
@@ -54,10 +63,15 @@ class Exchange(Generic[R]):
 
     sent: list[tuple[Message, R]] = field(default_factory=list)
 
-    def add(self, request: R, *, message_type: str, node_id: int, ttl: float, server_round: int) -> None:
-        """Pack ``request`` into a message of its own for ``node_id``."""
+    def add(
+        self, request: R, *, message_type: str, node_id: int, ttl: float, server_round: int, backbone: str = ""
+    ) -> None:
+        """Pack ``request`` into a message of its own for ``node_id``; ``backbone`` names a shipped one."""
+        content = request.encode()
+        if backbone:
+            name_backbone(content, backbone)
         message = Message(
-            content=request.encode(),
+            content=content,
             dst_node_id=node_id,
             message_type=message_type,
             ttl=ttl,
@@ -95,6 +109,15 @@ def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -
     if reply.has_error():
         raise ProtocolError(error_sentence(reply))
     return decode(reply.content, request)
+
+
+def answered_by(messages: Iterable[Message], replies: Iterable[Message]) -> set[int]:
+    """Return the nodes that answered one of ``messages`` themselves, be it with an error."""
+    node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    heard = (reply for reply in replies if not (reply.has_error() and reply.error.code in SILENT))
+    return {
+        node_of[reply.metadata.reply_to_message_id] for reply in heard if reply.metadata.reply_to_message_id in node_of
+    }
 
 
 def error_sentence(reply: Message) -> str:

@@ -27,6 +27,7 @@ from strategies.roster import FederationError, Roster
 from strategies.sampling import sample_cohort
 from strategies.screening import Screen
 
+NOT_ASKED = "not asked: its node did not answer lately"
 log = logging.getLogger(__name__)
 
 
@@ -126,6 +127,7 @@ class LoraStrategy(Strategy):
         replies = list(replies)
         began = time.perf_counter()
         self.record.add_seconds("waiting", began - self._sent_at)
+        self.roster.note(self._training.messages(), replies)
         answers = self._training.settle(replies, TrainReply.decode)
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
         self._note_drift({one.client_id: reply for one, reply in answers.answered})
@@ -161,9 +163,12 @@ class LoraStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores; nothing of an evaluation changes the method's state."""
-        answers = self._evaluation.settle(list(replies), EvaluateReply.decode)
+        replies = list(replies)
+        resting = dict.fromkeys(sorted(self.roster.resting()), NOT_ASKED)
+        answers = self._evaluation.settle(replies, EvaluateReply.decode)
+        self.roster.note(self._evaluation.messages(), replies)
         self.record.add_seconds("evaluating", time.perf_counter() - self._sent_at)
-        self._note("evaluate", answers.failures, answers.bytes_down, answers.bytes_up)
+        self._note("evaluate", resting | answers.failures, answers.bytes_down, answers.bytes_up)
         self.scores = [
             client_score(self.roster.cards[request.client_id], request, reply)
             for request, reply in answers.answered
@@ -238,8 +243,14 @@ class LoraStrategy(Strategy):
 
     def _add(self, exchange: Exchange[Any], request: Any, message_type: str, server_round: int) -> None:
         node_id = self.roster.nodes[request.client_id]
-        ttl = self.settings.round_timeout
-        exchange.add(request, message_type=message_type, node_id=node_id, ttl=ttl, server_round=server_round)
+        exchange.add(
+            request,
+            message_type=message_type,
+            node_id=node_id,
+            ttl=self.settings.round_timeout,
+            server_round=server_round,
+            backbone=self.roster.shipment.fingerprint if self.roster.shipment else "",
+        )
 
     def _note(self, phase: str, failures: dict[str, str], bytes_down: int, bytes_up: int) -> None:
         self.record.bytes |= {f"{phase}_down": bytes_down, f"{phase}_up": bytes_up}

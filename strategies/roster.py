@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -14,7 +14,9 @@ from flwr.serverapp import Grid
 from protocol.records import ProtocolError
 from protocol.signature_messages import ClientCard, SignatureReply, SignatureRequest
 from strategies.allow_list import AllowList, AllowListFile
-from strategies.exchange import error_sentence
+from strategies.exchange import answered_by, error_sentence
+from strategies.patience import Patience
+from strategies.shipping import Shipment
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
@@ -34,23 +36,40 @@ class Roster:
         signature_size: numbers in a signature.
         num_classes: classes of the task.
         allowed: which node key may speak for which client; None lets every node in.
+        shipment: the backbone for nodes that lack it; None ships none.
+
+    ``left_out`` says of nodes and clients why they take no part; ``patience`` which nodes are not asked for a while.
     """
 
     fingerprint: str
     signature_size: int
     num_classes: int
     allowed: AllowList | AllowListFile | None = None
+    shipment: Shipment | None = None
     cards: dict[str, ClientCard] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    patience: Patience = field(default_factory=Patience)
     _asked: set[int] = field(default_factory=set)
     _present: set[int] = field(default_factory=set)
     _keys: dict[int, bytes] = field(default_factory=dict)
     _held: dict[int, int] = field(default_factory=dict)
 
     def reachable(self) -> dict[str, ClientCard]:
-        """Return the clients whose node is connected, by client-id."""
-        return {name: card for name, card in sorted(self.cards.items()) if self.nodes[name] in self._present}
+        """Return the clients whose node is connected and does not rest, by client-id; all where every node rests."""
+        connected = {name: card for name, card in sorted(self.cards.items()) if self.nodes[name] in self._present}
+        resting = self.resting()
+        return {name: card for name, card in connected.items() if name not in resting}
+
+    def resting(self) -> set[str]:
+        """Return the clients whose node is connected and is not asked in this round, as it did not answer."""
+        connected = {name for name in self.cards if self.nodes[name] in self._present}
+        resting = {name for name in connected if self.patience.rests(self.nodes[name])}
+        return resting if resting != connected else set()
+
+    def note(self, messages: Collection[Message], replies: Collection[Message]) -> None:
+        """Note which nodes answered ``messages``; the others rest (:class:`strategies.patience.Patience`)."""
+        self.patience.note((message.metadata.dst_node_id for message in messages), answered_by(messages, replies))
 
     def wait_for(self, grid: Grid, *, wanted: int, join_timeout: float, reply_timeout: float) -> None:
         """Refresh until ``wanted`` clients are there.
@@ -71,20 +90,39 @@ class Roster:
             time.sleep(min(POLL_SECONDS, join_timeout - waited))
 
     def refresh(self, grid: Grid, reply_timeout: float) -> bool:
-        """Ask nodes that are new for their clients; return whether a client was added or changed its node."""
+        """Begin a round: ask nodes that are new for their clients; return whether one was added or changed its node."""
+        self.patience.tick()
         self._look(grid)
-        new = sorted(self._present - self._asked)
-        self._asked |= set(new)
-        if not new:
-            return False
-        messages = [self._question(node_id, reply_timeout) for node_id in new]
-        replies = grid.send_and_receive(messages, timeout=reply_timeout)
-        node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        new = sorted(one for one in self._present - self._asked if not self.patience.rests(one))
         before = dict(self.nodes)
-        for reply in replies:
-            self._enter(node_of[reply.metadata.reply_to_message_id], reply)
-        self._note_silent(node_of.values(), replies, node_of)
+        lacking = self._ask(grid, new, reply_timeout)
+        for node_id in self._ask(grid, self._ship(grid, lacking, reply_timeout), reply_timeout):
+            self._leave_out(f"node {node_id}", "it lacks the server's backbone")
         return before != self.nodes
+
+    def _ask(self, grid: Grid, node_ids: Collection[int], timeout: float) -> list[int]:
+        """Ask nodes for their clients and return those that lack the backbone."""
+        if not node_ids:
+            return []
+        self._asked |= set(node_ids)
+        messages = [self._question(node_id, timeout) for node_id in node_ids]
+        replies = list(grid.send_and_receive(messages, timeout=timeout))
+        node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        self.note(messages, replies)
+        self._note_silent(set(node_ids) - answered_by(messages, replies), "it sent no signature within the time limit")
+        places = [node_of[reply.metadata.reply_to_message_id] for reply in replies]
+        return [node_id for node_id, reply in zip(places, replies, strict=True) if self._enter(node_id, reply)]
+
+    def _ship(self, grid: Grid, node_ids: Collection[int], timeout: float) -> list[int]:
+        """Ship the backbone to nodes that lack it and return those that have it now."""
+        if not node_ids or self.shipment is None:
+            return list(node_ids)
+        delivery = self.shipment.send(grid, node_ids, timeout)
+        self.patience.note(node_ids, set(node_ids) - delivery.silent)
+        for node_id, reason in delivery.failed.items():
+            self._leave_out(f"node {node_id}", f"the backbone did not arrive: {reason}")
+        self._note_silent(delivery.silent, "it did not take the backbone within the time limit")
+        return sorted(delivery.arrived)
 
     def _look(self, grid: Grid) -> None:
         """Note who is there; a node that was refused for another that is gone by now counts as new."""
@@ -99,7 +137,8 @@ class Roster:
         content = SignatureRequest(self.fingerprint).encode()
         return Message(content=content, dst_node_id=node_id, message_type=SignatureRequest.TYPE, ttl=timeout)
 
-    def _enter(self, node_id: int, reply: Message) -> None:
+    def _enter(self, node_id: int, reply: Message) -> bool:
+        """Take over what a node says of its clients; return whether it first needs the backbone."""
         try:
             if reply.has_error():
                 raise ProtocolError(error_sentence(reply))
@@ -108,18 +147,17 @@ class Roster:
             )
         except ProtocolError as error:
             self._leave_out(f"node {node_id}", str(error))
-            return
+            return False
+        self.left_out.pop(f"node {node_id}", None)
         for name, reason in answer.left_out.items():
             self._leave_out(f"client '{name}'", reason)
         for card in answer.cards:
             self._admit(node_id, card)
+        return bool(answer.needs_backbone) and self._is_allowed(node_id, answer.needs_backbone)
 
     def _admit(self, node_id: int, card: ClientCard) -> None:
-        if self.allowed is not None:
-            key, now = self._keys.get(node_id, b""), datetime.now(UTC)
-            if objection := self.allowed.objection(card.client_id, key, now):
-                self._leave_out(f"node {node_id}", objection)
-                return
+        if not self._is_allowed(node_id, card.client_id):
+            return
         holder = self.nodes.get(card.client_id)
         if holder is not None and holder != node_id and holder in self._present:
             self._held[node_id] = holder
@@ -127,10 +165,18 @@ class Roster:
             return
         self.cards[card.client_id], self.nodes[card.client_id] = card, node_id
 
-    def _note_silent(self, asked: Iterable[int], replies: Iterable[Message], node_of: Mapping[str, int]) -> None:
-        answered = {node_of[reply.metadata.reply_to_message_id] for reply in replies}
-        for node_id in set(asked) - answered:
-            self._leave_out(f"node {node_id}", "it sent no signature within the time limit")
+    def _is_allowed(self, node_id: int, client_id: str) -> bool:
+        """Tell whether a node may speak for a client; one that may not is left out."""
+        if self.allowed is None:
+            return True
+        objection = self.allowed.objection(client_id, self._keys.get(node_id, b""), datetime.now(UTC))
+        if objection:
+            self._leave_out(f"node {node_id}", objection)
+        return objection is None
+
+    def _note_silent(self, node_ids: Iterable[int], reason: str) -> None:
+        for node_id in node_ids:
+            self._leave_out(f"node {node_id}", reason)
             self._asked.discard(node_id)
 
     def _leave_out(self, who: str, reason: str) -> None:

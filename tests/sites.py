@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
 
 
-class SiteGrid(LocalGrid):
+class PartlySilentGrid(LocalGrid):
+    """A LocalGrid whose nodes in ``silent`` are connected and answer nothing; what they are sent is in ``sent``."""
+
+    silent: frozenset[int] = frozenset()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        replies = super().send_and_receive(messages, timeout=timeout)
+        return [reply for reply in replies if reply.metadata.src_node_id not in self.silent]
+
+    def asked(self, node_id: int) -> int:
+        """Return how many messages a node was sent."""
+        return sum(message.metadata.dst_node_id == node_id for message in self.sent)
+
+
+class SiteGrid(PartlySilentGrid):
     """Node i (from 1) has ``node_configs[i - 1]`` and ``public_keys[i - 1]``; ``present`` may be changed in a run."""
 
     def __init__(

@@ -16,6 +16,8 @@ from peft import PeftModel
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
 from models.adapted_model import AdaptedModel
+from models.weights_file import weights_bytes
+from protocol.backbone_messages import BackbonePart
 from protocol.build import build_model, data_set_info
 from protocol.config import DataConfig, RunConfig
 from protocol.train_messages import TrainRequest
@@ -62,6 +64,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(site_grid(values, IDS[:3], root / "state"), values)
 
 
+@pytest.fixture(scope="module")
+def own_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of a digits-vit that nobody else has."""
+    module = fresh_backbone().module
+    with torch.no_grad():
+        module.get_parameter("blocks.0.norm1.weight").mul_(1.5)
+    path = tmp_path_factory.mktemp("server") / "own.safetensors"
+    path.write_bytes(weights_bytes(module))
+    return path
+
+
 def test_three_sites_give_the_metrics_of_three_simulated_nodes(finished: Path, tmp_path: Path) -> None:
     assert metrics_without_times(finished) == metrics_without_times(simulate(tmp_path / "simulated"))
 
@@ -91,6 +104,9 @@ def test_a_node_without_a_client_id_is_left_out_and_the_run_goes_on(tmp_path: Pa
     node_configs = [{"client-id": name} for name in IDS[:3]] + [{"data-path": "/mnt"}, {"client-id": "rotated-7"}]
     directory = run(SiteGrid(values, node_configs), values)
     assert len(metrics_without_times(directory)) == 3
+    left_out = json.loads((directory / "left_out.json").read_text())
+    assert "names neither a 'client-id' nor" in left_out["node 4"]
+    assert "names client 'rotated-7'" in left_out["node 5"]
     assert {one["client_id"] for one in json.loads((directory / "evaluation.json").read_text())} == set(IDS[:3])
 
 
@@ -130,6 +146,47 @@ def test_a_client_that_joins_at_round_3_gets_a_generated_start_and_one_that_leav
     assert same_products(start.start, method.start(known, card))
     assert not same_products(start.start, replace(method, generator=None).start(known, card))
     assert not same_products(start.start, known.anchor)
+
+
+def parts_sent(grid: SiteGrid) -> list[int]:
+    """Return the nodes that were sent a part of the backbone."""
+    return [one.metadata.dst_node_id for one in grid.sent if one.metadata.message_type == BackbonePart.TYPE]
+
+
+def test_sites_get_the_servers_own_backbone_once_and_train_on_it(tmp_path: Path, own_backbone: Path) -> None:
+    weights = {"model.weights": str(own_backbone)}
+    by_path = settings(tmp_path / "by-path", **weights)
+    unshipped = run(site_grid(by_path, IDS[:3], tmp_path / "a"), by_path)
+    grids, runs = [], []
+    for name in ("first", "second", "third"):
+        values = settings(tmp_path / name, **weights, **{"model.ship": True})
+        at_sites = {**values, "model.weights": ""}  # no site could read the server's path
+        grids.append(site_grid(at_sites, IDS[:3], tmp_path / "state"))
+        runs.append(run(grids[-1], values))
+        if name == "second":
+            (file,) = (tmp_path / "state" / IDS[1] / "backbones").iterdir()
+            file.write_bytes(file.read_bytes()[:-4] + b"oops")
+    assert [parts_sent(grid) for grid in grids] == [[1, 2, 3], [], [2]]
+    assert all(accuracies(one) == accuracies(unshipped) for one in runs)
+
+
+def test_a_site_with_weights_of_its_own_that_are_others_is_left_out_before_anything_is_trained(
+    tmp_path: Path, own_backbone: Path
+) -> None:
+    values = settings(tmp_path / "run", **{"model.ship": True})
+    node_configs = [{"client-id": name, "state-dir": str(tmp_path / "state")} for name in IDS]
+    node_configs[3]["weights"] = str(own_backbone)
+    grid = SiteGrid(values, node_configs)
+    directory = run(grid, values)
+    assert parts_sent(grid) == [1, 2, 3]
+    left_out = json.loads((directory / "left_out.json").read_text())
+    assert list(left_out) == ["node 4"]
+    assert "this node has another backbone" in left_out["node 4"]
+    assert grid.asked(4) == 1
+
+
+def accuracies(directory: Path) -> list[dict[str, Any]]:
+    return [record["evaluation"] | record["training"] for record in metrics_without_times(directory)]
 
 
 def first_start(sent: Iterable[Message], name: str, model: AdaptedModel) -> TrainRequest:

@@ -15,7 +15,7 @@ from protocol.train_messages import TrainReply, TrainRequest
 from strategies.exchange import error_sentence
 from strategies.flexlora import FlexLoRA
 from strategies.hyperlora import HyperLoRA
-from strategies.lora_strategy import LoraStrategy, RoundSettings
+from strategies.lora_strategy import NOT_ASKED, LoraStrategy, RoundSettings
 from strategies.method import ClientUpdate
 from strategies.records import RoundRecord
 from strategies.roster import FederationError, Roster
@@ -31,6 +31,7 @@ from tests.builders import (
     moved,
     same_products,
 )
+from tests.sites import PartlySilentGrid
 
 CARDS = [make_card(f"client-{index}", trains=index < 6) for index in range(8)]
 SETTINGS = RoundSettings(
@@ -166,6 +167,34 @@ def test_a_client_that_never_answers_is_named() -> None:
     replies = list(grid.send_and_receive(messages))
     strategy.aggregate_train(1, replies[1:])
     assert list(strategy.record.failures.values()) == ["no reply within the time limit"]
+
+
+def test_a_dead_client_delays_few_rounds_and_is_named_where_it_is_not_asked() -> None:
+    strategy = make_strategy(settings=replace(SETTINGS, clients_per_round=6, evaluate_every=1))
+    grid, records = PartlySilentGrid(fake_client_app(CARDS), {}, 8), []
+
+    def on_round(record: RoundRecord) -> None:
+        grid.silent = frozenset({1})  # client-0, from round 2 on
+        records.append(record)
+
+    strategy.start(grid, num_rounds=12, timeout=5.0, on_round=on_round)
+    waited_for = [record.server_round for record in records if "client-0" in record.cohort]
+    assert waited_for == [1, 2, 4, 7, 12]
+    assert grid.asked(1) == 1 + 2 + 4  # signature, round 1, then training alone
+    assert [record.failures.get("evaluate client-0") for record in records] == [None] + 11 * [NOT_ASKED]
+    assert records[2].evaluation["seen"]["clients"] == 5
+
+
+def test_where_every_node_was_silent_all_are_asked_again_at_once() -> None:
+    strategy = make_strategy(settings=replace(SETTINGS, clients_per_round=6))
+    grid, records = PartlySilentGrid(fake_client_app(CARDS), {}, 1), []
+    for silent in (frozenset({1}), frozenset()):
+        strategy.join(grid)
+        grid.silent = silent
+        messages = strategy.configure_train(1, None, None, grid)
+        strategy.aggregate_train(1, grid.send_and_receive(messages))
+        records.append(strategy.record)
+    assert [len(record.failures) for record in records] == [6, 0]
 
 
 def test_too_few_clients_is_one_sentence_with_the_numbers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from reporting.comparison import comparison_figures, comparison_page, labels_of
 from reporting.draw_signatures import project_signatures
 from reporting.figures import failures, gains, totals
 from reporting.page import Page, Table
+from reporting.paired import STEPS
 from reporting.report import report_page
 from reporting.run_files import RunFiles, RunFilesError
 from reporting.state_view import spectrum, view_state
@@ -84,6 +86,46 @@ def test_figures_take_their_colours_from_the_page(run: RunFiles) -> None:
 def test_a_method_without_attention_or_anchor_scores_has_no_empty_panel(fedit: RunFiles) -> None:
     titles = [panel.title for panel in report_page(fedit).panels]
     assert titles == ["Accuracy over rounds", "Map of signatures", "Singular values", "Traffic", "Time"]
+
+
+def test_a_report_against_fedit_pairs_each_client_with_itself_and_marks_who_is_unseen(
+    run: RunFiles, fedit: RunFiles, tmp_path: Path
+) -> None:
+    raised = tmp_path / "raised"
+    shutil.copytree(run.path, raised)
+    scores = json.loads((raised / "evaluation.json").read_text())
+    for one in scores:
+        one["zero_step"] += 0.02 if one["seen"] else -0.01
+    (raised / "evaluation.json").write_text(json.dumps(scores))
+    page = report_page(RunFiles.open(raised), fedit)
+    panels = {panel.title: panel.svg for panel in page.panels}
+    assert all(f"What each client gains over fedit, {words}" in panels for words in STEPS.values())
+    assert [row[:4] for row in page.tables[0].rows] == [
+        ("seen", "as received", "16", "+2.0"),
+        ("unseen", "as received", "4", "-1.0"),
+        ("seen", "after local steps", "16", "+0.0"),
+        ("unseen", "after local steps", "4", "+0.0"),
+    ]
+    assert page.tables[0].rows[0][4:] == ("16", "0", "0")
+    figure = panels["What each client gains over fedit, as received"]
+    assert figure.count("fill: var(--series-1); stroke: var(--series-1)") == 16 + 1  # points and legend
+    assert figure.count("fill-opacity: 0; stroke: var(--series-2)") == 4 + 1
+    printed = json.loads(invoke("report", raised, "--against", fedit.path, "--format", "json"))
+    assert printed["paired"]["gain"]["zero_step"]["photo-0"] == pytest.approx(0.02)
+
+
+def test_runs_over_other_data_are_not_paired(run: RunFiles, tmp_path: Path) -> None:
+    other = make_synthetic_run(tmp_path / "other", clients=4, rounds=2, method="fedit", seed=1)
+    said = invoke("report", run.path, "--to", tmp_path / "page.html", "--against", other, status=1)
+    assert "hold other data, so they cannot be paired: seed differ" in said
+
+
+def test_nodes_that_were_left_out_are_among_the_faults(run: RunFiles, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / "left_out.json").write_text(json.dumps({"node 7": "this node has another backbone"}))
+    faults = next(table for table in report_page(RunFiles.open(tmp_path / "run")).tables if "Faults" in table.title)
+    assert faults.rows[0] == ("joining", "this node has another backbone", "1", "node 7", "all")
+    assert len(faults.rows) == 2
 
 
 def test_a_run_that_goes_on_is_reported_as_far_as_it_came(run: RunFiles, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 
 from protocol.signature_messages import SignatureReply
 from strategies.allow_list import AllowList, Permission, one_line_key
+from strategies.patience import Patience
 from strategies.roster import Roster
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_card
 from tests.sites import SiteGrid
@@ -89,3 +90,25 @@ def test_without_a_list_the_first_node_has_the_client_until_it_leaves() -> None:
     grid.present = {2}
     assert own.refresh(grid, 5.0)
     assert own.nodes == {"a0": 2}
+
+
+def test_a_silent_node_rests_twice_as_long_each_time_and_any_answer_makes_its_rest_short_again() -> None:
+    patience, asked = Patience(), []
+    for clock in range(1, 31):
+        patience.tick()
+        if not patience.rests(7):
+            asked.append(clock)
+            patience.note([7], [7] if clock == 20 else [])
+    assert asked == [1, 3, 6, 11, 20, 21, 23, 26]
+
+
+def test_a_new_node_that_says_nothing_is_asked_less_and_less_until_it_answers() -> None:
+    own, grid = roster(), grid_of("a0", "a1")
+    grid.silent = frozenset({2})
+    for _ in range(10):
+        own.refresh(grid, 5.0)
+    assert (grid.asked(1), grid.asked(2)) == (1, 3)
+    assert own.left_out == {"node 2": "it sent no signature within the time limit"}
+    grid.silent = frozenset()
+    assert own.refresh(grid, 5.0)
+    assert (list(own.reachable()), own.left_out) == (["a0", "a1"], {})
