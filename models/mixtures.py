@@ -63,9 +63,9 @@ class Mixtures:
         if V.stride(0) == 0:  # one block for all clients, as where an iteration starts
             inner = (A @ V[0])[:, :, None, :] * self.weights.T[:, :, None].to(V.dtype)
         else:
-            inner = (A @ V.permute(1, 2, 0, 3).flatten(2)).unflatten(2, (count, k))
+            inner = (A @ V.permute(1, 2, 0, 3).flatten(2)).view(len(A), -1, count, k)
             inner *= self.weights.T[:, :, None].to(V.dtype)
-        total = (B @ inner.flatten(2)).unflatten(2, (count, k)).permute(2, 0, 1, 3).contiguous()
+        total = (B @ inner.flatten(2)).view(len(B), -1, count, k).permute(2, 0, 1, 3).contiguous()
         if self.own is not None:
             total += self.own.B.to(V.dtype) @ (self.own.A.to(V.dtype) @ V)
         return total
@@ -112,7 +112,7 @@ def distinct_terms(terms: Sequence[Factors], width: int) -> tuple[Factors, Tenso
     known: dict[tuple[float, ...], list[int]] = {}
     parts: list[tuple[int, int]] = []
     for index, term in enumerate(terms):
-        for B, A in zip(term.B.split(width, dim=-1), term.A.split(width, dim=-2), strict=True):
+        for B, A in zip(torch.split(term.B, width, dim=-1), torch.split(term.A, width, dim=-2), strict=True):
             alike = known.setdefault((*B[0, 0].tolist(), *A[0, :, 0].tolist()), [])
             place = next((i for i in alike if torch.equal(pieces[i].B, B) and torch.equal(pieces[i].A, A)), len(pieces))
             if place == len(pieces):

@@ -126,7 +126,7 @@ class ServedGenerator:
         lessons = torch.cat([real, virtual])
         own = torch.cat([torch.eye(len(real)), torch.zeros(len(virtual), len(real))]).bool()
         keys = Keys(real, counts)
-        pairs = zip(lessons.split(LESSONS_AT_A_TIME), own.split(LESSONS_AT_A_TIME), strict=True)
+        pairs = zip(torch.split(lessons, LESSONS_AT_A_TIME), torch.split(own, LESSONS_AT_A_TIME), strict=True)
         alpha = torch.cat([attention(state.psi, some, keys, flags, state.groups) for some, flags in pairs])
         held_out = torch.zeros(len(lessons), dtype=torch.bool)
         held_out[::HELD_OUT_EVERY] = True
