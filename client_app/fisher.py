@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from client_app.training import TokenSet, loss_gradient
-from models.adapted_model import AdaptedModel
 from models.adapter import Adapter
+
+if TYPE_CHECKING:
+    from models.adapted_model import AdaptedModel
 
 DAMPING = 0.1
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.factor_stack import FactorStack
+from models.factor_stack import LinearMap
 
 OVERSAMPLING = 8
 SEED = 20_260
@@ -44,7 +44,7 @@ class Ritz:
     noise: Tensor
 
 
-def leading_right_vectors(X: FactorStack, cuts: Sequence[int], *, tolerance: float, most_steps: int) -> Ritz:
+def leading_right_vectors(X: LinearMap, cuts: Sequence[int], *, tolerance: float, most_steps: int) -> Ritz:
     """Return ``max(cuts)`` right vectors after as many steps as the bound asks for, at most ``most_steps``.
 
     Args:
@@ -78,11 +78,11 @@ def leading_right_vectors(X: FactorStack, cuts: Sequence[int], *, tolerance: flo
     return ritz
 
 
-def _empty(X: FactorStack, rows: int) -> Tensor:
+def _empty(X: LinearMap, rows: int) -> Tensor:
     return torch.empty(*X.batch, rows, 0, dtype=X.dtype)
 
 
-def _gaussian(X: FactorStack, columns: int) -> Tensor:
+def _gaussian(X: LinearMap, columns: int) -> Tensor:
     """Return Omega (..., m, columns), the same in every call, so that the order of the terms of X does not matter."""
     generator = torch.Generator().manual_seed(SEED)
     omega = torch.randn(X.m, columns, generator=generator, dtype=torch.float64) / math.sqrt(X.m)
@@ -100,7 +100,7 @@ def _scale(block: Tensor) -> Tensor:
 def _orthonormal_to(V: Tensor, block: Tensor) -> Tensor:
     """Return an orthonormal basis of what ``block`` has beyond V, fewer columns where the space is full."""
     room = min(block.shape[-2] - V.shape[-1], block.shape[-1])
-    for _ in range(2):
+    for _ in range(2 if V.shape[-1] else 1):
         block = torch.linalg.qr(block - V @ (V.mT @ block))[0]
     return block[..., :room]
 

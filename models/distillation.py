@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.adapter import Adapter
-from models.generators import Generator, StackedMemory, batch_products
+from models.generators import Generator, StackedMemory
 
 EVALUATE_EVERY = 5
 
@@ -72,11 +72,11 @@ def make_targets(inputs: Tensor, coefficients: Mapping[str, Tensor], memory: Ada
     if set(coefficients) != parts or any(tuple(c.shape) != expected for c in coefficients.values()):
         got = {part: tuple(c.shape) for part, c in coefficients.items()}
         raise ValueError(f"expected coefficients (S, N) = {expected} for the parts {sorted(parts)}, got {got}")
-    wide = Adapter(memory.map(lambda factors: factors.to(torch.float64)).low_rank, memory.head.double())
-    gram = {part: product.inners for part, product in batch_products(wide, StackedMemory.of(wide)).items()}
+    stacked = StackedMemory.of(memory)
+    gram = stacked.double().gram()
     scales = {part: float(g.diagonal().mean()) or 1.0 for part, g in gram.items()}
     squares = {part: ((c.double() @ gram[part]) * c.double()).sum(dim=1).to(c) for part, c in coefficients.items()}
-    return Targets(inputs, coefficients, squares, scales, StackedMemory.of(memory))
+    return Targets(inputs, coefficients, squares, scales, stacked)
 
 
 def distillation_loss(generator: Generator, targets: Targets) -> Tensor:

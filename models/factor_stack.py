@@ -4,11 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from models.low_rank import Factors, concatenate
+
+
+class LinearMap(Protocol):
+    """Matrices (..., m, n) that can be multiplied from both sides: what block Lanczos needs to know of them."""
+
+    @property
+    def m(self) -> int:
+        """Rows."""
+
+    @property
+    def n(self) -> int:
+        """Columns."""
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The leading dimensions."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of every product."""
+
+    def times(self, V: Tensor) -> Tensor:
+        """Return X V, (..., m, k), for V (..., n, k)."""
+
+    def transposed_times(self, U: Tensor) -> Tensor:
+        """Return X^T U, (..., n, k), for U (..., m, k)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.adapter import HEAD, Adapter
+from models.adapter import HEAD, Adapter, resized
+from models.factor_stack import FactorStack, LinearMap
 from models.low_rank import Factors
 
 GRADIENT_KINDS = ("off", "sketch", "adapter")
@@ -85,32 +86,51 @@ def _hashes(length: int, size: int, part: str) -> tuple[Tensor, Tensor]:
     return buckets, torch.randint(0, 2, (length,), generator=generator) * 2 - 1
 
 
-def tangent_coordinates(start: Adapter, deviations: Sequence[Adapter]) -> dict[str, Tensor]:
-    """Return by part the coordinates (N, length) of N deviations in the tangent space at ``start``."""
-    low_rank = {
-        kind: _tangent(factors, [one.low_rank[kind] for one in deviations]) for kind, factors in start.low_rank.items()
-    }
-    return part_vectors(Adapter(low_rank, torch.stack([one.head for one in deviations])))
+def tangent_coordinates(start: Adapter, low_rank: Mapping[str, LinearMap], heads: Tensor) -> dict[str, Tensor]:
+    """Return by part the coordinates (..., length) of deviations in the tangent space at ``start``.
+
+    Args:
+        start: factors (L, m, r) and (L, r, n), or (..., L, m, r) and (..., L, r, n): one start for each deviation.
+        low_rank: kind -> the deviations (..., L, m, n), multiplied only.
+        heads: their heads (..., C, d + 1).
+    """
+    pairs = {kind: _tangent(factors, low_rank[kind]) for kind, factors in start.low_rank.items()}
+    return part_vectors(Adapter(pairs, heads))
 
 
-def _tangent(start: Factors, deviations: Sequence[Factors]) -> Factors:
+def _tangent(start: Factors, deviation: LinearMap) -> Factors:
+    """Return D A+ and B+ (D - D A+ A), where A+ and B+ are computed in float64 and multiplied in D's precision."""
     A, B = start.A.double(), start.B.double()
     right = torch.linalg.solve(A @ A.mT, A).mT
     gram = B.mT @ B
     scale = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None].clamp_min(1e-12)
     left = torch.linalg.solve(gram + DAMPING * scale * torch.eye(B.shape[-1], dtype=B.dtype), B.mT)
-    pairs = []
-    for one in deviations:
-        into_row_space = one.A.double() @ right
-        outside = one.A.double() - into_row_space @ A
-        pairs.append((one.B.double() @ into_row_space, (left @ one.B.double()) @ outside))
-    delta_B, delta_A = (torch.stack(column).float() for column in zip(*pairs, strict=True))
-    return Factors(B=delta_B, A=delta_A)
+    delta_B = deviation.times(_for_each(right, deviation))
+    rows = deviation.transposed_times(_for_each(left.mT, deviation)).mT.double()
+    outside = rows - (left @ delta_B.double()) @ A
+    return Factors(B=delta_B.float(), A=outside.float())
+
+
+def _for_each(vectors: Tensor, deviation: LinearMap) -> Tensor:
+    return vectors.to(deviation.dtype).expand(*deviation.batch, -1, -1)
+
+
+def side_by_side(deviations: Sequence[Adapter]) -> tuple[dict[str, LinearMap], Tensor]:
+    """Return N deviations, whose ranks may differ, as maps (N, L, m, n) by kind, and their heads (N, C, d + 1)."""
+    rank = max(one.rank for one in deviations)
+    padded = [resized(one, rank) for one in deviations]
+    maps: dict[str, LinearMap] = {}
+    for kind in padded[0].low_rank:
+        stacks = [one.low_rank[kind] for one in padded]
+        maps[kind] = FactorStack.of(
+            Factors(torch.stack([one.B for one in stacks]), torch.stack([one.A for one in stacks]))
+        )
+    return maps, torch.stack([one.head for one in padded])
 
 
 def directional_derivatives(
     gradient: Parts, start: Adapter, deviations: Sequence[Adapter], spec: GradientSpec
 ) -> dict[str, Tensor]:
     """Return by part the derivatives (N,) of the client's validation loss along N deviations from its start."""
-    coordinates = spec.compress(tangent_coordinates(start, deviations))
+    coordinates = spec.compress(tangent_coordinates(start, *side_by_side(deviations)))
     return {part: coordinates[part] @ vector for part, vector in gradient.items()}

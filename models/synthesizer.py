@@ -28,10 +28,6 @@ class Keys:
     descriptions: Tensor
     counts: Tensor
 
-    def without(self, entries: Tensor) -> Keys:
-        """Return the keys of all but ``entries``, boolean (N,)."""
-        return Keys(self.descriptions[~entries], self.counts[~entries])
-
 
 def initial_psi(
     *, temperature: float, self_logit: float, strength: float, parts: Sequence[str], metric: Sequence[float]
@@ -53,17 +49,27 @@ def initial_psi(
 
 
 def attention(psi: Psi, query: Tensor, keys: Keys, own: Tensor, groups: Tensor) -> Tensor:
-    """Return alpha (N,), positive with sum 1, differentiable in psi.
+    """Return alpha (..., N), positive with sum 1, differentiable in psi.
 
     Args:
         psi: parameters, see :func:`initial_psi`.
-        query: (k,) standardised description of the client.
+        query: (..., k) standardised descriptions of clients.
         keys: the memory.
-        own: (N,) boolean, True where the entry is the client's own.
+        own: (..., N) boolean, True where the entry is the client's own.
         groups: (k,) group of each coordinate, integers from 0.
     """
+    return torch.softmax(_logits(psi, query, keys, own, groups), dim=-1)
+
+
+def attention_to_others(psi: Psi, query: Tensor, keys: Keys, own: Tensor, groups: Tensor) -> Tensor:
+    """Return alpha (..., N) as if the clients had no entry of their own; zero for who is alone in the memory."""
+    logits = _logits(psi, query, keys, own, groups)
+    alone = own.all(dim=-1, keepdim=True)
+    return torch.softmax(logits.masked_fill(own & ~alone, -torch.inf), dim=-1).masked_fill(own, 0.0)
+
+
+def _logits(psi: Psi, query: Tensor, keys: Keys, own: Tensor, groups: Tensor) -> Tensor:
     metric = psi["log_metric"].exp()
     weights = metric[groups] / torch.bincount(groups, minlength=metric.numel())[groups]
-    distance = ((keys.descriptions - query).square() * weights).sum(dim=1)
-    logits = -distance / psi["log_temperature"].exp() + keys.counts.log() + psi["self_logit"] * own.to(query.dtype)
-    return torch.softmax(logits, dim=0)
+    distance = ((keys.descriptions - query[..., None, :]).square() * weights).sum(dim=-1)
+    return -distance / psi["log_temperature"].exp() + keys.counts.log() + psi["self_logit"] * own.to(query.dtype)

@@ -68,17 +68,14 @@ def _with_attention(view: StateView, state: HyperLoraState, scaling: float) -> S
     carried = spectrum(state.carried, scaling) if state.carried is not None else {}
     if not state.memory:
         return replace(view, carried_spectrum=carried)
-    names, keys = sorted(state.descriptions), state.keys()
-    rows = [
-        attention(state.psi, state.standardize(state.descriptions[name]), keys, state.own(name), state.groups)
-        for name in names
-    ]
+    names = sorted(state.descriptions)
+    queries = state.standardize(torch.stack([state.descriptions[name] for name in names]))
     return replace(
         view,
         carried_spectrum=carried,
         attending=names,
-        attended=state.names(),
-        attention=torch.stack(rows),
+        attended=list(state.names),
+        attention=attention(state.psi, queries, state.keys, state.own(names), state.groups),
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.adapter import Adapter, Weight, combine, resized, subtract
+from models.adapter import Adapter, combine, resized, subtract
 from models.corrector import correct
 from models.low_rank import Factors
 from models.signature import Projection, Standardizer
@@ -29,7 +29,8 @@ from protocol.signature_messages import ClientCard
 from strategies.disk_memory import DiskMemory
 from strategies.hyperlora_generator import ServedGenerator, Teaching
 from strategies.hyperlora_learning import learn
-from strategies.hyperlora_state import INITIAL_METRIC, HyperLoraState, attended, describe, description_groups
+from strategies.hyperlora_starts import generated_start, make_starts
+from strategies.hyperlora_state import INITIAL_METRIC, HyperLoraState, describe, description_groups
 from strategies.method import ClientUpdate, example_weights
 
 NUM_HEADS = 4
@@ -108,15 +109,17 @@ class HyperLoRA:
 
     def start(self, state: HyperLoraState, card: ClientCard) -> Adapter:
         """Return the anchor plus attended and generated deviations, cut to the anchor's rank."""
-        terms = self._attended(state, card)
-        made = self.generate(state, card)
-        if made is None:
-            return put_together(state.anchor, terms)
-        if not terms:
-            return put_together(state.anchor, [(made, 1.0)])
-        share = self._generated_share(state, card)
-        mixed = [(one, {part: (1 - share[part]) * weight[part] for part in share}) for one, weight in terms]
-        return put_together(state.anchor, [*mixed, (made, share)])
+        return self.starts(state, [card])[0]
+
+    def starts(self, state: HyperLoraState, cards: Sequence[ClientCard]) -> Sequence[Adapter]:
+        """Return the starts of many clients, for little more than those of a few."""
+        return make_starts(
+            state,
+            cards,
+            generator=self.serving(state),
+            attends=bool(self.strength),
+            newcomer_share=self.newcomer_share,
+        )
 
     def plan(self, state: HyperLoraState, card: ClientCard) -> LocalPlan:
         """Have all of the start trained; merged with the client's own last adapter at use where that is switched on."""
@@ -124,20 +127,24 @@ class HyperLoRA:
 
     def alternatives(self, state: HyperLoraState, card: ClientCard) -> dict[str, Adapter]:
         """Return what the client would start from with less: the anchor alone, the generator without any memory."""
-        made = self.generate(state, card)
-        served = {} if made is None else {"generator": put_together(state.anchor, [(made, 1.0)])}
+        generator = self.serving(state)
+        served = {} if generator is None else {"generator": generated_start(state, card, generator)}
         return {"anchor": state.anchor} | served
 
-    def generate(self, state: HyperLoraState, card: ClientCard) -> Adapter | None:
-        """Return the deviation that the generator makes for the client's signature, or None."""
-        if self.generator is None or state.generator is None:
-            return None
-        return self.generator.deviation(state, state.description_of(card))
+    def serving(self, state: HyperLoraState) -> ServedGenerator | None:
+        """Return the generator, or None where it is off or was not taught yet."""
+        return None if state.generator is None else self.generator
 
     def aggregate(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
         """Learn how starts are put together, move the anchor, remember deviations, teach the generator."""
-        made = [self.generate(state, one.card) for one in updates]
-        state = learn(state, updates, made, spec=self.wants, learning_rate=self.learning_rate, groups=self.learned)
+        state = learn(
+            state,
+            updates,
+            self.serving(state),
+            spec=self.wants,
+            learning_rate=self.learning_rate,
+            groups=self.learned,
+        )
         state = self._moved(state, updates)
         rank = state.anchor.rank
         deviations = {one.card.client_id: subtract(resized(one.end, rank), state.anchor) for one in updates}
@@ -176,23 +183,6 @@ class HyperLoRA:
         }
         return [name for name, setting in on.items() if not setting]
 
-    def _generated_share(self, state: HyperLoraState, card: ClientCard) -> dict[str, float]:
-        """Return by part how much of the start is generated: the learned gate, or more for who has no entry."""
-        learned = by_part(state, torch.sigmoid(state.gates["generator"]))
-        if card.client_id in state.memory:
-            return learned
-        return {part: max(share, self.newcomer_share) for part, share in learned.items()}
-
-    def _attended(self, state: HyperLoraState, card: ClientCard) -> list[tuple[Adapter, dict[str, float]]]:
-        if not state.memory or not self.strength:
-            return []
-        strength = by_part(state, state.psi["strength"])
-        names, alpha = attended(state, card)
-        return [
-            (state.memory[name], {part: weight * one for part, one in strength.items()})
-            for name, weight in zip(names, alpha.tolist(), strict=True)
-        ]
-
     def _moved(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
         total = moved_anchor(state.anchor, updates, self.server_step)
         gates = by_part(state, torch.sigmoid(state.gates["carried"]))
@@ -213,14 +203,6 @@ def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) 
 def with_entries(memory: Mapping[str, Adapter], new: Mapping[str, Adapter]) -> Mapping[str, Adapter]:
     """Return ``memory`` with the entries of ``new`` added or replaced, on disk where the memory lies there."""
     return memory.with_entries(new) if isinstance(memory, DiskMemory) else {**memory, **new}
-
-
-def put_together(anchor: Adapter, terms: Sequence[tuple[Adapter, Weight]]) -> Adapter:
-    """Return T_r( dW_anchor + sum weight term ) in the anchor's gauge."""
-    if not terms:
-        return anchor
-    total = combine([anchor, *(one for one, _ in terms)], [1.0, *(weight for _, weight in terms)])
-    return total.truncated(anchor.rank).aligned(anchor)
 
 
 def by_part(state: HyperLoraState, values: Tensor) -> dict[str, float]:

@@ -26,6 +26,7 @@ from strategies.hyperlora_state import HyperLoraState
 LEAST_MEMORY = 4
 MOST_LESSONS = 64
 HELD_OUT_EVERY = 5
+LESSONS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class ServedGenerator:
     teaching: Teaching
     seed: int
 
-    def deviation(self, state: HyperLoraState, description: Tensor) -> Adapter:
-        """Return the deviation that it makes for a client, by the client's description (k,) alone."""
+    def deviations(self, state: HyperLoraState, descriptions: Tensor) -> Adapter:
+        """Return as one batch the deviations that it makes for clients, by their descriptions (n, k) alone."""
         shapes = tuple((name, tuple(value.shape)) for name, value in state.anchor.tensors().items())
-        module, inputs = _skeleton(self, shapes, description_size(state)), project(state, description[None])
+        module, inputs = _skeleton(self, shapes, description_size(state)), project(state, descriptions)
         with torch.no_grad():
             made: Adapter = functional_call(module, dict(state.generator or {}), (inputs,))
-        return one_of_batch(made, 0)
+        return made
 
     def taught(self, state: HyperLoraState) -> HyperLoraState:
         """Return ``state`` with a generator that was distilled from its memory, if that has enough clients."""
@@ -109,7 +110,7 @@ class ServedGenerator:
 
     def _lesson_names(self, state: HyperLoraState) -> list[str]:
         """Return the clients of the memory that it is taught from: all, or a random choice of ``MOST_LESSONS``."""
-        names = state.names()
+        names = state.names
         chooser = random.Random(derive_seed(self.seed, "lessons", sum(state.num_examples.values()), len(names)))
         return sorted(chooser.sample(names, min(MOST_LESSONS, len(names))))
 
@@ -125,9 +126,8 @@ class ServedGenerator:
         lessons = torch.cat([real, virtual])
         own = torch.cat([torch.eye(len(real)), torch.zeros(len(virtual), len(real))]).bool()
         keys = Keys(real, counts)
-        alpha = torch.stack(
-            [attention(state.psi, one, keys, flags, state.groups) for one, flags in zip(lessons, own, strict=True)]
-        )
+        pairs = zip(torch.split(lessons, LESSONS_AT_A_TIME), torch.split(own, LESSONS_AT_A_TIME), strict=True)
+        alpha = torch.cat([attention(state.psi, some, keys, flags, state.groups) for some, flags in pairs])
         held_out = torch.zeros(len(lessons), dtype=torch.bool)
         held_out[::HELD_OUT_EVERY] = True
         strengths = zip(state.anchor.parts, state.psi["strength"], strict=True)

@@ -12,16 +12,17 @@ its present start does not know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from models.adapter import Adapter
-from models.start_gradient import GradientSpec, directional_derivatives
-from models.synthesizer import attention
-from strategies.hyperlora_state import HyperLoraState, attended
+from models.start_gradient import GradientSpec
+from models.synthesizer import attention, attention_to_others
+from strategies.hyperlora_generator import ServedGenerator
+from strategies.hyperlora_slopes import Slopes, measure_slopes
+from strategies.hyperlora_state import HyperLoraState
 from strategies.method import ClientUpdate
 
 LEARNABLE = {
@@ -33,64 +34,38 @@ LEARNABLE = {
 FROZEN_LOW, FROZEN_HIGH = -6.0, 6.0
 
 
-@dataclass(frozen=True)
-class Slopes:
-    """Derivatives of one client's validation loss, each (parts,) or (parts, N), parts in the adapter's order.
-
-    Attributes:
-        chosen: the entries of the memory that the start attended to, with or without its own, as indices in the order
-            of the memory's names.
-        memory: along the deviation of each of them.
-        carried: along what the corrector carries; None where it carries nothing.
-        generated: along what the generator made for the client; None where there is none.
-    """
-
-    chosen: Tensor
-    memory: Tensor
-    carried: Tensor | None
-    generated: Tensor | None
-
-
-def measure_slopes(
-    update: ClientUpdate, state: HyperLoraState, generated: Adapter | None, spec: GradientSpec
-) -> Slopes:
-    """Return the slopes of the client's validation loss at the start that it was sent from ``state``."""
-    extra = [one for one in (state.carried, generated) if one is not None]
-    names = sorted({*attended(state, update.card)[0], *attended(state, update.card, own=False)[0]})
-    deviations = [state.memory[name] for name in names]
-    slopes = directional_derivatives(update.gradient, update.start, [*deviations, *extra], spec)
-    table = torch.stack([slopes[part] for part in state.anchor.parts])
-    count, place = len(names), {name: index for index, name in enumerate(state.names())}
-    chosen = torch.tensor([place[name] for name in names])
-    rest = iter(table[:, count:].unbind(dim=1))
-    carried = next(rest) if state.carried is not None else None
-    return Slopes(chosen, table[:, :count], carried, next(rest) if generated is not None else None)
-
-
 def surrogate(
     parameters: Mapping[str, Tensor], state: HyperLoraState, updates: Sequence[ClientUpdate], slopes: Sequence[Slopes]
 ) -> Tensor:
     """Return the mean over clients of sum <G_i, term> coefficient, whose gradient is that of their validation loss."""
-    keys = state.keys()
     share = torch.sigmoid(parameters["generator"])
+    along = _along_memory(parameters, state, updates, slopes)
     total = torch.zeros(())
-    for update, slope in zip(updates, slopes, strict=True):
-        query = state.standardize(state.description_of(update.card))
-        own = state.own(update.card.client_id)
-        alpha = attention(_but(parameters, "attention"), query, keys, own, state.groups)
-        parts = (slope.memory @ alpha[slope.chosen]) * parameters["strength"]
-        if not bool(own.all()):
-            others = attention(parameters, query, keys.without(own), own[~own], state.groups)
-            place = torch.nonzero(~own[slope.chosen]).flatten()
-            among = (torch.cumsum(~own, dim=0) - 1)[slope.chosen[place]]
-            learning = (slope.memory[:, place] @ others[among]) * parameters["strength"].detach()
-            total = total + learning.sum()
+    for slope, (mixture, learning) in zip(slopes, along, strict=True):
+        parts = mixture * parameters["strength"]
+        total = total + learning
         if slope.generated is not None:
             parts = (1 - share) * parts + share * slope.generated
         total = total + parts.sum()
         if slope.carried is not None:
             total = total + (torch.sigmoid(parameters["carried"]) * slope.carried).sum()
     return total / len(updates)
+
+
+def _along_memory(
+    parameters: Mapping[str, Tensor], state: HyperLoraState, updates: Sequence[ClientUpdate], slopes: Sequence[Slopes]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each client the slope of its mixture (parts,), and what temperature and metric are learned from."""
+    if all(one.chosen is None for one in slopes):
+        yield from ((one.memory[:, 0], torch.zeros(())) for one in slopes)
+        return
+    queries = state.standardize(torch.stack([state.description_of(one.card) for one in updates]))
+    own = state.own([one.card.client_id for one in updates])
+    alpha = attention(_but(parameters, "attention"), queries, state.keys, own, state.groups)
+    others = attention_to_others(parameters, queries, state.keys, own, state.groups)
+    for row, slope in enumerate(slopes):
+        learning = (slope.memory @ others[row, slope.chosen]) * parameters["strength"].detach()
+        yield slope.memory @ alpha[row, slope.chosen], learning.sum()
 
 
 def _but(parameters: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
@@ -101,7 +76,7 @@ def _but(parameters: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
 def learn(
     state: HyperLoraState,
     updates: Sequence[ClientUpdate],
-    generated: Sequence[Adapter | None],
+    generator: ServedGenerator | None,
     *,
     spec: GradientSpec,
     learning_rate: float,
@@ -112,22 +87,22 @@ def learn(
     Args:
         state: as it was when the starts were made.
         updates: the round's replies.
-        generated: by update, what the generator made for the client, or None.
+        generator: what made part of the starts, or None.
         spec: what the gradients in the replies are.
         learning_rate: of Adam, in the units of the parameters (logits and logarithms).
         groups: which of ``LEARNABLE`` are learned; the others stay as they are.
     """
-    told = [(one, made) for one, made in zip(updates, generated, strict=True) if one.gradient]
+    told = [one for one in updates if one.gradient]
     if not told or not state.memory or not learning_rate or not groups:
         return state
-    clients = [one for one, _ in told]
-    slopes = [measure_slopes(one, state, made, spec) for one, made in told]
+    entrywise = not {"attention", "trust"}.isdisjoint(groups)
+    slopes = measure_slopes(told, state, generator, spec, entrywise=entrywise)
     parameters = {name: value.clone().requires_grad_() for name, value in {**state.psi, **state.gates}.items()}
     chosen = [parameters[name] for group in groups for name in LEARNABLE[group]]
     optimizer = torch.optim.Adam(chosen, lr=learning_rate)
     if state.optimizer is not None:
         optimizer.load_state_dict(dict(state.optimizer))
-    torch.autograd.backward(surrogate(parameters, state, clients, slopes), inputs=chosen)
+    torch.autograd.backward(surrogate(parameters, state, told, slopes), inputs=chosen)
     optimizer.step()
     learned = {name: value.detach().clone() for name, value in parameters.items()}
     return replace(

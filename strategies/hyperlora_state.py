@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from models.adapter import Adapter
 from models.signature import Projection, Signature, Standardizer
-from models.synthesizer import Keys, attention
+from models.synthesizer import Keys, attention, attention_to_others
 from protocol.signature_messages import ClientCard
 
 MOST_ATTENDED = 64
 NEGLIGIBLE_WEIGHT = 1e-3
+NUMBERS_AT_A_TIME = 2**22
 INITIAL_METRIC = (1.0, 0.02, 0.02)
 DESCRIPTION_GROUPS = ("feature_mean", "feature_std", "class_frequencies")
 
@@ -56,21 +58,27 @@ class HyperLoraState:
     generator_optimizer: Mapping[str, Any] | None = None
     distilled: Mapping[str, float] | None = None
 
-    def names(self) -> list[str]:
-        """Return the client-ids of the memory, sorted."""
+    @functools.cached_property
+    def names(self) -> Sequence[str]:
+        """The client-ids of the memory, sorted."""
         return sorted(self.memory)
 
+    @functools.cached_property
     def keys(self) -> Keys:
-        """Return the memory as the attention sees it, in the order of :meth:`names`; no deviation is read for it."""
-        names = self.names()
+        """The memory as the attention sees it, in the order of ``names``; no deviation is read for it."""
         return Keys(
-            self.standardize(torch.stack([self.descriptions[name] for name in names])),
-            torch.tensor([float(self.num_examples[name]) for name in names]),
+            self.standardize(torch.stack([self.descriptions[name] for name in self.names])),
+            torch.tensor([float(self.num_examples[name]) for name in self.names]),
         )
 
-    def own(self, client_id: str) -> Tensor:
-        """Return which entry of the memory is the client's own, boolean (N,)."""
-        return torch.tensor([name == client_id for name in self.names()])
+    def own(self, client_ids: Sequence[str]) -> Tensor:
+        """Return which entry of the memory is the client's own, boolean (clients, N)."""
+        place = {name: index for index, name in enumerate(self.names)}
+        own = torch.zeros(len(client_ids), len(place), dtype=torch.bool)
+        for row, client_id in enumerate(client_ids):
+            if client_id in place:
+                own[row, place[client_id]] = True
+        return own
 
     def description_of(self, card: ClientCard) -> Tensor:
         """Return how the client is described, shape (k,)."""
@@ -97,21 +105,17 @@ def description_groups(signature: Signature) -> Tensor:
     return torch.tensor([0] * width + [1] * width + [2] * classes)
 
 
-def attended(state: HyperLoraState, card: ClientCard, *, own: bool = True) -> tuple[list[str], Tensor]:
-    """Return which clients of the memory a client's start attends to, most first, and by how much.
+def attended(state: HyperLoraState, cards: Sequence[ClientCard], *, own: bool = True) -> Tensor:
+    """Return how much each client's start takes of every entry of the memory, (clients, N), mostly zeros.
 
-    At most ``MOST_ATTENDED`` of them, each with a weight of at least ``NEGLIGIBLE_WEIGHT``. Without ``own`` as if the
-    client had no entry itself; then there may be none.
+    At most ``MOST_ATTENDED`` entries a client, each with a weight of at least ``NEGLIGIBLE_WEIGHT``. Without ``own`` as
+    if the clients had no entry themselves; then there may be none.
     """
-    query = state.standardize(state.description_of(card))
-    mine = state.own(card.client_id)
-    if own or not bool(mine.any()):
-        alpha = attention(state.psi, query, state.keys(), mine, state.groups)
-    else:
-        alpha = torch.zeros(len(mine))
-        if not bool(mine.all()):
-            alpha[~mine] = attention(state.psi, query, state.keys().without(mine), mine[~mine], state.groups)
-    order = torch.argsort(alpha, descending=True, stable=True)[:MOST_ATTENDED]
-    order = order[alpha[order] >= NEGLIGIBLE_WEIGHT]
-    names = state.names()
-    return [names[index] for index in order.tolist()], alpha[order]
+    queries = state.standardize(torch.stack([state.description_of(card) for card in cards]))
+    mine, weigh = state.own([card.client_id for card in cards]), attention if own else attention_to_others
+    rows = max(1, NUMBERS_AT_A_TIME // max(1, state.keys.descriptions.numel()))
+    pairs = zip(torch.split(queries, rows), torch.split(mine, rows), strict=True)
+    alpha = torch.cat([weigh(state.psi, query, state.keys, flags, state.groups) for query, flags in pairs])
+    order = torch.argsort(alpha, dim=1, descending=True, stable=True)[:, :MOST_ATTENDED]
+    kept = torch.zeros_like(alpha).scatter_(1, order, alpha.gather(1, order))
+    return kept.masked_fill(kept < NEGLIGIBLE_WEIGHT, 0.0)

@@ -108,8 +108,7 @@ class LoraStrategy(Strategy):
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
         )
         began, self._training, wire = time.perf_counter(), Exchange(), self.settings.wire
-        for name in self.record.cohort:
-            start, plan = self._served(clients[name])
+        for name, (start, plan) in self._served({name: clients[name] for name in self.record.cohort}).items():
             start, digest = as_received(start, plan, wire), clients[name].signature.digest()
             steps, wants = self.settings.local_steps, self.method.wants
             request = TrainRequest(name, server_round, steps, start, wants, digest, plan, wire)
@@ -154,8 +153,8 @@ class LoraStrategy(Strategy):
     ) -> list[Message]:
         """Ask every reachable client, seen and unseen, what the adapter made for it is worth."""
         began, self._evaluation = time.perf_counter(), Exchange()
-        for name, card in self.roster.reachable().items():
-            for request in self._evaluations(name, card, server_round):
+        for name, served in self._served(self.roster.reachable()).items():
+            for request in self._evaluations(name, served, server_round):
                 self._add(self._evaluation, request, EvaluateRequest.TYPE, server_round)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
@@ -227,19 +226,28 @@ class LoraStrategy(Strategy):
 
         What a client keeps to itself is not in it.
         """
-        return {name: (card, whole(*self._served(card))) for name, card in sorted(self.roster.cards.items())}
+        cards = dict(sorted(self.roster.cards.items()))
+        return {name: (cards[name], whole(*served)) for name, served in self._served(cards).items()}
 
-    def _evaluations(self, name: str, card: ClientCard, server_round: int) -> Iterator[EvaluateRequest]:
-        (adapter, plan), wire = self._served(card), self.settings.wire
+    def _evaluations(
+        self, name: str, served: tuple[Adapter, LocalPlan], server_round: int
+    ) -> Iterator[EvaluateRequest]:
+        (adapter, plan), card, wire = served, self.roster.cards[name], self.settings.wire
         yield EvaluateRequest(name, server_round, self.settings.evaluate_steps, adapter, plan=plan, wire=wire)
         if self._last_round == server_round:
             for track, other in self.method.alternatives(self.state, card).items():
                 yield EvaluateRequest(name, server_round, [0], other, track, wire=wire)
 
-    def _served(self, card: ClientCard) -> tuple[Adapter, LocalPlan]:
-        """Return the client's start, cut to the client's own rank where that is lower, and its plan."""
-        start, plan = self.method.start(self.state, card), self.method.plan(self.state, card)
-        return (start.truncated(card.rank) if 0 < card.rank < start.rank else start), plan
+    def _served(self, cards: Mapping[str, ClientCard]) -> dict[str, tuple[Adapter, LocalPlan]]:
+        """Return by client-id its start, cut to the client's own rank where that is lower, and its plan."""
+        starts = self.method.starts(self.state, list(cards.values()))
+        return {
+            name: (
+                start.truncated(card.rank) if 0 < card.rank < start.rank else start,
+                self.method.plan(self.state, card),
+            )
+            for (name, card), start in zip(cards.items(), starts, strict=True)
+        }
 
     def _add(self, exchange: Exchange[Any], request: Any, message_type: str, server_round: int) -> None:
         node_id = self.roster.nodes[request.client_id]

@@ -59,6 +59,9 @@ class Method(Protocol):
     def start(self, state: Any, card: ClientCard) -> Adapter:
         """Return the adapter that ``card``'s client is sent, to train or to use."""
 
+    def starts(self, state: Any, cards: Sequence[ClientCard]) -> Sequence[Adapter]:
+        """Return the starts of many clients, as :meth:`start` makes them one by one, in the order of ``cards``."""
+
     def plan(self, state: Any, card: ClientCard) -> LocalPlan:
         """Return how the client is to work with its start: what it trains, what travels, what it keeps."""
 
@@ -78,6 +81,13 @@ class Method(Protocol):
         """Return the names of the method's modules that the settings switch off."""
 
 
+class MakesStarts(Protocol):
+    """What makes starts one by one."""
+
+    def start(self, state: Any, card: ClientCard) -> Adapter:
+        """Return the adapter that ``card``'s client is sent, to train or to use."""
+
+
 class Plain:
     """What a method is that wants no gradient, has clients train all they are sent and has nothing to report."""
 
@@ -87,6 +97,10 @@ class Plain:
     def register(self, state: Any, cards: Mapping[str, ClientCard]) -> Any:
         """Return the state as it is: the method knows nothing of its clients but what they send."""
         return state
+
+    def starts(self: MakesStarts, state: Any, cards: Sequence[ClientCard]) -> Sequence[Adapter]:
+        """Make the starts one by one."""
+        return [self.start(state, card) for card in cards]
 
     def plan(self, state: Any, card: ClientCard) -> LocalPlan:
         """Have all of the start sent, trained and sent back."""

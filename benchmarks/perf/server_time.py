@@ -46,8 +46,8 @@ class _Server:
     def round(self) -> None:
         """Pack a start for every client, read every reply, aggregate."""
         updates = []
-        for card, content in zip(self.cards, self.replies, strict=True):
-            start = self.method.start(self.state, card)
+        starts = self.method.starts(self.state, self.cards)
+        for card, start, content in zip(self.cards, starts, self.replies, strict=True):
             request = TrainRequest(card.client_id, 1, 10, start, self.method.wants)
             request.encode()
             reply = TrainReply.decode(content, request)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.adapter import Adapter
 from models.low_rank import ROW_NORM, Factors
+from models.mixtures import distinct_terms
 
 TYPICAL_ENTRY = 1e-2
 
@@ -39,28 +40,47 @@ class Products(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StackedMemory:
-    """N remembered deviations of rank R, laid out so that one matmul per kind meets them all.
+    """N remembered deviations, laid out so that one matmul per kind meets them all, what they share once.
 
     Attributes:
-        low_rank: kind -> [B_1 | B_2 | ...] (L, m, N R) and [A_1; A_2; ...] (L, N R, n).
+        low_rank: kind -> the S different columns of the B_j (L, m, S) and rows of the A_j (L, S, n).
+        membership: kind -> how often each of them is in each deviation, (N, S).
         heads: (N, classes, width + 1).
     """
 
     low_rank: dict[str, Factors]
+    membership: dict[str, Tensor]
     heads: Tensor
 
     @classmethod
     def of(cls, batch: Adapter) -> StackedMemory:
-        """Lay out an adapter batch."""
-        stacked = {
-            kind: Factors(B=f.B.permute(1, 2, 0, 3).flatten(2), A=f.A.transpose(0, 1).flatten(1, 2))
-            for kind, f in batch.low_rank.items()
-        }
-        return cls(stacked, batch.head)
+        """Lay out an adapter batch; a deviation end - anchor has two halves, and many have the second one in common."""
+        low_rank, membership = {}, {}
+        for kind, f in batch.low_rank.items():
+            terms = [Factors(B, A) for B, A in zip(f.B, f.A, strict=True)]
+            low_rank[kind], counts = distinct_terms(terms, (f.rank + 1) // 2)
+            membership[kind] = counts.to(f.B.dtype)
+        return cls(low_rank, membership, batch.head)
 
-    def fold(self, products: Tensor) -> Tensor:
-        """Sum (..., N R) over the R columns of each deviation: (..., N)."""
-        return products.reshape(*products.shape[:-1], len(self.heads), -1).sum(dim=-1)
+    def double(self) -> StackedMemory:
+        """Return it in float64."""
+        low_rank = {kind: factors.to(torch.float64) for kind, factors in self.low_rank.items()}
+        return StackedMemory(
+            low_rank, {kind: one.double() for kind, one in self.membership.items()}, self.heads.double()
+        )
+
+    def fold(self, kind: str, products: Tensor) -> Tensor:
+        """Sum (..., S) over the columns of each deviation: (..., N)."""
+        return products @ self.membership[kind].T
+
+    def gram(self) -> dict[str, Tensor]:
+        """Return <D_i, D_j> (N, N) by part."""
+        parts = {}
+        for kind, f in self.low_rank.items():
+            met = ((f.B.mT @ f.B) * (f.A @ f.A.mT)).sum(dim=0)
+            parts[kind] = self.fold(kind, self.fold(kind, met).T)
+        heads = self.heads.flatten(1)
+        return parts | {"head": heads @ heads.T}
 
 
 class Generator(nn.Module):
@@ -93,7 +113,7 @@ class Generator(nn.Module):
 def batch_products(batch: Adapter, memory: StackedMemory) -> dict[str, Products]:
     """Return ||G(s)||^2 = sum((B^T B) * (A A^T)) and <G(s), D_j> = sum((B^T B_j) * (A A_j^T)) by part.
 
-    For S deviations of rank r it holds (L, S r, N R) at a time and no m x n matrix.
+    For S deviations of rank r and a memory of rank R in all it holds (L, S r, R) at a time and no m x n matrix.
     """
     parts = {}
     for kind, f in batch.low_rank.items():
@@ -101,7 +121,7 @@ def batch_products(batch: Adapter, memory: StackedMemory) -> dict[str, Products]
         squares = ((f.B.mT @ f.B) * (f.A @ f.A.mT)).sum(dim=(1, 2, 3))
         left = f.B.permute(1, 0, 3, 2).flatten(1, 2) @ stacked.B
         right = f.A.transpose(0, 1).flatten(1, 2) @ stacked.A.mT
-        met = memory.fold((left * right).sum(dim=0))
+        met = memory.fold(kind, (left * right).sum(dim=0))
         parts[kind] = Products(squares, met.reshape(len(squares), f.rank, -1).sum(dim=1))
     head = batch.head.flatten(1)
     return parts | {"head": Products(head.square().sum(dim=1), head @ memory.heads.flatten(1).T)}

@@ -94,7 +94,7 @@ class AtomGenerator(Generator):
         for kind in self.shapes:
             atoms, stacked = self._atoms(kind).factors(), memory.low_rank[kind]
             gram = (atoms.B.mT @ atoms.B) * (atoms.A @ atoms.A.mT)
-            met = memory.fold((atoms.B.mT @ stacked.B) * (atoms.A @ stacked.A.mT))
+            met = memory.fold(kind, (atoms.B.mT @ stacked.B) * (atoms.A @ stacked.A.mT))
             parts[kind] = _combined(coefficients[kind], gram, met)
         head = (self.head_atoms * self.head_scale).flatten(1)
         gram, met = head @ head.T, head @ memory.heads.flatten(1).T

@@ -45,7 +45,7 @@ def told(state: HyperLoraState, target: dict[str, Adapter]) -> list[ClientUpdate
 def learned(state: HyperLoraState, target: dict[str, Adapter], steps: int = 15) -> HyperLoraState:
     for _ in range(steps):
         updates = told(state, target)
-        state = learn(state, updates, [None] * len(updates), spec=SPEC, learning_rate=0.1, groups=ALL)
+        state = learn(state, updates, None, spec=SPEC, learning_rate=0.1, groups=ALL)
     return state
 
 
@@ -69,7 +69,7 @@ def test_the_attention_is_learned_from_the_others_as_if_a_client_had_no_entry() 
     target = {name: METHOD.start(without(sharp, name), card) for name, card in newcomers.items()}
     for _ in range(15):
         updates = told(state, target)
-        state = learn(state, updates, [None] * len(updates), spec=SPEC, learning_rate=0.1, groups=("attention",))
+        state = learn(state, updates, None, spec=SPEC, learning_rate=0.1, groups=("attention",))
     assert float(state.psi["log_temperature"]) < float(sharp.psi["log_temperature"].new_tensor(2.0).log())
     assert float(state.psi["self_logit"]) == 0.0
 
@@ -87,9 +87,9 @@ def test_clients_that_want_the_anchor_get_weaker_deviations() -> None:
 def test_without_gradients_or_rate_nothing_is_learned() -> None:
     state = after_one_round()
     silent = [ClientUpdate(card, state.anchor, state.anchor, make_metrics()) for card in CARDS.values()]
-    assert learn(state, silent, [None] * len(silent), spec=SPEC, learning_rate=0.1, groups=ALL) is state
+    assert learn(state, silent, None, spec=SPEC, learning_rate=0.1, groups=ALL) is state
     loud = told(state, dict.fromkeys(CARDS, state.anchor))
-    assert learn(state, loud, [None] * len(loud), spec=SPEC, learning_rate=0.0, groups=ALL) is state
+    assert learn(state, loud, None, spec=SPEC, learning_rate=0.0, groups=ALL) is state
 
 
 def test_the_optimiser_goes_on_from_its_state() -> None:
@@ -102,7 +102,7 @@ def test_the_optimiser_goes_on_from_its_state() -> None:
 def test_what_is_not_to_be_learned_stays() -> None:
     state = after_one_round()
     updates = told(state, dict.fromkeys(CARDS, state.anchor))
-    after = learn(state, updates, [None] * len(updates), spec=SPEC, learning_rate=0.1, groups=("strength",))
+    after = learn(state, updates, None, spec=SPEC, learning_rate=0.1, groups=("strength",))
     assert torch.equal(after.psi["self_logit"], state.psi["self_logit"])
     assert not torch.equal(after.psi["strength"], state.psi["strength"])
 

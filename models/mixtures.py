@@ -1,0 +1,127 @@
+"""Many sums of the same terms, one for each client of a cohort, multiplied for all clients at once.
+
+X_i = sum_s c_is b_s a_s^T + O_i: the terms (anchor and remembered deviations) are the clients' own in nothing but their
+weights, so a block of vectors for every client goes through each factor in one large matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.low_rank import Factors
+
+
+@dataclass(frozen=True, eq=False)
+class Mixtures:
+    """X_i = B diag(c_i) A + O_i for N clients and L layers of equal shape; no m x n matrix is formed.
+
+    Attributes:
+        shared: the terms b_s a_s^T, ``B`` (L, m, S) and ``A`` (L, S, n).
+        weights: c, (N, S).
+        own: O_i, ``B`` (N, L, m, K) and ``A`` (N, L, K, n); None where clients have nothing of their own.
+        dtype: of the products.
+    """
+
+    shared: Factors
+    weights: Tensor
+    own: Factors | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def m(self) -> int:
+        """Rows of X_i."""
+        return self.shared.B.shape[-2]
+
+    @property
+    def n(self) -> int:
+        """Columns of X_i."""
+        return self.shared.A.shape[-1]
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The leading dimensions (N, L) of every product."""
+        return len(self.weights), self.shared.B.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension S + K of every X_i."""
+        return self.shared.rank + (0 if self.own is None else self.own.rank)
+
+    def transposed(self) -> Mixtures:
+        """Return X_i^T."""
+        own = None if self.own is None else _transposed(self.own)
+        return Mixtures(_transposed(self.shared), self.weights, own, self.dtype)
+
+    def times(self, V: Tensor) -> Tensor:
+        """Return X_i V_i, (N, L, m, k), for V (N, L, n, k)."""
+        B, A = self.shared.B.to(V.dtype), self.shared.A.to(V.dtype)
+        count, k = V.shape[0], V.shape[-1]
+        if V.stride(0) == 0:  # one block for all clients, as where an iteration starts
+            inner = (A @ V[0])[:, :, None, :] * self.weights.T[:, :, None].to(V.dtype)
+        else:
+            inner = (A @ V.permute(1, 2, 0, 3).flatten(2)).view(len(A), -1, count, k)
+            inner *= self.weights.T[:, :, None].to(V.dtype)
+        total = (B @ inner.flatten(2)).view(len(B), -1, count, k).permute(2, 0, 1, 3).contiguous()
+        if self.own is not None:
+            total += self.own.B.to(V.dtype) @ (self.own.A.to(V.dtype) @ V)
+        return total
+
+    def transposed_times(self, U: Tensor) -> Tensor:
+        """Return X_i^T U_i, (N, L, n, k), for U (N, L, m, k)."""
+        return self.transposed().times(U)
+
+    def concatenated(self) -> Factors:
+        """Return all X_i in factors of rank S + K, (N, L, m, S + K) and (N, L, S + K, n)."""
+        B = self.shared.B * self.weights[:, None, None, :]
+        A = self.shared.A.expand(len(B), -1, -1, -1)
+        if self.own is None:
+            return Factors(B, A)
+        return Factors(torch.cat([B, self.own.B], dim=-1), torch.cat([A, self.own.A], dim=-2))
+
+    def one(self, index: int) -> Factors:
+        """Return X_i of one client, (L, m, R) and (L, R, n), without the terms whose weight is zero."""
+        used = self.weights[index].nonzero().flatten()
+        B, A = self.shared.B[..., used] * self.weights[index, used], self.shared.A[:, used]
+        if self.own is None:
+            return Factors(B, A)
+        return Factors(torch.cat([B, self.own.B[index]], dim=-1), torch.cat([A, self.own.A[index]], dim=-2))
+
+
+def _transposed(factors: Factors) -> Factors:
+    return Factors(B=factors.A.mT, A=factors.B.mT)
+
+
+def distinct_terms(terms: Sequence[Factors], width: int) -> tuple[Factors, Tensor]:
+    """Put terms side by side, those that several of them have in common once.
+
+    A deviation end - anchor brings the anchor's factors with it, which all deviations of a round share.
+
+    Args:
+        terms: T stacks of factors (L, m, R) and (L, R, n), whose ranks may differ.
+        width: columns that are compared as one piece; a term is cut into pieces of so many.
+
+    Returns:
+        The different pieces as factors of rank S, and the membership (T, S): how often each column is in each term, so
+        that sum_t w_t term_t has the weights ``w @ membership``.
+    """
+    pieces: list[Factors] = []
+    known: dict[tuple[float, ...], list[int]] = {}
+    parts: list[tuple[int, int]] = []
+    for index, term in enumerate(terms):
+        for B, A in zip(torch.split(term.B, width, dim=-1), torch.split(term.A, width, dim=-2), strict=True):
+            alike = known.setdefault((*B[0, 0].tolist(), *A[0, :, 0].tolist()), [])
+            place = next((i for i in alike if torch.equal(pieces[i].B, B) and torch.equal(pieces[i].A, A)), len(pieces))
+            if place == len(pieces):
+                alike.append(place)
+                pieces.append(Factors(B, A))
+            parts.append((index, place))
+    ends = torch.tensor([one.rank for one in pieces]).cumsum(0).tolist()
+    membership = torch.zeros(len(terms), ends[-1])
+    for index, place in parts:
+        membership[index, ends[place] - pieces[place].rank : ends[place]] += 1
+    stacked = Factors(torch.cat([one.B for one in pieces], dim=-1), torch.cat([one.A for one in pieces], dim=-2))
+    return stacked, membership

@@ -1,0 +1,95 @@
+"""Starts of a cohort at once, against the formula computed client by client."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.adapter import Adapter, combine
+from strategies.hyperlora import HyperLoRA
+from strategies.hyperlora_generator import ServedGenerator, Teaching, one_of_batch
+from strategies.hyperlora_mixing import MOST_SPREAD, alike
+from strategies.hyperlora_state import HyperLoraState, attended
+from strategies.method import ClientUpdate
+from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
+
+NAMES = "abcdefgh"
+CARDS = {name: make_card(name, seed=index) for index, name in enumerate(NAMES)}
+GENERATOR = ServedGenerator("atoms", 3, 8, 1, Teaching(5, 0.05, 6, 0.1), seed=0)
+PLAIN = HyperLoRA(temperature=2.0)
+GENERATING = HyperLoRA(temperature=2.0, generator=GENERATOR, newcomer_share=0.6)
+
+
+def after_rounds(method: HyperLoRA, rounds: int = 2) -> HyperLoraState:
+    state = method.register(method.init(make_adapter(0)), CARDS)
+    for server_round in range(1, rounds + 1):
+        seen = list(CARDS.values())[:-2]
+        updates = [
+            ClientUpdate(card, start, moved(start, card.client_id, server_round), make_metrics())
+            for card, start in zip(seen, method.starts(state, seen), strict=True)
+        ]
+        state = method.aggregate(state, updates)
+    return state
+
+
+def by_formula(method: HyperLoRA, state: HyperLoraState, name: str) -> Adapter:
+    """T_r(anchor + (1 - g) sum_j strength alpha_j D_j + g G(s))."""
+    alpha = dict(zip(state.names, attended(state, [CARDS[name]])[0].tolist(), strict=True))
+    parts = state.anchor.parts
+    strength = dict(zip(parts, state.psi["strength"].tolist(), strict=True))
+    learned = torch.sigmoid(state.gates["generator"])
+    least = 0.0 if name in state.memory else method.newcomer_share
+    share = dict(zip(parts, learned.clamp(min=least).tolist() if method.generator else [0.0] * len(parts), strict=True))
+    terms, weights = [state.anchor], [dict.fromkeys(parts, 1.0)]
+    for other, weight in alpha.items():
+        terms.append(state.memory[other])
+        weights.append({part: (1 - share[part]) * strength[part] * weight for part in parts})
+    if method.generator:
+        made = method.generator.deviations(state, state.description_of(CARDS[name])[None])
+        terms.append(one_of_batch(made, 0))
+        weights.append(share)
+    return combine(terms, weights).truncated(state.anchor.rank).aligned(state.anchor)
+
+
+@pytest.mark.parametrize("method", [PLAIN, GENERATING], ids=["memory", "memory and generator"])
+def test_the_starts_are_those_of_the_formula(method: HyperLoRA) -> None:
+    state = after_rounds(method)
+    for name, start in zip(CARDS, method.starts(state, list(CARDS.values())), strict=True):
+        expected = by_formula(method, state, name)
+        assert_same_products(start, expected, 1e-5)
+        for key, value in start.tensors().items():
+            torch.testing.assert_close(value, expected.tensors()[key], rtol=1e-4, atol=1e-4)
+
+
+def test_a_start_does_not_depend_on_who_else_is_asked() -> None:
+    state = after_rounds(GENERATING)
+    together = GENERATING.starts(state, list(CARDS.values()))
+    for card, start in zip(CARDS.values(), together, strict=True):
+        assert_same_products(start, GENERATING.start(state, card), 1e-5)
+
+
+def test_the_same_cohort_gets_the_same_bits() -> None:
+    state = after_rounds(GENERATING)
+    first, again = (GENERATING.starts(state, list(CARDS.values())) for _ in range(2))
+    assert all(
+        torch.equal(value, other.tensors()[key])
+        for one, other in zip(first, again, strict=True)
+        for key, value in one.tensors().items()
+    )
+
+
+def test_before_anything_is_remembered_everybody_gets_the_anchor() -> None:
+    state = PLAIN.register(PLAIN.init(make_adapter(0)), CARDS)
+    assert all(start is state.anchor for start in PLAIN.starts(state, list(CARDS.values())))
+
+
+def test_clients_of_different_neighbourhoods_are_not_mixed_together() -> None:
+    rows = torch.zeros(40, 400)
+    for client in range(40):
+        rows[client, 100 * (client % 4) : 100 * (client % 4) + 20] = 0.05
+    groups = alike(rows, make_adapter(0))
+    assert sorted(index for group in groups for index in group) == list(range(40))
+    assert groups == alike(rows, make_adapter(0))
+    for group in groups:
+        union = int((rows[group] != 0).any(dim=0).sum())
+        assert union * len(group) <= MOST_SPREAD * int((rows[group] != 0).sum())
