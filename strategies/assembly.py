@@ -59,4 +59,5 @@ def round_settings(config: RunConfig, *, min_clients: int) -> RoundSettings:
         join_timeout=own.join_timeout,
         round_timeout=own.round_timeout,
         wire=config.wire.dtype,
+        min_replies=own.min_replies,
     )

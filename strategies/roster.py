@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from flwr.app import Message
@@ -50,7 +50,7 @@ class Roster:
 
     def reachable(self) -> dict[str, ClientCard]:
         """Return the clients whose node is connected, by client-id."""
-        return {name: card for name, card in sorted(self.cards.items()) if self.nodes[name] in self._present}
+        return {name: card for name, card in sorted(self.cards.items()) if self.nodes.get(name) in self._present}
 
     def wait_for(self, grid: Grid, *, wanted: int, join_timeout: float, reply_timeout: float) -> None:
         """Refresh until ``wanted`` clients are there.
@@ -125,7 +125,13 @@ class Roster:
             self._held[node_id] = holder
             self._leave_out(f"node {node_id}", f"it claims client '{card.client_id}', which node {holder} is")
             return
-        self.cards[card.client_id], self.nodes[card.client_id] = card, node_id
+        self.cards[card.client_id], self.nodes[card.client_id] = self._as_known(card), node_id
+
+    def _as_known(self, card: ClientCard) -> ClientCard:
+        """Return the card with the signature that is known already where both say the same (rounding may differ)."""
+        known = self.cards.get(card.client_id)
+        same = known is not None and known.signature.digest() == card.signature.digest()
+        return replace(card, signature=known.signature) if known is not None and same else card
 
     def _note_silent(self, asked: Iterable[int], replies: Iterable[Message], node_of: Mapping[str, int]) -> None:
         answered = {node_of[reply.metadata.reply_to_message_id] for reply in replies}
