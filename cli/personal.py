@@ -149,13 +149,12 @@ def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Adapter, LocalPlan]
     found = CheckpointStore(run.path / "checkpoints", keep=1).latest(method.state_classes)
     if found is None:
         raise CommandError(f"the run in '{run.path}' has no checkpoint: run it again with run.checkpoint-every above 0")
-    after_round, state = found
     cards: Mapping[str, ClientCard] = {**run.require_clients().cards, card.client_id: card}
-    state = method.register(state, cards)
+    state = method.register(found.state, cards)
     plan = method.plan(state, card)
     if plan.core:
         raise CommandError(f"method '{run.config.method}' cannot be personalised here: its clients train a core alone")
-    return after_round, method.start(state, card), plan
+    return found.server_round, method.start(state, card), plan
 
 
 def _budget(config: RunConfig, wishes: Wishes) -> Any:

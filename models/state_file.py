@@ -45,7 +45,7 @@ def write_state(
     """
     try:
         tensors, description = pack(value, classes)
-        _replace(path, _encode(tensors, description, kind), durable)
+        replace_file(path, _encode(tensors, description, kind), durable)
     except OSError as error:
         raise StateError(f"the state file '{path}' cannot be written: {error.strerror or error}") from error
     except StateError as error:
@@ -116,7 +116,13 @@ def _json(value: Any) -> str:
         raise StateError(f"it cannot be described in JSON ({error})") from error
 
 
-def _replace(path: Path, content: bytes, durable: bool) -> None:
+def replace_file(path: Path, content: bytes, durable: bool) -> None:
+    """Write ``content`` to ``path`` in one step, by way of a file beside it; ``durable`` as in :func:`write_state`.
+
+    Raises:
+        OSError: it cannot be written; the old file is then still there.
+    """
+    new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
@@ -128,8 +134,8 @@ def _replace(path: Path, content: bytes, durable: bool) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if durable:
-        _sync_directory(path.parent)
+    for directory in [path.parent, *([path.parent.parent] if new else [])] if durable else []:
+        _sync_directory(directory)
 
 
 def _sync_directory(directory: Path) -> None:

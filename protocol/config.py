@@ -161,6 +161,7 @@ class FederationConfig:
         "", "absolute path, at the server, of the list of clients and their node keys; empty lets every node in"
     )
     min_clients: int = key(0, "clients to wait for before round 1; 0 means all that the data set defines", NOT_NEGATIVE)
+    min_replies: int = key(1, "usable replies without which a round changes nothing", AT_LEAST_ONE)
     join_timeout: float = key(120.0, "seconds to wait for them", POSITIVE)
     round_timeout: float = key(600.0, "seconds after which a missing reply is given up", POSITIVE)
 
@@ -297,7 +298,16 @@ class RunConfig:
                 "model.ship sends one safetensors file, a transformers model has a directory: "
                 "copy it to the sites and name it by 'weights' in their node config"
             )
+        config.check_quorum()
         return config
+
+    def check_quorum(self) -> None:
+        """Raise ConfigError where more replies are needed than clients are asked."""
+        needed, asked = self.federation.min_replies, self.federation.clients_per_round
+        if needed > asked:
+            raise ConfigError(
+                f"federation.min-replies is {needed}, but federation.clients-per-round asks {asked} clients for one"
+            )
 
     def check_ranks(self) -> None:
         """Raise ConfigError where clients shall have ranks that the method or the model cannot give them."""

@@ -101,4 +101,6 @@ class EvaluateReply:
         if any(not 0 <= one <= 1 for one in accuracy):
             raise ProtocolError(f"test accuracies {accuracy} are not shares")
         num_test, seconds = require(record, "num_test", int), require(record, "seconds", float)
+        if num_test < 0 or seconds < 0:
+            raise ProtocolError(f"num_test {num_test} or seconds {seconds} out of range")
         return cls(client_id, num_test, accuracy, loss, validation, seconds)

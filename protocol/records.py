@@ -77,7 +77,16 @@ def decode_packed(record: ArrayRecord, shapes: Shapes, wire: str = "float32") ->
         if tuple(array.shape) != shape or array.dtype != dtype:
             raise ProtocolError(f"array '{name}': expected {dtype} {shape}, got {array.dtype} {tuple(array.shape)}")
         packed[name] = torch.from_numpy(_values(name, array).copy())
-    return unpack(packed, wire)
+    values = unpack(packed, wire)
+    require_finite(values)
+    return values
+
+
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise :class:`ProtocolError` where numbers that were finite on the way are not once they are put together."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ProtocolError(f"array '{name}' holds numbers too large for float32")
 
 
 def encode_adapter(adapter: Adapter) -> ArrayRecord:

@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from models.signature import Signature
+from protocol.client_id import is_file_name
 from protocol.envelope import checked_config, config_record
 from protocol.records import ProtocolError, arrays_of, decode_tensors, encode_tensors, require, require_list
 
@@ -97,6 +98,8 @@ class SignatureReply:
         ids = require_list(config, "client_ids", str)
         if len(set(ids)) != len(ids):
             raise ProtocolError("a client is named twice")
+        if not all(is_file_name(name) for name in ids):
+            raise ProtocolError("a client's name must be made of letters, digits, dots, dashes and underscores")
         count = len(ids)
         domains, trains = require_list(config, "domains", str, count), require_list(config, "trains", bool, count)
         num_examples, ranks = (require_list(config, name, int, count) for name in ("num_examples", "ranks"))

@@ -26,6 +26,7 @@ from protocol.records import (
     encode_tensors,
     metrics_of,
     require,
+    require_finite,
 )
 
 MAX_SKETCH = 2**20
@@ -188,7 +189,9 @@ def _decoded_end(content: RecordDict, request: TrainRequest) -> Adapter:
     if request.wire == "float32":
         return filled(content, request.start, request.plan.up)
     zero = Adapter.from_tensors({name: torch.zeros_like(one) for name, one in request.start.tensors().items()})
-    return _entrywise(filled(content, zero, request.plan.up, request.wire), request.start, 1.0)
+    end = _entrywise(filled(content, zero, request.plan.up, request.wire), request.start, 1.0)
+    require_finite(end.tensors())
+    return end
 
 
 def _entrywise(left: Adapter, right: Adapter, sign: float) -> Adapter:

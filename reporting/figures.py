@@ -91,7 +91,7 @@ def failures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "phase": phase,
             "reason": reason,
             "count": len(places),
-            "clients": sorted({client for client, _ in places}),
+            "clients": sorted({client for client, _ in places if client}),
             "rounds": sorted({server_round for _, server_round in places}),
         }
         for (phase, reason), places in ordered

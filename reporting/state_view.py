@@ -49,7 +49,7 @@ def view_state(run: RunFiles) -> StateView | None:
         return None
     if found is None:
         return None
-    server_round, state = found
+    server_round, state = found.server_round, found.state
     anchor = method.anchor(state)
     scaling = run.config.lora.alpha / run.config.lora.rank
     view = StateView(server_round, spectrum(anchor, scaling) if anchor else {}, {})

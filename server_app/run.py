@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,7 +20,7 @@ from protocol.config import ConfigError, RunConfig, Scalar
 from server_app.console import RunConsole
 from server_app.environment import describe_environment
 from server_app.figure import draw_accuracy
-from server_app.run_directory import RunDirectory
+from server_app.run_directory import EVALUATION, METRICS, RunDirectory
 from server_app.sinks import Sinks, open_sinks
 from strategies.allow_list import AllowListFile
 from strategies.assembly import build_roster, round_settings
@@ -29,6 +30,7 @@ from strategies.lora_strategy import LoraStrategy
 from strategies.records import RoundRecord
 from strategies.shipping import Shipment
 
+log = logging.getLogger(__name__)
 SERVER_THREADS = 1
 LEFT_OUT_FILE = "left_out.json"
 
@@ -90,18 +92,21 @@ def run_rounds(
     checkpoints = CheckpointStore(directory.path / "checkpoints", keep=own.checkpoints_kept)
 
     def on_round(record: RoundRecord) -> None:
-        directory.append_json("metrics.jsonl", record.as_json())
+        directory.append_json(METRICS, record.as_json())
         done = record.server_round
         if own.checkpoint_every and (done % own.checkpoint_every == 0 or done == rounds):
-            checkpoints.save(done, strategy.state, strategy.method.state_classes)
+            checkpoints.save(strategy.checkpoint(), strategy.method.state_classes)
             keep_clients(strategy, config, directory)
         keep_left_out(strategy, directory)
         console.round(record)
         sinks.round(record)
 
-    start_round = restore(strategy, checkpoints, directory) + 1 if own.resume else 1
-    if start_round > rounds:
+    start_round = restore(strategy, checkpoints, directory, own.checkpoint_every) + 1 if own.resume else 1
+    if start_round > rounds and (directory.has_results or not strategy.scores):
         raise ConfigError(f"all {rounds} rounds of the run in '{directory.path}' are made; raise federation.rounds")
+    if start_round > rounds:
+        return  # it was stopped while its results were written
+    directory.forget_results()
     try:
         strategy.start(
             grid,
@@ -114,19 +119,31 @@ def run_rounds(
         keep_left_out(strategy, directory)
 
 
-def restore(strategy: LoraStrategy, checkpoints: CheckpointStore, directory: RunDirectory) -> int:
-    """Put the last checkpoint's state into ``strategy`` and return its round.
+def restore(strategy: LoraStrategy, checkpoints: CheckpointStore, directory: RunDirectory, every: int) -> int:
+    """Put the last checkpoint into ``strategy`` and return its round; 0 where the run was stopped before its first.
 
     Raises:
-        ConfigError: there is no checkpoint.
+        ConfigError: there is no checkpoint, although there should be one by now (they are made ``every`` so often).
         StateError: there are some, and none can be used.
     """
     found = checkpoints.latest(strategy.method.state_classes)
-    if found is None:
+    if found is None and directory.recorded_rounds() > every:
         raise ConfigError(f"there is no checkpoint in '{checkpoints.directory}' to go on from")
-    last_round, strategy.state = found
+    last_round = 0 if found is None else found.server_round
     directory.forget_rounds_after(last_round)
+    if found is None:
+        log.warning("the run was stopped before its first checkpoint: it begins again at round 1")
+    else:
+        strategy.resume(found)
+        name_what_clients_lost(strategy)
     return last_round
+
+
+def name_what_clients_lost(strategy: LoraStrategy) -> None:
+    """Warn where the method has clients keep an adapter themselves: it is gone with the Flower run that was stopped."""
+    plans = (strategy.method.plan(strategy.state, card).personal for card in strategy.roster.cards.values())
+    if any(personal != "none" for personal in plans):
+        log.warning("clients kept adapters of their own, which are lost: the run goes on, not as if never stopped")
 
 
 def keep_clients(strategy: LoraStrategy, config: RunConfig, directory: RunDirectory) -> None:
@@ -151,5 +168,5 @@ def save_results(strategy: LoraStrategy, model: AdaptedModel, config: RunConfig,
     anchor = strategy.method.anchor(strategy.state)
     if anchor is not None:
         model.save(anchor, directory.path / "adapters" / "anchor")
-    directory.write_json("evaluation.json", [asdict(score) for score in strategy.scores])
-    draw_accuracy(directory.path / "metrics.jsonl", directory.path / "accuracy")
+    draw_accuracy(directory.path / METRICS, directory.path / "accuracy")
+    directory.write_json(EVALUATION, [asdict(score) for score in strategy.scores])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +12,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from models.state_file import replace_file
 from protocol.config import ConfigError, RunConfig
 
+log = logging.getLogger(__name__)
+CONFIG, METRICS, EVALUATION = "config.json", "metrics.jsonl", "evaluation.json"
 MAY_CHANGE = ("run.", "federation.rounds", "federation.evaluate", "federation.join", "federation.round-timeout")
+
+
+class RunDirectoryError(RuntimeError):
+    """A file of the run cannot be written; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -33,25 +42,28 @@ class RunDirectory:
         path = Path(output_dir) if output_dir else _default_path()
         if not path.is_absolute():
             raise ConfigError(f"run.output-dir must be an absolute path, got '{output_dir}'")
-        holds_run = (path / "metrics.jsonl").exists()
-        if holds_run and not resume:
+        if (path / METRICS).exists() and not resume:
             raise ConfigError(f"run.output-dir '{path}' already holds a run; name a new one, or go on with run.resume")
-        if resume and not holds_run:
+        if resume and not (path / CONFIG).exists():
             raise ConfigError(f"run.output-dir '{path}' holds no run to go on with")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            for leftover in path.glob(".*.tmp"):
+                leftover.unlink()
         except OSError as error:
             raise ConfigError(f"run.output-dir '{path}' cannot be made: {error.strerror}") from error
         return cls(path)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``value`` as indented JSON."""
-        (self.path / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        """Write ``value`` as indented JSON, in one step: a reader finds the old file or the new one."""
+        self._replace(name, json.dumps(value, indent=2) + "\n")
 
     def append_json(self, name: str, value: Any) -> None:
-        """Append ``value`` as one line of JSON."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
+        """Append ``value`` as one line of JSON and wait until it is on the disk; raises RunDirectoryError."""
+        with self._writing(name), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def keep_config(self, config: RunConfig) -> None:
         """Write ``config.json``; where there is one, the run goes on and only ``MAY_CHANGE`` may differ from it.
@@ -59,20 +71,49 @@ class RunDirectory:
         Raises:
             ConfigError: another key differs, so that the run could not go on as it began.
         """
-        path, flat = self.path / "config.json", config.flat()
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else flat
-        changed = [name for name in flat if flat[name] != before.get(name) and not name.startswith(MAY_CHANGE)]
+        path, flat = self.path / CONFIG, config.flat()
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else flat
+        before = {**RunConfig().flat(), **kept}  # a key that is newer than the run had its default
+        changed = [name for name in flat if flat[name] != before[name] and not name.startswith(MAY_CHANGE)]
         if changed:
             raise ConfigError(f"the run in '{self.path}' cannot go on with another {', '.join(changed)}")
-        self.write_json("config.json", flat)
+        self.write_json(CONFIG, flat)
+
+    def recorded_rounds(self) -> int:
+        """Return how many rounds have their line in metrics.jsonl."""
+        return len(self._complete_lines())
+
+    @property
+    def has_results(self) -> bool:
+        """Whether the run came to its end: its evaluation is what is written last."""
+        return (self.path / EVALUATION).exists()
+
+    def forget_results(self) -> None:
+        """Drop the evaluation of a run that goes on: it is no longer that of the last round."""
+        (self.path / EVALUATION).unlink(missing_ok=True)
 
     def forget_rounds_after(self, last_round: int) -> None:
         """Drop the lines of metrics.jsonl that are of later rounds: they will be made again."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in complete if json.loads(line)["server_round"] <= last_round]
-        path.write_text("".join(kept), encoding="utf-8")
+        lines = self._complete_lines()
+        self._replace(METRICS, "".join(line for line in lines if json.loads(line)["server_round"] <= last_round))
+
+    def _complete_lines(self) -> list[str]:
+        path = self.path / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [line for line in lines if line.endswith("\n")]
+
+    def _replace(self, name: str, text: str) -> None:
+        path = self.path / name
+        with self._writing(name):
+            replace_file(path, text.encode(), durable=True)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise RunDirectoryError(f"'{self.path / name}' cannot be written: {reason}") from error
 
     @contextmanager
     def recording_errors(self) -> Iterator[None]:
@@ -81,7 +122,10 @@ class RunDirectory:
             yield
         except Exception as error:
             sentence = str(error) or type(error).__name__
-            (self.path / "error.txt").write_text(sentence + "\n", encoding="utf-8")
+            try:
+                (self.path / "error.txt").write_text(sentence + "\n", encoding="utf-8")
+            except OSError as full:
+                log.warning("error.txt cannot be written: %s", full.strerror)
             raise
 
 

@@ -68,4 +68,5 @@ def round_settings(config: RunConfig, *, min_clients: int) -> RoundSettings:
         round_timeout=own.round_timeout,
         wire=config.wire.dtype,
         screen=Screen(**asdict(config.defence)),
+        min_replies=own.min_replies,
     )

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from models.signature import Signature
 from models.state_file import read_state, write_state
 from models.state_tree import StateError
+from protocol.signature_messages import ClientCard
+from strategies.records import ClientScore
 
 log = logging.getLogger(__name__)
 KIND = "checkpoint"
 NAME = re.compile(r"round-(\d{5,})\.safetensors")
+VERSION = 2
+OWN_CLASSES = (ClientCard, Signature, ClientScore)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run goes on from.
+
+    Attributes:
+        server_round: the last round that is in it.
+        state: the method's state: adapters, memory, learned modules, their optimisers and statistics.
+        cards: client-id -> what the server knows of the client, also of those that left.
+        scores: the last evaluation of every client.
+        cohorts: round -> the client-ids that were asked to train.
+        random_states: of the process's global generators (:mod:`strategies.random_states`).
+    """
+
+    server_round: int
+    state: Any
+    cards: Mapping[str, ClientCard] = field(default_factory=dict)
+    scores: Sequence[ClientScore] = ()
+    cohorts: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    random_states: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,24 +62,28 @@ class CheckpointStore:
         if self.keep < 1:
             raise ValueError(f"expected to keep at least 1 checkpoint, got {self.keep}")
 
-    def save(self, server_round: int, value: Any, classes: Sequence[type]) -> Path:
-        """Write the state after ``server_round`` and return its file; only then remove files no longer kept.
+    def save(self, checkpoint: Checkpoint, classes: Sequence[type]) -> Path:
+        """Write ``checkpoint`` and return its file; only then remove files no longer kept.
 
         Files of later rounds are removed too: they are of a continuation that was given up, and :meth:`latest` must
         not return to it.
 
         Raises:
-            StateError: the state cannot be written, or could not be restored with ``classes``; older files stay.
+            StateError: it cannot be written, or could not be restored with ``classes``; older files stay.
         """
-        path = self.directory / f"round-{server_round:05d}.safetensors"
-        write_state(path, {"server_round": server_round, "value": value}, kind=KIND, classes=classes)
-        self._prune(server_round)
+        path = self.directory / f"round-{checkpoint.server_round:05d}.safetensors"
+        content = {one.name: getattr(checkpoint, one.name) for one in fields(checkpoint)}
+        write_state(path, {"version": VERSION, **content}, kind=KIND, classes=[*classes, *OWN_CLASSES])
+        self._prune(checkpoint.server_round)
         return path
 
-    def latest(self, classes: Sequence[type]) -> tuple[int, Any] | None:
-        """Return round and state of the newest checkpoint that can be used, or None where there is no checkpoint.
+    def latest(self, classes: Sequence[type]) -> Checkpoint | None:
+        """Return the newest checkpoint that can be used, or None where there is no checkpoint.
 
         One that cannot be used is named in a warning and the one before it is taken.
+
+        Args:
+            classes: the dataclasses that the method's state is made of.
 
         Raises:
             StateError: there are checkpoints, and none can be used.
@@ -61,7 +91,7 @@ class CheckpointStore:
         paths, reasons = self._paths(), []
         for server_round in sorted(paths, reverse=True):
             try:
-                return server_round, self._read(server_round, paths[server_round], classes)
+                return self._read(server_round, paths[server_round], classes)
             except StateError as error:
                 log.warning("%s", error)
                 reasons.append(str(error))
@@ -69,11 +99,15 @@ class CheckpointStore:
             raise StateError(f"no checkpoint in '{self.directory}' can be used: {' | '.join(reasons)}")
         return None
 
-    def _read(self, server_round: int, path: Path, classes: Sequence[type]) -> Any:
-        saved = read_state(path, classes, kind=KIND)
-        if saved["server_round"] != server_round:
-            raise StateError(f"the state file '{path}' cannot be used: it is of round {saved['server_round']}")
-        return saved["value"]
+    def _read(self, server_round: int, path: Path, classes: Sequence[type]) -> Checkpoint:
+        saved = read_state(path, [*classes, *OWN_CLASSES], kind=KIND)
+        try:
+            checkpoint = Checkpoint(**_migrated(saved))
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
+            raise StateError(f"the state file '{path}' cannot be used: {error}") from error
+        if checkpoint.server_round != server_round:
+            raise StateError(f"the state file '{path}' cannot be used: it is of round {checkpoint.server_round}")
+        return checkpoint
 
     def _paths(self) -> dict[int, Path]:
         found = ((NAME.fullmatch(path.name), path) for path in self.directory.glob("round-*.safetensors"))
@@ -88,3 +122,23 @@ class CheckpointStore:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 log.warning("the file '%s' cannot be removed: %s", path, error.strerror)
+
+
+def _from_version_1(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Version 1 held the method's state alone; the clients are asked again for their cards."""
+    return {"server_round": saved["server_round"], "state": saved["value"]}
+
+
+MIGRATIONS: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _from_version_1}
+"""Version -> what turns the content of a checkpoint of it into the next version's."""
+
+
+def _migrated(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a :class:`Checkpoint` from the content of a file of any version; raises StateError."""
+    version = saved.get("version", 1)
+    if version not in (*MIGRATIONS, VERSION):
+        raise StateError(f"it is a checkpoint of version {version}, this program reads versions 1 to {VERSION}")
+    content = {name: value for name, value in saved.items() if name != "version"}
+    for step in range(version, VERSION):
+        content = MIGRATIONS[step](content)
+    return content

@@ -20,6 +20,8 @@ from protocol.plan_records import as_received
 from protocol.records import encode_adapter
 from protocol.signature_messages import ClientCard
 from protocol.train_messages import TrainReply, TrainRequest
+from strategies import random_states
+from strategies.checkpoint import Checkpoint
 from strategies.exchange import Exchange
 from strategies.method import ClientUpdate, Method
 from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
@@ -45,6 +47,7 @@ class RoundSettings:
     round_timeout: float
     wire: str = "float32"
     screen: Screen = field(default_factory=Screen)
+    min_replies: int = 1
 
 
 class LoraStrategy(Strategy):
@@ -65,6 +68,7 @@ class LoraStrategy(Strategy):
         self.state: Any = method.init(initial)
         self.scores: list[ClientScore] = []
         self.record = RoundRecord(0)
+        self.cohorts: dict[int, Sequence[str]] = {}
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateRequest] = Exchange()
         self._sent_at = 0.0
@@ -107,6 +111,7 @@ class LoraStrategy(Strategy):
         self.record.cohort = sample_cohort(
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
         )
+        self.cohorts[server_round] = self.record.cohort
         began, self._training, wire = time.perf_counter(), Exchange(), self.settings.wire
         for name, (start, plan) in self._served({name: clients[name] for name in self.record.cohort}).items():
             start, digest = as_received(start, plan, wire), clients[name].signature.digest()
@@ -122,19 +127,23 @@ class LoraStrategy(Strategy):
         server_round: int,
         replies: Iterable[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check every reply, leave out what is broken or missing, and hand the rest to the method."""
+        """Check every reply, leave out what is broken or missing, and hand the rest to the method.
+
+        Fewer usable replies than ``min_replies`` change nothing: neither the state nor what is known of the clients.
+        """
         replies = list(replies)
         began = time.perf_counter()
         self.record.add_seconds("waiting", began - self._sent_at)
         self.roster.note(self._training.messages(), replies)
         answers = self._training.settle(replies, TrainReply.decode)
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
-        self._note_drift({one.client_id: reply for one, reply in answers.answered})
+        answered = answers.answered if self._enough(len(answers.answered)) else []
+        self._note_drift({one.client_id: reply for one, reply in answered})
         updates = self._screened(
             ClientUpdate(
                 self.roster.cards[one.client_id], one.start, reply.end, reply.metrics, reply.gradient, reply.core
             )
-            for one, reply in answers.answered
+            for one, reply in answered
         )
         if updates:
             self.state = self.method.aggregate(self.state, updates)
@@ -229,6 +238,35 @@ class LoraStrategy(Strategy):
         cards = dict(sorted(self.roster.cards.items()))
         return {name: (cards[name], whole(*served)) for name, served in self._served(cards).items()}
 
+    def checkpoint(self) -> Checkpoint:
+        """Return everything that a run goes on from after the round that was made last."""
+        return Checkpoint(
+            self.record.server_round,
+            self.state,
+            dict(self.roster.cards),
+            list(self.scores),
+            dict(self.cohorts),
+            random_states.capture(),
+        )
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take over what :meth:`checkpoint` returned; the next round is ``checkpoint.server_round + 1``."""
+        self.state, self.scores = checkpoint.state, list(checkpoint.scores)
+        self.record, self.cohorts = RoundRecord(checkpoint.server_round), dict(checkpoint.cohorts)
+        self.roster.cards.update(checkpoint.cards)
+        random_states.restore(checkpoint.random_states)
+
+    def _enough(self, usable: int) -> bool:
+        """Tell whether a round counts; where it does not, the log says so, and the record where there were replies."""
+        wanted = self.settings.min_replies
+        if usable >= wanted and usable:
+            return True
+        found = f"{usable} of {len(self.record.cohort)} clients sent a reply that can be used"
+        if usable:
+            self.record.failures["round"] = f"{found}, federation.min-replies is {wanted}: the round changes nothing"
+        log.warning("round %d changes nothing: %s", self.record.server_round, found)
+        return False
+
     def _evaluations(
         self, name: str, served: tuple[Adapter, LocalPlan], server_round: int
     ) -> Iterator[EvaluateRequest]:
@@ -278,7 +316,8 @@ class LoraStrategy(Strategy):
             log.warning(
                 "round %d: client '%s' moved too far, %.3g of it is kept", self.record.server_round, name, share
             )
-        return screened.updates
+        fewer = bool(screened.left_out) and not self._enough(len(screened.updates))
+        return [] if fewer else screened.updates
 
     def _note_drift(self, replies: Mapping[str, TrainReply]) -> None:
         """Take over the signatures of clients whose data changed, and say by how much they did."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from flwr.app import Message
@@ -57,19 +57,21 @@ class Roster:
 
     def reachable(self) -> dict[str, ClientCard]:
         """Return the clients whose node is connected and does not rest, by client-id; all where every node rests."""
-        connected = {name: card for name, card in sorted(self.cards.items()) if self.nodes[name] in self._present}
         resting = self.resting()
-        return {name: card for name, card in connected.items() if name not in resting}
+        return {name: card for name, card in self._connected().items() if name not in resting}
 
     def resting(self) -> set[str]:
         """Return the clients whose node is connected and is not asked in this round, as it did not answer."""
-        connected = {name for name in self.cards if self.nodes[name] in self._present}
+        connected = set(self._connected())
         resting = {name for name in connected if self.patience.rests(self.nodes[name])}
         return resting if resting != connected else set()
 
     def note(self, messages: Collection[Message], replies: Collection[Message]) -> None:
         """Note which nodes answered ``messages``; the others rest (:class:`strategies.patience.Patience`)."""
         self.patience.note((message.metadata.dst_node_id for message in messages), answered_by(messages, replies))
+
+    def _connected(self) -> dict[str, ClientCard]:
+        return {name: card for name, card in sorted(self.cards.items()) if self.nodes.get(name) in self._present}
 
     def wait_for(self, grid: Grid, *, wanted: int, join_timeout: float, reply_timeout: float) -> None:
         """Refresh until ``wanted`` clients are there.
@@ -163,7 +165,13 @@ class Roster:
             self._held[node_id] = holder
             self._leave_out(f"node {node_id}", f"it claims client '{card.client_id}', which node {holder} is")
             return
-        self.cards[card.client_id], self.nodes[card.client_id] = card, node_id
+        self.cards[card.client_id], self.nodes[card.client_id] = self._as_known(card), node_id
+
+    def _as_known(self, card: ClientCard) -> ClientCard:
+        """Return the card with the signature that is known already where both say the same (rounding may differ)."""
+        known = self.cards.get(card.client_id)
+        same = known is not None and known.signature.digest() == card.signature.digest()
+        return replace(card, signature=known.signature) if known is not None and same else card
 
     def _is_allowed(self, node_id: int, client_id: str) -> bool:
         """Tell whether a node may speak for a client; one that may not is left out."""

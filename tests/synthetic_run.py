@@ -13,7 +13,7 @@ from protocol.client_list import ClientList
 from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
 from strategies.catalog import build_method
-from strategies.checkpoint import CheckpointStore
+from strategies.checkpoint import Checkpoint, CheckpointStore
 from strategies.method import ClientUpdate
 from tests.builders import make_adapter, make_card, make_metrics, moved
 
@@ -88,7 +88,7 @@ def _write_checkpoint(directory: Path, config: RunConfig, cards: dict[str, Clien
             start = method.start(state, card)
             updates.append(ClientUpdate(card, start, moved(start, name, 1), make_metrics()))
     state = method.aggregate(state, updates)
-    CheckpointStore(directory / "checkpoints", keep=1).save(rounds, state, method.state_classes)
+    CheckpointStore(directory / "checkpoints", keep=1).save(Checkpoint(rounds, state), method.state_classes)
 
 
 def _write(path: Path, value: Any) -> None:

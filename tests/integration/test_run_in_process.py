@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,31 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(finished: P
     resumed = make_run(stopped, **{"run.resume": True})
     assert metrics_without_times(resumed)[-1] == metrics_without_times(finished)[-1]
     assert [record["server_round"] for record in metrics_without_times(resumed)] == [1, 2, 3]
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(finished: Path, tmp_path: Path) -> None:
+    stopped = make_run(tmp_path / "stopped", **{"run.checkpoint-every": 2, "federation.rounds": 1})
+    shutil.rmtree(stopped / "checkpoints")
+    assert metrics_without_times(make_run(stopped, **{"run.resume": True})) == metrics_without_times(finished)
+
+
+def test_a_run_that_was_stopped_while_it_wrote_its_results_writes_them(finished: Path, tmp_path: Path) -> None:
+    stopped = Path(shutil.copytree(finished, tmp_path / "stopped"))
+    (stopped / "evaluation.json").unlink()
+    shutil.rmtree(stopped / "adapters")
+    make_run(stopped, **{"run.resume": True})
+    assert (stopped / "evaluation.json").read_bytes() == (finished / "evaluation.json").read_bytes()
+    assert len(list((stopped / "adapters").iterdir())) == 20 + 1
+    assert metrics_without_times(stopped) == metrics_without_times(finished)
+
+
+def test_a_run_of_a_version_with_fewer_keys_goes_on(finished: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(finished, tmp_path / "old"))
+    config = json.loads((old / "config.json").read_text())
+    del config["federation.min-replies"]
+    (old / "config.json").write_text(json.dumps(config))
+    make_run(old, **{"run.resume": True, "federation.rounds": 4})
+    assert len(metrics_without_times(old)) == 4
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from models.state_file import write_state
 from models.state_tree import StateError
-from strategies.checkpoint import CheckpointStore
+from strategies import random_states
+from strategies.checkpoint import KIND, Checkpoint, CheckpointStore
+from strategies.records import ClientScore
+from tests.builders import make_card
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ def store(tmp_path):
 
 def save(store, *rounds):
     for server_round in rounds:
-        store.save(server_round, State(torch.full((2, 3), server_round)), CLASSES)
+        store.save(Checkpoint(server_round, State(torch.full((2, 3), server_round))), CLASSES)
 
 
 def names(store):
@@ -44,9 +49,9 @@ def damage(store, server_round):
 
 
 def latest(store):
-    server_round, state = store.latest(CLASSES)
-    assert torch.equal(state.anchor, torch.full((2, 3), server_round))
-    return server_round
+    found = store.latest(CLASSES)
+    assert torch.equal(found.state.anchor, torch.full((2, 3), found.server_round))
+    return found.server_round
 
 
 def test_there_is_none_before_the_first(store):
@@ -105,7 +110,7 @@ def test_other_files_stay_and_leftovers_go(store):
 def test_a_state_that_could_not_be_restored_is_refused_and_the_old_ones_stay(store):
     save(store, 1)
     with pytest.raises(StateError, match="not among the classes"):
-        store.save(2, State(torch.ones(1)), [])
+        store.save(Checkpoint(2, State(torch.ones(1))), [])
     assert latest(store) == 1
 
 
@@ -113,6 +118,45 @@ def test_another_kind_of_file_is_not_used(store):
     write_state(store.directory / "round-00001.safetensors", State(torch.ones(1)), kind="memory entry")
     with pytest.raises(StateError, match="expected a 'checkpoint'"):
         store.latest(CLASSES)
+
+
+def write_version(store, content):
+    write_state(store.directory / "round-00001.safetensors", content, kind=KIND, classes=CLASSES)
+
+
+def test_a_checkpoint_of_version_1_is_migrated(store):
+    write_version(store, {"server_round": 1, "value": State(torch.full((2, 3), 1))})
+    assert latest(store) == 1
+    assert store.latest(CLASSES).cards == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"version": 3, "server_round": 1}, "a checkpoint of version 3, this program reads versions 1 to 2"),
+        ({"version": "2"}, "a checkpoint of version 2, this program reads"),
+        ({"version": 2, "server_round": 1, "other": 0}, "cannot be used: .*other"),
+        ({"server_round": 1}, "cannot be used: 'value'"),
+        ([1], "cannot be used: .*list"),
+    ],
+)
+def test_another_version_or_content_is_refused_with_a_sentence(store, content, sentence):
+    write_version(store, content)
+    with pytest.raises(StateError, match=sentence):
+        store.latest(CLASSES)
+
+
+def test_everything_comes_back(store):
+    score = ClientScore("a", "d", True, "start", 3, 0.5, 0.6, 0.6, 1.0, 1.1, 0.9, {"0": 0.5, "10": 0.6})
+    random_states.restore(before := random_states.capture())
+    saved = Checkpoint(7, State(torch.ones(1)), {"a": make_card("a")}, [score], {1: ["a"]}, before)
+    store.save(saved, CLASSES)
+    drawn = random.random(), np.random.rand(), float(torch.rand(1))
+    found = store.latest(CLASSES)
+    random_states.restore(found.random_states)
+    assert (random.random(), np.random.rand(), float(torch.rand(1))) == drawn
+    assert (found.scores, found.cohorts) == ([score], {1: ["a"]})
+    assert found.cards["a"].signature.digest() == make_card("a").signature.digest()
 
 
 def test_keeping_none_is_refused(tmp_path):

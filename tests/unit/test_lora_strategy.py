@@ -159,6 +159,30 @@ def test_a_round_in_which_everybody_fails_changes_nothing() -> None:
     assert torch.equal(strategy.state.head, make_adapter(0, fresh=True).head)
 
 
+def test_fewer_replies_than_the_quorum_change_nothing_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    strategy = make_strategy(FlexLoRA(), replace(SETTINGS, min_replies=3))
+    cohort = run(make_strategy(), rounds=1)[1][0].cohort
+    _, records = run(strategy, rounds=1, spoil={cohort[0]: _raise, cohort[1]: _changed, cohort[2]: _nan})
+    sentence = "2 of 4 clients sent a reply that can be used, federation.min-replies is 3: the round changes nothing"
+    assert records[0].failures["round"] == sentence
+    assert (records[0].training, records[0].drift) == ({}, {})
+    assert torch.equal(strategy.state.head, make_adapter(0, fresh=True).head)
+    assert "round 1 changes nothing: 2 of 4 clients" in caplog.text
+
+
+def test_a_client_that_was_away_when_the_run_was_resumed_is_still_known() -> None:
+    first, second = make_strategy(), make_strategy(settings=replace(SETTINGS, min_clients=1))
+    run(first, rounds=3)
+    away = sorted(first.state.memory)[0]
+    second.resume(first.checkpoint())
+    there = [card for card in CARDS if card.client_id != away]
+    second.start(LocalGrid(fake_client_app(there), {}, 3), num_rounds=4, start_round=4)
+    assert away in second.state.memory
+    assert away in second.final_adapters()
+    assert list(second.cohorts) == [1, 2, 3, 4]
+    assert not second.record.failures
+
+
 def test_a_client_that_never_answers_is_named() -> None:
     strategy = make_strategy()
     grid = LocalGrid(fake_client_app(CARDS), {}, 3)
