@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -25,7 +24,10 @@ class LocalGrid(Grid):
     """
 
     def __init__(
-        self, client_app: ClientApp, run_config: Mapping[str, bool | float | int | str], num_nodes: int
+        self,
+        client_app: Callable[[Message, Context], Message],
+        run_config: Mapping[str, bool | float | int | str],
+        num_nodes: int,
     ) -> None:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self.sent: list[Message] = []

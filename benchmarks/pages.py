@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.attacks import attack_table
 from benchmarks.result import load_results
-from benchmarks.suite import SuiteError, suite_title, variant_names
+from benchmarks.suite import SuiteError, setting_names, suite_title, variant_names
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
 
@@ -54,7 +55,7 @@ class Block:
         if unknown := set(keys) - {"tables", "variants", "reference"}:
             raise SuiteError(f"'{wanted}' has the unknown keys {sorted(unknown)}")
         tables = _names(keys.get("tables", ""), ",") or tuple(TABLES)
-        if missing := set(tables) - set(TABLES):
+        if missing := set(tables) - {*TABLES, "attacks"}:
             raise SuiteError(f"'{wanted}' names the tables {sorted(missing)}; there are {', '.join(TABLES)}")
         variants = _names(keys.get("variants", ""), ";") or tuple(variant_names(suites[0]))
         return cls(suites, tables, variants, keys.get("reference", variants[0]))
@@ -93,6 +94,9 @@ def fill_pages(results: Path, say: Callable[[str], None]) -> None:
 
 def _text(wanted: str, results: Path) -> str:
     block = Block.parse(wanted)
+    if block.tables == ("attacks",):
+        found = {place: load_results(results / place) for place in setting_names(block.suites[0])}
+        return attack_table({suite_title(place): runs for place, runs in found.items()}, block.variants)
     found = {suite: load_results(results / suite) for suite in block.suites}
     first = found[block.suites[0]]
     if len(found) == 1:

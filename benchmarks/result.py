@@ -22,10 +22,11 @@ def job_result(
     clients: Sequence[Mapping[str, Any]],
     rounds: Sequence[Mapping[str, Any]],
     seconds: float,
+    attackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the file's content: settings, commit, environment, every round's record and every client's scores.
 
-    ``seconds`` is the wall time of the whole run.
+    ``seconds`` is the wall time of the whole run, ``attackers`` are the ids of clients that were made to attack.
     """
     return {
         "suite": job.suite,
@@ -35,6 +36,7 @@ def job_result(
         "seconds": seconds,
         "config": {key: value for key, value in job.config.flat().items() if key not in MACHINE_KEYS},
         "environment": environment,
+        "attackers": list(attackers),
         "clients": clients,
         "rounds": rounds,
     }

@@ -29,14 +29,18 @@ def run_job(job: Job, target: Path) -> float:
 
 def run_federation(job: Job, target: Path) -> None:
     """Run ``job`` through the same ServerApp and ClientApp as Flower would."""
+    from benchmarks.attacks import attacked
     from benchmarks.local_grid import LocalGrid
     from client_app.app import app
     from server_app.run import run
 
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="hyperlora-benchmark-") as scratch:
+    with (
+        attacked(app, job.config, job.attack, job.attack_share) as (client, attackers),
+        tempfile.TemporaryDirectory(prefix="hyperlora-benchmark-") as scratch,
+    ):
         values = {**job.config.flat(), "run.output-dir": str(Path(scratch) / "run"), "run.checkpoint-every": 0}
-        directory = run(LocalGrid(app, values, NODES), values)
+        directory = run(LocalGrid(client, values, NODES), values)
         lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         result = job_result(
             job,
@@ -44,5 +48,6 @@ def run_federation(job: Job, target: Path) -> None:
             clients=json.loads((directory / "evaluation.json").read_text(encoding="utf-8")),
             rounds=[json.loads(line) for line in lines],
             seconds=time.perf_counter() - began,
+            attackers=sorted(attackers),
         )
     write_json(target, result)

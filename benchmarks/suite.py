@@ -30,13 +30,16 @@ class SuiteError(ValueError):
 class Job:
     """One run of a suite (``file`` or ``file/setting``).
 
-    ``reference`` is ``centralised`` where the data are trained on in one place.
+    ``reference`` is ``centralised`` where the data are trained on in one place. ``attack`` is what a share of the
+    training clients does (:mod:`benchmarks.attacks`); empty where all are honest.
     """
 
     suite: str
     variant: str
     config: RunConfig
     reference: str = ""
+    attack: str = ""
+    attack_share: float = 0.0
 
     @property
     def name(self) -> str:
@@ -74,13 +77,18 @@ def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], var
         known_settings = ", ".join(settings_of(split_name(suite)[0], table))
         raise SuiteError(f"there is no setting '{suite}'; there are {known_settings}")
     return [
-        Job(place, label, RunConfig.parse({**base, **setting, **values, **overrides, "seed": seed}), reference)
+        _job(place, label, {**base, **setting, **values, **overrides, "seed": seed}, reference)
         for place, setting in settings.items()
         for seed in seeds or table["seeds"]
         for name, own in known.items()
         if not variants or name in variants
         for label, values, reference in _runs_of(name, own, table)
     ]
+
+
+def _job(place: str, label: str, values: dict[str, Scalar], reference: str) -> Job:
+    attack, share = str(values.pop("attack", "")), float(values.pop("attack-share", 0.0))
+    return Job(place, label, RunConfig.parse(values), reference, attack, share)
 
 
 def has_grid(suite: str) -> bool:
@@ -93,6 +101,11 @@ def suite_title(suite: str) -> str:
     name, setting = split_name(suite)
     title = str(_table(suite).get("title", name))
     return f"{title}, {setting}" if setting else title
+
+
+def setting_names(suite: str) -> list[str]:
+    """Return the names of a suite's settings (``file/setting``), in the order of its axes."""
+    return list(settings_of(suite, _table(suite)))
 
 
 def variant_names(suite: str) -> list[str]:

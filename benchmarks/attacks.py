@@ -1,0 +1,156 @@
+"""Clients that send what they should not: a seeded share of the training clients of a run, in process.
+
+``noise`` sends its start plus Gaussian noise ten times as long as its honest movement, ``sign-flip`` the movement
+reversed, ``scale-100`` the movement a hundred times, ``label-flip`` what it learned from labels counted from the other
+end (y becomes C - 1 - y). The first three as in Blanchard et al. 2017 and Bagdasaryan et al. 2020.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message
+
+from benchmarks.markdown import cell, markdown
+from client_app import workplace
+from data.federation import ClientData, Federation, Samples
+from protocol.build import build_federation, derive_seed
+from protocol.config import RunConfig
+from protocol.train_messages import TrainRequest
+
+NOISE_LENGTH, SCALE = 10.0, 100.0
+ATTACKS = ("noise", "sign-flip", "scale-100", "label-flip")
+App = Callable[[Message, Context], Message]
+
+
+def choose_attackers(federation: Federation, share: float, seed: int) -> frozenset[str]:
+    """Return a share of the clients that train, drawn by ``seed``, rounded to whole clients."""
+    training = [name for name in federation.client_ids if federation.load(name).trains]
+    count = round(share * len(training))
+    return frozenset(random.Random(derive_seed(seed, "attackers")).sample(training, count))
+
+
+@dataclass(frozen=True)
+class AttackedApp:
+    """A ClientApp some of whose clients tamper with what they trained.
+
+    Attributes:
+        app: the honest app.
+        kind: one of :data:`ATTACKS`.
+        attackers: ids of the clients that attack.
+        seed: of the noise.
+    """
+
+    app: App
+    kind: str
+    attackers: frozenset[str]
+    seed: int
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer as the app does, then tamper with an attacker's train reply."""
+        reply = self.app(message, context)
+        config = message.content.config_records.get("config", {})
+        attacks = message.metadata.message_type == TrainRequest.TYPE and config.get("client_id") in self.attackers
+        if attacks and self.kind != "label-flip" and reply.has_content():
+            chance = np.random.default_rng(derive_seed(self.seed, config["client_id"], config["server_round"]))
+            reply.content["arrays"] = self._tampered(message, reply, chance)
+        return reply
+
+    def _tampered(self, message: Message, reply: Message, chance: np.random.Generator) -> ArrayRecord:
+        starts = {name: array.numpy() for name, array in message.content.array_records["arrays"].items()}
+        ends = {name: array.numpy() for name, array in reply.content.array_records["arrays"].items()}
+        movements = {name: end - starts[name] for name, end in ends.items()}
+        if self.kind == "noise":
+            size = sum(one.size for one in movements.values())
+            deviation = NOISE_LENGTH * np.sqrt(sum(float((one**2).sum()) for one in movements.values()) / size)
+            moved = {name: deviation * chance.standard_normal(one.shape) for name, one in movements.items()}
+        else:
+            factor = -1.0 if self.kind == "sign-flip" else SCALE
+            moved = {name: factor * one for name, one in movements.items()}
+        return ArrayRecord({name: Array((starts[name] + one).astype(np.float32)) for name, one in moved.items()})
+
+
+@dataclass(frozen=True)
+class FlippedFederation:
+    """A federation in which the attackers' training and validation labels are counted from the other end."""
+
+    inner: Federation
+    attackers: frozenset[str]
+
+    @property
+    def client_ids(self) -> tuple[str, ...]:
+        """Return the inner federation's."""
+        return self.inner.client_ids
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the inner federation's."""
+        return self.inner.class_names
+
+    def load(self, client_id: str) -> ClientData:
+        """Return the client's data, an attacker's with wrong labels."""
+        data = self.inner.load(client_id)
+        if client_id not in self.attackers:
+            return data
+        return replace(data, train=self._flipped(data.train), validation=self._flipped(data.validation))
+
+    def _flipped(self, samples: Samples) -> Samples:
+        return Samples(samples.inputs, len(self.class_names) - 1 - samples.labels)
+
+
+@contextmanager
+def attacked(app: App, config: RunConfig, kind: str, share: float) -> Iterator[tuple[App, frozenset[str]]]:
+    """Yield ``app`` with a share of the clients attacking as ``kind`` says, and who they are; "" is nobody."""
+    if not kind:
+        yield app, frozenset()
+        return
+    federation = build_federation(config.data, image_size=config.model.image_size, seed=config.seed)
+    attackers = choose_attackers(federation, share, config.seed)
+    with poisoned_data(attackers) if kind == "label-flip" else nullcontext():
+        yield AttackedApp(app, kind, attackers, config.seed), attackers
+
+
+@contextmanager
+def poisoned_data(attackers: frozenset[str]) -> Iterator[None]:
+    """Have this process's clients open a :class:`FlippedFederation` while the context lasts."""
+
+    def build(*args: Any, **options: Any) -> FlippedFederation:
+        return FlippedFederation(build_federation(*args, **options), attackers)
+
+    workplace._open_parts.cache_clear()
+    try:
+        with patch.object(workplace, "build_federation", build):
+            yield
+    finally:
+        workplace._open_parts.cache_clear()
+
+
+def attack_table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], order: Sequence[str]) -> str:
+    """Return a markdown table: honest seen clients' accuracy as received in percent, by setting and variant.
+
+    Args:
+        results: setting -> variant -> runs.
+        order: the variants.
+    """
+    rows = {
+        setting: [cell([honest_accuracy(run) for run in found.get(name, [])]) for name in order]
+        for setting, found in results.items()
+        if found
+    }
+    return markdown("attack, share of bad clients", list(order), rows)
+
+
+def honest_accuracy(run: Mapping[str, Any]) -> float:
+    """Return the mean accuracy as received of the seen clients that do not attack, in percent."""
+    return 100 * mean(
+        client["zero_step"]
+        for client in run["clients"]
+        if client["track"] == "start" and client["seen"] and client["client_id"] not in run["attackers"]
+    )
