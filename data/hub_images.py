@@ -50,7 +50,7 @@ def list_hub_images(name: str, origin: Origin) -> Listing:
     known = HUB_SETS[name]
     if origin.image_size < 1:
         raise DataError(f"images need at least 1 px, got an image size of {origin.image_size} px")
-    table = _checked(_local(origin.path, known) if origin.path else _from_hub(known), origin.path, known)
+    table = _table(origin.path, known)
     labels = list(table[known.label])
     domains: dict[str, list[int]] = {}
     for row, domain in enumerate(_domain_names(table, known)):
@@ -60,6 +60,21 @@ def list_hub_images(name: str, origin: Origin) -> Listing:
         return read_images(_encoded(table, rows, known), domain, origin.image_size)
 
     return Listing(tuple(table.features[known.label].names), domains, labels, read)
+
+
+def encoded_images(name: str, path: str, rows: Sequence[int]) -> Iterator[tuple[bytes, int]]:
+    """Yield the image files, as they came, and labels of some rows of a data set; see :func:`list_hub_images`.
+
+    Raises:
+        DataError: the set is none of images, or cannot be read.
+    """
+    if name not in HUB_SETS:
+        raise DataError(f"'{name}' has no image files; known are {', '.join(HUB_SETS)}")
+    yield from _encoded(_table(path, HUB_SETS[name]), rows, HUB_SETS[name])
+
+
+def _table(path: str, known: HubSet) -> Dataset:
+    return _checked(_local(path, known) if path else _from_hub(known), path, known)
 
 
 def _local(path: str, known: HubSet) -> Dataset:
