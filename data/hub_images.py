@@ -57,10 +57,7 @@ def list_hub_images(name: str, origin: Origin) -> Listing:
     known = HUB_SETS[name]
     if origin.image_size < 1:
         raise DataError(f"images need at least 1 px, got an image size of {origin.image_size} px")
-    parts = _local(origin.path, known) if origin.path else _from_hub(known)
-    checked = {split: _checked(part, origin.path, known) for split, part in parts.items()}
-    table = concatenate_datasets(list(checked.values()))
-    num_test = len(checked.get(TEST, ()))
+    table, num_test = _table(origin.path, known)
     labels = list(table[known.label])
     domains: dict[str, list[int]] = {}
     for row, domain in enumerate(_domain_names(table, known)):
@@ -71,6 +68,24 @@ def list_hub_images(name: str, origin: Origin) -> Listing:
 
     names = tuple(table.features[known.label].names)
     return Listing(names, domains, labels, read, frozenset(range(len(table) - num_test, len(table))))
+
+
+def encoded_images(name: str, path: str, rows: Sequence[int]) -> Iterator[tuple[bytes, int]]:
+    """Yield the image files, as they came, and labels of some rows of a data set; see :func:`list_hub_images`.
+
+    Raises:
+        DataError: the set is none of images, or cannot be read.
+    """
+    if name not in HUB_SETS:
+        raise DataError(f"'{name}' has no image files; known are {', '.join(HUB_SETS)}")
+    yield from _encoded(_table(path, HUB_SETS[name])[0], rows, HUB_SETS[name])
+
+
+def _table(path: str, known: HubSet) -> tuple[Dataset, int]:
+    """Return all rows, those of the test split last, and how many these are."""
+    parts = _local(path, known) if path else _from_hub(known)
+    checked = {split: _checked(part, path, known) for split, part in parts.items()}
+    return concatenate_datasets(list(checked.values())), len(checked.get(TEST, ()))
 
 
 def _local(path: str, known: HubSet) -> dict[str, Dataset]:

@@ -29,7 +29,9 @@ def read_image_folder(
     validation_fraction: float,
     test_fraction: float,
 ) -> ClientData:
-    """Return the images below ``root`` as an unseen client, its parts divided by a hash of every file's content.
+    """Return the images below ``root`` as an unseen client, ordered and divided by a hash of every file's content.
+
+    So the first images of a part, behind its signature, are of all classes, and no part depends on a file's name.
 
     Args:
         root: directory with one directory for each class; a class may be missing.
@@ -49,9 +51,10 @@ def read_image_folder(
             f"'{root}' has {len(files)} images below its class directories, expected at least {LEAST_IMAGES}; "
             f"put them as {class_names[0]}/*.jpg, with .jpg, .jpeg or .png"
         )
-    images = torch.stack([_read(file, image_size, channels) for file, _ in files])
-    labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-    keys = [hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file, _ in files]
+    keyed = sorted((_key(file), file, label) for file, label in files)
+    keys = [key for key, _, _ in keyed]
+    images = torch.stack([_read(file, image_size, channels) for _, file, _ in keyed])
+    labels = torch.tensor([label for _, _, label in keyed], dtype=torch.int64)
     parts = split_by_key(
         keys, validation_fraction=validation_fraction, test_fraction=test_fraction, client_id=client_id
     )
@@ -72,6 +75,10 @@ def _labelled_files(root: Path, class_names: Sequence[str]) -> Iterator[tuple[Pa
     for folder in folders:
         label = list(class_names).index(folder.name)
         yield from ((file, label) for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES)
+
+
+def _key(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
 
 
 def _read(file: Path, image_size: int, channels: int) -> Tensor:

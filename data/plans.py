@@ -122,9 +122,17 @@ class DividedFederation:
 
     def load(self, client_id: str) -> ClientData:
         """Return the data of one client; see :meth:`data.federation.Federation.load`."""
+        self._require(client_id)
+        return self._cached(client_id)
+
+    def rows(self, client_id: str) -> tuple[int, ...]:
+        """Return the rows of the data set that a client holds; raises DataError for an unknown one."""
+        self._require(client_id)
+        return self._plans[client_id].rows
+
+    def _require(self, client_id: str) -> None:
         if client_id not in self._plans:
             raise DataError(f"the data set has no client '{client_id}'; its first is '{self.client_ids[0]}'")
-        return self._cached(client_id)
 
     def _load(self, client_id: str) -> ClientData:
         plan = self._plans[client_id]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,9 +32,9 @@ SITES = IDS[:3]
 PATIENT = {"federation.join-timeout": 400.0, "federation.round-timeout": 400.0}
 
 
-@pytest.fixture
-def deployment(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Deployment]:
-    deployment = Deployment(tmp_path / "deployment", tls=request.param == "tls")
+@contextmanager
+def superlink(root: Path, *, tls: bool) -> Iterator[Deployment]:
+    deployment = Deployment(root, tls=tls)
     try:
         deployment.start_superlink()
         yield deployment
@@ -60,18 +61,12 @@ def node_config(deployment: Deployment, name: str) -> dict[str, Any]:
     return {"client-id": name, "state-dir": str(deployment.root / "state" / name)}
 
 
-@pytest.mark.parametrize("deployment", ["plain"], indirect=True)
-def test_three_nodes_without_tls_give_the_metrics_of_the_simulation(deployment: Deployment, tmp_path: Path) -> None:
-    for name in SITES:
-        deployment.start_node(name, node_config(deployment, name))
-    deployment.await_nodes(*SITES)
-    state = deployment.run(settings(tmp_path / "run", **PATIENT))
-    assert state.completed, deployment.log("run").read_text()
-    assert_close(metrics_without_times(tmp_path / "run"), metrics_without_times(simulate(tmp_path / "simulated")))
+def test_with_tls_and_keys_intruders_are_left_out_and_change_nothing(tmp_path: Path) -> None:
+    with superlink(tmp_path / "deployment", tls=True) as deployment:
+        keep_intruders_out(deployment, tmp_path)
 
 
-@pytest.mark.parametrize("deployment", ["tls"], indirect=True)
-def test_with_tls_and_keys_intruders_are_left_out_and_change_nothing(deployment: Deployment, tmp_path: Path) -> None:
+def keep_intruders_out(deployment: Deployment, tmp_path: Path) -> None:
     allowed = tmp_path / "allowed.json"
     for name in (*SITES, "impostor", "late", "other-backbone", "expired-ca", "stranger"):
         public = deployment.make_key(name)
@@ -89,15 +84,19 @@ def test_with_tls_and_keys_intruders_are_left_out_and_change_nothing(deployment:
     deployment.start_node("stranger", {"client-id": "rotated-0"})
     deployment.await_nodes(*SITES, "impostor", "late", "other-backbone")
 
-    state = deployment.run(settings(tmp_path / "run", **PATIENT, **{"federation.allowed-clients": str(allowed)}))
+    own = {"federation.rounds": 1, "federation.evaluate-every": 1}
+    state = deployment.run(settings(tmp_path / "run", **PATIENT, **own, **{"federation.allowed-clients": str(allowed)}))
     assert state.completed, deployment.log("run").read_text()
-    assert_close(metrics_without_times(tmp_path / "run"), metrics_without_times(simulate(tmp_path / "simulated")))
+    simulated = simulate(tmp_path / "simulated", **own)
+    assert_close(metrics_without_times(tmp_path / "run"), metrics_without_times(simulated))
+    left_out = json.loads((tmp_path / "run" / "left_out.json").read_text())
     for who, why in {
         "impostor": f"it claims client '{SITES[0]}', but it holds a key that is not on the allow-list",
         "late": "the permission of client 'rotated-0' expired at 2026-01-01T00:00:00+00:00",
         "other-backbone": "this node has another backbone",
     }.items():
         assert deployment.said("run", f"node {deployment.node_id(who)} is left out: {why}"), who
+        assert left_out[f"node {deployment.node_id(who)}"].startswith(why)
     for who, why in {
         "expired-ca": "certificate verify failed: certificate has expired",
         "stranger": "Failed to activate SuperNode.",
@@ -126,35 +125,63 @@ def test_sites_in_namespaces_of_their_own_reach_the_server_and_not_one_another(t
     assert [record["cohort"] for record in metrics_with_times(tmp_path / "run" / "metrics.jsonl")] == [list(SITES)]
 
 
-@pytest.mark.parametrize("deployment", ["plain"], indirect=True)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A SuperLink without TLS and a node for each site; the tests that share it start what is not there."""
+    with superlink(tmp_path_factory.mktemp("plain") / "deployment", tls=False) as deployment:
+        yield deployment
+
+
+def start_sites(deployment: Deployment, *names: str) -> None:
+    """Start the nodes among ``names`` that do not run yet, and wait for them."""
+    for name in names:
+        if name not in deployment.processes:
+            deployment.start_node(name, node_config(deployment, name))
+    deployment.await_nodes(*names)
+
+
+def test_three_nodes_without_tls_take_the_servers_backbone_and_give_the_metrics_of_the_simulation(
+    plain: Deployment, tmp_path: Path
+) -> None:
+    start_sites(plain, *SITES)
+    own = {"federation.rounds": 2, "federation.evaluate-every": 2, "model.ship": True}
+    state = plain.run(settings(tmp_path / "run", **PATIENT, **own))
+    assert state.completed, plain.log("run").read_text()
+    simulated = simulate(tmp_path / "simulated", **own)
+    assert_close(metrics_without_times(tmp_path / "run"), metrics_without_times(simulated))
+    shipped = [file.name for file in (plain.root / "state").glob("*/*/backbones/*.safetensors")]
+    assert len(shipped) == 3
+    assert len(set(shipped)) == 1
+
+
 def test_a_client_that_joins_takes_part_and_one_that_is_killed_delays_no_round_beyond_the_timeout(
-    deployment: Deployment, tmp_path: Path
+    plain: Deployment, tmp_path: Path
 ) -> None:
     first, leaver, newcomer = SITES
     timeout = 300.0
-    drawn = {3: newcomer, 4: newcomer, 5: leaver}
+    drawn = {2: newcomer, 3: newcomer, 4: leaver}
     seed = next(one for one in range(999) if all(name in cohort(one, number) for number, name in drawn.items()))
-    own = {"seed": seed, "federation.rounds": 6, "federation.clients-per-round": 2, "federation.min-clients": 2}
-    own |= {"federation.evaluate-every": 6, "federation.round-timeout": timeout, "federation.join-timeout": 240.0}
-    for name in (first, leaver):
-        deployment.start_node(name, node_config(deployment, name))
-    deployment.await_nodes(first, leaver)
+    own = {"seed": seed, "federation.rounds": 5, "federation.clients-per-round": 2, "federation.min-clients": 2}
+    own |= {"federation.evaluate-every": 5, "federation.round-timeout": timeout, "federation.join-timeout": 240.0}
+    start_sites(plain, first, leaver)
+    if newcomer in plain.processes:
+        plain.stop(newcomer)
     metrics = tmp_path / "run" / "metrics.jsonl"
 
     def look() -> None:
         done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-        if done == 1 and newcomer not in deployment.processes:
-            deployment.start_node(newcomer, node_config(deployment, newcomer))
-        if done == 4 and leaver in deployment.processes:
-            deployment.stop(leaver, kill=True)
+        if done == 1 and newcomer not in plain.processes:
+            plain.start_node(newcomer, node_config(plain, newcomer))
+        if done == 3 and leaver in plain.processes:
+            plain.stop(leaver, kill=True)
 
-    state = deployment.run(settings(tmp_path / "run", **own), look)
-    assert state.completed, deployment.log("run").read_text()
+    state = plain.run(settings(tmp_path / "run", **own), look)
+    assert state.completed, plain.log("run").read_text()
     records = metrics_with_times(metrics)
-    assert min(record["server_round"] for record in records if newcomer in record["cohort"]) in (3, 4)
+    assert min(record["server_round"] for record in records if newcomer in record["cohort"]) > 1
     assert all(record["seconds"]["waiting"] <= timeout + 10 for record in records)
-    assert list(records[4]["failures"]) == [f"train {leaver}"]
-    assert (leaver in records[5]["cohort"], records[5]["failures"]) == (False, {})
+    assert list(records[3]["failures"]) == [f"train {leaver}"]
+    assert (leaver in records[4]["cohort"], records[4]["failures"]) == (False, {})
 
 
 def assert_apart(lines: Sequence[Line], server_port: int) -> None:

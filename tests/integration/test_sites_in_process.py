@@ -48,9 +48,9 @@ def site_grid(values: dict[str, Any], names: Iterable[str], state_dir: Path) -> 
     return SiteGrid(values, [{"client-id": name, "state-dir": str(state_dir)} for name in names])
 
 
-def simulate(directory: Path) -> Path:
+def simulate(directory: Path, **overrides: Any) -> Path:
     """Run the first three of four simulated nodes, which host one client each."""
-    values = settings(directory)
+    values = settings(directory, **overrides)
     grid = LocalGrid(client_app, values, 4)
     del grid._contexts[4]
     return run(grid, values)
