@@ -36,7 +36,7 @@ def run_federation(job: Job, target: Path) -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="hyperlora-benchmark-") as scratch:
         values = {**job.config.flat(), "run.output-dir": str(Path(scratch) / "run"), "run.checkpoint-every": 0}
-        directory = run(LocalGrid(app, values, NODES), values)
+        directory = run(LocalGrid(app, values, NODES, remembers=False), values)
         lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         result = job_result(
             job,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 
 from protocol.records import ProtocolError, count_bytes
 
@@ -50,9 +50,11 @@ class Answers(Generic[R, A]):
 
 @dataclass
 class Exchange(Generic[R]):
-    """One request per client, sent together."""
+    """One request per client, sent together; of a message handed out only its metadata and size are kept."""
 
-    sent: list[tuple[Message, R]] = field(default_factory=list)
+    sent: list[tuple[Metadata, R]] = field(default_factory=list)
+    bytes_down: int = 0
+    unsent: list[Message] = field(default_factory=list)
 
     def add(self, request: R, *, message_type: str, node_id: int, ttl: float, server_round: int) -> None:
         """Pack ``request`` into a message of its own for ``node_id``."""
@@ -63,15 +65,18 @@ class Exchange(Generic[R]):
             ttl=ttl,
             group_id=str(server_round),
         )
-        self.sent.append((message, request))
+        self.bytes_down += count_bytes(message.content)
+        self.sent.append((message.metadata, request))
+        self.unsent.append(message)
 
     def messages(self) -> list[Message]:
-        """Return the messages to send; Flower puts their ids in when it sends them."""
-        return [message for message, _ in self.sent]
+        """Hand out the messages to send; Flower puts their ids into their metadata when it sends them."""
+        messages, self.unsent = self.unsent, []
+        return messages
 
     def settle(self, replies: Iterable[Message], decode: Callable[[RecordDict, R], A]) -> Answers[R, A]:
         """Match ``replies`` to what was sent and decode each; a broken one costs its own client only."""
-        open_requests = {message.metadata.message_id: request for message, request in self.sent}
+        open_requests = {metadata.message_id: request for metadata, request in self.sent}
         answered: list[tuple[R, A]] = []
         failures: dict[str, str] = {}
         bytes_up = 0
@@ -85,10 +90,9 @@ class Exchange(Generic[R]):
             except ProtocolError as error:
                 failures[request.client_id] = str(error)
         failures |= {request.client_id: TIMED_OUT for request in open_requests.values()}
-        bytes_down = sum(count_bytes(message.content) for message, _ in self.sent)
         place = {id(request): index for index, (_, request) in enumerate(self.sent)}
         answered.sort(key=lambda pair: place[id(pair[0])])
-        return Answers(answered, dict(sorted(failures.items())), bytes_down, bytes_up)
+        return Answers(answered, dict(sorted(failures.items())), self.bytes_down, bytes_up)
 
 
 def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -> A:

@@ -22,6 +22,7 @@ from protocol.signature_messages import ClientCard
 from protocol.train_messages import TrainReply, TrainRequest
 from strategies.exchange import Exchange
 from strategies.method import ClientUpdate, Method
+from strategies.receiving import Intake, replies_as_they_come
 from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
 from strategies.roster import FederationError, Roster
 from strategies.sampling import sample_cohort
@@ -120,10 +121,10 @@ class LoraStrategy(Strategy):
         replies: Iterable[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check every reply, leave out what is broken or missing, and hand the rest to the method."""
-        replies = list(replies)
-        began = time.perf_counter()
+        intake = Intake()
+        answers = self._training.settle(replies, intake.decode)
+        began = time.perf_counter() - intake.seconds
         self.record.add_seconds("waiting", began - self._sent_at)
-        answers = self._training.settle(replies, TrainReply.decode)
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
         self._note_drift({one.client_id: reply for one, reply in answers.answered})
         updates = [
@@ -158,7 +159,7 @@ class LoraStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores; nothing of an evaluation changes the method's state."""
-        answers = self._evaluation.settle(list(replies), EvaluateReply.decode)
+        answers = self._evaluation.settle(replies, EvaluateReply.decode)
         self.record.add_seconds("evaluating", time.perf_counter() - self._sent_at)
         self._note("evaluate", answers.failures, answers.bytes_down, answers.bytes_up)
         self.scores = [
@@ -200,13 +201,13 @@ class LoraStrategy(Strategy):
         self.join(grid)
         for server_round in range(start_round, num_rounds + 1):
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            trained, metrics = self.aggregate_train(server_round, grid.send_and_receive(messages, timeout=timeout))
+            trained, metrics = self.aggregate_train(server_round, replies_as_they_come(grid, messages, timeout))
             arrays = result.arrays = trained or arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
             if server_round % self.settings.evaluate_every == 0 or server_round == num_rounds:
                 asked = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-                scored = self.aggregate_evaluate(server_round, grid.send_and_receive(asked, timeout=timeout))
+                scored = self.aggregate_evaluate(server_round, replies_as_they_come(grid, asked, timeout))
                 if scored is not None:
                     result.evaluate_metrics_clientapp[server_round] = scored
             if evaluate_fn and (central := evaluate_fn(server_round, arrays)) is not None:
