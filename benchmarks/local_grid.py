@@ -21,6 +21,7 @@ class LocalGrid(Grid):
         client_app: the ClientApp of every node.
         run_config: Flower's flat run configuration.
         num_nodes: number of nodes; they host the data set's clients in turn.
+        remembers: whether every message stays in ``sent``, for tests.
     """
 
     def __init__(
@@ -28,9 +29,12 @@ class LocalGrid(Grid):
         client_app: Callable[[Message, Context], Message],
         run_config: Mapping[str, bool | float | int | str],
         num_nodes: int,
+        *,
+        remembers: bool = True,
     ) -> None:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self.sent: list[Message] = []
+        self._remembers, self._waiting = remembers, dict[str, Message]()
         self._client_app, self._ids = client_app, count(1)
         self._contexts = {index + 1: _context(index, num_nodes, run_config) for index in range(num_nodes)}
 
@@ -53,22 +57,27 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Not offered: messages are answered as they are sent."""
-        raise NotImplementedError("use send_and_receive")
+        """Take messages in; each is answered when its reply is asked for."""
+        ids = []
+        for message in messages:
+            ids.append(str(next(self._ids)))
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            self._waiting[ids[-1]] = message
+            if self._remembers:
+                self.sent.append(message)
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Not offered: messages are answered as they are sent."""
-        raise NotImplementedError("use send_and_receive")
+        """Have the messages answered, in order; what a ClientApp raises becomes an error reply."""
+        return [self._answer(self._waiting.pop(one)) for one in message_ids if one in self._waiting]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Have every message answered, in order; what a ClientApp raises becomes an error reply."""
+        """Have every message answered, in order, until the time is over."""
         deadline = time.monotonic() + (timeout or float("inf"))
-        replies = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = str(next(self._ids))
-            self.sent.append(message)
+        replies: list[Message] = []
+        for message_id in self.push_messages(messages):
             if time.monotonic() < deadline:
-                replies.append(self._answer(message))
+                replies += self.pull_messages([message_id])
         return replies
 
     def _answer(self, message: Message) -> Message:

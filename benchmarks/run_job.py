@@ -40,7 +40,7 @@ def run_federation(job: Job, target: Path) -> None:
         tempfile.TemporaryDirectory(prefix="hyperlora-benchmark-") as scratch,
     ):
         values = {**job.config.flat(), "run.output-dir": str(Path(scratch) / "run"), "run.checkpoint-every": 0}
-        directory = run(LocalGrid(client, values, NODES), values)
+        directory = run(LocalGrid(client, values, NODES, remembers=False), values)
         lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         result = job_result(
             job,

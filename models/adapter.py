@@ -85,14 +85,15 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[Weight]) -> Adapter:
     """
     kinds = adapters[0].low_rank
     low_rank = {
-        kind: concatenate([one.low_rank[kind] for one in adapters], [_of(weight, kind) for weight in weights])
+        kind: concatenate([one.low_rank[kind] for one in adapters], [part_of(weight, kind) for weight in weights])
         for kind in kinds
     }
-    heads = [_of(weight, HEAD) * one.head for one, weight in zip(adapters, weights, strict=True)]
+    heads = [part_of(weight, HEAD) * one.head for one, weight in zip(adapters, weights, strict=True)]
     return Adapter(low_rank, torch.stack(heads).sum(dim=0))
 
 
-def _of(weight: Weight, part: str) -> float:
+def part_of(weight: Weight, part: str) -> float:
+    """Return the weight of one part."""
     return weight if isinstance(weight, float) else weight[part]
 
 
@@ -102,22 +103,6 @@ def resized(adapter: Adapter, rank: int) -> Adapter:
     Training leaves padded zeros at zero, since each of the two factors gets its gradient through the other.
     """
     return adapter.map(lambda one: padded(one, rank))
-
-
-def split_at_rank(adapter: Adapter, rank: int, rest_rank: int) -> tuple[Adapter, Adapter]:
-    """Return the best adapter of rank ``rank`` and the best of rank ``rest_rank`` of what it leaves out.
-
-    The head is kept whole, its rest is zero. Where a module has fewer than ``rank + rest_rank`` rows or columns, the
-    rest has so much less rank.
-    """
-    kept, rest = {}, {}
-    for kind, factors in adapter.low_rank.items():
-        most = min(factors.B.shape[-2], factors.A.shape[-1])
-        first, both = min(rank, most), min(rank + rest_rank, most)
-        best = best_rank(factors, first, both)
-        kept[kind] = Factors(best.B[..., :first].contiguous(), best.A[..., :first, :].contiguous())
-        rest[kind] = Factors(best.B[..., first:].contiguous(), best.A[..., first:, :].contiguous())
-    return Adapter(kept, adapter.head), Adapter(rest, torch.zeros_like(adapter.head))
 
 
 def subtract(left: Adapter, right: Adapter) -> Adapter:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from models.adapter import Adapter, combine, split_at_rank
+from models.adapter import Adapter
+from models.adapter_sum import AdapterSum
 
 
 def correct(
-    total: Adapter, carried: Adapter | None, gates: Mapping[str, float], *, rank: int, carried_rank: int
+    total: AdapterSum, carried: Adapter | None, gates: Mapping[str, float], *, rank: int, carried_rank: int
 ) -> tuple[Adapter, Adapter | None]:
     """Truncate ``total`` to ``rank`` with what earlier truncations cut off offered again.
 
     Args:
-        total: an adapter of any rank.
+        total: a sum of adapters; what is offered again is added to it.
         carried: what was cut off before, or None.
         gates: share of it that is offered, by part, from 0 to 1.
         rank: rank of the result.
@@ -26,6 +27,7 @@ def correct(
     Returns:
         The adapter of rank ``rank``, and what is carried to the next round.
     """
-    offered = total if carried is None else combine([total, carried], [1.0, dict(gates)])
-    kept, cut = split_at_rank(offered, rank, carried_rank)
+    if carried is not None:
+        total.add(carried, gates)
+    kept, cut = total.split(rank, carried_rank)
     return kept, cut if carried_rank else None

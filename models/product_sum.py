@@ -9,19 +9,16 @@ cheaper than an m x n matrix: adding a client of rank r to that costs 2 m n r op
 from __future__ import annotations
 
 import math
-import mmap
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import torch
-from torch import Tensor
 
 from models.factor_stack import FactorStack
 from models.low_rank import Factors
+from models.spilled import SavedTensor, nameless_file
 from models.truncation import best_rank
 
 CHUNK_BYTES = 8 * 2**20
@@ -111,41 +108,14 @@ class ProductSum:
             self.ram_bytes += size
             return chunk
         if self._file is None:
-            descriptor, path = tempfile.mkstemp(dir=self._directory)
-            Path(path).unlink()
-            self._file = os.fdopen(descriptor, "w+b")
-        return _OnDisk(_Saved.write(self._file, chunk.B), _Saved.write(self._file, chunk.A))
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """A tensor in a file."""
-
-    file: IO[bytes]
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def write(cls, file: IO[bytes], tensor: Tensor) -> _Saved:
-        end = file.seek(0, 2)
-        offset = file.seek(-(-end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY)
-        file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return cls(file, offset, tuple(tensor.shape), tensor.dtype)
-
-    def mapped(self) -> Tensor:
-        """Return the tensor on pages of the file, which are let go with it."""
-        self.file.flush()
-        length = math.prod(self.shape) * self.dtype.itemsize
-        writable = mmap.PROT_READ | mmap.PROT_WRITE  # private: nothing is copied unless written, and nothing writes
-        pages = mmap.mmap(self.file.fileno(), length, mmap.MAP_PRIVATE, writable, offset=self.offset)
-        return torch.frombuffer(pages, dtype=self.dtype).view(self.shape)
+            self._file = nameless_file(self._directory)
+        return _OnDisk(SavedTensor.write(self._file, chunk.B), SavedTensor.write(self._file, chunk.A))
 
 
 @dataclass(frozen=True)
 class _OnDisk:
-    B: _Saved
-    A: _Saved
+    B: SavedTensor
+    A: SavedTensor
 
 
 @dataclass(frozen=True)

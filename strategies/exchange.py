@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 from flwr.common.constant import ErrorCode
 
 from protocol.backbone_messages import name_backbone
@@ -49,19 +49,25 @@ class Answers(Generic[R, A]):
         failures: client-id -> reason, for every client whose answer is missing or unusable.
         bytes_down: bytes of all contents sent, measured on the messages.
         bytes_up: bytes of all contents received.
+        asked: the nodes that messages went to.
+        heard: those of them that answered themselves, be it with an error.
     """
 
     answered: Sequence[tuple[R, A]]
     failures: dict[str, str]
     bytes_down: int
     bytes_up: int
+    asked: frozenset[int]
+    heard: frozenset[int]
 
 
 @dataclass
 class Exchange(Generic[R]):
-    """One request per client, sent together."""
+    """One request per client, sent together; of a message handed out only its metadata and size are kept."""
 
-    sent: list[tuple[Message, R]] = field(default_factory=list)
+    sent: list[tuple[Metadata, R]] = field(default_factory=list)
+    bytes_down: int = 0
+    unsent: list[Message] = field(default_factory=list)
 
     def add(
         self, request: R, *, message_type: str, node_id: int, ttl: float, server_round: int, backbone: str = ""
@@ -77,15 +83,20 @@ class Exchange(Generic[R]):
             ttl=ttl,
             group_id=str(server_round),
         )
-        self.sent.append((message, request))
+        self.bytes_down += count_bytes(message.content)
+        self.sent.append((message.metadata, request))
+        self.unsent.append(message)
 
     def messages(self) -> list[Message]:
-        """Return the messages to send; Flower puts their ids in when it sends them."""
-        return [message for message, _ in self.sent]
+        """Hand out the messages to send; Flower puts their ids into their metadata when it sends them."""
+        messages, self.unsent = self.unsent, []
+        return messages
 
     def settle(self, replies: Iterable[Message], decode: Callable[[RecordDict, R], A]) -> Answers[R, A]:
         """Match ``replies`` to what was sent and decode each; a broken one costs its own client only."""
-        open_requests = {message.metadata.message_id: request for message, request in self.sent}
+        open_requests = {metadata.message_id: request for metadata, request in self.sent}
+        nodes = {metadata.message_id: metadata.dst_node_id for metadata, _ in self.sent}
+        heard: set[int] = set()
         answered: list[tuple[R, A]] = []
         failures: dict[str, str] = {}
         bytes_up = 0
@@ -93,16 +104,18 @@ class Exchange(Generic[R]):
             request = open_requests.pop(reply.metadata.reply_to_message_id, None)
             if request is None:
                 continue
+            if not is_silence(reply):
+                heard.add(nodes[reply.metadata.reply_to_message_id])
             bytes_up += count_bytes(reply.content) if reply.has_content() else 0
             try:
                 answered.append((request, _decoded(reply, request, decode)))
             except ProtocolError as error:
                 failures[request.client_id] = str(error)
         failures |= {request.client_id: TIMED_OUT for request in open_requests.values()}
-        bytes_down = sum(count_bytes(message.content) for message, _ in self.sent)
         place = {id(request): index for index, (_, request) in enumerate(self.sent)}
         answered.sort(key=lambda pair: place[id(pair[0])])
-        return Answers(answered, dict(sorted(failures.items())), bytes_down, bytes_up)
+        asked = frozenset(nodes.values())
+        return Answers(answered, dict(sorted(failures.items())), self.bytes_down, bytes_up, asked, frozenset(heard))
 
 
 def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -> A:
@@ -111,10 +124,15 @@ def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -
     return decode(reply.content, request)
 
 
+def is_silence(reply: Message) -> bool:
+    """Tell whether Flower reports by this reply that a node did not answer."""
+    return reply.has_error() and reply.error.code in SILENT
+
+
 def answered_by(messages: Iterable[Message], replies: Iterable[Message]) -> set[int]:
     """Return the nodes that answered one of ``messages`` themselves, be it with an error."""
     node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    heard = (reply for reply in replies if not (reply.has_error() and reply.error.code in SILENT))
+    heard = (reply for reply in replies if not is_silence(reply))
     return {
         node_of[reply.metadata.reply_to_message_id] for reply in heard if reply.metadata.reply_to_message_id in node_of
     }

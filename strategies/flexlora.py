@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from models.adapter import Adapter, combine
+from models.adapter import Adapter
+from models.adapter_sum import AdapterSum
 from protocol.config import RunConfig
 from protocol.signature_messages import ClientCard
 from strategies.method import ClientUpdate, Plain, example_weights
@@ -26,7 +27,9 @@ class FlexLoRA(Plain):
 
     def aggregate(self, state: Adapter, updates: Sequence[ClientUpdate]) -> Adapter:
         """Average in product space, truncate, and keep the gauge of the last round."""
-        total = combine([update.end for update in updates], example_weights(updates))
+        total = AdapterSum()
+        for update, weight in zip(updates, example_weights(updates), strict=True):
+            total.add(update.end, weight)
         return total.truncated(state.rank).aligned(state)
 
     def anchor(self, state: Adapter) -> Adapter:

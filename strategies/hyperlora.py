@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.adapter import Adapter, combine, resized, subtract
+from models.adapter import Adapter, resized, subtract
+from models.adapter_sum import AdapterSum
 from models.corrector import correct
 from models.low_rank import Factors
 from models.signature import Projection, Standardizer
@@ -191,13 +192,13 @@ class HyperLoRA:
         return replace(state, anchor=kept.aligned(state.anchor), carried=carried)
 
 
-def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -> Adapter:
+def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -> AdapterSum:
     """Return dW_anchor + step sum_i w_i (dW_i - dW_i^start), exactly (of the rank of all its terms)."""
-    adapters, weights = [anchor], [1.0]
+    total = AdapterSum.of(anchor)
     for update, weight in zip(updates, example_weights(updates), strict=True):
-        adapters += [update.end, update.start]
-        weights += [step * weight, -step * weight]
-    return combine(adapters, weights)
+        total.add(update.end, step * weight)
+        total.add(update.start, -step * weight)
+    return total
 
 
 def with_entries(memory: Mapping[str, Adapter], new: Mapping[str, Adapter]) -> Mapping[str, Adapter]:

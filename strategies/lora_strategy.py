@@ -24,6 +24,7 @@ from strategies import random_states
 from strategies.checkpoint import Checkpoint
 from strategies.exchange import Exchange
 from strategies.method import ClientUpdate, Method
+from strategies.receiving import Intake, replies_as_they_come
 from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
 from strategies.roster import FederationError, Roster
 from strategies.sampling import sample_cohort
@@ -131,11 +132,11 @@ class LoraStrategy(Strategy):
 
         Fewer usable replies than ``min_replies`` change nothing: neither the state nor what is known of the clients.
         """
-        replies = list(replies)
-        began = time.perf_counter()
+        intake = Intake()
+        answers = self._training.settle(replies, intake.decode)
+        began = time.perf_counter() - intake.seconds
         self.record.add_seconds("waiting", began - self._sent_at)
-        self.roster.note(self._training.messages(), replies)
-        answers = self._training.settle(replies, TrainReply.decode)
+        self.roster.note(answers.asked, answers.heard)
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
         answered = answers.answered if self._enough(len(answers.answered)) else []
         self._note_drift({one.client_id: reply for one, reply in answered})
@@ -171,10 +172,9 @@ class LoraStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores; nothing of an evaluation changes the method's state."""
-        replies = list(replies)
         resting = dict.fromkeys(sorted(self.roster.resting()), NOT_ASKED)
         answers = self._evaluation.settle(replies, EvaluateReply.decode)
-        self.roster.note(self._evaluation.messages(), replies)
+        self.roster.note(answers.asked, answers.heard)
         self.record.add_seconds("evaluating", time.perf_counter() - self._sent_at)
         self._note("evaluate", resting | answers.failures, answers.bytes_down, answers.bytes_up)
         self.scores = [
@@ -216,13 +216,13 @@ class LoraStrategy(Strategy):
         self.join(grid)
         for server_round in range(start_round, num_rounds + 1):
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            trained, metrics = self.aggregate_train(server_round, grid.send_and_receive(messages, timeout=timeout))
+            trained, metrics = self.aggregate_train(server_round, replies_as_they_come(grid, messages, timeout))
             arrays = result.arrays = trained or arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
             if server_round % self.settings.evaluate_every == 0 or server_round == num_rounds:
                 asked = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-                scored = self.aggregate_evaluate(server_round, grid.send_and_receive(asked, timeout=timeout))
+                scored = self.aggregate_evaluate(server_round, replies_as_they_come(grid, asked, timeout))
                 if scored is not None:
                     result.evaluate_metrics_clientapp[server_round] = scored
             if evaluate_fn and (central := evaluate_fn(server_round, arrays)) is not None:

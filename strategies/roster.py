@@ -66,9 +66,9 @@ class Roster:
         resting = {name for name in connected if self.patience.rests(self.nodes[name])}
         return resting if resting != connected else set()
 
-    def note(self, messages: Collection[Message], replies: Collection[Message]) -> None:
-        """Note which nodes answered ``messages``; the others rest (:class:`strategies.patience.Patience`)."""
-        self.patience.note((message.metadata.dst_node_id for message in messages), answered_by(messages, replies))
+    def note(self, asked: Collection[int], heard: Collection[int]) -> None:
+        """Note which of the nodes ``asked`` answered; the others rest (:class:`strategies.patience.Patience`)."""
+        self.patience.note(asked, heard)
 
     def _connected(self) -> dict[str, ClientCard]:
         return {name: card for name, card in sorted(self.cards.items()) if self.nodes.get(name) in self._present}

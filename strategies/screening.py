@@ -62,7 +62,7 @@ class Screen:
         return result
 
     def _bounded(self, before: Screened) -> Screened:
-        lengths = movement_gram(before.updates).diagonal().clamp(min=0).sqrt().tolist()
+        lengths = [movement_norm(update) for update in before.updates]
         bound = self._bound(lengths)
         after = Screened([], before.left_out, before.clipped)
         for update, length in zip(before.updates, lengths, strict=True):
@@ -93,8 +93,16 @@ class Screen:
         return Screened(kept, before.left_out | reasons, before.clipped)
 
 
+def movement_norm(update: ClientUpdate) -> float:
+    """Return the length of a client's movement."""
+    return float(movement_gram([update]).clamp(min=0).sqrt())
+
+
 def movement_gram(updates: Sequence[ClientUpdate]) -> Tensor:
-    """Return the inner products of all movements, (N, N) in float64, through r x r products only."""
+    """Return the inner products of all movements, (N, N) in float64, through r x r products only.
+
+    Holds two float64 tensors (N, N, blocks, 2 r, 2 r) of one module kind on the way.
+    """
     movements = [subtract(update.end, update.start) for update in updates]
     total = _flat_gram([one.head for one in movements])
     for kind in movements[0].low_rank:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from models.adapter import combine, split_at_rank
+from models.adapter import combine
+from models.adapter_sum import AdapterSum
 from models.corrector import correct
 from tests.builders import RANK, assert_same_products, make_adapter
 
@@ -11,19 +12,19 @@ OPEN, SHUT = dict.fromkeys(TOTAL.parts, 1.0), dict.fromkeys(TOTAL.parts, 0.0)
 
 
 def test_what_is_kept_and_what_is_cut_make_the_whole() -> None:
-    kept, cut = split_at_rank(TOTAL, RANK, 100)
+    kept, cut = AdapterSum.of(TOTAL).split(RANK, 100)
     assert_same_products(combine([kept, cut], [1.0, 1.0]), TOTAL, 1e-4)
     assert_same_products(kept, TOTAL.truncated(RANK), 1e-5)
 
 
 def test_a_shut_gate_is_plain_truncation() -> None:
-    kept, _ = correct(TOTAL, make_adapter(9), SHUT, rank=RANK, carried_rank=4)
+    kept, _ = correct(AdapterSum.of(TOTAL), make_adapter(9), SHUT, rank=RANK, carried_rank=4)
     assert_same_products(kept, TOTAL.truncated(RANK), 1e-4)
 
 
 def test_an_open_gate_offers_what_was_cut_again() -> None:
-    kept, carried = correct(TOTAL, None, OPEN, rank=RANK, carried_rank=8)
-    again, _ = correct(kept, carried, OPEN, rank=3 * RANK - 1, carried_rank=8)
+    kept, carried = correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, carried_rank=8)
+    again, _ = correct(AdapterSum.of(kept), carried, OPEN, rank=3 * RANK - 1, carried_rank=8)
     assert_same_products(again, TOTAL.truncated(3 * RANK - 1), 1e-4)
 
 
@@ -33,21 +34,21 @@ def test_error_feedback_loses_nothing_over_rounds() -> None:
     for seed in range(1, 5):
         entered.append(make_adapter(seed))
         moved = combine([anchor, entered[-1]], [1.0, 1.0])
-        anchor, carried = correct(moved, carried, OPEN, rank=RANK, carried_rank=100)
+        anchor, carried = correct(AdapterSum.of(moved), carried, OPEN, rank=RANK, carried_rank=100)
     assert carried is not None
     whole = combine([anchor, carried], [1.0, 1.0])
     assert_same_products(whole, combine(entered, [1.0] * len(entered)), 1e-3)
 
 
 def test_carried_rank_is_bounded_and_zero_is_none() -> None:
-    carried = correct(TOTAL, None, OPEN, rank=RANK, carried_rank=1)[1]
+    carried = correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, carried_rank=1)[1]
     assert carried is not None
     assert all(factors.rank == 1 for factors in carried.low_rank.values())
-    assert correct(TOTAL, None, OPEN, rank=RANK, carried_rank=0)[1] is None
+    assert correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, carried_rank=0)[1] is None
 
 
 def test_the_head_is_never_cut() -> None:
-    kept, carried = correct(TOTAL, None, OPEN, rank=RANK, carried_rank=4)
+    kept, carried = correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, carried_rank=4)
     assert torch.equal(kept.head, TOTAL.head)
     assert carried is not None
     assert float(carried.head.abs().sum()) == 0
