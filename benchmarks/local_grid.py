@@ -63,11 +63,15 @@ class LocalGrid(Grid):
         deadline = time.monotonic() + (timeout or float("inf"))
         replies = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(next(self._ids))
-            self.sent.append(message)
+            self._take(message)
             if time.monotonic() < deadline:
                 replies.append(self._answer(message))
         return replies
+
+    def _take(self, message: Message) -> None:
+        """Give a message that is sent its id, as a SuperLink does."""
+        message.metadata.__dict__["_message_id"] = str(next(self._ids))
+        self.sent.append(message)
 
     def _answer(self, message: Message) -> Message:
         try:
