@@ -127,7 +127,9 @@ def at_random(share: float, seed: int, faults: Iterable[Fault]) -> Callable[[Mes
     return choose
 
 
-def _changed(reply: Message, change: Callable[[np.typing.NDArray[np.float32]], np.typing.NDArray[np.float32]]) -> Message:
+def _changed(
+    reply: Message, change: Callable[[np.typing.NDArray[np.float32]], np.typing.NDArray[np.float32]]
+) -> Message:
     if reply.has_content() and isinstance(record := reply.content["arrays"], ArrayRecord):
         name = next(iter(record))
         record[name] = Array(change(record[name].numpy()))

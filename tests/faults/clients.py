@@ -108,7 +108,9 @@ def few_clients() -> Row:
     except FederationError as error:
         seen = str(error)
     expected = "the run ends with a sentence that has both numbers"
-    return Row("fewer clients than the quorum", expected, seen, seen == "expected 9 clients within 0.2 s, 8 can take part")
+    return Row(
+        "fewer clients than the quorum", expected, seen, seen == "expected 9 clients within 0.2 s, 8 can take part"
+    )
 
 
 def struck(message: Message, victim: str | None = None) -> bool:
