@@ -12,7 +12,7 @@ from models.adapter import Adapter
 from protocol.envelope import checked_config, config_record, require_wire
 from protocol.local_plan import PLAIN_PLAN, LocalPlan
 from protocol.plan_records import decode_start, plan_entries, start_records
-from protocol.records import ProtocolError, metrics_of, require, require_list
+from protocol.records import ProtocolError, metrics_of, require, require_list, require_measured
 
 START_TRACK = "start"
 
@@ -101,6 +101,7 @@ class EvaluateReply:
         if any(not 0 <= one <= 1 for one in accuracy):
             raise ProtocolError(f"test accuracies {accuracy} are not shares")
         num_test, seconds = require(record, "num_test", int), require(record, "seconds", float)
-        if num_test < 0 or seconds < 0:
-            raise ProtocolError(f"num_test {num_test} or seconds {seconds} out of range")
+        if num_test < 0:
+            raise ProtocolError(f"num_test {num_test} is negative")
+        require_measured([*loss, *validation, seconds])
         return cls(client_id, num_test, accuracy, loss, validation, seconds)

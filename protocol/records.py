@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,9 @@ from protocol.wire import Shapes, pack, packed_shapes, unpack
 
 __all__ = ["Shapes"]
 
+MOST_MEASURED = 1e9
+LARGEST = 65504.0
+"""The largest number of float16, the narrowest float on the wire."""
 Scalar = TypeVar("Scalar", int, float, str, bool)
 
 
@@ -43,7 +46,9 @@ def decode_tensors(record: ArrayRecord, expected: Shapes) -> dict[str, Tensor]:
 def _decode_tensor(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
     if tuple(array.shape) != shape or array.dtype not in ("float32", "float16"):
         raise ProtocolError(f"array '{name}': expected float {shape}, got {array.dtype} {tuple(array.shape)}")
-    return torch.from_numpy(_values(name, array).astype(np.float32))
+    values = torch.from_numpy(_values(name, array).astype(np.float32))
+    require_moderate({name: values})
+    return values
 
 
 def _values(name: str, array: Array) -> np.typing.NDArray[Any]:
@@ -52,6 +57,8 @@ def _values(name: str, array: Array) -> np.typing.NDArray[Any]:
         values = array.numpy()
     except Exception as error:
         raise ProtocolError(f"array '{name}' cannot be read: {error}") from error
+    if not isinstance(values, np.ndarray):  # numpy reads an archive of arrays too
+        raise ProtocolError(f"array '{name}' holds other data than one array")
     if values.shape != tuple(array.shape) or str(values.dtype) != array.dtype or not np.isfinite(values).all():
         raise ProtocolError(f"array '{name}' holds NaN, infinity or other data than it declares")
     return values
@@ -78,15 +85,15 @@ def decode_packed(record: ArrayRecord, shapes: Shapes, wire: str = "float32") ->
             raise ProtocolError(f"array '{name}': expected {dtype} {shape}, got {array.dtype} {tuple(array.shape)}")
         packed[name] = torch.from_numpy(_values(name, array).copy())
     values = unpack(packed, wire)
-    require_finite(values)
+    require_moderate(values)
     return values
 
 
-def require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise :class:`ProtocolError` where numbers that were finite on the way are not once they are put together."""
+def require_moderate(tensors: Mapping[str, Tensor]) -> None:
+    """Raise :class:`ProtocolError` for numbers beyond ``LARGEST``: products of them would overflow float32."""
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ProtocolError(f"array '{name}' holds numbers too large for float32")
+        if not bool((tensor.abs() <= LARGEST).all()):
+            raise ProtocolError(f"array '{name}' holds numbers beyond {LARGEST:g}, which no adapter or signature has")
 
 
 def encode_adapter(adapter: Adapter) -> ArrayRecord:
@@ -120,6 +127,12 @@ def require_list(
     if kind is float and not np.isfinite(value).all():
         raise ProtocolError(f"entry '{name}' must be finite, got {value!r}")
     return value
+
+
+def require_measured(values: Sequence[float]) -> None:
+    """Raise :class:`ProtocolError` unless all are losses or seconds that can be averaged: 0 to ``MOST_MEASURED``."""
+    if any(not 0 <= one <= MOST_MEASURED for one in values):
+        raise ProtocolError(f"losses and seconds {[*values]} must lie between 0 and {MOST_MEASURED:g}")
 
 
 def config_of(content: RecordDict) -> ConfigRecord:

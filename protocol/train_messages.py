@@ -26,7 +26,8 @@ from protocol.records import (
     encode_tensors,
     metrics_of,
     require,
-    require_finite,
+    require_measured,
+    require_moderate,
 )
 
 MAX_SKETCH = 2**20
@@ -119,6 +120,7 @@ class TrainMetrics:
             raise ProtocolError(f"num_examples {self.num_examples} or seconds {self.seconds} out of range")
         if not (0 <= self.start_accuracy <= 1 and 0 <= self.end_accuracy <= 1):
             raise ProtocolError(f"accuracies {self.start_accuracy}, {self.end_accuracy} are not shares")
+        require_measured([self.train_loss, self.start_loss, self.end_loss, self.seconds])
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def _decoded_end(content: RecordDict, request: TrainRequest) -> Adapter:
         return filled(content, request.start, request.plan.up)
     zero = Adapter.from_tensors({name: torch.zeros_like(one) for name, one in request.start.tensors().items()})
     end = _entrywise(filled(content, zero, request.plan.up, request.wire), request.start, 1.0)
-    require_finite(end.tensors())
+    require_moderate(end.tensors())
     return end
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from protocol.config import RunConfig
 from strategies.records import RoundRecord
 
+log = logging.getLogger(__name__)
 GROUPS = ("seen", "unseen")
 
 
@@ -79,8 +81,11 @@ class RunConsole:
 
     def _say(self, line: str) -> None:
         self._screen.print(line, markup=False, soft_wrap=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            log.warning("'%s' cannot be written: %s", self._path, error.strerror)
 
 
 def _training(record: RoundRecord) -> str:

@@ -14,12 +14,9 @@ from protocol.backbone_messages import name_backbone
 from protocol.records import ProtocolError, count_bytes
 
 TIMED_OUT = "no reply within the time limit"
-SILENT = (
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-    ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.CLIENT_APP_CRASHED,
-)
+EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+"""Errors by which Flower says that the time for a message or its reply is over."""
+SILENT = (*EXPIRED, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
 """Errors that Flower reports in place of a node that did not answer."""
 WRAPPING = re.compile(r"^<class '[^']*'>:<'|'>$")
 """What Flower puts around the text of an exception."""
@@ -119,6 +116,8 @@ class Exchange(Generic[R]):
 
 
 def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -> A:
+    if reply.has_error() and reply.error.code in EXPIRED:
+        raise ProtocolError(TIMED_OUT)
     if reply.has_error():
         raise ProtocolError(error_sentence(reply))
     return decode(reply.content, request)

@@ -1,0 +1,1 @@
+"""Faults, mutated records and damaged files: what is tried, what is expected, what was seen (``make faults``)."""

@@ -1,0 +1,153 @@
+"""Every decoder of ``protocol`` on mutated records: it returns sound values or raises ProtocolError, nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from flwr.app import Message, RecordDict
+
+from models.adapter import Adapter
+from models.start_gradient import GradientSpec, part_vectors
+from models.state_tree import pack
+from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
+from protocol.local_plan import LocalPlan, core_shapes
+from protocol.plan_records import as_received
+from protocol.records import ProtocolError
+from protocol.signature_messages import ClientCard, SignatureReply, SignatureRequest
+from protocol.train_messages import TrainReply, TrainRequest
+from protocol.wire import WIRE_DTYPES
+from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card, make_metrics, moved
+from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
+from tests.faults.mutation import mutate
+from tests.faults.table import Row
+
+FRESH = make_adapter(5, fresh=True)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How a sound record is made, and read."""
+
+    name: str
+    encode: Callable[[], RecordDict]
+    decode: Callable[[RecordDict], Any]
+
+
+def decoders() -> list[Decoder]:
+    cards = SignatureReply([make_card("a"), make_card("b", trains=False)], {"c": "it is empty"})
+    asked = EvaluateRequest("a", 3, [0, 10], make_adapter(0))
+    scored = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], 0.3)
+    return [
+        Decoder("SignatureRequest", SignatureRequest("abc").encode, SignatureRequest.decode),
+        Decoder(
+            "SignatureReply",
+            cards.encode,
+            lambda content: SignatureReply.decode(content, signature_size=SIGNATURE_SIZE, num_classes=CLASSES),
+        ),
+        Decoder("EvaluateRequest", asked.encode, lambda content: EvaluateRequest.decode(content, FRESH)),
+        Decoder("EvaluateReply", scored.encode, lambda content: EvaluateReply.decode(content, asked)),
+        *(one for kind, request in train_requests().items() for one in _train_decoders(kind, request)),
+    ]
+
+
+def train_requests() -> dict[str, TrainRequest]:
+    """Return one request for each wire format, and one for each kind of plan."""
+    start = make_adapter(0)
+    core = {kind: torch.ones(shape) for kind, shape in core_shapes(start, "core").items()}
+    plans = {
+        "a core": LocalPlan(trains="core", up=("head",), core=core),
+        "a base": LocalPlan(base=replace(make_adapter(3, rank=3), head=0 * start.head)),
+        "B alone": LocalPlan(trains="B", down=("B", "head"), up=("B", "head"), personal="fedsa"),
+    }
+    wires = {
+        wire: TrainRequest("a", 3, 10, as_received(start, LocalPlan(), wire), GradientSpec("sketch", 16), wire=wire)
+        for wire in WIRE_DTYPES
+    }
+    return wires | {name: TrainRequest("a", 3, 10, start, plan=plan) for name, plan in plans.items()}
+
+
+def _train_decoders(kind: str, request: TrainRequest) -> Iterator[Decoder]:
+    end, signature = moved(request.start, "a", 1), make_card("b").signature
+    gradient = request.wants.compress(part_vectors(end)) if request.wants.kind != "off" else {}
+    core = {name: 2 * one for name, one in request.plan.core.items()}
+    reply = TrainReply("a", 3, end, make_metrics(), gradient, signature, core, request.plan.up)
+    yield Decoder(f"TrainRequest, {kind}", request.encode, lambda content: TrainRequest.decode(content, FRESH))
+    yield Decoder(
+        f"TrainReply, {kind}", lambda: reply.encode(request), lambda content: TrainReply.decode(content, request)
+    )
+
+
+def objection(decoder: Decoder, chance: random.Random) -> tuple[bool, str]:
+    """Decode one mutated record; return whether it was refused, and what is wrong with that (nothing: empty)."""
+    content = decoder.encode()
+    mutate(content, chance)
+    try:
+        value = decoder.decode(content)
+    except ProtocolError as error:
+        return True, "" if str(error) else "no sentence"
+    except Exception as error:
+        return True, f"{type(error).__name__}: {error}"
+    return False, "" if sound(value) else "not finite"
+
+
+def sound(value: Any) -> bool:
+    """Tell whether all tensors inside a message are finite."""
+    if isinstance(value, torch.Tensor):
+        return bool(torch.isfinite(value).all())
+    if isinstance(value, Adapter):
+        return all(sound(one) for one in value.tensors().values())
+    if isinstance(value, dict):
+        return all(sound(one) for one in value.values())
+    if isinstance(value, list | tuple):
+        return all(sound(one) for one in value)
+    return all(sound(one) for one in vars(value).values()) if hasattr(value, "__dict__") else True
+
+
+def record_rows(tries: int, seed: int = 0) -> Iterator[Row]:
+    """Try ``tries`` mutated records on the decoders in turn, and a twentieth of that on a round's state."""
+    chance, known = random.Random(seed), decoders()
+    for index, decoder in enumerate(known):
+        count = len(range(index, tries, len(known)))
+        outcomes = [objection(decoder, chance) for _ in range(count)]
+        wrong = [reason for _, reason in outcomes if reason]
+        seen = wrong[0] if wrong else f"{sum(refused for refused, _ in outcomes)} refused, the others sound"
+        yield Row(f"mutated {decoder.name}", "refused with a ProtocolError, or sound", seen, not wrong, count)
+    yield state_row(max(1, tries // 20), chance)
+
+
+def state_row(tries: int, chance: random.Random) -> Row:
+    """Hand a round mutated replies: a refused one must leave state and cards as they are, another a finite state."""
+    strategy, app = make_strategy(SETTINGS), fake_client_app(CARDS)
+    from benchmarks.local_grid import LocalGrid
+
+    grid = LocalGrid(app, {}, 3)
+    strategy.start(grid, num_rounds=2)
+    messages = strategy.configure_train(3, None, None, grid)  # type: ignore[arg-type]
+    replies = list(grid.send_and_receive(messages))
+    before, cards, wrong, refused = strategy.state, dict(strategy.roster.cards), "", 0
+    with logged():
+        for index in range(tries):
+            reply = replies[index % len(replies)]
+            content = _copy(reply.content)
+            mutate(content, chance)
+            strategy.aggregate_train(3, [Message(content, reply_to=messages[index % len(messages)])])
+            wrong = wrong or _changed(strategy.state, before, strategy.roster.cards, cards)
+            refused += strategy.state is before
+            strategy.state, strategy.roster.cards = before, dict(cards)
+    seen = wrong or f"{refused} refused, the others left a finite state"
+    return Row("mutated replies handed to a round", "the state stays, or stays finite", seen, not wrong, tries)
+
+
+def _changed(state: Any, before: Any, cards: dict[str, ClientCard], known: dict[str, ClientCard]) -> str:
+    if state is before:
+        return "" if cards == known else "a refused reply changed a card"
+    return "" if all(bool(torch.isfinite(one.float()).all()) for one in pack(state)[0].values()) else "NaN in the state"
+
+
+def _copy(content: RecordDict) -> RecordDict:
+    """Return a copy whose records can be changed."""
+    return RecordDict({name: type(record)(dict(record)) for name, record in content.items()})

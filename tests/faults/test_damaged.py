@@ -1,0 +1,30 @@
+"""Damaged checkpoints, found by hypothesis and by seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.faults.damaged import Damager, damaged_rows
+from tests.faults.table import as_table
+
+
+@pytest.fixture(scope="module")
+def damager(tmp_path_factory: pytest.TempPathFactory) -> Damager:
+    return Damager(tmp_path_factory.mktemp("damaged"))
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.randoms(use_true_random=False))
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damager: Damager, chance) -> None:
+    assert damager.objection(chance)[1] == ""
+
+
+def test_the_rows_are_as_expected(tmp_path: Path) -> None:
+    rows = list(damaged_rows(50, tmp_path))
+    assert all(row.passed for row in rows), as_table(rows)

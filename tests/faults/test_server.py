@@ -1,0 +1,19 @@
+"""A server that is killed or whose disk is full, as in ``make faults`` with fewer tries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.faults.disk import full_disk
+from tests.faults.server import server_rows
+from tests.faults.table import as_table
+
+
+def test_a_server_that_is_killed_and_resumed_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
+    rows = list(server_rows(2, tmp_path))
+    assert all(row.passed for row in rows), as_table(rows)
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    row = full_disk(tmp_path)
+    assert row.passed, as_table([row])
