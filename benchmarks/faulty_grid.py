@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
-from benchmarks.local_grid import CLIENT_ERROR, LocalGrid
+from benchmarks.local_grid import CLIENT_ERROR, LocalGrid, expired
 from protocol.train_messages import TrainRequest
 
 
@@ -83,12 +82,7 @@ class FaultyGrid(LocalGrid):
             return Message(Error(code=CLIENT_ERROR, reason=str(error)), reply_to=message)
         if isinstance(outcome, Later):
             self._late.append(outcome.reply)
-        return outcome if isinstance(outcome, Message) else _expired(message)
-
-
-def _expired(message: Message) -> Message:
-    """Return what a SuperLink reports when a message's time is over, without waiting for that."""
-    return Message(Error(code=ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason="expired"), reply_to=message)
+        return outcome if isinstance(outcome, Message) else expired(message)
 
 
 def raises(call: Call) -> Message:

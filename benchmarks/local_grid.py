@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -85,6 +86,11 @@ class LocalGrid(Grid):
             return self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:
             return Message(Error(code=CLIENT_ERROR, reason=str(error)), reply_to=message)
+
+
+def expired(message: Message) -> Message:
+    """Return what a SuperLink reports when a message's time is over, without waiting for that."""
+    return Message(Error(code=ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason="expired"), reply_to=message)
 
 
 def _context(index: int, num_nodes: int, run_config: Mapping[str, bool | float | int | str]) -> Context:

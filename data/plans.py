@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.federation import ClientData, DataError, Division, Samples
 from data.listing import Reader
-from data.official_test import divide_test
+from data.official_split import divide_test
 from data.partition import divide_domain
 from data.split import split_by_key, unit_interval
 

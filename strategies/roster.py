@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from protocol.records import ProtocolError
 from protocol.signature_messages import ClientCard, SignatureReply, SignatureRequest
 from strategies.allow_list import AllowList, AllowListFile
-from strategies.exchange import answered_by, error_sentence
+from strategies.exchange import error_sentence, is_silence
 from strategies.patience import Patience
 from strategies.shipping import Shipment
 
@@ -108,10 +108,11 @@ class Roster:
             return []
         self._asked |= set(node_ids)
         messages = [self._question(node_id, timeout) for node_id in node_ids]
-        replies = list(grid.send_and_receive(messages, timeout=timeout))
+        replies = [one for one in grid.send_and_receive(messages, timeout=timeout) if not is_silence(one)]
         node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        self.note(messages, replies)
-        self._note_silent(set(node_ids) - answered_by(messages, replies), "it sent no signature within the time limit")
+        heard = {node_of[reply.metadata.reply_to_message_id] for reply in replies}
+        self.note(node_ids, heard)
+        self._note_silent(set(node_ids) - heard, "it sent no signature within the time limit")
         places = [node_of[reply.metadata.reply_to_message_id] for reply in replies]
         return [node_id for node_id, reply in zip(places, replies, strict=True) if self._enter(node_id, reply)]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
-from benchmarks.local_grid import LocalGrid
+from benchmarks.local_grid import LocalGrid, expired
 from client_app.app import app as client_app
 
 
@@ -17,9 +17,9 @@ class PartlySilentGrid(LocalGrid):
 
     silent: frozenset[int] = frozenset()
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        replies = super().send_and_receive(messages, timeout=timeout)
-        return [reply for reply in replies if reply.metadata.src_node_id not in self.silent]
+    def _answer(self, message: Message) -> Message:
+        silent = message.metadata.dst_node_id in self.silent
+        return expired(message) if silent else super()._answer(message)
 
     def asked(self, node_id: int) -> int:
         """Return how many messages a node was sent."""

@@ -15,6 +15,7 @@ import torch
 from flwr.app import Error, Message
 
 from benchmarks.faulty_grid import Call, Fault, FaultyGrid, anothers, late, not_finite, raises, silent, wrong_shape
+from benchmarks.local_grid import CLIENT_ERROR
 from models.state_tree import pack
 from protocol.config import RunConfig
 from protocol.train_messages import TrainRequest
@@ -57,12 +58,16 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 }
 
 
+SILENT = (killed, silent, late)
+"""Faults after which nothing is heard of the client's node."""
+
+
 def client_rows() -> Iterator[Row]:
     """Try every fault on one client, then on all of a round, then too few clients and too few replies."""
-    reference, records = undisturbed(), made(lambda message: None)[1]
-    victim = records[STRUCK - 1].cohort[-1]
+    victim = made(lambda message: None)[1][STRUCK - 1].cohort[-1]
+    references = {heard: undisturbed(heard) for heard in (True, False)}
     for name, (fault, sentence) in FAULTS.items():
-        yield one_client(name, fault, sentence, victim, reference)
+        yield one_client(name, fault, sentence, victim, references[fault not in SILENT])
     yield all_clients()
     yield few_replies()
     yield few_clients()
@@ -73,7 +78,8 @@ def one_client(name: str, fault: Fault, sentence: str, victim: str, reference: L
         strategy, records = made(lambda message: fault if struck(message, victim) else None)
     reason = records[STRUCK - 1].failures.get(f"train {victim}", "nothing is named")
     warning = f"round {STRUCK}: train of client '{victim}' is left out: {reason}"
-    alone = [len(record.failures) for record in records] == [0, 1, 0]
+    trains = [sum(who.startswith("train ") for who in record.failures) for record in records]
+    alone = trains == [0, 1, 0] and all(who.endswith(victim) for record in records for who in record.failures)
     seen = f"{reason}{'' if (same := same_state(strategy, reference)) else '; ANOTHER STATE'}"
     expected = "left out and named in the log and the metrics; the rest is as without its reply"
     return Row(f"a client {name}", expected, seen, sentence in reason and alone and same and warning in lines)
@@ -126,19 +132,25 @@ def made(
 ) -> tuple[LoraStrategy, list[RoundRecord]]:
     """Run rounds with all of HyperLoRA's modules on small adapters."""
     strategy, records = make_strategy(settings), []
-    strategy.start(FaultyGrid(fake_client_app(CARDS), {}, 3, choose), num_rounds=rounds, on_round=records.append)
+    strategy.start(FaultyGrid(fake_client_app(CARDS), {}, len(CARDS), choose), num_rounds=rounds, on_round=records.append)
     return strategy, records
 
 
-def undisturbed() -> LoraStrategy:
-    """Run the rounds by hand, and take the victim's reply away before the strategy sees the replies."""
+def undisturbed(heard: bool) -> LoraStrategy:
+    """Run the rounds by hand, and take the victim's reply away before the strategy sees the replies.
+
+    A node that is ``heard`` sends an error in its place; one that is not is asked less and less.
+    """
     strategy = make_strategy(SETTINGS)
-    grid = FaultyGrid(fake_client_app(CARDS), {}, 3, lambda message: None)
+    grid = FaultyGrid(fake_client_app(CARDS), {}, len(CARDS), lambda message: None)
     strategy.join(grid)
     for server_round in range(1, ROUNDS + 1):
         messages = strategy.configure_train(server_round, None, None, grid)  # type: ignore[arg-type]
         replies = list(grid.send_and_receive(messages))
-        strategy.aggregate_train(server_round, replies[:-1] if server_round == STRUCK else replies)
+        if server_round == STRUCK:
+            error = Error(code=CLIENT_ERROR, reason="taken away")
+            replies[-1:] = [Message(error, reply_to=messages[-1])] if heard else []
+        strategy.aggregate_train(server_round, replies)
     return strategy
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data.federation import DataError, Division
 from data.listing import Origin
-from data.official_test import divide_test
+from data.official_split import divide_test
 from data.opening import describe_data, list_samples, open_federation
 from tests.official_layouts import CLASSES, DOMAINS, write_domainnet, write_nico
 
