@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,16 @@ from data.federation import DataError
 from data.images import read_images
 from data.listing import Listing, Origin, Source
 
+log = logging.getLogger(__name__)
 ONE_DOMAIN = "all"
 
 
 @dataclass(frozen=True)
 class HubSet:
-    """Where a data set is on the hub and what its columns are called; an empty domain column is no domains."""
+    """Where a data set is on the hub and what its columns are called; an empty domain column is no domains.
+
+    ``revision`` is the commit of the hub's repository that is loaded; empty where none was ever written down here.
+    """
 
     title: str
     hub_name: str
@@ -26,13 +31,22 @@ class HubSet:
     image: str = "image"
     label: str = "label"
     domain: str = "domain"
+    revision: str = ""
 
 
 HUB_SETS = {
     "pacs": HubSet("PACS", "flwrlabs/pacs"),
     "office-home": HubSet("Office-Home", "flwrlabs/office-home"),
     "domainnet": HubSet("DomainNet", "wltjr1007/DomainNet", split="train+test"),
-    "cifar100": HubSet("CIFAR-100", "uoft-cs/cifar100", "train+test", image="img", label="fine_label", domain=""),
+    "cifar100": HubSet(
+        "CIFAR-100",
+        "uoft-cs/cifar100",
+        "train+test",
+        image="img",
+        label="fine_label",
+        domain="",
+        revision="aadb3af77e9048adbea6b47c21a81e47dd092ae5",
+    ),
 }
 
 
@@ -50,7 +64,7 @@ def list_hub_images(name: str, origin: Origin) -> Listing:
     known = HUB_SETS[name]
     if origin.image_size < 1:
         raise DataError(f"images need at least 1 px, got an image size of {origin.image_size} px")
-    table = _checked(_local(origin.path, known) if origin.path else _from_hub(known), origin.path, known)
+    table = _checked(_local(origin.path, known) if origin.path else _from_hub(known, origin), origin.path, known)
     labels = list(table[known.label])
     domains: dict[str, list[int]] = {}
     for row, domain in enumerate(_domain_names(table, known)):
@@ -77,9 +91,12 @@ def _local(path: str, known: HubSet) -> Dataset:
         raise DataError(f"the parquet files in '{path}' cannot be read ({type(error).__name__})") from error
 
 
-def _from_hub(known: HubSet) -> Dataset:
+def _from_hub(known: HubSet, origin: Origin) -> Dataset:
+    revision = origin.revision or known.revision
+    if not revision:
+        log.warning("'%s' is taken as it is on the hub today; data.revision names a commit", known.hub_name)
     try:
-        return load_dataset(known.hub_name, split=known.split)
+        return load_dataset(known.hub_name, split=known.split, revision=revision or None)
     except Exception as error:  # the hub's client raises from half a dozen unrelated hierarchies
         raise DataError(
             f"{known.title} could not be loaded from the hub as '{known.hub_name}' ({type(error).__name__}); "

@@ -30,6 +30,7 @@ class Origin:
         image_size: side in pixels that images are resized to.
         classes: names of the classes in the order of the labels; empty takes those that the data have.
         text_column, label_column, domain_column: of tables.
+        revision: commit of the hub's repository; empty takes the one that is known for the set.
     """
 
     path: str = ""
@@ -38,6 +39,7 @@ class Origin:
     text_column: str = "text"
     label_column: str = "label"
     domain_column: str = "domain"
+    revision: str = ""
 
 
 @dataclass(frozen=True)

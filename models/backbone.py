@@ -45,6 +45,7 @@ class Request:
         class_names: names of the classes, for heads that are made from them; empty where they are not known.
         prompt: text of a class, with ``{}`` for its name.
         pretraining: public digits for ``digits-vit``.
+        revision: commit of the weights' repository on the hub; empty takes the newest.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Request:
     class_names: tuple[str, ...] = ()
     prompt: str = "a photo of a {}."
     pretraining: Pretraining | None = None
+    revision: str = ""
 
 
 class Anatomy(Protocol):

@@ -20,6 +20,7 @@ def build_backbone(
     class_names: Sequence[str] = (),
     prompt: str = "a photo of a {}.",
     pretraining: Pretraining | None = None,
+    revision: str = "",
 ) -> Backbone:
     """Build the frozen backbone in evaluation mode with a fresh head; see :class:`models.backbone.Request`.
 
@@ -32,7 +33,8 @@ def build_backbone(
     """
     if num_classes < 1:
         raise BackboneError(f"a classifier needs at least one class, got {num_classes}")
-    request = Request(name, weights, image_size, num_classes, max_length, tuple(class_names), prompt, pretraining)
+    names = tuple(class_names)
+    request = Request(name, weights, image_size, num_classes, max_length, names, prompt, pretraining, revision)
     with torch.random.fork_rng(devices=[]):
         for family in families():
             if family.claims(request):

@@ -39,6 +39,7 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
         max_length=model.max_length,
         class_names=class_names,
         prompt=model.prompt,
+        revision=model.revision,
         pretraining=digits_public,
     )
     return AdaptedModel(backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks)
@@ -98,7 +99,9 @@ def training_clients(data: DataConfig) -> int:
 
 def _origin(data: DataConfig, image_size: int) -> Origin:
     classes = tuple(name.strip() for name in data.classes.split(",") if name.strip())
-    return Origin(data.path, image_size, classes, data.text_column, data.label_column, data.domain_column)
+    return Origin(
+        data.path, image_size, classes, data.text_column, data.label_column, data.domain_column, data.revision
+    )
 
 
 def fresh_adapter(config: RunConfig, model: AdaptedModel) -> Adapter:
