@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format table deployment docker-demo clean
+.PHONY: help install run test lint format table deployment faults soak docker-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "%-11s %s\n", $$1, $$2 }'
@@ -35,6 +35,12 @@ table: install  ## run the digits benchmark and print its table
 
 deployment: install  ## rehearse separate machines: SuperLink and SuperNodes as processes, with and without TLS
 	$(BIN)/pytest -m deployment tests/integration
+
+faults: install  ## try every fault, 10,000 mutated records and 1,000 damaged checkpoints, print a table
+	$(BIN)/python -m tests.faults
+
+soak: install  ## 200 rounds of 100 clients with random faults: nothing grows, leaks or gets worse
+	$(BIN)/python -m benchmarks.soak
 
 docker-demo: install  ## make keys, run a federation of three sites in containers, collect the results, stop
 	docker/demo.sh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from data.federation import DataError
 from data.images import read_images
 from data.listing import Listing, Origin, Source
 
+log = logging.getLogger(__name__)
 ONE_DOMAIN = "all"
 TEST = "test"
 
@@ -23,6 +25,7 @@ class HubSet:
 
     ``split`` names its splits, of which ``test`` is the official test split; without a hub name it is not on the hub.
     A local copy may also be a directory with split lists (:mod:`data.split_lists`) where ``lists`` is true.
+    ``revision`` is the commit of the hub's repository that is loaded; empty where none was ever written down here.
     """
 
     title: str
@@ -32,6 +35,7 @@ class HubSet:
     image: str = "image"
     label: str = "label"
     domain: str = "domain"
+    revision: str = ""
 
 
 HUB_SETS = {
@@ -39,7 +43,15 @@ HUB_SETS = {
     "office-home": HubSet("Office-Home", "flwrlabs/office-home"),
     "domainnet": HubSet("DomainNet", "wltjr1007/DomainNet", ("train", TEST), lists=True),
     "nico++": HubSet("NICO++", "", ("train", TEST), lists=True),
-    "cifar100": HubSet("CIFAR-100", "uoft-cs/cifar100", ("train", TEST), image="img", label="fine_label", domain=""),
+    "cifar100": HubSet(
+        "CIFAR-100",
+        "uoft-cs/cifar100",
+        ("train", TEST),
+        image="img",
+        label="fine_label",
+        domain="",
+        revision="aadb3af77e9048adbea6b47c21a81e47dd092ae5",
+    ),
 }
 
 
@@ -57,7 +69,7 @@ def list_hub_images(name: str, origin: Origin) -> Listing:
     known = HUB_SETS[name]
     if origin.image_size < 1:
         raise DataError(f"images need at least 1 px, got an image size of {origin.image_size} px")
-    table, num_test = _table(origin.path, known)
+    table, num_test = _table(known, origin.path, origin.revision)
     labels = list(table[known.label])
     domains: dict[str, list[int]] = {}
     for row, domain in enumerate(_domain_names(table, known)):
@@ -78,12 +90,12 @@ def encoded_images(name: str, path: str, rows: Sequence[int]) -> Iterator[tuple[
     """
     if name not in HUB_SETS:
         raise DataError(f"'{name}' has no image files; known are {', '.join(HUB_SETS)}")
-    yield from _encoded(_table(path, HUB_SETS[name])[0], rows, HUB_SETS[name])
+    yield from _encoded(_table(HUB_SETS[name], path)[0], rows, HUB_SETS[name])
 
 
-def _table(path: str, known: HubSet) -> tuple[Dataset, int]:
+def _table(known: HubSet, path: str, revision: str = "") -> tuple[Dataset, int]:
     """Return all rows, those of the test split last, and how many these are."""
-    parts = _local(path, known) if path else _from_hub(known)
+    parts = _local(path, known) if path else _from_hub(known, revision)
     checked = {split: _checked(part, path, known) for split, part in parts.items()}
     return concatenate_datasets(list(checked.values())), len(checked.get(TEST, ()))
 
@@ -111,11 +123,14 @@ def _local(path: str, known: HubSet) -> dict[str, Dataset]:
         raise DataError(f"the parquet files in '{path}' cannot be read ({type(error).__name__})") from error
 
 
-def _from_hub(known: HubSet) -> dict[str, Dataset]:
+def _from_hub(known: HubSet, wanted: str) -> dict[str, Dataset]:
     if not known.hub_name:
         raise DataError(f"{known.title} is not loaded from the hub; set data.path to the absolute path of a local copy")
+    revision = wanted or known.revision
+    if not revision:
+        log.warning("'%s' is taken as it is on the hub today; data.revision names a commit", known.hub_name)
     try:
-        return {split: load_dataset(known.hub_name, split=split) for split in known.split}
+        return {split: load_dataset(known.hub_name, split=split, revision=revision or None) for split in known.split}
     except Exception as error:  # the hub's client raises from half a dozen unrelated hierarchies
         raise DataError(
             f"{known.title} could not be loaded from the hub as '{known.hub_name}' ({type(error).__name__}); "

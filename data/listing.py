@@ -33,6 +33,7 @@ class Origin:
         classes: names of the classes in the order of the labels; empty takes those that the data have.
         first_classes: how many of the classes are used, those of the lowest labels; 0 is all.
         text_column, label_column, domain_column: of tables.
+        revision: commit of the hub's repository; empty takes the one that is known for the set.
     """
 
     path: str = ""
@@ -42,6 +43,7 @@ class Origin:
     label_column: str = "label"
     domain_column: str = "domain"
     first_classes: int = 0
+    revision: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Request:
         prompt: text of a class, with ``{}`` for its name.
         pretraining: public digits for ``digits-vit``.
         text_tower: have the head of CLIP and SigLIP made by an adapted text tower.
+        revision: commit of the weights' repository on the hub; empty takes the newest.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Request:
     prompt: str = "a photo of a {}."
     pretraining: Pretraining | None = None
     text_tower: bool = False
+    revision: str = ""
 
 
 class Anatomy(Protocol):

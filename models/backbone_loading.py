@@ -21,6 +21,7 @@ def build_backbone(
     prompt: str = "a photo of a {}.",
     pretraining: Pretraining | None = None,
     text_tower: bool = False,
+    revision: str = "",
 ) -> Backbone:
     """Build the frozen backbone in evaluation mode with a fresh head; see :class:`models.backbone.Request`.
 
@@ -34,7 +35,9 @@ def build_backbone(
     if num_classes < 1:
         raise BackboneError(f"a classifier needs at least one class, got {num_classes}")
     names = tuple(class_names)
-    request = Request(name, weights, image_size, num_classes, max_length, names, prompt, pretraining, text_tower)
+    request = Request(
+        name, weights, image_size, num_classes, max_length, names, prompt, pretraining, text_tower, revision
+    )
     with torch.random.fork_rng(devices=[]):
         for family in families():
             if family.claims(request):

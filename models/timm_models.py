@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from functools import lru_cache
 from typing import Any, cast
 
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 from models import digits_vit
-from models.backbone import BackboneError
+from models.backbone import BackboneError, Request
 from models.image_transform import ImageTransform
 from models.weights_file import misfit, read_weights
 
+log = logging.getLogger(__name__)
 HF_PREFIX = "hf:"
 
 
@@ -44,15 +46,17 @@ def timm_reference(name: str) -> nn.Module:
         raise BackboneError(f"'{name}' cannot be built: {str(error).splitlines()[0]}") from error
 
 
-def load_timm(name: str, weights: str, image_size: int, embedding: str) -> nn.Module:
-    """Return the model for square images of ``image_size`` px with its pretrained weights or those of a file.
+def load_timm(request: Request, embedding: str) -> nn.Module:
+    """Return the model for square images of the size asked for with its pretrained weights or those of a file.
 
     Args:
+        request: name, weights, image size and revision of the weights on the hub.
         embedding: path of the weight of the patch embedding, which is never resampled.
 
     Raises:
         BackboneError: the size is no multiple of the patch, or the weights cannot be had or do not fit.
     """
+    name, weights, image_size = request.name, request.weights, request.image_size
     reference = timm_reference(name)
     patches = reference.get_parameter(embedding)
     side = patches.shape[-1]
@@ -61,7 +65,7 @@ def load_timm(name: str, weights: str, image_size: int, embedding: str) -> nn.Mo
     if weights:
         return _load_file(name, weights, image_size, embedding, tuple(patches.shape))
     config: Any = reference.pretrained_cfg
-    return _load_pretrained(name, image_size, config["num_classes"])
+    return _load_pretrained(request, config["num_classes"], str(config.get("hf_hub_id") or ""))
 
 
 def timm_transform(name: str, image_size: int, channels: int) -> ImageTransform:
@@ -70,9 +74,15 @@ def timm_transform(name: str, image_size: int, channels: int) -> ImageTransform:
     return ImageTransform(name, image_size, channels, tuple(config["mean"]), tuple(config["std"]))
 
 
-def _load_pretrained(name: str, image_size: int, num_classes: int) -> nn.Module:
+def _load_pretrained(request: Request, num_classes: int, hub_name: str) -> nn.Module:
+    name, pinned = request.name, {"hf_hub_id": f"{hub_name}@{request.revision}"}
+    overlay = {"pretrained_cfg_overlay": pinned} if request.revision else {}
+    if not request.revision:
+        log.warning("the weights of '%s' are taken as they are on the hub today; model.revision names a commit", name)
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=num_classes, img_size=image_size)
+        model: nn.Module = timm.create_model(
+            name, pretrained=True, num_classes=num_classes, img_size=request.image_size, **overlay
+        )
     except Exception as error:  # the hub's client raises from half a dozen unrelated hierarchies
         raise BackboneError(
             f"the pretrained weights of '{name}' could not be loaded ({type(error).__name__}); "

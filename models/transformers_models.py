@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +22,7 @@ from models.image_transform import ImageTransform
 from models.timm_models import HF_PREFIX
 from models.weights_file import misfit
 
+log = logging.getLogger(__name__)
 UNUSED = ("pooler.", "head.", "classifier.")
 """Prefixes of parts that no family uses and a checkpoint may lack."""
 
@@ -31,7 +33,9 @@ def model_type(request: Request) -> str:
     Raises:
         BackboneError: there is no configuration at the place that is named, or it is unknown to transformers.
     """
-    return str(read_config(place_of(request)).model_type) if request.name.startswith(HF_PREFIX) else ""
+    return (
+        str(read_config(place_of(request), request.revision).model_type) if request.name.startswith(HF_PREFIX) else ""
+    )
 
 
 def place_of(request: Request) -> str:
@@ -44,10 +48,14 @@ def place_of(request: Request) -> str:
 
 
 @lru_cache(maxsize=8)
-def read_config(place: str) -> PretrainedConfig:
+def read_config(place: str, revision: str = "") -> PretrainedConfig:
     """Read a model's configuration; raises BackboneError."""
+    if not revision and not Path(place).is_dir():
+        log.warning("'%s' is taken as it is on the hub today; model.revision names a commit", place)
     try:
-        return cast(PretrainedConfig, AutoConfig.from_pretrained(place, trust_remote_code=False))
+        return cast(
+            PretrainedConfig, AutoConfig.from_pretrained(place, trust_remote_code=False, **_pinned(place, revision))
+        )
     except Exception as error:  # the hub's client raises from half a dozen unrelated hierarchies
         raise _unreachable(place, "configuration", error) from error
 
@@ -60,11 +68,12 @@ def load_encoder(auto_class: Any, request: Request) -> nn.Module:
     """
     place = place_of(request)
     state = _read_state(request.weights) if Path(request.weights).is_file() else None
-    options = {"config": read_config(place), "dtype": torch.float32, "output_loading_info": True}
+    config, pinned = read_config(place, request.revision), _pinned(place, request.revision)
+    options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     try:
         with _no_progress_bar():
             if state is None:
-                model, info = auto_class.from_pretrained(place, trust_remote_code=False, **options)
+                model, info = auto_class.from_pretrained(place, trust_remote_code=False, **pinned, **options)
             else:
                 with torch.device("meta"):
                     own_class: Any = type(auto_class.from_config(options["config"]))
@@ -81,8 +90,9 @@ def load_encoder(auto_class: Any, request: Request) -> nn.Module:
 def load_tokenizer(request: Request) -> Any:
     """Return the model's own fast tokenizer, padding on the right; raises BackboneError."""
     place = place_of(request)
+    pinned = _pinned(place, request.revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, use_fast=True, **pinned)
     except Exception as error:
         raise _unreachable(place, "tokenizer", error) from error
     if not tokenizer.is_fast:
@@ -98,11 +108,17 @@ def load_tokenizer(request: Request) -> Any:
 def image_transform(request: Request, default: tuple[float, ...]) -> ImageTransform:
     """Return the normalisation that the model's preprocessor declares, or ``default`` as mean and deviation."""
     try:
-        declared, _ = ImageProcessingMixin.get_image_processor_dict(place_of(request))
+        place = place_of(request)
+        declared, _ = ImageProcessingMixin.get_image_processor_dict(place, **_pinned(place, request.revision))
     except (OSError, ValueError):
         declared = {}
     mean, std = declared.get("image_mean", default), declared.get("image_std", default)
     return ImageTransform(request.name, request.image_size, 3, tuple(mean), tuple(std))
+
+
+def _pinned(place: str, revision: str) -> dict[str, str]:
+    """Return what pins a place on the hub to a commit; a directory of this machine has none."""
+    return {"revision": revision} if revision and not Path(place).is_dir() else {}
 
 
 @contextmanager

@@ -56,6 +56,7 @@ def _backbone(data: DataConfig, model: ModelConfig) -> Backbone:
         max_length=model.max_length,
         class_names=class_names,
         prompt=model.prompt,
+        revision=model.revision,
         pretraining=digits_public,
         text_tower=model.text_tower,
     )
@@ -117,7 +118,7 @@ def training_clients(data: DataConfig) -> int:
 def _origin(data: DataConfig, image_size: int) -> Origin:
     classes = tuple(name.strip() for name in data.classes.split(",") if name.strip())
     columns = (data.text_column, data.label_column, data.domain_column)
-    return Origin(data.path, image_size, classes, *columns, data.first_classes)
+    return Origin(data.path, image_size, classes, *columns, data.first_classes, data.revision)
 
 
 def fresh_adapter(config: RunConfig, model: AdaptedModel) -> Adapter:

@@ -46,6 +46,10 @@ LEARNABLE_LIST: Check = (
     lambda value: all(part in LEARNABLE for part in value.split(",") if value),
     "names out of attention, trust, strength and gates, separated by commas",
 )
+COMMIT: Check = (
+    lambda value: not value or (len(value) == 40 and set(value) <= set("0123456789abcdef")),
+    "the 40 hexadecimal digits of a commit, or empty",
+)
 SINKS = ("tensorboard", "wandb", "mlflow")
 SINK_LIST: Check = (
     lambda value: value == "auto" or all(part in SINKS for part in value.split(",") if value),
@@ -64,6 +68,9 @@ class DataConfig:
 
     name: str = key("digits", "digits (embedded), a kind of own data (folder, csv, ...) or a known set", one_of(*DATA))
     path: str = key("", "absolute path of own data or a local copy; empty loads a known set from the hub")
+    revision: str = key(
+        "", "commit of a known set's repository on the hub; empty takes the commit that is known for it", COMMIT
+    )
     classes: str = key("", "names of the classes, separated by commas; empty takes those that the data have")
     first_classes: int = key(0, "classes that are used, those of the lowest labels; 0 is all", NOT_NEGATIVE)
     text_column: str = key("text", "column of the texts in a table")
@@ -90,6 +97,7 @@ class ModelConfig:
 
     name: str = key("digits-vit", "digits-vit (embedded), a timm model, or hf: and a hub name or absolute directory")
     weights: str = key("", "absolute path of a safetensors file or, for hf:, a directory; empty takes the model's own")
+    revision: str = key("", "commit of the weights' repository on the hub; empty takes the newest", COMMIT)
     image_size: int = key(16, "side of square images in pixels", AT_LEAST_ONE)
     max_length: int = key(128, "most tokens of a text; longer ones are truncated", AT_LEAST_ONE)
     prompt: str = key("a photo of a {}.", "text of a class for CLIP, {} is its name", PROMPT)

@@ -162,4 +162,13 @@ def _record(content: RecordDict, name: str, kind: type[Record]) -> Record:
 
 def count_bytes(content: RecordDict) -> int:
     """Return the bytes of all records of a message's content."""
-    return sum(record.count_bytes() for record in content.values())
+    return sum(_bytes_of(record) for record in content.values())
+
+
+def _bytes_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+    """Return the bytes of a record; Flower's own count fails on an empty list, of which only the name is counted."""
+    if isinstance(record, ArrayRecord):
+        return record.count_bytes()
+    empty = [name for name, value in record.items() if value == []]
+    rest = {name: value for name, value in record.items() if value != []}
+    return sum(len(name) for name in empty) + type(record)(rest).count_bytes()

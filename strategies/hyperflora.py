@@ -7,6 +7,7 @@ whole rank instead of 1, and Adam as the server's optimiser.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,7 +74,7 @@ class HyperFLora(Plain):
         parameters = dict(network.named_parameters())
         optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
         if state.optimizer is not None:
-            optimizer.load_state_dict(dict(state.optimizer))
+            optimizer.load_state_dict(copy.deepcopy(dict(state.optimizer)))  # it would step on the state's own
         made = self._made(state, [one.card for one in updates], parameters)
         terms = [
             weight * pull(one_of_batch(made, index), update)

@@ -6,6 +6,7 @@ it can serve without any memory (:mod:`models.distillation`).
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 from collections.abc import Sequence
@@ -78,7 +79,9 @@ class ServedGenerator:
             module.load_state_dict(dict(state.generator or {}))
         optimizer = torch.optim.Adam(module.parameters(), lr=self.teaching.learning_rate)
         if state.generator_optimizer is not None:
-            optimizer.load_state_dict(dict(state.generator_optimizer))
+            optimizer.load_state_dict(
+                copy.deepcopy(dict(state.generator_optimizer))
+            )  # it would step on the state's own
         report = self._distill(state, names, module, memory, optimizer)
         return replace(
             state,

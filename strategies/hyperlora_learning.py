@@ -12,6 +12,7 @@ its present start does not know.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -101,7 +102,7 @@ def learn(
     chosen = [parameters[name] for group in groups for name in LEARNABLE[group]]
     optimizer = torch.optim.Adam(chosen, lr=learning_rate)
     if state.optimizer is not None:
-        optimizer.load_state_dict(dict(state.optimizer))
+        optimizer.load_state_dict(copy.deepcopy(dict(state.optimizer)))  # it would step on the state's own
     torch.autograd.backward(surrogate(parameters, state, told, slopes), inputs=chosen)
     optimizer.step()
     learned = {name: value.detach().clone() for name, value in parameters.items()}

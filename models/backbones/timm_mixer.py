@@ -27,7 +27,7 @@ class TimmMixer:
 
     def build(self, request: Request) -> Backbone:
         """Build a mixer; every linear layer of its blocks is adapted."""
-        mixer = _as_mixer(load_timm(request.name, request.weights, request.image_size, "stem.proj.weight"))
+        mixer = _as_mixer(load_timm(request, "stem.proj.weight"))
         mixer.reset_classifier(request.num_classes)
         mixer.head = zero_head(mixer.embed_dim, request.num_classes)
         frozen(mixer)

@@ -39,7 +39,7 @@ class TimmViT:
             transform = ImageTransform(request.name, request.image_size, 1, digits_vit.MEAN, digits_vit.STD)
         else:
             _check_plain(request.name)
-            vit = as_vit(load_timm(request.name, request.weights, request.image_size, "patch_embed.proj.weight"))
+            vit = as_vit(load_timm(request, "patch_embed.proj.weight"))
             transform = timm_transform(request.name, request.image_size, vit.patch_embed.proj.in_channels)
         vit.reset_classifier(request.num_classes)
         vit.head = zero_head(int(vit.num_features), request.num_classes)

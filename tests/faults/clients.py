@@ -132,7 +132,9 @@ def made(
 ) -> tuple[LoraStrategy, list[RoundRecord]]:
     """Run rounds with all of HyperLoRA's modules on small adapters."""
     strategy, records = make_strategy(settings), []
-    strategy.start(FaultyGrid(fake_client_app(CARDS), {}, len(CARDS), choose), num_rounds=rounds, on_round=records.append)
+    strategy.start(
+        FaultyGrid(fake_client_app(CARDS), {}, len(CARDS), choose), num_rounds=rounds, on_round=records.append
+    )
     return strategy, records
 
 

@@ -32,12 +32,18 @@ def _drop_record(content: RecordDict, chance: random.Random) -> None:
 
 def _move_record(content: RecordDict, chance: random.Random) -> None:
     name = chance.choice(list(content))
-    content[chance.choice(RECORDS)] = content[name]
+    _put(content, chance.choice(RECORDS), content[name])
 
 
 def _swap_kind(content: RecordDict, chance: random.Random) -> None:
     kinds = (ConfigRecord({"version": 1}), MetricRecord({"version": 1}), ArrayRecord({"x": Array(np.zeros(2))}))
-    content[chance.choice(list(content))] = chance.choice(kinds)
+    _put(content, chance.choice(list(content)), chance.choice(kinds))
+
+
+def _put(content: RecordDict, name: str, record: Any) -> None:
+    if name in content:
+        del content[name]  # Flower warns of a record that is overwritten by one of another kind
+    content[name] = record
 
 
 def _edit_entry(content: RecordDict, chance: random.Random) -> None:
@@ -88,7 +94,8 @@ def _edit_array(record: ArrayRecord, chance: random.Random) -> None:
 def _extreme(array: Array, chance: random.Random) -> Array:
     try:
         values = array.numpy().copy()
-        values.reshape(-1)[: chance.randint(1, 3)] = chance.choice(EXTREMES)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values.reshape(-1)[: chance.randint(1, 3)] = np.float64(chance.choice(EXTREMES)).astype(values.dtype)
         return Array(values)
     except (ValueError, TypeError, OverflowError, EOFError, OSError, AttributeError):
         return array  # an edit before this one made it unreadable

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from flwr.app import Message, RecordDict
 
+from benchmarks.local_grid import LocalGrid
 from models.adapter import Adapter
 from models.start_gradient import GradientSpec, part_vectors
 from models.state_tree import pack
@@ -122,8 +123,6 @@ def record_rows(tries: int, seed: int = 0) -> Iterator[Row]:
 def state_row(tries: int, chance: random.Random) -> Row:
     """Hand a round mutated replies: a refused one must leave state and cards as they are, another a finite state."""
     strategy, app = make_strategy(SETTINGS), fake_client_app(CARDS)
-    from benchmarks.local_grid import LocalGrid
-
     grid = LocalGrid(app, {}, 3)
     strategy.start(grid, num_rounds=2)
     messages = strategy.configure_train(3, None, None, grid)  # type: ignore[arg-type]

@@ -22,11 +22,11 @@ from tests.faults.table import Row
 LAZY = ("models.adapted_model", "models.backbone_loading", "models.backbones.timm_vit", "sklearn.datasets",
         "matplotlib.figure", "data.digits")  # fmt: skip
 SETTINGS: dict[str, Any] = {
-    "data.clients-per-domain": 2,
-    "data.unseen-fraction": 0.5,
+    "data.clients-per-domain": 1,
+    "data.unseen-fraction": 0.0,
     "federation.clients-per-round": 3,
     "federation.rounds": 10,
-    "federation.evaluate-every": 4,
+    "federation.evaluate-every": 5,
     "train.local-steps": 1,
     "train.batch-size": 8,
     "generator.steps": 2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.faults.damaged import Damager, damaged_rows
@@ -17,9 +17,7 @@ def damager(tmp_path_factory: pytest.TempPathFactory) -> Damager:
     return Damager(tmp_path_factory.mktemp("damaged"))
 
 
-@settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.randoms(use_true_random=False))
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damager: Damager, chance) -> None:
     assert damager.objection(chance)[1] == ""

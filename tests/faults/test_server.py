@@ -10,7 +10,7 @@ from tests.faults.table import as_table
 
 
 def test_a_server_that_is_killed_and_resumed_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
-    rows = list(server_rows(2, tmp_path))
+    rows = list(server_rows(1, tmp_path))
     assert all(row.passed for row in rows), as_table(rows)
 
 

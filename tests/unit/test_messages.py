@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ConfigRecord, RecordDict
+from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
-from protocol.records import ProtocolError
+from protocol.records import ProtocolError, count_bytes
 from protocol.signature_messages import SignatureReply, SignatureRequest
 from protocol.train_messages import TrainReply, TrainRequest
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_adapter, make_card, make_metrics
@@ -93,6 +94,8 @@ HEAD = make_adapter(0).head.numpy()
         (_with_metric("num_examples", 1.5), "expected int"),
         (_with_metric("start_accuracy", 1.5), "are not shares"),
         (_with_metric("train_loss", float("inf")), "must be finite"),
+        (_with_metric("end_loss", 1e300), "must lie between 0 and 1e\\+09"),
+        (_with_array("head", HEAD * 0 + np.float32(1e20)), "beyond 65504"),
         (_without("arrays"), "holds no ArrayRecord"),
         (_without("metrics"), "holds no MetricRecord"),
         (RecordDict({"config": ConfigRecord({"version": 99})}), "protocol version 99"),
@@ -109,6 +112,28 @@ def test_an_array_whose_data_are_not_what_it_declares_is_refused() -> None:
     good = content["arrays"]["head"]
     content["arrays"]["head"] = Array(dtype=good.dtype, shape=good.shape, stype=good.stype, data=good.data[:20])
     with pytest.raises(ProtocolError, match="cannot be read"):
+        TrainReply.decode(content, REQUEST)
+
+
+def test_bytes_are_counted_where_a_list_is_empty() -> None:
+    empty = RecordDict({"config": ConfigRecord({"a": 1, "names": []}), "metrics": MetricRecord({"numbers": []})})
+    full = RecordDict({"config": ConfigRecord({"a": 1}), "metrics": MetricRecord()})
+    assert count_bytes(empty) == count_bytes(full) + len("names") + len("numbers")
+
+
+@pytest.mark.parametrize("name", ["../a", ".", "", "a/b", "a\n"])
+def test_a_client_whose_name_is_no_file_name_is_refused(name: str) -> None:
+    reply = SignatureReply([replace(make_card("a"), client_id=name)], {})
+    with pytest.raises(ProtocolError, match="made of letters"):
+        SignatureReply.decode(reply.encode(), signature_size=SIGNATURE_SIZE, num_classes=CLASSES)
+
+
+def test_an_archive_of_arrays_is_no_array() -> None:
+    content, buffer = REPLY.encode(), io.BytesIO()
+    np.savez(buffer, x=HEAD)
+    good = content["arrays"]["head"]
+    content["arrays"]["head"] = Array(dtype=good.dtype, shape=good.shape, stype=good.stype, data=buffer.getvalue())
+    with pytest.raises(ProtocolError, match="other data than one array"):
         TrainReply.decode(content, REQUEST)
 
 
