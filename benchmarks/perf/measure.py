@@ -6,8 +6,8 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Comparison:
         ratio: what ``bar`` is about.
         bar: in words, such as ``at least 50`` or ``at most 2``; empty where there is none.
         repeats: measurements of each side.
+        series: curves behind it, by name; their figure is drawn beside the table.
     """
 
     benchmark: str
@@ -38,6 +39,7 @@ class Comparison:
     ratio: float
     bar: str
     repeats: int
+    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool | None:

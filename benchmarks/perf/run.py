@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.perf.figures import draw_series
 from benchmarks.perf.measure import Comparison, save, table
 
 BENCHMARKS = ("aggregation", "prefix_cache", "start_up", "server_time", "many_clients")
@@ -30,6 +31,7 @@ def run_perf(chosen: Sequence[str], folder: Path, say: Callable[[str], None], re
         for one in _benchmark(name)(repeats):
             found.append(one)
             save(found, folder / f"{name}.json")
+        draw_series(found, folder / f"{name}.png")
         say(table(found) + "\n")
         results += found
     return all(one.passed is not False for one in results)
