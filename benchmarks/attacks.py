@@ -56,10 +56,12 @@ class AttackedApp:
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer as the app does, then tamper with an attacker's train reply."""
         reply = self.app(message, context)
-        config = message.content.config_records.get("config", {})
-        attacks = message.metadata.message_type == TrainRequest.TYPE and config.get("client_id") in self.attackers
-        if attacks and self.kind != "label-flip" and reply.has_content():
-            chance = np.random.default_rng(derive_seed(self.seed, config["client_id"], config["server_round"]))
+        if message.metadata.message_type != TrainRequest.TYPE or self.kind == "label-flip" or reply.has_error():
+            return reply
+        config = message.content.config_records["config"]
+        if config["client_id"] in self.attackers:
+            place = (str(config["client_id"]), str(config["server_round"]))
+            chance = np.random.default_rng(derive_seed(self.seed, *place))
             reply.content["arrays"] = self._tampered(message, reply, chance)
         return reply
 
@@ -150,7 +152,7 @@ def attack_table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]
 def honest_accuracy(run: Mapping[str, Any]) -> float:
     """Return the mean accuracy as received of the seen clients that do not attack, in percent."""
     return 100 * mean(
-        client["zero_step"]
+        float(client["zero_step"])
         for client in run["clients"]
         if client["track"] == "start" and client["seen"] and client["client_id"] not in run["attackers"]
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from safetensors.torch import save_file
 from torch import nn
@@ -78,4 +77,4 @@ def how_to_load(network: nn.Module, transform: Transform, directory: str) -> str
 def _processor(transform: ImageTransform) -> ViTImageProcessor:
     size = {"height": transform.size, "width": transform.size}
     mean, std = list(transform.mean), list(transform.std)
-    return cast(ViTImageProcessor, ViTImageProcessor(size=size, image_mean=mean, image_std=std))
+    return ViTImageProcessor(size=size, image_mean=mean, image_std=std)

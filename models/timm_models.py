@@ -76,7 +76,7 @@ def timm_transform(name: str, image_size: int, channels: int) -> ImageTransform:
 
 def _load_pretrained(request: Request, num_classes: int, hub_name: str) -> nn.Module:
     name, pinned = request.name, {"hf_hub_id": f"{hub_name}@{request.revision}"}
-    overlay = {"pretrained_cfg_overlay": pinned} if request.revision else {}
+    overlay: dict[str, Any] = {"pretrained_cfg_overlay": pinned} if request.revision else {}
     if not request.revision:
         log.warning("the weights of '%s' are taken as they are on the hub today; model.revision names a commit", name)
     try:

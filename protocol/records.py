@@ -18,7 +18,7 @@ __all__ = ["Shapes"]
 MOST_MEASURED = 1e9
 LARGEST = 65504.0
 """The largest number of float16, the narrowest float on the wire."""
-Scalar = TypeVar("Scalar", int, float, str, bool)
+Scalar = TypeVar("Scalar", int, float, str, bool, bytes)
 
 
 class ProtocolError(ValueError):
@@ -169,6 +169,8 @@ def _bytes_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
     """Return the bytes of a record; Flower's own count fails on an empty list, of which only the name is counted."""
     if isinstance(record, ArrayRecord):
         return record.count_bytes()
+    rest = record.copy()
     empty = [name for name, value in record.items() if value == []]
-    rest = {name: value for name, value in record.items() if value != []}
-    return sum(len(name) for name in empty) + type(record)(rest).count_bytes()
+    for name in empty:
+        del rest[name]
+    return sum(len(name) for name in empty) + rest.count_bytes()
