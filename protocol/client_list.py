@@ -38,12 +38,13 @@ class ClientList:
         Raises:
             ClientListError: another format, or a part is missing or wrong.
         """
-        if value.get("format") != FORMAT:
-            raise ClientListError(f"{FILE_NAME} is of format {value.get('format')}, this program reads format {FORMAT}")
+        if not isinstance(value, Mapping) or value.get("format") != FORMAT:
+            found = value.get("format") if isinstance(value, Mapping) else None
+            raise ClientListError(f"{FILE_NAME} is of format {found}, this program reads format {FORMAT}")
         try:
             names = tuple(str(name) for name in value["class_names"])
             cards = [_card_from_json(one, len(names)) for one in value["clients"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise ClientListError(f"{FILE_NAME} is damaged ({type(error).__name__}: {error})") from error
         return cls(names, {card.client_id: card for card in cards})
 

@@ -256,7 +256,7 @@ class RunDirectoryConfig:
     output_dir: str = key("", "absolute path of the run directory; empty makes a new one under ~/hyperlora-runs")
     resume: bool = key(False, "go on from the last checkpoint in run.output-dir")
     checkpoint_every: int = key(
-        5, "rounds between checkpoints; the last round always has one; 0 makes none", NOT_NEGATIVE
+        1, "rounds between checkpoints; the last round always has one; 0 makes none", NOT_NEGATIVE
     )
     checkpoints_kept: int = key(2, "newest checkpoints that are kept", AT_LEAST_ONE)
     sinks: str = key(

@@ -166,11 +166,12 @@ def count_bytes(content: RecordDict) -> int:
 
 
 def _bytes_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
-    """Return the bytes of a record; Flower's own count fails on an empty list, of which only the name is counted."""
-    if isinstance(record, ArrayRecord):
+    """Return the bytes of a record, as Flower counts them; its own count raises for an empty list or an empty text."""
+    if not isinstance(record, ConfigRecord):
         return record.count_bytes()
-    rest = record.copy()
-    empty = [name for name, value in record.items() if value == []]
-    for name in empty:
-        del rest[name]
-    return sum(len(name) for name in empty) + rest.count_bytes()
+    values = {name: value if isinstance(value, list) else [value] for name, value in record.items()}
+    return sum(len(name) + sum(map(_size, value)) for name, value in values.items())
+
+
+def _size(value: str | bytes | float) -> int:
+    return len(value) if isinstance(value, str | bytes) else 1 if isinstance(value, bool) else 8

@@ -29,8 +29,9 @@ def server(directory: Path) -> Iterable[object]:
 
 def disk(directory: Path) -> Iterable[object]:
     from tests.faults.disk import full_disk
+    from tests.faults.server import left_alone
 
-    return [full_disk(directory)]
+    return [full_disk(directory, left_alone(directory / "alone"))]
 
 
 def network(directory: Path) -> Iterable[object]:

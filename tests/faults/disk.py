@@ -18,7 +18,7 @@ from flwr.app import Message
 
 from benchmarks.local_grid import LocalGrid
 from protocol.train_messages import TrainRequest
-from tests.faults.server import forked, make_run, metrics_of, outcome, require_success, serve, warm_up
+from tests.faults.server import forked, make_run, metrics_of, outcome, require_success, warm_up
 from tests.faults.table import Row
 
 NEW_MOUNTS, PRIVATE, RECURSIVE = 0x20000, 1 << 18, 1 << 14
@@ -26,15 +26,12 @@ SIZE = 64 * 2**20
 FULL_IN_ROUND = 4
 
 
-def full_disk(directory: Path) -> Row:
-    """Fill the disk in round 4 of a run, make room, resume."""
+def full_disk(directory: Path, alone: Path) -> Row:
+    """Fill the disk in round 4 of a run, make room, resume; compare with the run in ``alone``."""
     warm_up()
-    require_success(serve(directory / "alone"))
     require_success(forked(lambda: _rehearse(directory), directory / "small.log"))
     seen = json.loads((directory / "seen.json").read_text())
-    same = seen["metrics"] == metrics_of(directory / "alone") and seen["adapters"] == len(
-        outcome(directory / "alone")[2]
-    )
+    same = seen["metrics"] == metrics_of(alone) and seen["adapters"] == len(outcome(alone)[2])
     sentence, last = seen["sentence"], seen["checkpoint"]
     passed = same and last == FULL_IN_ROUND - 1 and "cannot be written: " in sentence and "\n" not in sentence
     end = "resumed with room: same metrics" if same else "resumed with room: OTHER METRICS"
@@ -59,7 +56,7 @@ class FillingGrid(LocalGrid):
 def _rehearse(directory: Path) -> None:
     """In a process of its own: run until the disk is full, make room, resume, and write down what was seen."""
     place = directory / "small"
-    place.mkdir()
+    place.mkdir(parents=True)
     mounted = _mounted(place)
     ballast = place / "ballast"
     FillingGrid.fill = staticmethod((lambda: _fill(ballast)) if mounted else _forbid)

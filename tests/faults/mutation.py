@@ -26,6 +26,20 @@ def mutate(content: RecordDict, chance: random.Random) -> None:
         chance.choice(EDITS)(content, chance)
 
 
+def mutate_json(value: Any, chance: random.Random) -> None:
+    """Change, drop or add one entry somewhere inside lists and objects, in place."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    if not keys:
+        return
+    key = chance.choice(keys)
+    if isinstance(value[key], dict | list) and chance.random() < 0.7:
+        mutate_json(value[key], chance)
+    elif chance.random() < 0.3:
+        del value[key]
+    else:
+        value[key] = chance.choice([*NUMBERS, *TEXTS, None, True, [], {}, [1.0], {"format": 1}])
+
+
 def _drop_record(content: RecordDict, chance: random.Random) -> None:
     del content[chance.choice(list(content))]
 

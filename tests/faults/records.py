@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from benchmarks.local_grid import LocalGrid
 from models.adapter import Adapter
 from models.start_gradient import GradientSpec, part_vectors
 from models.state_tree import pack
+from protocol.client_list import ClientList, ClientListError
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
 from protocol.local_plan import LocalPlan, core_shapes
 from protocol.plan_records import as_received
@@ -23,7 +25,7 @@ from protocol.train_messages import TrainReply, TrainRequest
 from protocol.wire import WIRE_DTYPES
 from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card, make_metrics, moved
 from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
-from tests.faults.mutation import mutate
+from tests.faults.mutation import mutate, mutate_json
 from tests.faults.table import Row
 
 FRESH = make_adapter(5, fresh=True)
@@ -82,6 +84,22 @@ def _train_decoders(kind: str, request: TrainRequest) -> Iterator[Decoder]:
     )
 
 
+def list_row(tries: int, chance: random.Random) -> Row:
+    """Read mutated lists of clients (clients.json): refused by ClientListError, or a list."""
+    text, wrong, refused = json.dumps(ClientList(["x", "y", "z"], {"a": make_card("a")}).as_json()), "", 0
+    for _ in range(tries):
+        value = json.loads(text)
+        mutate_json(value, chance)
+        try:
+            ClientList.from_json(value)
+        except ClientListError:
+            refused += 1
+        except Exception as error:
+            wrong = wrong or f"{type(error).__name__}: {error}"
+    seen = wrong or f"{refused} refused, the others read"
+    return Row("mutated lists of clients", "refused with a ClientListError, or read", seen, not wrong, tries)
+
+
 def objection(decoder: Decoder, chance: random.Random) -> tuple[bool, str]:
     """Decode one mutated record; return whether it was refused, and what is wrong with that (nothing: empty)."""
     content = decoder.encode()
@@ -117,6 +135,7 @@ def record_rows(tries: int, seed: int = 0) -> Iterator[Row]:
         wrong = [reason for _, reason in outcomes if reason]
         seen = wrong[0] if wrong else f"{sum(refused for refused, _ in outcomes)} refused, the others sound"
         yield Row(f"mutated {decoder.name}", "refused with a ProtocolError, or sound", seen, not wrong, count)
+    yield list_row(max(1, tries // 20), chance)
     yield state_row(max(1, tries // 20), chance)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.faults.records import Decoder, decoders, objection, state_row
+from tests.faults.records import Decoder, decoders, list_row, objection, state_row
 
 KNOWN = decoders()
 
@@ -28,6 +28,11 @@ def test_most_mutations_are_refused_so_that_the_test_tests_something() -> None:
     chance = random.Random(1)
     refused = [objection(decoder, chance)[0] for decoder in KNOWN for _ in range(30)]
     assert 0.5 < sum(refused) / len(refused) < 1
+
+
+def test_a_mutated_list_of_clients_is_refused_by_its_own_error_or_read() -> None:
+    row = list_row(300, random.Random(3))
+    assert row.passed, row.seen
 
 
 def test_a_mutated_reply_changes_no_state_unless_it_is_sound() -> None:

@@ -9,11 +9,10 @@ from tests.faults.server import server_rows
 from tests.faults.table import as_table
 
 
-def test_a_server_that_is_killed_and_resumed_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
+def test_a_server_that_is_killed_or_whose_disk_is_full_is_resumed_and_ends_as_one_that_was_left_alone(
+    tmp_path: Path,
+) -> None:
     rows = list(server_rows(1, tmp_path))
     assert all(row.passed for row in rows), as_table(rows)
-
-
-def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
-    row = full_disk(tmp_path)
+    row = full_disk(tmp_path / "disk", tmp_path / "alone")
     assert row.passed, as_table([row])

@@ -115,10 +115,12 @@ def test_an_array_whose_data_are_not_what_it_declares_is_refused() -> None:
         TrainReply.decode(content, REQUEST)
 
 
-def test_bytes_are_counted_where_a_list_is_empty() -> None:
-    empty = RecordDict({"config": ConfigRecord({"a": 1, "names": []}), "metrics": MetricRecord({"numbers": []})})
-    full = RecordDict({"config": ConfigRecord({"a": 1}), "metrics": MetricRecord()})
-    assert count_bytes(empty) == count_bytes(full) + len("names") + len("numbers")
+def test_bytes_are_counted_as_flower_does_and_where_a_list_or_text_is_empty() -> None:
+    empty = RecordDict({"config": ConfigRecord({"names": [], "text": ""}), "metrics": MetricRecord({"numbers": []})})
+    assert count_bytes(empty) == len("names" + "text" + "numbers")
+    for content in (REQUEST.encode(), REPLY.encode()):
+        content["config"]["flags"], content["config"]["signature_digest"] = [True, False], "0123"
+        assert count_bytes(content) == sum(record.count_bytes() for record in content.values())
 
 
 @pytest.mark.parametrize("name", ["../a", ".", "", "a/b", "a\n"])
