@@ -112,12 +112,15 @@ def distinct_terms(terms: Sequence[Factors], width: int) -> tuple[Factors, Tenso
     known: dict[tuple[float, ...], list[int]] = {}
     parts: list[tuple[int, int]] = []
     for index, term in enumerate(terms):
-        for B, A in zip(torch.split(term.B, width, dim=-1), torch.split(term.A, width, dim=-2), strict=True):
-            alike = known.setdefault((*B[0, 0].tolist(), *A[0, :, 0].tolist()), [])
-            place = next((i for i in alike if torch.equal(pieces[i].B, B) and torch.equal(pieces[i].A, A)), len(pieces))
+        corner, row = term.B[0, 0].tolist(), term.A[0, :, 0].tolist()
+        for start in range(0, term.rank, width):
+            piece = slice(start, min(start + width, term.rank))
+            one = Factors(term.B[..., piece], term.A[..., piece, :])
+            alike = known.setdefault((*corner[piece], *row[piece]), [])
+            place = next((at for at in alike if _equal(pieces[at], one)), len(pieces))
             if place == len(pieces):
                 alike.append(place)
-                pieces.append(Factors(B, A))
+                pieces.append(one)
             parts.append((index, place))
     ends = torch.tensor([one.rank for one in pieces]).cumsum(0).tolist()
     membership = torch.zeros(len(terms), ends[-1])
@@ -125,3 +128,7 @@ def distinct_terms(terms: Sequence[Factors], width: int) -> tuple[Factors, Tenso
         membership[index, ends[place] - pieces[place].rank : ends[place]] += 1
     stacked = Factors(torch.cat([one.B for one in pieces], dim=-1), torch.cat([one.A for one in pieces], dim=-2))
     return stacked, membership
+
+
+def _equal(left: Factors, right: Factors) -> bool:
+    return torch.equal(left.B, right.B) and torch.equal(left.A, right.A)

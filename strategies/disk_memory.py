@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from models.mapped_state import map_state
 from models.state_file import read_state, write_state
 from models.state_tree import StateError
 
@@ -28,17 +29,20 @@ class DiskMemory(Mapping[str, Entry], Generic[Entry]):
         directory: where the files lie, one for each client; None keeps everything in RAM.
         limit: number of entries in RAM, at least 1; of no effect without a directory.
         classes: the dataclasses that entries are made of.
+        mapped: number of further entries whose files, as this process wrote them, stay mapped (tensors of floats only):
+            they are read page by page, unchecked, and cost no memory that the system could not take back.
 
     Raises:
         ValueError: ``limit`` is less than 1.
     """
 
-    def __init__(self, directory: Path | None, limit: int, classes: Sequence[type]) -> None:
+    def __init__(self, directory: Path | None, limit: int, classes: Sequence[type], *, mapped: int = 0) -> None:
         if limit < 1:
             raise ValueError(f"expected a limit of at least 1 entry in RAM, got {limit}")
-        self.directory, self.limit, self.classes = directory, limit, tuple(classes)
+        self.directory, self.limit, self.classes, self.mapped = directory, limit, tuple(classes), mapped
         self._names: dict[str, None] = {}
         self._recent: OrderedDict[str, Entry] = OrderedDict()
+        self._pages: OrderedDict[str, Entry] = OrderedDict()
 
     @property
     def num_in_ram(self) -> int:
@@ -57,6 +61,8 @@ class DiskMemory(Mapping[str, Entry], Generic[Entry]):
         if client_id in self._recent:
             self._recent.move_to_end(client_id)
             return self._recent[client_id]
+        if client_id in self._pages:
+            return self._pages[client_id]
         entry = self._read(client_id)
         self._hold(client_id, entry)
         return entry
@@ -82,11 +88,12 @@ class DiskMemory(Mapping[str, Entry], Generic[Entry]):
         Raises:
             StateError: a file cannot be written; entries before it in ``new`` are then already replaced on disk.
         """
-        memory: DiskMemory[Entry] = DiskMemory(self.directory, self.limit, self.classes)
-        memory._recent = self._recent.copy()
+        memory: DiskMemory[Entry] = DiskMemory(self.directory, self.limit, self.classes, mapped=self.mapped)
+        memory._recent, memory._pages = self._recent.copy(), self._pages.copy()
         for client_id, entry in new.items():
             self._write(client_id, entry)
             memory._hold(client_id, entry)
+            memory._map(client_id)
         memory._names = dict.fromkeys(sorted(self._names | dict.fromkeys(new)))
         return memory
 
@@ -95,6 +102,13 @@ class DiskMemory(Mapping[str, Entry], Generic[Entry]):
         self._recent.move_to_end(client_id)
         if self.directory is not None and len(self._recent) > self.limit:
             self._recent.popitem(last=False)
+
+    def _map(self, client_id: str) -> None:
+        if self.directory is not None and self.mapped:
+            self._pages[client_id] = map_state(self._path(client_id), self.classes)["entry"]
+            self._pages.move_to_end(client_id)
+            if len(self._pages) > self.mapped:
+                self._pages.popitem(last=False)
 
     def _write(self, client_id: str, entry: Entry) -> None:
         if self.directory is not None:

@@ -35,6 +35,7 @@ from strategies.hyperlora_state import INITIAL_METRIC, HyperLoraState, describe,
 from strategies.method import ClientUpdate, example_weights
 
 NUM_HEADS = 4
+MOST_MAPPED = 4096
 INITIAL_GENERATOR_LOGIT, INITIAL_CORRECTOR_LOGIT = -2.0, 0.0
 
 
@@ -238,4 +239,4 @@ def _empty_memory(config: RunConfig) -> Mapping[str, Adapter]:
     if not config.hyperlora.memory_limit:
         return {}
     directory = Path(config.run.output_dir) / "memory"
-    return DiskMemory(directory, config.hyperlora.memory_limit, (Adapter, Factors))
+    return DiskMemory(directory, config.hyperlora.memory_limit, (Adapter, Factors), mapped=MOST_MAPPED)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.low_rank import Factors
 from models.state_tree import StateError, pack, unpack
 from strategies.disk_memory import DiskMemory
 
@@ -145,3 +146,24 @@ def test_a_memory_is_packed_as_a_dict(memory):
 def test_a_limit_of_zero_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         DiskMemory(tmp_path, 0, CLASSES)
+
+
+def test_mapped_entries_are_bit_for_bit_those_entered_and_outlive_their_file(tmp_path):
+    memory = DiskMemory(tmp_path, 1, [Factors], mapped=3)
+    entries = {name: Factors(torch.randn(2, 5, 3), torch.randn(2, 3, 4)) for name in "abcde"}
+    memory = memory.with_entries(entries)
+    newer = memory.with_entries({"c": Factors(torch.zeros(2, 5, 3), torch.zeros(2, 3, 4))})
+    for name in "bcd":
+        assert (memory._path(name)).exists()
+    memory._path("c").unlink()
+    assert torch.equal(memory["c"].B, entries["c"].B)
+    assert torch.equal(memory["d"].A, entries["d"].A)
+    assert not newer["c"].B.any()
+    assert torch.equal(memory["a"].B, entries["a"].B)
+    assert memory.num_in_ram == 1
+    assert len(newer._pages) == 3
+
+
+def test_what_is_not_of_floats_cannot_be_mapped(tmp_path):
+    with pytest.raises(StateError, match="I64 cannot be mapped"):
+        DiskMemory(tmp_path, 1, CLASSES, mapped=1).with_entries({"a": entry(1)})
