@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -60,6 +61,7 @@ PARTS: dict[str, Callable[[Path], Iterable[object]]] = {
 def main() -> int:
     from tests.faults.table import Row, as_table
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"out of {', '.join(PARTS)}; all by default")
     wanted = parser.parse_args().parts or list(PARTS)

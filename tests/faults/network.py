@@ -12,35 +12,51 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cli.flower import RunStatus
+from server_app.run import run
 from tests.deployment import Deployment
 from tests.faults.server import metrics_of
 from tests.faults.table import Row
-from tests.integration.test_sites_in_process import IDS, settings, simulate
+from tests.integration.test_sites_in_process import IDS, settings, site_grid
 from tests.namespaces import Line, available, namespaces
 
-SITES, SECONDS = IDS[:3], 20.0
-PATIENT = {"federation.join-timeout": 400.0, "federation.round-timeout": 400.0}
+SITES, SECONDS = IDS[:2], 20.0
+OWN: dict[str, Any] = {
+    "data.clients-per-domain": 1,
+    "federation.rounds": 2,
+    "federation.evaluate-every": 2,
+    "federation.clients-per-round": 2,
+    "federation.min-clients": 2,
+    "federation.join-timeout": 400.0,
+    "federation.round-timeout": 400.0,
+}
 EXPECTED = "nobody is left out, the metrics are those of a simulation"
 
 
 def network_row(directory: Path) -> Row:
-    """Rehearse a deployment of three sites, one of which is cut off for 20 seconds after round 1."""
+    """Rehearse a deployment of two sites, one of which is cut off for 20 seconds after round 1."""
     with namespaced(directory) if available() else paused(directory) as (deployment, means, cut):
         deployment.await_nodes(*SITES)
         status, lasted = run_with_a_cut(deployment, directory / "run", cut)
     if not status.completed:
         return Row("the network drops for 20 s", EXPECTED, f"{means}: the run ended as {status}", passed=False)
-    mine, theirs = metrics_of(directory / "run"), metrics_of(simulate(directory / "simulated"))
+    mine, theirs = metrics_of(directory / "run"), metrics_of(simulated(directory / "simulated"))
     same = close(mine, theirs)
     failures = [record["failures"] for record in mine if record["failures"]]
     seen = f"{means} for {lasted:.0f} s: {failures or 'nobody left out'}, {'same' if same else 'OTHER'} metrics"
     return Row("the network drops for 20 s", EXPECTED, seen, same and not failures and lasted >= SECONDS)
 
 
-def run_with_a_cut(deployment: Deployment, run: Path, cut: Callable[[bool], None]) -> tuple[RunStatus, float]:
-    metrics, times = run / "metrics.jsonl", {}
+def simulated(directory: Path) -> Path:
+    """Make the same run in this process, where no line can be cut."""
+    values = settings(directory / "run", **OWN)
+    return run(site_grid(values, SITES, directory / "state"), values)
+
+
+def run_with_a_cut(deployment: Deployment, place: Path, cut: Callable[[bool], None]) -> tuple[RunStatus, float]:
+    metrics, times = place / "metrics.jsonl", {}
 
     def look() -> None:
         if "down" not in times and metrics.exists() and metrics.read_text().count("\n"):
@@ -50,7 +66,7 @@ def run_with_a_cut(deployment: Deployment, run: Path, cut: Callable[[bool], None
             cut(False)
             times["up"] = time.monotonic()
 
-    status = deployment.run(settings(run, **PATIENT), look)
+    status = deployment.run(settings(place, **OWN), look)
     return status, times.get("up", 0.0) - times.get("down", 0.0)
 
 
