@@ -85,12 +85,12 @@ class SampledGrid(FaultyGrid):
 
     samples: list[Sample]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take a sample for a round, then serve."""
         sent = list(messages)
         if sent and sent[0].metadata.message_type == TrainRequest.TYPE:
             self.samples.append(Sample.take())
-        return super().send_and_receive(sent, timeout=timeout)
+        return super().push_messages(sent)
 
 
 def soak_run(rounds: int, clients: int, share: float, seed: int) -> SoakRun:

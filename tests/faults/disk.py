@@ -45,12 +45,12 @@ class FillingGrid(LocalGrid):
 
     fill: Callable[[], None] = staticmethod(lambda: None)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         sent = list(messages)
         config: Any = sent[0].content["config"] if sent else {}
         if sent and sent[0].metadata.message_type == TrainRequest.TYPE and config["server_round"] == FULL_IN_ROUND:
             self.fill()
-        return super().send_and_receive(sent, timeout=timeout)
+        return super().push_messages(sent)
 
 
 def _rehearse(directory: Path) -> None:

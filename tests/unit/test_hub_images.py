@@ -13,8 +13,11 @@ from PIL import Image
 
 from data import hub_images, images
 from data.federation import DataError, Division, Federation
+from data.hub_images import encoded_images
+from data.image_folder import read_image_folder
 from data.listing import Origin
 from data.opening import list_samples, open_federation
+from data.plans import DividedFederation
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "pacs"
 NAMES = ["dog", "horse", "house"]
@@ -96,6 +99,31 @@ def test_the_same_bytes_are_never_in_train_and_test(tmp_path: Path) -> None:
     train = {image.numpy().tobytes() for c in clients for image in c.train.inputs}
     test = {image.numpy().tobytes() for c in clients for image in c.test.inputs}
     assert not train & test
+
+
+def test_a_clients_files_in_a_folder_of_its_own_are_divided_as_they_were_in_the_set(tmp_path: Path) -> None:
+    path = write(tmp_path / "pacs", rows())
+    federation = open_pacs(path)
+    assert isinstance(federation, DividedFederation)
+    for index, (content, label) in enumerate(encoded_images("pacs", path, federation.rows("sketch-1"))):
+        file = tmp_path / "own" / NAMES[label] / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    fractions = {"validation_fraction": 0.15, "test_fraction": 0.25}
+    own = read_image_folder(tmp_path / "own", "me", NAMES, image_size=12, channels=3, **fractions)
+    client = federation.load("sketch-1")
+    for mine, theirs in ((own.train, client.train), (own.validation, client.validation), (own.test, client.test)):
+        pairs = [
+            {(image.numpy().tobytes(), int(label)) for image, label in zip(part.inputs, part.labels, strict=True)}
+            for part in (mine, theirs)
+        ]
+        assert pairs[0] == pairs[1]
+        assert len(pairs[0]) > 2
+
+
+def test_a_set_of_no_images_has_no_files() -> None:
+    with pytest.raises(DataError, match="'fdu-mtl' has no image files"):
+        list(encoded_images("fdu-mtl", "", []))
 
 
 def test_unreadable_images_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
