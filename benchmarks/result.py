@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks.suite import Job
 
 MACHINE_KEYS = ("data.path", "model.weights")
-NOT_COMPARED = (*MACHINE_KEYS, "run.output-dir")
+FILES_ONLY = "run."
+"""Prefix of the keys that say where and how often a run writes, and change no figure."""
 HERE = Path(__file__).parent
 
 
@@ -51,7 +52,11 @@ def is_there(job: Job, target: Path) -> bool:
         return False
     there = json.loads(target.read_text(encoding="utf-8"))["config"]
     flat = job.config.flat()
-    return all(flat[name] == value for name, value in there.items() if name in flat and name not in NOT_COMPARED)
+    return all(
+        flat[name] == value
+        for name, value in there.items()
+        if name in flat and name not in MACHINE_KEYS and not name.startswith(FILES_ONLY)
+    )
 
 
 def load_results(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -63,7 +63,7 @@ def target_table(results: Results, order: Sequence[str], reference: str) -> str:
 
 def _smoothed(run: Mapping[str, Any]) -> list[float]:
     """Return by round the mean validation accuracy as received over the last ``WINDOW`` rounds."""
-    levels = [one["training"]["start_accuracy"]["mean"] for one in run["rounds"] if one["training"]]
+    levels = [one["training"]["start_accuracy"]["mean"] for one in run["rounds"] if "start_accuracy" in one["training"]]
     return [mean(levels[max(0, end - WINDOW) : end]) for end in range(1, len(levels) + 1)]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from client_app.keeping import Keeper
 from client_app.personal import Composition, composed
+from client_app.private_release import private
 from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
 from client_app.workplace import Workplace
 from data.federation import DataError
@@ -64,7 +65,7 @@ def train_start(workplace: Workplace, request: TrainRequest, kept: Keeper) -> Tr
         trained, metrics = _train(workplace, request, composition, steps)
         if request.plan.personal != "none":
             kept.put(request.client_id, trained.end)
-    return TrainReply(
+    reply = TrainReply(
         request.client_id,
         request.server_round,
         trained.end,
@@ -74,6 +75,15 @@ def train_start(workplace: Workplace, request: TrainRequest, kept: Keeper) -> Tr
         trained.core,
         request.plan.up,
     )
+    return _noised(workplace, request, reply)
+
+
+def _noised(workplace: Workplace, request: TrainRequest, reply: TrainReply) -> TrainReply:
+    privacy = workplace.config.privacy
+    if not privacy.adapter_noise:
+        return reply
+    seed = workplace.noise_seed(request.client_id, request.server_round)
+    return private(reply, request, clip=privacy.adapter_clip, noise=privacy.adapter_noise, seed=seed)
 
 
 @dataclass(frozen=True)

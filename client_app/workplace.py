@@ -18,15 +18,25 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from client_app.private_release import noise_seed
 from client_app.site import Site, federation_of
 from client_app.site_state import SiteState, cache_key, digest_of
 from client_app.training import TokenSet
 from data.federation import ClientData, Federation, Samples
 from models.adapter import Adapter
 from models.backbone import Backbone, Inputs
+from models.private_signature import private_signature
 from models.signature import Signature, class_frequencies, compute_signature
 from protocol.build import build_federation, build_model
-from protocol.config import ConfigError, DataConfig, LoraConfig, ModelConfig, RunConfig
+from protocol.config import (
+    ConfigError,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    PrivacyConfig,
+    RunConfig,
+    SignatureConfig,
+)
 
 if TYPE_CHECKING:
     from models.adapted_model import AdaptedModel
@@ -46,7 +56,7 @@ class TokenCache:
     def __init__(self, model: AdaptedModel, federation: Federation, limit: int, disk: SiteState | None = None) -> None:
         self._model, self._federation, self._limit, self.disk = model, federation, limit, disk
         self._kept: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
-        self.signatures: dict[str, Signature] = {}
+        self.signatures: dict[tuple[str, SignatureConfig, PrivacyConfig], Signature] = {}
 
     def get(self, client_id: str, split: str) -> TokenSet:
         """Return one split (train, validation or test) of a client, computed at the first call."""
@@ -93,6 +103,7 @@ class Workplace:
     model: AdaptedModel
     federation: Federation
     cache: TokenCache
+    at_site: bool = False
 
     def client(self, client_id: str) -> ClientData:
         """Return the data of a client; raises DataError where it has none."""
@@ -109,19 +120,32 @@ class Workplace:
 
     def signature(self, client_id: str) -> Signature:
         """Describe the client's training samples with the frozen backbone; computed once per client and kept."""
-        if client_id not in self.cache.signatures:
-            self.cache.signatures[client_id] = self._recall(client_id)
-        return self.cache.signatures[client_id]
+        place = (client_id, self.config.signature, self.config.privacy)
+        if place not in self.cache.signatures:
+            self.cache.signatures[place] = self._recall(client_id)
+        return self.cache.signatures[place]
 
     def keep_adapter(self, adapter: Adapter) -> None:
         """Leave ``adapter`` on the site's disk as a PEFT directory, if the site has a ``state-dir``."""
         if self.cache.disk is not None:
             self.cache.disk.keep_adapter(lambda directory: self.model.save(adapter, directory))
 
+    def noise_seed(self, *purpose: str | int) -> int:
+        """Return a seed for noise, secret at a site; see :func:`client_app.private_release.noise_seed`."""
+        return noise_seed(self.config, secret=self.at_site, purpose=purpose)
+
+    def _require_memory(self) -> None:
+        """Raise ConfigError at a site that would draw new noise for every message, which averaging takes off."""
+        if self.at_site and self.config.privacy.signature_noise:
+            raise ConfigError(
+                "privacy.signature-noise needs a 'state-dir' in the node config: noise is drawn once only"
+            )
+
     def _recall(self, client_id: str) -> Signature:
         if self.cache.disk is None:
+            self._require_memory()
             return self._describe(client_id)
-        key = self.cache.key(self.client(client_id).train, self.config.signature)
+        key = self.cache.key(self.client(client_id).train, self.config.signature, self.config.privacy)
         return self.cache.disk.cached("signature", key, lambda: self._describe(client_id))
 
     def _describe(self, client_id: str) -> Signature:
@@ -129,11 +153,18 @@ class Workplace:
         tokens = train.tokens[: self.config.signature.max_samples]
         parts = torch.split(tokens, PREFIX_BATCH)
         features = [self.model.frozen_features(part.to(self.model.device)) for part in parts]
-        return compute_signature(
+        labels, privacy = self.client(client_id).train.labels, self.config.privacy
+        classes, smoothing = len(self.federation.class_names), self.config.signature.smoothing
+        if not privacy.signature_noise:
+            return compute_signature(torch.cat(features).cpu(), labels, num_classes=classes, smoothing=smoothing)
+        return private_signature(
             torch.cat(features).cpu(),
-            self.client(client_id).train.labels,
-            num_classes=len(self.federation.class_names),
-            smoothing=self.config.signature.smoothing,
+            labels,
+            num_classes=classes,
+            smoothing=smoothing,
+            clip=privacy.signature_clip,
+            noise=privacy.signature_noise,
+            seed=self.noise_seed(client_id, "signature"),
         )
 
 
@@ -152,7 +183,7 @@ def open_workplace(config: RunConfig, site: Site | None = None) -> Workplace:
         config.data, config.model, config.lora, config.seed, config.train.device, config.train.prefix_cache_mb, site
     )
     torch.set_num_threads(worthwhile_threads(parts[0].backbone, config.train.batch_size))
-    return Workplace(config, *parts)
+    return Workplace(config, *parts, at_site=site is not None)
 
 
 @functools.lru_cache(maxsize=2)

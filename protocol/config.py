@@ -191,6 +191,24 @@ class DefenceConfig:
 
 
 @dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy at the clients; the accountant is in :mod:`strategies.privacy_ledger`."""
+
+    signature_noise: float = key(
+        0.0, "noise on signatures, in units of their sensitivity to one sample; 0 is none", NOT_NEGATIVE
+    )
+    signature_clip: float = key(1.0, "root mean square that the features of a sample are clipped to", POSITIVE)
+    adapter_noise: float = key(
+        0.0, "noise on trained adapters, in units of their sensitivity to a client's data; 0 is none", NOT_NEGATIVE
+    )
+    adapter_clip: float = key(1.0, "L2 norm that a client's movement is clipped to where there is noise", POSITIVE)
+    delta: float = key(1e-5, "delta of the privacy that the accountant tells", POSITIVE)
+    epsilon: float = key(
+        0.0, "budget of a client: when it is spent, the client trains no more; 0 is none", NOT_NEGATIVE
+    )
+
+
+@dataclass(frozen=True)
 class WireConfig:
     """How adapters travel."""
 
@@ -280,6 +298,7 @@ class RunConfig:
     signature: SignatureConfig = field(default_factory=SignatureConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     defence: DefenceConfig = field(default_factory=DefenceConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     hyperlora: HyperLoraConfig = field(default_factory=HyperLoraConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -307,6 +326,7 @@ class RunConfig:
                 "copy it to the sites and name it by 'weights' in their node config"
             )
         config.check_quorum()
+        config.check_privacy()
         return config
 
     def check_quorum(self) -> None:
@@ -315,6 +335,19 @@ class RunConfig:
         if needed > asked:
             raise ConfigError(
                 f"federation.min-replies is {needed}, but federation.clients-per-round asks {asked} clients for one"
+            )
+
+    def check_privacy(self) -> None:
+        """Raise ConfigError where something would leave a client without the noise that was asked for."""
+        own = self.privacy
+        if own.adapter_noise and self.method == "hyperlora" and self.hyperlora.gradient != "off":
+            raise ConfigError(
+                "privacy.adapter-noise needs hyperlora.gradient = 'off': what is told of the gradient carries no noise"
+            )
+        if own.epsilon and not (own.adapter_noise and own.signature_noise):
+            raise ConfigError(
+                "privacy.epsilon needs privacy.signature-noise and privacy.adapter-noise: "
+                "what is sent without noise has no bound"
             )
 
     def check_ranks(self) -> None:

@@ -48,6 +48,8 @@ class RunConsole:
             parts.append(f"{len(record.failures)} left out")
         if record.clipped:
             parts.append(f"{len(record.clipped)} cut short")
+        if record.privacy:
+            parts.append(f"epsilon {record.privacy['epsilon']:.3g}")
         parts.append(f"{sum(record.bytes.values()) / 2**20:.1f} MiB{self._time(record.server_round)}")
         self._say("  ".join(parts))
 
@@ -91,6 +93,8 @@ class RunConsole:
 def _training(record: RoundRecord) -> str:
     if not record.training:
         return "no client answered"
+    if "start_accuracy" not in record.training:
+        return "validation not told"
     start, end = (_percent(record.training[name]) for name in ("start_accuracy", "end_accuracy"))
     return f"validation {start} -> {end}"
 

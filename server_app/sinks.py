@@ -149,7 +149,7 @@ def figures_of(record: RoundRecord) -> Iterator[tuple[str, float]]:
     for group, figures in record.evaluation.items():
         for column in ("zero_step", "k_step"):
             yield f"test/{group}/{column}", figures[column]["mean"]
-    for part in ("bytes", "seconds", "method"):
+    for part in ("bytes", "seconds", "method", "privacy"):
         for name, value in getattr(record, part).items():
             yield f"{part}/{name}", float(value)
     yield "failures", float(len(record.failures))

@@ -69,4 +69,5 @@ def round_settings(config: RunConfig, *, min_clients: int) -> RoundSettings:
         wire=config.wire.dtype,
         screen=Screen(**asdict(config.defence)),
         min_replies=own.min_replies,
+        privacy=config.privacy,
     )

@@ -32,6 +32,7 @@ class Checkpoint:
         cards: client-id -> what the server knows of the client, also of those that left.
         scores: the last evaluation of every client.
         cohorts: round -> the client-ids that were asked to train.
+        signatures: client-id -> how many it released, where it was more than one.
         random_states: of the process's global generators (:mod:`strategies.random_states`).
     """
 
@@ -41,6 +42,7 @@ class Checkpoint:
     scores: Sequence[ClientScore] = ()
     cohorts: Mapping[int, Sequence[str]] = field(default_factory=dict)
     random_states: Mapping[str, Any] = field(default_factory=dict)
+    signatures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from models.adapter import Adapter
 from models.signature import drift
+from protocol.config import PrivacyConfig
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
 from protocol.local_plan import LocalPlan, whole
 from protocol.plan_records import as_received
@@ -24,6 +25,7 @@ from strategies import random_states
 from strategies.checkpoint import Checkpoint
 from strategies.exchange import Exchange
 from strategies.method import ClientUpdate, Method
+from strategies.privacy_ledger import PrivacyLedger, participations
 from strategies.receiving import Intake, replies_as_they_come
 from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
 from strategies.roster import FederationError, Roster
@@ -49,6 +51,7 @@ class RoundSettings:
     wire: str = "float32"
     screen: Screen = field(default_factory=Screen)
     min_replies: int = 1
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
 
 class LoraStrategy(Strategy):
@@ -70,6 +73,8 @@ class LoraStrategy(Strategy):
         self.scores: list[ClientScore] = []
         self.record = RoundRecord(0)
         self.cohorts: dict[int, Sequence[str]] = {}
+        self.signatures: dict[str, int] = {}
+        self.ledger = PrivacyLedger(settings.privacy)
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateRequest] = Exchange()
         self._sent_at = 0.0
@@ -108,7 +113,7 @@ class LoraStrategy(Strategy):
         self.record = RoundRecord(server_round)
         if self.roster.refresh(grid, self.settings.round_timeout):
             self.state = self.method.register(self.state, self.roster.cards)
-        clients = {name: card for name, card in self.roster.reachable().items() if card.trains}
+        clients = self._willing()
         self.record.cohort = sample_cohort(
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
         )
@@ -148,9 +153,10 @@ class LoraStrategy(Strategy):
         )
         if updates:
             self.state = self.method.aggregate(self.state, updates)
-            self.record.training = training_figures(updates)
+            self.record.training = training_figures(updates, told=not self.settings.privacy.adapter_noise)
             self.record.method = dict(self.method.report(self.state))
             self.record.add_seconds("training", sum(one.metrics.seconds for one in updates))
+        self.record.privacy = self.ledger.figures(participations(self.cohorts.values()), self.signatures)
         self.record.add_seconds("aggregating", time.perf_counter() - began)
         return self._anchor_arrays(), MetricRecord({"num_clients": len(updates)})
 
@@ -220,7 +226,10 @@ class LoraStrategy(Strategy):
             arrays = result.arrays = trained or arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
-            if server_round % self.settings.evaluate_every == 0 or server_round == num_rounds:
+            if not self._willing():
+                log.warning("round %d is the last: every client has spent its privacy budget", server_round)
+                self._last_round = server_round
+            if server_round % self.settings.evaluate_every == 0 or server_round == self._last_round:
                 asked = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
                 scored = self.aggregate_evaluate(server_round, replies_as_they_come(grid, asked, timeout))
                 if scored is not None:
@@ -228,6 +237,8 @@ class LoraStrategy(Strategy):
             if evaluate_fn and (central := evaluate_fn(server_round, arrays)) is not None:
                 result.evaluate_metrics_serverapp[server_round] = central
             on_round(self.record)
+            if server_round == self._last_round:
+                break
         return result
 
     def final_adapters(self) -> dict[str, tuple[ClientCard, Adapter]]:
@@ -247,14 +258,28 @@ class LoraStrategy(Strategy):
             list(self.scores),
             dict(self.cohorts),
             random_states.capture(),
+            dict(self.signatures),
         )
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take over what :meth:`checkpoint` returned; the next round is ``checkpoint.server_round + 1``."""
         self.state, self.scores = checkpoint.state, list(checkpoint.scores)
         self.record, self.cohorts = RoundRecord(checkpoint.server_round), dict(checkpoint.cohorts)
+        self.signatures = dict(checkpoint.signatures)
         self.roster.cards.update(checkpoint.cards)
         random_states.restore(checkpoint.random_states)
+
+    def _willing(self) -> dict[str, ClientCard]:
+        """Return the clients that can be reached, train, and have not spent their privacy budget."""
+        clients = {name: card for name, card in self.roster.reachable().items() if card.trains}
+        if not self.settings.privacy.epsilon:
+            return clients
+        asked, told = participations(self.cohorts.values()), self.signatures
+        return {
+            name: card
+            for name, card in clients.items()
+            if self.ledger.affords(told.get(name, 1), asked.get(name, 0) + 1)
+        }
 
     def _enough(self, usable: int) -> bool:
         """Tell whether a round counts; where it does not, the log says so, and the record where there were replies."""
@@ -324,6 +349,7 @@ class LoraStrategy(Strategy):
         known = [card.signature for card in self.roster.cards.values()]
         changed = {name: reply.signature for name, reply in replies.items() if reply.signature is not None}
         for name, signature in changed.items():
+            self.signatures[name] = self.signatures.get(name, 1) + 1
             card = self.roster.cards[name]
             self.record.drift[name] = drift(card.signature, signature, known)
             log.warning("client '%s' has other data now: its signature moved by %.2f", name, self.record.drift[name])

@@ -46,6 +46,7 @@ class RoundRecord:
         clipped: client-id -> share that was kept of a movement far longer than the cohort's.
         drift: client-id -> how far the signature of a client whose data changed moved, in standard deviations.
         method: what the method reports of its state.
+        privacy: epsilon and delta of the client that told most so far; empty where no client adds noise.
         seconds: "training" summed over clients; "waiting" from first send to last reply; "aggregating" all server
             work on adapters; "evaluating" the evaluation's wall time.
     """
@@ -59,6 +60,7 @@ class RoundRecord:
     clipped: dict[str, float] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     method: dict[str, float] = field(default_factory=dict)
+    privacy: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -70,9 +72,9 @@ class RoundRecord:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
-def training_figures(updates: Sequence[ClientUpdate]) -> dict[str, Any]:
-    """Return the cohort's losses and validation accuracies at the start and after local training."""
-    columns = ("train_loss", "start_loss", "start_accuracy", "end_loss", "end_accuracy")
+def training_figures(updates: Sequence[ClientUpdate], *, told: bool = True) -> dict[str, Any]:
+    """Return the cohort's losses and validation accuracies before and after local training, where it ``told`` them."""
+    columns = ("train_loss", "start_loss", "start_accuracy", "end_loss", "end_accuracy") if told else ()
     figures: dict[str, Any] = {"clients": len(updates)}
     return figures | {name: spread([getattr(one.metrics, name) for one in updates]) for name in columns}
 

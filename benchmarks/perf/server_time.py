@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.perf.measure import Comparison, in_turns
 from benchmarks.perf.vit import DEIT_TINY, made_up_adapter
+from models.adapter import Adapter
 from models.signature import Signature
 from models.start_gradient import part_vectors
 from protocol.config import RunConfig
@@ -23,24 +24,22 @@ METRICS = TrainMetrics(100, 1.0, 1.2, 0.4, 0.9, 0.6, 5.0)
 
 def run(repeats: int) -> Iterator[Comparison]:
     """Yield the comparison for 100 clients with DeiT-tiny's last four blocks, r = 4."""
-    cards = [_card(index) for index in range(CLIENTS)]
-    rounds = {name: _Server(name, cards) for name in ("fedit", "hyperlora")}
+    rounds = {name: Server(name, CLIENTS) for name in ("fedit", "hyperlora")}
     seconds = in_turns({name: one.round for name, one in rounds.items()}, min(repeats, 3))
     fedit, ours = seconds["fedit"], seconds["hyperlora"]
     case = f"hyperlora: server's work in a round of {CLIENTS}"
     yield Comparison("server_time", case, "fedit", fedit, ours, "s", ours / fedit, "at most 2", min(repeats, 3))
 
 
-class _Server:
-    """A method with its state, whose clients answer at once."""
+class Server:
+    """A method with its state after one round, whose clients answer at once."""
 
-    def __init__(self, name: str, cards: list[ClientCard]) -> None:
-        self.method: Method = build_method(RunConfig.parse({"method": name, "lora.rank": RANK, "lora.last-blocks": 4}))
-        self.cards = cards
-        initial = made_up_adapter(0, DEIT_TINY, blocks=BLOCKS, rank=RANK, classes=CLASSES)
-        self.state: Any = self.method.init(initial)
-        self.state = self.method.register(self.state, {card.client_id: card for card in cards})
-        self.replies = [self._reply(index) for index in range(len(cards))]
+    def __init__(self, name: str, clients: int, *, rank: int = RANK, blocks: int = BLOCKS) -> None:
+        self.method: Method = build_method(RunConfig.parse({"method": name, "lora.rank": rank}))
+        self.cards, self._rank, self._blocks = [_card(index) for index in range(clients)], rank, blocks
+        self.state: Any = self.method.init(self._adapter(0))
+        self.state = self.method.register(self.state, {card.client_id: card for card in self.cards})
+        self.replies = [self._reply(index) for index in range(clients)]
         self.round()
 
     def round(self) -> None:
@@ -55,10 +54,13 @@ class _Server:
         self.state = self.method.aggregate(self.state, updates)
 
     def _reply(self, index: int) -> Any:
-        end = made_up_adapter(index, DEIT_TINY, blocks=BLOCKS, rank=RANK, classes=CLASSES)
+        end = self._adapter(index)
         wants = self.method.wants
         gradient = {} if wants.kind == "off" else wants.compress(part_vectors(end))
         return TrainReply(self.cards[index].client_id, 1, end, METRICS, gradient).encode()
+
+    def _adapter(self, seed: int) -> Adapter:
+        return made_up_adapter(seed, DEIT_TINY, blocks=self._blocks, rank=self._rank, classes=CLASSES)
 
 
 def _card(index: int) -> ClientCard:

@@ -1,0 +1,199 @@
+"""``python -m benchmarks.membership``: what signatures and adapters tell of who is in a client's training data.
+
+An attacker who knows the backbone and every other client's signature, and holds some samples, half of them the client's
+training samples and half its test samples, says which are which. From a signature by the inner product of a sample's
+description with it (Dwork et al. 2015, "Robust traceability from trace amounts"); from an adapter by how much lower a
+sample's loss is with it than with the anchor (Watson et al. 2022, "On the importance of difficulty calibration").
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+
+from benchmarks.local_grid import LocalGrid
+from benchmarks.markdown import cell, markdown
+from benchmarks.result import current_commit, write_json
+from benchmarks.run_job import NODES
+from client_app.keeping import NothingKept
+from client_app.tasks import train_start
+from client_app.workplace import PREFIX_BATCH, Workplace, open_workplace
+from models.adapter import Adapter
+from models.prior import add_prior
+from models.signature import Signature
+from protocol.build import build_model
+from protocol.config import RunConfig, Scalar
+from protocol.train_messages import TrainRequest
+from server_app.run import build_strategy
+from strategies.lora_strategy import LoraStrategy
+
+HERE = Path(__file__).parent
+FALSE_ALARMS = 0.05
+RELEASES = ("signature", "start as received", "adapter sent back")
+NO_GRADIENT: dict[str, Scalar] = {"hyperlora.gradient": "off", "hyperlora.learn": ""}
+SETTINGS: Mapping[str, Mapping[str, Scalar]] = {
+    "no noise": {},
+    "signature, epsilon 8": {"privacy.signature-noise": 0.6002},
+    "signature, epsilon 2": {"privacy.signature-noise": 2.0},
+    "signature, epsilon 0.5": {"privacy.signature-noise": 7.0},
+    "adapter clipped to 1, noise 0.001": {**NO_GRADIENT, "privacy.adapter-noise": 0.001},
+    "adapter clipped to 1, noise 0.01": {**NO_GRADIENT, "privacy.adapter-noise": 0.01},
+    "adapter clipped to 1, noise 0.1": {**NO_GRADIENT, "privacy.adapter-noise": 0.1},
+    "adapter clipped to 1, noise 1": {**NO_GRADIENT, "privacy.adapter-noise": 1.0},
+}
+COLUMNS = (
+    "epsilon of a signature", "epsilon of the run", "signature", "start as received", "adapter sent back",
+    "seen, as received", "seen, after K steps",
+)  # fmt: skip
+console = Console()
+
+
+def main(
+    seeds: Annotated[int, typer.Option(help="seeds 0, 1, ...")] = 3,
+    rounds: Annotated[int, typer.Option(help="rounds of a run")] = 30,
+    to: Annotated[Path, typer.Option(help="json file")] = HERE / "results" / "membership.json",
+) -> None:
+    """Run the digits with each noise, attack every seen client's releases, and print the table."""
+    logging.basicConfig(level=logging.ERROR)
+    torch.set_num_threads(1)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, settings in SETTINGS.items():
+        for seed in range(seeds):
+            console.print(f"{name}, seed {seed}")
+            found.setdefault(name, []).append(attacked_run({**settings, "seed": seed, "federation.rounds": rounds}))
+    write_json(to, {"commit": current_commit(), "rounds": rounds, "settings": SETTINGS, "runs": found})
+    console.print(table(found), soft_wrap=True)
+
+
+def attacked_run(settings: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Make one run and return the attacker's success on each kind of release, accuracies and epsilons."""
+    from client_app.app import app
+
+    with tempfile.TemporaryDirectory(prefix="hyperlora-membership-") as scratch:
+        config = RunConfig.parse({**settings, "run.output-dir": scratch})
+        strategy = build_strategy(config, build_model(config.data, config.model, config.lora))
+        grid = LocalGrid(app, config.flat(), NODES, remembers=False)
+        strategy.start(grid, num_rounds=config.federation.rounds)
+    workplace = open_workplace(config)
+    evaluation = strategy.record.evaluation["seen"]
+    asked = sum(map(len, strategy.cohorts.values())) / max(len(_seen(strategy)), 1)
+    ledger = strategy.ledger
+    return {
+        "epsilon_signature": ledger.epsilon(1, 0) if config.privacy.signature_noise else None,
+        "epsilon_run": ledger.epsilon(1, round(asked)) if config.privacy.adapter_noise else None,
+        "zero_step": evaluation["zero_step"]["mean"],
+        "k_step": evaluation["k_step"]["mean"],
+        "attacks": {
+            "signature": success(signature_scores(strategy, workplace)),
+            "start as received": success(adapter_scores(strategy, workplace, trained=False)),
+            "adapter sent back": success(adapter_scores(strategy, workplace, trained=True)),
+        },
+    }
+
+
+def success(scores: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Return the mean area under the clients' ROC curves and the pooled share of members found at 5 % false alarms."""
+    areas, truths, marks = [], [], []
+    for members, others in scores.values():
+        truth = torch.cat([torch.ones(len(members)), torch.zeros(len(others))])
+        score = torch.cat([members, others])
+        areas.append(float(roc_auc_score(truth, score)))
+        truths.append(truth)
+        marks.append((score - others.mean()) / others.std().clamp_min(1e-6))
+    false, true, _ = roc_curve(torch.cat(truths), torch.cat(marks))
+    found = max(float(one) for one, alarms in zip(true, false, strict=True) if alarms <= FALSE_ALARMS)
+    return {"auc": mean(areas), "found": found}
+
+
+def signature_scores(strategy: LoraStrategy, workplace: Workplace) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return for each seen client the attacker's scores of its training and of its test samples, by its signature."""
+    told = {name: _moments(card.signature) for name, card in strategy.roster.cards.items()}
+    scores = {}
+    for name in _seen(strategy):
+        others = torch.stack([one for other, one in told.items() if other != name])
+        centre, scale = others.mean(dim=0), others.std(dim=0).clamp_min(1e-3)
+        direction = (told[name] - centre) / scale
+        parts = [_descriptions(workplace, name, split) for split in ("train", "test")]
+        members, outside = ((((part - centre) / scale) @ direction) for part in parts)
+        scores[name] = (members, outside)
+    return scores
+
+
+def adapter_scores(strategy: LoraStrategy, workplace: Workplace, *, trained: bool) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the attacker's scores by the start made for each seen client, or by what it sends back of it."""
+    anchor = strategy.method.anchor(strategy.state)
+    if anchor is None:
+        raise ValueError("the method has no anchor to calibrate by")
+    scores = {}
+    for name, (card, start) in strategy.final_adapters().items():
+        if not card.trains:
+            continue
+        adapter = _sent_back(strategy, workplace, name, start) if trained else start
+        prior, gamma = card.signature.class_frequencies, workplace.config.prior_strength
+        losses = [
+            [_losses(workplace, name, split, add_prior(one, prior, gamma)) for one in (anchor, adapter)]
+            for split in ("train", "test")
+        ]
+        members, outside = (general - own for general, own in losses)
+        scores[name] = (members, outside)
+    return scores
+
+
+def _sent_back(strategy: LoraStrategy, workplace: Workplace, name: str, start: Adapter) -> Adapter:
+    request = TrainRequest(name, strategy.record.server_round + 1, workplace.config.train.local_steps, start)
+    return train_start(workplace, request, NothingKept()).end
+
+
+def _seen(strategy: LoraStrategy) -> list[str]:
+    return [name for name, card in sorted(strategy.roster.cards.items()) if card.trains]
+
+
+def _moments(signature: Signature) -> Tensor:
+    mean_, std = signature.feature_mean, signature.feature_std
+    return torch.cat([mean_, mean_.square() + std.square(), signature.class_frequencies])
+
+
+@torch.inference_mode()
+def _descriptions(workplace: Workplace, name: str, split: str) -> Tensor:
+    samples = workplace.tokens(name, split)
+    features = torch.cat([workplace.model.frozen_features(part) for part in torch.split(samples.tokens, PREFIX_BATCH)])
+    labels = F.one_hot(samples.labels, len(workplace.federation.class_names)).float()
+    return torch.cat([features, features.square(), labels], dim=1)
+
+
+@torch.inference_mode()
+def _losses(workplace: Workplace, name: str, split: str, adapter: Adapter) -> Tensor:
+    samples = workplace.tokens(name, split)
+    workplace.model.load(adapter)
+    return F.cross_entropy(workplace.model.logits(samples.tokens), samples.labels, reduction="none")
+
+
+def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Return a row for each noise: epsilons, the attacker's area under the curve in percent, accuracies in percent."""
+    rows = {}
+    for name, runs in found.items():
+        epsilons = [runs[0][key] for key in ("epsilon_signature", "epsilon_run")]
+        told = ["" if one is None else f"{one:.3g}" for one in epsilons]
+        areas = [
+            f"{cell([100 * run['attacks'][release]['auc'] for run in runs])} "
+            f"({cell([100 * run['attacks'][release]['found'] for run in runs])})"
+            for release in RELEASES
+        ]
+        shares = [cell([100 * run[key] for run in runs]) for key in ("zero_step", "k_step")]
+        rows[name] = [*told, *areas, *shares]
+    return markdown("noise", COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)

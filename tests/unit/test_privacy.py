@@ -1,0 +1,201 @@
+"""Noise at the clients: clipping, its size and where it comes from; the accountant and the budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import dp_accounting
+import pytest
+import torch
+
+from benchmarks.local_grid import LocalGrid
+from client_app.private_release import noise_seed, private
+from models.adapter import Adapter
+from models.private_signature import private_signature
+from models.signature import Signature, compute_signature
+from protocol.config import ConfigError, PrivacyConfig, RunConfig
+from protocol.local_plan import chosen
+from protocol.train_messages import TrainReply, TrainRequest
+from strategies.flexlora import FlexLoRA
+from strategies.lora_strategy import LoraStrategy
+from strategies.privacy_ledger import PrivacyLedger, composed_epsilon, participations
+from strategies.records import RoundRecord
+from strategies.roster import Roster
+from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_metrics, moved
+from tests.unit.test_lora_strategy import CARDS, SETTINGS
+
+WIDTH, COUNT, CLASSES_HERE = 6, 50, 3
+
+
+def samples() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(COUNT, WIDTH, generator=generator)
+    return features, torch.randint(0, CLASSES_HERE, (COUNT,), generator=generator)
+
+
+def signature_of(
+    features: torch.Tensor, labels: torch.Tensor, noise: float, seed: int = 1, clip: float = 1e3
+) -> Signature:
+    return private_signature(
+        features, labels, num_classes=CLASSES_HERE, smoothing=1.0, clip=clip, noise=noise, seed=seed
+    )
+
+
+def sums(signature: Signature) -> torch.Tensor:
+    """Return mean, mean square and unsmoothed frequencies: what the noise is added to."""
+    second = signature.feature_mean.square() + signature.feature_std.square()
+    return torch.cat([signature.feature_mean, second, signature.class_frequencies])
+
+
+def test_without_noise_and_with_a_wide_clip_it_is_the_plain_signature() -> None:
+    features, labels = samples()
+    plain = compute_signature(features, labels, num_classes=CLASSES_HERE, smoothing=1.0)
+    assert torch.allclose(signature_of(features, labels, 0.0).vector(), plain.vector(), atol=1e-5)
+
+
+def test_one_sample_replaced_moves_the_noised_sums_by_no_more_than_the_sensitivity() -> None:
+    clip, features, labels = 0.7, *samples()
+    largest = clip * math.sqrt(WIDTH)
+    worst = 0.0
+    for scale in (0.1, 1.0, 100.0):
+        other, marks = features.clone(), labels.clone()
+        other[0], marks[0] = -scale * features[0], (labels[0] + 1) % CLASSES_HERE
+        sides = [signature_of(*pair, 0.0, clip=clip) for pair in ((features, labels), (other, marks))]
+        left, right = ((one.feature_mean, one.feature_mean.square() + one.feature_std.square()) for one in sides)
+        mean_part = (left[0] - right[0]) / largest
+        square_part = (left[1] - right[1]) / (clip * largest * math.sqrt(2))
+        worst = max(worst, float(torch.cat([mean_part, square_part]).norm()))
+    label_part = math.sqrt(2) / COUNT
+    assert 0.0 < math.hypot(worst, label_part) <= math.sqrt(8) / COUNT
+
+
+def test_noise_has_the_size_that_the_accountant_reckons_with() -> None:
+    features, labels = samples()
+    plain = signature_of(features, labels, 0.0, clip=1.0)
+    draws = torch.stack(
+        [signature_of(features, labels, 2.0, seed, clip=1.0).feature_mean - plain.feature_mean for seed in range(400)]
+    )
+    assert float(draws.std()) == pytest.approx(2.0 * math.sqrt(8) * math.sqrt(WIDTH) / COUNT, rel=0.05)
+
+
+def test_a_noised_signature_still_is_one() -> None:
+    features, labels = samples()
+    vector = signature_of(features, labels, 50.0).vector()
+    assert Signature.from_vector(vector, CLASSES_HERE).class_frequencies.sum() == pytest.approx(1.0)
+
+
+def reply_for(start: Adapter, up: tuple[str, ...] = ("A", "B", "head")) -> tuple[TrainReply, TrainRequest]:
+    request = TrainRequest("client-0", 1, 10, start)
+    return TrainReply("client-0", 1, moved(start, "client-0", 1), make_metrics(), up=up), request
+
+
+def distance(left: Adapter, right: Adapter) -> float:
+    other = right.tensors()
+    return float(sum((one - other[name]).square().sum() for name, one in left.tensors().items()) ** 0.5)
+
+
+def test_a_movement_is_clipped_to_the_norm_and_keeps_its_direction() -> None:
+    start = make_adapter(0)
+    reply, request = reply_for(start)
+    length = distance(reply.end, start)
+    half = private(reply, request, clip=length / 2, noise=0.0, seed=0)
+    assert distance(half.end, start) == pytest.approx(length / 2, rel=1e-5)
+    assert distance(half.end, reply.end) == pytest.approx(length / 2, rel=1e-5)
+    assert distance(private(reply, request, clip=2 * length, noise=0.0, seed=0).end, reply.end) < 1e-5
+
+
+def test_noise_on_an_adapter_is_the_multiplier_times_twice_the_clip_on_every_entry_that_travels() -> None:
+    start = make_adapter(0)
+    reply, request = reply_for(start, up=("B", "head"))
+    quiet = private(reply, request, clip=0.5, noise=0.0, seed=0)
+    noisy = [private(reply, request, clip=0.5, noise=3.0, seed=seed) for seed in range(50)]
+    spread = torch.cat(
+        [
+            (chosen(one.end, ("B", "head"))[name] - tensor).flatten()
+            for one in noisy
+            for name, tensor in chosen(quiet.end, ("B", "head")).items()
+        ]
+    )
+    assert float(spread.std()) == pytest.approx(3.0, rel=0.05)
+    untouched = chosen(reply.end, ("A",))
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in chosen(noisy[0].end, ("A",)).items())
+
+
+def test_a_noised_reply_tells_neither_losses_nor_gradients() -> None:
+    reply, request = reply_for(make_adapter(0))
+    told = private(reply, request, clip=1.0, noise=1.0, seed=0).metrics
+    assert (told.train_loss, told.start_loss, told.end_loss, told.start_accuracy, told.end_accuracy) == (0,) * 5
+    with pytest.raises(ValueError, match="nothing of its gradient"):
+        private(replace(reply, gradient={"head": torch.ones(3)}), request, clip=1.0, noise=1.0, seed=0)
+
+
+def test_noise_can_be_repeated_in_a_simulation_and_not_at_a_site() -> None:
+    config = RunConfig()
+    assert noise_seed(config, secret=False, purpose=("a", 1)) == noise_seed(config, secret=False, purpose=("a", 1))
+    assert noise_seed(config, secret=False, purpose=("a", 1)) != noise_seed(config, secret=False, purpose=("a", 2))
+    assert noise_seed(config, secret=True, purpose=("a", 1)) != noise_seed(config, secret=True, purpose=("a", 1))
+
+
+def test_the_accountant_agrees_with_a_composition_of_privacy_losses() -> None:
+    event = dp_accounting.ComposedDpEvent(
+        [dp_accounting.GaussianDpEvent(4.0), dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(10.0), 6)]
+    )
+    accountant = dp_accounting.pld.PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_ONE).compose(event)
+    exact = composed_epsilon([(8.0, 1), (20.0, 6)], 1e-5)
+    halves = composed_epsilon([(2.0, 1), (5.0, 6)], 1e-5)
+    assert exact < composed_epsilon([(4.0, 1), (10.0, 6)], 1e-5) < halves
+    assert accountant.get_epsilon(1e-5) == pytest.approx(halves, rel=1e-2)
+
+
+def test_the_budget_is_spent_by_signatures_and_rounds() -> None:
+    ledger = PrivacyLedger(PrivacyConfig(signature_noise=4.0, adapter_noise=10.0, epsilon=2.0))
+    assert ledger.epsilon(1, 0) < ledger.epsilon(1, 3) < ledger.epsilon(2, 3)
+    most = max(count for count in range(100) if ledger.affords(1, count))
+    assert ledger.epsilon(1, most) <= 2.0 < ledger.epsilon(1, most + 1)
+    assert PrivacyLedger(PrivacyConfig(adapter_noise=1.0)).affords(1, 10**6)
+    assert participations([["a", "b"], ["a"]]) == {"a": 2, "b": 1}
+
+
+def run_with(privacy: PrivacyConfig, rounds: int) -> tuple[LoraStrategy, list[RoundRecord]]:
+    strategy = LoraStrategy(
+        FlexLoRA(),
+        initial=make_adapter(0, fresh=True),
+        roster=Roster("fingerprint", SIGNATURE_SIZE, CLASSES),
+        settings=replace(SETTINGS, privacy=privacy),
+    )
+    records: list[RoundRecord] = []
+    strategy.start(LocalGrid(fake_client_app(CARDS), {}, 3), num_rounds=rounds, on_round=records.append)
+    return strategy, records
+
+
+def test_a_run_stops_when_every_client_has_spent_its_budget() -> None:
+    budget = PrivacyConfig(signature_noise=4.0, adapter_noise=8.0, epsilon=1.9)
+    ledger = PrivacyLedger(budget)
+    most = max(count for count in range(100) if ledger.affords(1, count))
+    strategy, records = run_with(budget, rounds=50)
+    asked = participations(strategy.cohorts.values())
+    assert most >= 1
+    assert set(asked.values()) == {most}
+    assert len(records) < 50
+    assert records[-1].evaluation
+    assert records[-1].privacy["epsilon"] == pytest.approx(ledger.epsilon(1, most))
+    assert [one.privacy["epsilon"] for one in records] == sorted(one.privacy["epsilon"] for one in records)
+
+
+def test_without_noise_nothing_is_accounted_for() -> None:
+    _, records = run_with(PrivacyConfig(), rounds=2)
+    assert [one.privacy for one in records] == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"privacy.adapter-noise": 1.0}, "hyperlora.gradient"),
+        ({"privacy.epsilon": 1.0, "privacy.signature-noise": 1.0}, "privacy.adapter-noise"),
+        ({"privacy.delta": 0.0}, "privacy.delta"),
+    ],
+)
+def test_settings_that_would_not_protect_are_refused(values: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        RunConfig.parse(values)
