@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 from benchmarks.local_grid import LocalGrid
-from benchmarks.markdown import cell, markdown
+from benchmarks.membership_table import membership_table
 from benchmarks.result import current_commit, write_json
 from benchmarks.run_job import NODES
 from client_app.keeping import NothingKept
@@ -40,22 +40,17 @@ from strategies.lora_strategy import LoraStrategy
 
 HERE = Path(__file__).parent
 FALSE_ALARMS = 0.05
-RELEASES = ("signature", "start as received", "adapter sent back")
 NO_GRADIENT: dict[str, Scalar] = {"hyperlora.gradient": "off", "hyperlora.learn": ""}
 SETTINGS: Mapping[str, Mapping[str, Scalar]] = {
     "no noise": {},
     "signature, epsilon 8": {"privacy.signature-noise": 0.6002},
-    "signature, epsilon 2": {"privacy.signature-noise": 2.0},
-    "signature, epsilon 0.5": {"privacy.signature-noise": 7.0},
+    "signature, epsilon 2": {"privacy.signature-noise": 1.9939},
+    "signature, epsilon 0.5": {"privacy.signature-noise": 7.0319},
     "adapter clipped to 1, noise 0.001": {**NO_GRADIENT, "privacy.adapter-noise": 0.001},
     "adapter clipped to 1, noise 0.01": {**NO_GRADIENT, "privacy.adapter-noise": 0.01},
     "adapter clipped to 1, noise 0.1": {**NO_GRADIENT, "privacy.adapter-noise": 0.1},
     "adapter clipped to 1, noise 1": {**NO_GRADIENT, "privacy.adapter-noise": 1.0},
 }
-COLUMNS = (
-    "epsilon of a signature", "epsilon of the run", "signature", "start as received", "adapter sent back",
-    "seen, as received", "seen, after K steps",
-)  # fmt: skip
 console = Console()
 
 
@@ -73,7 +68,7 @@ def main(
             console.print(f"{name}, seed {seed}")
             found.setdefault(name, []).append(attacked_run({**settings, "seed": seed, "federation.rounds": rounds}))
     write_json(to, {"commit": current_commit(), "rounds": rounds, "settings": SETTINGS, "runs": found})
-    console.print(table(found), soft_wrap=True)
+    console.print(membership_table(found), soft_wrap=True)
 
 
 def attacked_run(settings: Mapping[str, Scalar]) -> dict[str, Any]:
@@ -177,22 +172,6 @@ def _losses(workplace: Workplace, name: str, split: str, adapter: Adapter) -> Te
     samples = workplace.tokens(name, split)
     workplace.model.load(adapter)
     return F.cross_entropy(workplace.model.logits(samples.tokens), samples.labels, reduction="none")
-
-
-def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Return a row for each noise: epsilons, the attacker's area under the curve in percent, accuracies in percent."""
-    rows = {}
-    for name, runs in found.items():
-        epsilons = [runs[0][key] for key in ("epsilon_signature", "epsilon_run")]
-        told = ["" if one is None else f"{one:.3g}" for one in epsilons]
-        areas = [
-            f"{cell([100 * run['attacks'][release]['auc'] for run in runs])} "
-            f"({cell([100 * run['attacks'][release]['found'] for run in runs])})"
-            for release in RELEASES
-        ]
-        shares = [cell([100 * run[key] for run in runs]) for key in ("zero_step", "k_step")]
-        rows[name] = [*told, *areas, *shares]
-    return markdown("noise", COLUMNS, rows)
 
 
 if __name__ == "__main__":

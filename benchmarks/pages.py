@@ -1,11 +1,13 @@
 """The tables in ``docs/``: each block between two marks is printed from the json files, never typed.
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
-``<!-- /results -->``; all but the suite may be left out. Several suites, with commas, stand side by side in one table.
+``<!-- /results -->``; all but the suite may be left out. The suite ``membership`` is the table of
+:mod:`benchmarks.membership`. Several suites, with commas, stand side by side in one table.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.attacks import attack_table
+from benchmarks.membership_table import membership_table
 from benchmarks.result import load_results
 from benchmarks.suite import SuiteError, setting_names, suite_title, variant_names
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
@@ -20,6 +23,7 @@ from benchmarks.tracks import domain_table, target_table
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 TARGET_REFERENCE = "fedit"
+MEMBERSHIP = "membership"
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?P<head><!-- results: (?P<wanted>.*?) -->\n).*?(?P<tail><!-- /results -->)", re.DOTALL)
 TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
@@ -55,8 +59,10 @@ class Block:
         if unknown := set(keys) - {"tables", "variants", "reference"}:
             raise SuiteError(f"'{wanted}' has the unknown keys {sorted(unknown)}")
         tables = _names(keys.get("tables", ""), ",") or tuple(TABLES)
-        if missing := set(tables) - {*TABLES, "attacks"}:
+        if missing := set(tables) - {*TABLES, "attacks", MEMBERSHIP}:
             raise SuiteError(f"'{wanted}' names the tables {sorted(missing)}; there are {', '.join(TABLES)}")
+        if suites == (MEMBERSHIP,):
+            return cls(suites, (MEMBERSHIP,), (), "")
         variants = _names(keys.get("variants", ""), ";") or tuple(variant_names(suites[0]))
         return cls(suites, tables, variants, keys.get("reference", variants[0]))
 
@@ -94,6 +100,8 @@ def fill_pages(results: Path, say: Callable[[str], None]) -> None:
 
 def _text(wanted: str, results: Path) -> str:
     block = Block.parse(wanted)
+    if block.tables == (MEMBERSHIP,):
+        return membership_table(json.loads((results / f"{MEMBERSHIP}.json").read_text(encoding="utf-8"))["runs"])
     if block.tables == ("attacks",):
         found = {place: load_results(results / place) for place in setting_names(block.suites[0])}
         return attack_table({suite_title(place): runs for place, runs in found.items()}, block.variants)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import dp_accounting
 import pytest
@@ -11,6 +12,8 @@ import torch
 
 from benchmarks.local_grid import LocalGrid
 from client_app.private_release import noise_seed, private
+from client_app.site import Site
+from client_app.workplace import open_workplace
 from models.adapter import Adapter
 from models.private_signature import private_signature
 from models.signature import Signature, compute_signature
@@ -199,3 +202,21 @@ def test_without_noise_nothing_is_accounted_for() -> None:
 def test_settings_that_would_not_protect_are_refused(values: dict[str, float], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         RunConfig.parse(values)
+
+
+NOISED = RunConfig.parse({"privacy.signature-noise": 2.0, "data.clients-per-domain": 1, "data.unseen-fraction": 0.0})
+
+
+def test_a_site_draws_the_noise_of_its_signature_once(tmp_path: Path) -> None:
+    site = Site(client_id="clean-0", state_dir=str(tmp_path))
+    first = open_workplace(NOISED, site)
+    told = first.signature("clean-0")
+    first.cache.signatures.clear()
+    assert first.signature("clean-0").digest() == told.digest()
+    elsewhere = open_workplace(NOISED, Site(client_id="clean-0", state_dir=str(tmp_path / "other")))
+    assert elsewhere.signature("clean-0").digest() != told.digest()
+
+
+def test_a_site_without_a_place_for_its_noised_signature_is_told_so() -> None:
+    with pytest.raises(ConfigError, match="state-dir"):
+        open_workplace(NOISED, Site(client_id="clean-0")).signature("clean-0")

@@ -1,0 +1,31 @@
+"""The table of :mod:`benchmarks.membership`, made from its results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.markdown import cell, markdown
+
+RELEASES = ("signature", "start as received", "adapter sent back")
+COLUMNS = ("epsilon: signature", "epsilon: all", *RELEASES, "seen, as received", "seen, after K steps")
+
+
+def membership_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return a row for each noise: epsilons, the attacker's success on each release, accuracies in percent.
+
+    Success is the area under the ROC curve in percent (50 is a guess) and, in brackets, the share of members found at
+    5 % false alarms.
+    """
+    return markdown("noise", COLUMNS, {name: _row(runs) for name, runs in found.items()})
+
+
+def _row(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    epsilons = [runs[0][key] for key in ("epsilon_signature", "epsilon_run")]
+    told = ["none" if one is None else f"{one:.3g}" for one in epsilons]
+    areas = [f"{_percent(runs, release, 'auc')} ({_percent(runs, release, 'found')})" for release in RELEASES]
+    return [*told, *areas, *(cell([100 * run[key] for run in runs]) for key in ("zero_step", "k_step"))]
+
+
+def _percent(runs: Sequence[Mapping[str, Any]], release: str, figure: str) -> str:
+    return cell([100 * run["attacks"][release][figure] for run in runs])
