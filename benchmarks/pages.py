@@ -101,7 +101,8 @@ def fill_pages(results: Path, say: Callable[[str], None]) -> None:
 def _text(wanted: str, results: Path) -> str:
     block = Block.parse(wanted)
     if block.tables == (MEMBERSHIP,):
-        return membership_table(json.loads((results / f"{MEMBERSHIP}.json").read_text(encoding="utf-8"))["runs"])
+        path = results / f"{MEMBERSHIP}.json"
+        return membership_table(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else ""
     if block.tables == ("attacks",):
         found = {place: load_results(results / place) for place in setting_names(block.suites[0])}
         return attack_table({suite_title(place): runs for place, runs in found.items()}, block.variants)
