@@ -20,7 +20,7 @@ from cli.output import CommandError
 from cli.settings import PATH_KEYS, absolute, parse_override
 from protocol.config import ConfigError
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 console = Console()
 RESULTS = Path(__file__).parent / "results"
 

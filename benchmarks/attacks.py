@@ -150,9 +150,13 @@ def attack_table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def honest_accuracy(run: Mapping[str, Any]) -> float:
-    """Return the mean accuracy as received of the seen clients that do not attack, in percent."""
-    return 100 * mean(
+    """Return the mean accuracy as received of the seen clients that do not attack, in percent.
+
+    0 where no client could use what it was sent: an adapter of numbers that no client accepts.
+    """
+    shares = [
         float(client["zero_step"])
         for client in run["clients"]
         if client["track"] == "start" and client["seen"] and client["client_id"] not in run["attackers"]
-    )
+    ]
+    return 100 * mean(shares) if shares else 0.0

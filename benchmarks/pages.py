@@ -105,7 +105,7 @@ def _text(wanted: str, results: Path) -> str:
         return membership_table(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else ""
     if block.tables == ("attacks",):
         found = {place: load_results(results / place) for place in setting_names(block.suites[0])}
-        return attack_table({suite_title(place): runs for place, runs in found.items()}, block.variants)
+        return attack_table({place.rsplit("/", 1)[-1]: runs for place, runs in found.items()}, block.variants)
     found = {suite: load_results(results / suite) for suite in block.suites}
     first = found[block.suites[0]]
     if len(found) == 1:

@@ -29,7 +29,11 @@ CA_DAYS = 3650
 CURVE = ec.SECP384R1
 Days = Annotated[int, typer.Option(min=1, help="Days until it expires.")]
 
-app = typer.Typer(no_args_is_help=True, help="Certificates, node keys and the allow-list of clients.")
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Certificates, node keys and the allow-list of clients.",
+)
 
 
 @app.command()
