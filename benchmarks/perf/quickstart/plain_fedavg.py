@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch.utils.data import DataLoader, RandomSampler, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
@@ -29,7 +30,8 @@ server = ServerApp()
 def build(config: Any) -> torch.nn.Module:
     """Return the frozen backbone with a LoRA adapter on its last blocks and a trainable head."""
     model = timm.create_model(str(config["model"]), img_size=int(config["image-size"]), num_classes=7)
-    model.load_state_dict(load_file(str(config["weights"])), strict=False)
+    weights = checkpoint_filter_fn(load_file(str(config["weights"])), model)
+    model.load_state_dict(weights, strict=False)
     depth = len([name for name, _ in model.named_modules() if name.startswith("blocks.") and name.count(".") == 1])
     blocks = range(depth)[-int(config["last-blocks"]) :]
     places = [f"blocks.{block}.{kind}" for block in blocks for kind in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
