@@ -29,7 +29,7 @@ server = ServerApp()
 
 def build(config: Any) -> torch.nn.Module:
     """Return the frozen backbone with a LoRA adapter on its last blocks and a trainable head."""
-    model = timm.create_model(str(config["model"]), img_size=int(config["image-size"]), num_classes=7)
+    model: Any = timm.create_model(str(config["model"]), img_size=int(config["image-size"]), num_classes=7)
     weights = checkpoint_filter_fn(load_file(str(config["weights"])), model)
     model.load_state_dict(weights, strict=False)
     depth = len([name for name, _ in model.named_modules() if name.startswith("blocks.") and name.count(".") == 1])
