@@ -51,8 +51,8 @@ class OptimizerSpec:
         """Return the optimiser over the adapter and the head; frozen parameters have no state."""
         parameters = model.trainable_parameters()
         if self.name == "sgd":
-            return torch.optim.SGD(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+            return torch.optim.SGD(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
 
 class LocalTrainer:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.adapter import Adapter, AdapterError, check_same_shapes, resized
 from models.backbone import Backbone
+from models.fused_lora import fuse
 from models.lora_layers import factor, prepared, read_core
 from models.low_rank import Factors
 
@@ -175,6 +176,7 @@ class AdaptedModel:
             layer = self.network.get_submodule(name)
             if not isinstance(layer, LoraLayer):
                 raise AdapterError(f"module '{name}' of '{self.backbone.name}' carries no LoRA layer")
+            fuse(layer)
             layers.append(layer)
         return layers
 

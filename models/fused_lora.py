@@ -1,0 +1,72 @@
+"""PEFT's LoRA layer computed in one large product: x (W + s B A)^T instead of x W^T + s (x A^T) B^T.
+
+Forming W + s B A costs 2 r operations for each of its numbers, and saves, forward and backward, two thin products and
+the passes over all activations that scale and add them up. Backward only the factors get a gradient, through r columns:
+dB = s dY^T (X A^T), dA = s (dY B)^T X. W + s B A is formed anew there, so no more memory is held than without.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+FEWEST_ROWS = 64
+"""Rows of the input from which forming W + s B A pays."""
+
+
+class FusedLoraLinear(LoraLinear):
+    """A LoRA layer that PEFT made, without dropout, on a linear layer in float32; parameters and files are PEFT's."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what PEFT's own forward does, up to rounding."""
+        if self.disable_adapters or self.merged or args or kwargs or not _worth_it(x):
+            return super().forward(x, *args, **kwargs)
+        (name,) = self.active_adapters
+        base = cast(nn.Linear, self.get_base_layer())
+        factors = cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
+        result: Tensor = _LowRankLinear.apply(x, base.weight, base.bias, *factors, self.scaling[name])
+        return result
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """y = x (W + s B A)^T + b, W and b frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
+        ctx.save_for_backward(x, W, A, B)
+        ctx.scaling = s
+        return F.linear(x, torch.addmm(W, B, A, alpha=s), b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x, W, A, B), s = ctx.saved_tensors, ctx.scaling
+        dx = dA = dB = None
+        if ctx.needs_input_grad[0]:
+            dx = dy @ torch.addmm(W, B, A, alpha=s)
+        X, Y = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        if ctx.needs_input_grad[3]:
+            dA = s * ((Y @ B).mT @ X)
+        if ctx.needs_input_grad[4]:
+            dB = s * ((X @ A.mT).mT @ Y).mT
+        return dx, None, None, dA, dB, None
+
+
+def fuse(layer: LoraLayer) -> None:
+    """Have ``layer`` computed in one product, if it is of the plain kind."""
+    base = layer.get_base_layer()
+    plain = type(layer) is LoraLinear and type(base) is nn.Linear and base.weight.dtype == torch.float32
+    if plain and not layer.lora_variant:
+        layer.__class__ = FusedLoraLinear  # as torch.nn.utils.parametrize does; the parameters stay where they are
+
+
+def _worth_it(x: Tensor) -> bool:
+    """Tell whether the input has many rows; half precision would round s B A away in the sum with W."""
+    exact = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    return exact and x.numel() >= FEWEST_ROWS * x.shape[-1]
