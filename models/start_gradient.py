@@ -5,7 +5,8 @@ without ever forming G. For a deviation D the server needs <G, D>. With A^+ = A^
 B^+ = (B^T B + eps I)^-1 B^T it writes D's part in the tangent space of rank-r matrices at the start as
 delta_B A + B delta_A, delta_B = D A^+, delta_A = B^+ (D - D A^+ A), so that
 <G, P_T D> = <dL/dB, delta_B> + <dL/dA, delta_A>: an inner product of adapter-sized vectors, which count sketches keep
-in expectation (Charikar et al. 2002; variance at most |g|^2 |delta|^2 / size).
+in expectation (Charikar et al. 2002; variance at most |g|^2 |delta|^2 / size). Read the other way round it is the inner
+product of D with a matrix of rank 2 r that depends on the client alone (:func:`pulled_back`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.adapter import HEAD, Adapter, resized
-from models.factor_stack import FactorStack, LinearMap
+from models.adapter import HEAD, Adapter
 from models.low_rank import Factors
+from models.mixtures import distinct_terms
 
 GRADIENT_KINDS = ("off", "sketch", "adapter")
 SKETCH_SEED = 20_606
@@ -53,6 +54,17 @@ class GradientSpec:
             return dict(vectors)
         return {part: count_sketch(vector, self.size, part) for part, vector in vectors.items()}
 
+    def expanded(self, told: Parts, like: Adapter) -> Adapter:
+        """Return the transpose of :meth:`compress` of what travelled, in the shape of ``like``, batches as well."""
+        pieces: dict[str, Tensor] = {}
+        for part, vector in part_vectors(like).items():
+            pieces[part] = told[part] if self.kind == "adapter" else _unsketched(told[part], vector.shape[-1], part)
+        low_rank = {}
+        for kind, factors in like.low_rank.items():
+            B, A = torch.tensor_split(pieces[kind], [factors.B.shape[-3:].numel()], dim=-1)
+            low_rank[kind] = Factors(B.reshape(factors.B.shape), A.reshape(factors.A.shape))
+        return Adapter(low_rank, pieces[HEAD].reshape(like.head.shape))
+
 
 NO_GRADIENT = GradientSpec()
 
@@ -79,6 +91,12 @@ def count_sketch(vectors: Tensor, size: int, part: str) -> Tensor:
     return sketch.index_add_(-1, buckets, vectors * signs.to(vectors.dtype))
 
 
+def _unsketched(sketches: Tensor, length: int, part: str) -> Tensor:
+    """Return the transpose of :func:`count_sketch`, (..., length)."""
+    buckets, signs = _hashes(length, sketches.shape[-1], part)
+    return sketches[..., buckets] * signs.to(sketches.dtype)
+
+
 @functools.lru_cache(maxsize=64)
 def _hashes(length: int, size: int, part: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(SKETCH_SEED + sum(map(ord, part)))
@@ -86,51 +104,52 @@ def _hashes(length: int, size: int, part: str) -> tuple[Tensor, Tensor]:
     return buckets, torch.randint(0, 2, (length,), generator=generator) * 2 - 1
 
 
-def tangent_coordinates(start: Adapter, low_rank: Mapping[str, LinearMap], heads: Tensor) -> dict[str, Tensor]:
-    """Return by part the coordinates (..., length) of deviations in the tangent space at ``start``.
+def pulled_back(gradient: Parts, starts: Adapter, spec: GradientSpec) -> Adapter:
+    """Return the gradients in product space, whose inner product with a deviation is the derivative along it.
+
+    G = g_B A^+^T + B^+^T g_A (I - A^+ A), of rank 2 r, with g_B, g_A the dL/dB, dL/dA told or, of a sketch, what
+    its transpose makes of it: <S g, S delta> = <S^T S g, delta>.
 
     Args:
-        start: factors (L, m, r) and (L, r, n), or (..., L, m, r) and (..., L, r, n): one start for each deviation.
-        low_rank: kind -> the deviations (..., L, m, n), multiplied only.
-        heads: their heads (..., C, d + 1).
+        gradient: part -> what n clients told, (n, ...).
+        starts: those clients' starts, an adapter batch of n.
+        spec: what was told.
     """
-    pairs = {kind: _tangent(factors, low_rank[kind]) for kind, factors in start.low_rank.items()}
-    return part_vectors(Adapter(pairs, heads))
+    told = spec.expanded(gradient, starts)
+    low_rank = {kind: _pulled_back(factors, told.low_rank[kind]) for kind, factors in starts.low_rank.items()}
+    return Adapter(low_rank, told.head)
 
 
-def _tangent(start: Factors, deviation: LinearMap) -> Factors:
-    """Return D A+ and B+ (D - D A+ A), where A+ and B+ are computed in float64 and multiplied in D's precision."""
+def _pulled_back(start: Factors, told: Factors) -> Factors:
     A, B = start.A.double(), start.B.double()
-    right = torch.linalg.solve(A @ A.mT, A).mT
+    right = torch.linalg.solve(A @ A.mT, A)
     gram = B.mT @ B
     scale = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None].clamp_min(1e-12)
-    left = torch.linalg.solve(gram + DAMPING * scale * torch.eye(B.shape[-1], dtype=B.dtype), B.mT)
-    delta_B = deviation.times(_for_each(right, deviation))
-    rows = deviation.transposed_times(_for_each(left.mT, deviation)).mT.double()
-    outside = rows - (left @ delta_B.double()) @ A
-    return Factors(B=delta_B.float(), A=outside.float())
+    left = torch.linalg.solve(gram + DAMPING * scale * torch.eye(B.shape[-1], dtype=B.dtype), B.mT).mT
+    rows = told.A.double()
+    outside = rows - (rows @ right.mT) @ A
+    return Factors(B=torch.cat([told.B, left.float()], dim=-1), A=torch.cat([right, outside], dim=-2).float())
 
 
-def _for_each(vectors: Tensor, deviation: LinearMap) -> Tensor:
-    return vectors.to(deviation.dtype).expand(*deviation.batch, -1, -1)
+def slopes_along(gradients: Adapter, deviations: Sequence[Adapter]) -> dict[str, Tensor]:
+    """Return by part the inner products (n, N) of n gradients and N deviations.
+
+    Args:
+        gradients: an adapter batch of n, as :func:`pulled_back` makes it.
+        deviations: N adapters, whose ranks may differ; factors that several have in common are multiplied once.
+    """
+    slopes = {}
+    for kind, of_kind in gradients.low_rank.items():
+        terms = [one.low_rank[kind] for one in deviations]
+        columns, membership = distinct_terms(terms, of_kind.rank // 2)
+        slopes[kind] = _inner_products(of_kind, columns) @ membership.T
+    heads = torch.stack([one.head for one in deviations])
+    return slopes | {HEAD: gradients.head.flatten(1) @ heads.flatten(1).T}
 
 
-def side_by_side(deviations: Sequence[Adapter]) -> tuple[dict[str, LinearMap], Tensor]:
-    """Return N deviations, whose ranks may differ, as maps (N, L, m, n) by kind, and their heads (N, C, d + 1)."""
-    rank = max(one.rank for one in deviations)
-    padded = [resized(one, rank) for one in deviations]
-    maps: dict[str, LinearMap] = {}
-    for kind in padded[0].low_rank:
-        stacks = [one.low_rank[kind] for one in padded]
-        maps[kind] = FactorStack.of(
-            Factors(torch.stack([one.B for one in stacks]), torch.stack([one.A for one in stacks]))
-        )
-    return maps, torch.stack([one.head for one in padded])
-
-
-def directional_derivatives(
-    gradient: Parts, start: Adapter, deviations: Sequence[Adapter], spec: GradientSpec
-) -> dict[str, Tensor]:
-    """Return by part the derivatives (N,) of the client's validation loss along N deviations from its start."""
-    coordinates = spec.compress(tangent_coordinates(start, *side_by_side(deviations)))
-    return {part: coordinates[part] @ vector for part, vector in gradient.items()}
+def _inner_products(gradients: Factors, columns: Factors) -> Tensor:
+    """Return <G_i, b_s a_s^T> summed over layers, (n, S), for G (n, L, m, k) and columns (L, m, S)."""
+    count, layers, m, k = gradients.B.shape
+    left = gradients.B.permute(1, 0, 3, 2).reshape(layers, count * k, m) @ columns.B
+    right = gradients.A.transpose(0, 1).reshape(layers, count * k, -1) @ columns.A.mT
+    return left.mul_(right).sum(dim=0).view(count, k, -1).sum(dim=1)

@@ -1,7 +1,8 @@
 """Slopes of the clients' validation losses at the starts that they were sent, along what the starts are made of.
 
-A loss is linear here, so its slope along a mixture needs no slope along every entry: where the attention itself is not
-learned, one direction a client is enough, and those of a whole cohort are multiplied at once.
+A loss is linear here: each client's gradient becomes a matrix in product space once, and its inner products with all
+entries of the memory that the group attends to, with what the corrector carries and with what was generated are taken
+together.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.adapter import Adapter
-from models.factor_stack import FactorStack, LinearMap
-from models.mixtures import Mixtures
-from models.start_gradient import GradientSpec, directional_derivatives, tangent_coordinates
+from models.adapter import HEAD, Adapter
+from models.low_rank import inner
+from models.start_gradient import GradientSpec, pulled_back, slopes_along
 from models.synthesizer import attention
 from strategies.hyperlora_generator import ServedGenerator, stack
-from strategies.hyperlora_mixing import alike, mixed_memory
+from strategies.hyperlora_mixing import alike
 from strategies.hyperlora_state import HyperLoraState, attended
 from strategies.method import ClientUpdate
 
@@ -80,48 +80,39 @@ def _of_group(
     taken: Tensor | None,
 ) -> list[Slopes]:
     """Return the slopes of some clients; along the entries of ``taken`` (clients, N) where that is given."""
-    starts, count = stack([one.start for one in updates]), len(updates)
-    gradient = {part: torch.stack([one.gradient[part] for one in updates]) for part in state.anchor.parts}
-
-    def along(low_rank: Mapping[str, LinearMap], heads: Tensor) -> Tensor:
-        """Return the slopes (clients, parts) along one direction for each client."""
-        coordinates = spec.compress(tangent_coordinates(starts, low_rank, heads))
-        return torch.stack([(coordinates[part] * gradient[part]).sum(dim=1) for part in state.anchor.parts], dim=1)
-
-    carried = None if state.carried is None else along(*_same_for_all(state.carried, count))
+    told = {part: torch.stack([one.gradient[part] for one in updates]) for part in state.anchor.parts}
+    gradients = pulled_back(told, stack([one.start for one in updates]), spec)
+    used = (rows if taken is None else taken).any(dim=0).nonzero().flatten()
+    terms = [state.memory[state.names[index]] for index in used.tolist()]
+    carried = [] if state.carried is None else [state.carried]
+    table = _by_part(slopes_along(gradients, [*terms, *carried]), state)
+    along_memory = table[..., : len(terms)]
     generated = None
     if generator is not None:
         made = generator.deviations(state, torch.stack([state.description_of(one.card) for one in updates]))
-        generated = along({kind: FactorStack.of(one) for kind, one in made.low_rank.items()}, made.head)
-    if taken is not None:
-        memory = [_along_entries(one, state, row, spec) for one, row in zip(updates, taken, strict=True)]
+        generated = _by_part(_paired(gradients, made), state)
+    memory: list[tuple[Tensor | None, Tensor]]
+    if taken is None:
+        memory = [(None, one) for one in (along_memory * rows[:, None, used]).sum(dim=-1, keepdim=True)]
     else:
-        used = rows.any(dim=0).nonzero().flatten()
-        entries = [state.memory[state.names[index]] for index in used.tolist()]
-        weights = dict.fromkeys(state.anchor.parts, rows[:, used])
-        mixed = mixed_memory(entries, weights, anchor=state.anchor, with_anchor=False)
-        memory = [(None, one[:, None]) for one in along(mixed.low_rank, mixed.heads)]
+        memory = [(used[row], one[:, row]) for one, row in zip(along_memory, taken[:, used], strict=True)]
     return [
         Slopes(
             chosen,
-            table,
-            None if carried is None else carried[index],
+            along,
+            table[index, :, -1] if carried else None,
             None if generated is None else generated[index],
         )
-        for index, (chosen, table) in enumerate(memory)
+        for index, (chosen, along) in enumerate(memory)
     ]
 
 
-def _along_entries(
-    update: ClientUpdate, state: HyperLoraState, row: Tensor, spec: GradientSpec
-) -> tuple[Tensor | None, Tensor]:
-    chosen = row.nonzero().flatten()
-    deviations = [state.memory[state.names[index]] for index in chosen.tolist()]
-    slopes = directional_derivatives(update.gradient, update.start, deviations, spec)
-    return chosen, torch.stack([slopes[part] for part in state.anchor.parts])
+def _paired(gradients: Adapter, directions: Adapter) -> dict[str, Tensor]:
+    """Return by part the inner product of each gradient of a batch of n with its own direction, (n,)."""
+    slopes = {kind: inner(one, directions.low_rank[kind]).sum(dim=-1) for kind, one in gradients.low_rank.items()}
+    return slopes | {HEAD: (gradients.head * directions.head).sum(dim=(1, 2))}
 
 
-def _same_for_all(adapter: Adapter, count: int) -> tuple[dict[str, Mixtures], Tensor]:
-    """Return one adapter as the direction of every client."""
-    maps = {kind: Mixtures(one, torch.ones(count, one.rank)) for kind, one in adapter.low_rank.items()}
-    return maps, adapter.head.expand(count, -1, -1)
+def _by_part(slopes: Mapping[str, Tensor], state: HyperLoraState) -> Tensor:
+    """Return values (n, ...) by part as one table (n, parts, ...)."""
+    return torch.stack([slopes[part] for part in state.anchor.parts], dim=1)

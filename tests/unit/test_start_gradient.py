@@ -5,8 +5,9 @@ import torch
 
 from models.adapter import Adapter
 from models.low_rank import Factors
-from models.start_gradient import GradientSpec, count_sketch, directional_derivatives, part_vectors
+from models.start_gradient import GradientSpec, count_sketch, part_vectors, pulled_back, slopes_along
 from protocol.config import GRADIENT_KINDS
+from strategies.hyperlora_generator import stack
 from tests.builders import BLOCKS, CLASSES, RANK, SHAPES, WIDTH, make_adapter, products
 
 START = make_adapter(0)
@@ -39,6 +40,14 @@ def tangent(seed: int) -> Adapter:
     return Adapter(low_rank, noise.head)
 
 
+def derivatives(vectors: dict[str, torch.Tensor], start: Adapter, deviations: list[Adapter]) -> dict[str, torch.Tensor]:
+    """One client's slopes (N,) by part."""
+    gradient = {part: vector[None] for part, vector in vectors.items()}
+    return {
+        part: one[0] for part, one in slopes_along(pulled_back(gradient, stack([start]), EXACT), deviations).items()
+    }
+
+
 def test_the_kinds_are_those_of_the_configuration() -> None:
     from models.start_gradient import GRADIENT_KINDS as KINDS
 
@@ -49,7 +58,7 @@ def test_derivatives_along_tangent_deviations_are_exact_up_to_damping() -> None:
     full = full_gradient()
     deviations = [tangent(seed) for seed in (1, 2, 3)]
     vectors = EXACT.compress(part_vectors(factor_gradient(full)))
-    got = directional_derivatives(vectors, START, deviations, EXACT)
+    got = derivatives(vectors, START, deviations)
     for part, slopes in got.items():
         expected = torch.stack([(full[part] * products(one)[part]).sum() for one in deviations])
         torch.testing.assert_close(slopes, expected, rtol=0.08, atol=0.08 * float(expected.abs().max()))
@@ -62,7 +71,7 @@ def test_a_fresh_start_sees_what_lies_in_the_rows_of_its_factors() -> None:
     low_rank = {k: Factors(B=full[k] @ f.A.mT, A=f.B.mT @ full[k]) for k, f in fresh.low_rank.items()}
     vectors = part_vectors(Adapter(low_rank, full["head"]))
     inside = Adapter({k: Factors(B=torch.ones_like(f.B), A=f.A) for k, f in fresh.low_rank.items()}, fresh.head)
-    for part, slopes in directional_derivatives(vectors, fresh, [inside], EXACT).items():
+    for part, slopes in derivatives(vectors, fresh, [inside]).items():
         torch.testing.assert_close(slopes[0], (full[part] * products(inside)[part]).sum(), rtol=1e-3, atol=1e-3)
 
 
@@ -78,6 +87,14 @@ def test_sketches_keep_inner_products_within_their_deviation() -> None:
     deviation = float(left.norm() * right.norm()) / size**0.5
     assert abs(sum(errors) / len(errors)) < 4 * deviation / len(errors) ** 0.5
     assert (sum(error**2 for error in errors) / len(errors)) ** 0.5 < 1.6 * deviation
+
+
+def test_expanding_is_the_transpose_of_compressing() -> None:
+    spec, other = GradientSpec("sketch", 50), make_adapter(5)
+    told = spec.compress(part_vectors(make_adapter(3)))
+    back, there = part_vectors(spec.expanded(told, other)), spec.compress(part_vectors(other))
+    for part, vector in part_vectors(other).items():
+        torch.testing.assert_close(back[part] @ vector, told[part] @ there[part], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "sketch"])
