@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,13 @@ from benchmarks.suite import TUNED, Job
 
 
 def validation_loss(run: Mapping[str, Any]) -> float:
-    """Return the seen clients' mean validation loss after the last round: as received or after K steps, the lower."""
-    figures = run["rounds"][-1]["evaluation"]["seen"]
+    """Return the seen clients' mean validation loss after the last round: as received or after K steps, the lower.
+
+    Infinite where no client could use what it was sent.
+    """
+    figures = run["rounds"][-1]["evaluation"].get("seen")
+    if figures is None:
+        return math.inf
     return float(min(figures[name]["mean"] for name in ("zero_step_validation_loss", "k_step_validation_loss")))
 
 

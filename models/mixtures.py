@@ -14,6 +14,9 @@ from torch import Tensor
 
 from models.low_rank import Factors
 
+MARKS = 4
+"""Numbers of each column by which equal columns are found, before all are compared."""
+
 
 @dataclass(frozen=True, eq=False)
 class Mixtures:
@@ -95,40 +98,40 @@ def _transposed(factors: Factors) -> Factors:
     return Factors(B=factors.A.mT, A=factors.B.mT)
 
 
-def distinct_terms(terms: Sequence[Factors], width: int) -> tuple[Factors, Tensor]:
-    """Put terms side by side, those that several of them have in common once.
+def distinct_terms(terms: Sequence[Factors]) -> tuple[Factors, Tensor]:
+    """Put terms side by side, columns that several of them have in common once.
 
     A deviation end - anchor brings the anchor's factors with it, which all deviations of a round share.
 
     Args:
         terms: T stacks of factors (L, m, R) and (L, R, n), whose ranks may differ.
-        width: columns that are compared as one piece; a term is cut into pieces of so many.
 
     Returns:
-        The different pieces as factors of rank S, and the membership (T, S): how often each column is in each term, so
-        that sum_t w_t term_t has the weights ``w @ membership``.
+        The different columns of B, with their rows of A, as factors of rank S, and the membership (T, S): how often
+        each is in each term, so that sum_t w_t term_t has the weights ``w @ membership``.
     """
-    pieces: list[Factors] = []
-    known: dict[tuple[float, ...], list[int]] = {}
-    parts: list[tuple[int, int]] = []
-    for index, term in enumerate(terms):
-        corner, row = term.B[0, 0].tolist(), term.A[0, :, 0].tolist()
-        for start in range(0, term.rank, width):
-            piece = slice(start, min(start + width, term.rank))
-            one = Factors(term.B[..., piece], term.A[..., piece, :])
-            alike = known.setdefault((*corner[piece], *row[piece]), [])
-            place = next((at for at in alike if _equal(pieces[at], one)), len(pieces))
-            if place == len(pieces):
-                alike.append(place)
-                pieces.append(one)
-            parts.append((index, place))
-    ends = torch.tensor([one.rank for one in pieces]).cumsum(0).tolist()
-    membership = torch.zeros(len(terms), ends[-1])
-    for index, place in parts:
-        membership[index, ends[place] - pieces[place].rank : ends[place]] += 1
-    stacked = Factors(torch.cat([one.B for one in pieces], dim=-1), torch.cat([one.A for one in pieces], dim=-2))
-    return stacked, membership
+    B, A = torch.cat([one.B for one in terms], dim=-1), torch.cat([one.A for one in terms], dim=-2)
+    owner = torch.arange(len(terms)).repeat_interleave(torch.tensor([one.rank for one in terms]))
+    first, place = _first_alike(B, A)
+    membership = torch.zeros(len(terms), len(first))
+    membership.index_put_((owner, place), torch.ones(()), accumulate=True)
+    if len(first) < len(place):
+        B, A = B[..., first], A[..., first, :]
+    return Factors(B, A), membership
 
 
-def _equal(left: Factors, right: Factors) -> bool:
-    return torch.equal(left.B, right.B) and torch.equal(left.A, right.A)
+def _first_alike(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the columns that are the first of their kind, in order, and for every column which of those it equals.
+
+    Columns are grouped by a few of their numbers; where a group is not equal in all of them, none are put together.
+    """
+    marks = torch.cat([B[0, :MARKS].T, A[0, :, :MARKS]], dim=1)
+    groups = torch.unique(marks, dim=0, return_inverse=True)[1]
+    columns = torch.arange(len(groups))
+    first = torch.full((int(groups.max()) + 1,), len(groups)).scatter_reduce_(0, groups, columns, "amin")
+    again = (first[groups] != columns).nonzero().flatten()
+    same = first[groups][again]
+    if not (torch.equal(B[..., again], B[..., same]) and torch.equal(A[..., again, :], A[..., same, :])):
+        return columns, columns
+    first, order = first.sort()
+    return first, order.argsort()[groups]

@@ -141,7 +141,7 @@ def slopes_along(gradients: Adapter, deviations: Sequence[Adapter]) -> dict[str,
     slopes = {}
     for kind, of_kind in gradients.low_rank.items():
         terms = [one.low_rank[kind] for one in deviations]
-        columns, membership = distinct_terms(terms, of_kind.rank // 2)
+        columns, membership = distinct_terms(terms)
         slopes[kind] = _inner_products(of_kind, columns) @ membership.T
     heads = torch.stack([one.head for one in deviations])
     return slopes | {HEAD: gradients.head.flatten(1) @ heads.flatten(1).T}

@@ -12,10 +12,12 @@ from models.adapter import HEAD, Adapter
 from models.low_rank import Factors
 from models.mixtures import Mixtures, distinct_terms
 
-MOST_SPREAD = 3.0
+MOST_SPREAD = 5.0
 """How many times more entries than one client attends to a group may: a large product is so much faster per term."""
 GROUP_NUMBERS = 2**24
 """Numbers in the largest block of vectors of a group."""
+ENTRY_NUMBERS = 2**26
+"""Numbers of the largest kind of all entries that a group attends to, beyond what its first client does."""
 BLOCK = 12
 
 
@@ -43,7 +45,7 @@ def alike(rows: Tensor, template: Adapter) -> list[list[int]]:
         Indices of clients; every client is in one group, and the same rows give the same groups.
     """
     size = max(one.B.numel() // one.rank + one.A.numel() // one.rank for one in template.low_rank.values())
-    most = max(1, GROUP_NUMBERS // (BLOCK * size))
+    most, most_entries = max(1, GROUP_NUMBERS // (BLOCK * size)), ENTRY_NUMBERS // (2 * template.rank * size)
     taken = rows != 0
     overlap = taken.float() @ taken.float().T
     rest, groups = list(range(len(rows))), []
@@ -52,7 +54,9 @@ def alike(rows: Tensor, template: Adapter) -> list[list[int]]:
         group, union, own = [first], taken[first].clone(), int(taken[first].sum())
         for other in sorted(rest[1:], key=lambda one: (-float(overlap[first, one]), one)):
             joint, total = union | taken[other], own + int(taken[other].sum())
-            if len(group) < most and int(joint.sum()) * (len(group) + 1) <= MOST_SPREAD * max(total, 1):
+            entries = int(joint.sum())
+            alike_enough = entries * (len(group) + 1) <= MOST_SPREAD * max(total, 1)
+            if len(group) < most and alike_enough and (entries <= most_entries or entries == int(union.sum())):
                 group, union, own = [*group, other], joint, total
         groups.append(sorted(group))
         rest = sorted(set(rest) - set(group))
@@ -79,7 +83,7 @@ def mixed_memory(
     low_rank = {}
     for kind, base in anchor.low_rank.items():
         terms = [Factors(-base.B, base.A), *(one.low_rank[kind] for one in entries)]
-        shared, membership = distinct_terms(terms, anchor.rank)
+        shared, membership = distinct_terms(terms)
         columns = weights[kind] @ membership[1:] - float(with_anchor) * membership[0]
         low_rank[kind] = Mixtures(shared, columns, None if own is None else own.low_rank[kind])
     heads = anchor.head.expand(len(weights[HEAD]), -1, -1) * float(with_anchor)

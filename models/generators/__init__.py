@@ -58,7 +58,7 @@ class StackedMemory:
         low_rank, membership = {}, {}
         for kind, f in batch.low_rank.items():
             terms = [Factors(B, A) for B, A in zip(f.B, f.A, strict=True)]
-            low_rank[kind], counts = distinct_terms(terms, (f.rank + 1) // 2)
+            low_rank[kind], counts = distinct_terms(terms)
             membership[kind] = counts.to(f.B.dtype)
         return cls(low_rank, membership, batch.head)
 

@@ -70,7 +70,7 @@ def test_terms_that_several_have_in_common_are_there_once() -> None:
     terms = [
         Factors(torch.cat([one.B, -base.B], dim=-1), torch.cat([one.A, base.A], dim=-2)) for one in (first, second)
     ]
-    stacked, membership = distinct_terms([*terms, factors(9, 5, 3, LAYERS, seed=4)], 2)
+    stacked, membership = distinct_terms([*terms, factors(9, 5, 3, LAYERS, seed=4)])
     assert stacked.rank == 6 + 3
     for term, row in zip(terms, membership, strict=False):
         torch.testing.assert_close((stacked.B * row) @ stacked.A, term.product(), rtol=1e-4, atol=1e-5)
@@ -79,6 +79,15 @@ def test_terms_that_several_have_in_common_are_there_once() -> None:
 def test_a_term_that_is_there_twice_counts_twice() -> None:
     one = factors(9, 5, 2, LAYERS, seed=1)
     twice = Factors(torch.cat([one.B, one.B], dim=-1), torch.cat([one.A, one.A], dim=-2))
-    stacked, membership = distinct_terms([twice], 2)
+    stacked, membership = distinct_terms([twice])
     assert stacked.rank == 2
     torch.testing.assert_close((stacked.B * membership[0]) @ stacked.A, 2 * one.product(), rtol=1e-4, atol=1e-5)
+
+
+def test_terms_that_look_alike_are_not_put_together() -> None:
+    one = factors(9, 5, 2, LAYERS, seed=1)
+    other = Factors(one.B.clone(), one.A.clone())
+    other.B[-1, -1] += 1
+    stacked, membership = distinct_terms([one, other])
+    for term, row in zip((one, other), membership, strict=True):
+        torch.testing.assert_close((stacked.B * row) @ stacked.A, term.product(), rtol=1e-4, atol=1e-5)
