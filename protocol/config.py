@@ -178,9 +178,9 @@ class FederationConfig:
 class DefenceConfig:
     """What the server does about updates that lie apart from the cohort's."""
 
-    norm: str = key("clip", "a movement far longer than the cohort's: clip, reject or off", one_of(*NORM_RULES))
+    norm: str = key("clip", "a movement far longer than the others': clip, reject or off", one_of(*NORM_RULES))
     factor: float = key(
-        5.0, "how far: the bound is median + factor * max(1.4826 MAD, 0.2 median) of the cohort's norms", POSITIVE
+        5.0, "how far: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms", POSITIVE
     )
     aggregation: str = key(
         "mean",

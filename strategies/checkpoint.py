@@ -34,6 +34,7 @@ class Checkpoint:
         cohorts: round -> the client-ids that were asked to train.
         signatures: client-id -> how many it released, where it was more than one.
         random_states: of the process's global generators (:mod:`strategies.random_states`).
+        lengths: client-id -> length of its last movement, as it was sent.
     """
 
     server_round: int
@@ -43,6 +44,7 @@ class Checkpoint:
     cohorts: Mapping[int, Sequence[str]] = field(default_factory=dict)
     random_states: Mapping[str, Any] = field(default_factory=dict)
     signatures: Mapping[str, int] = field(default_factory=dict)
+    lengths: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class LoraStrategy(Strategy):
         self.record = RoundRecord(0)
         self.cohorts: dict[int, Sequence[str]] = {}
         self.signatures: dict[str, int] = {}
+        self.lengths: dict[str, float] = {}
         self.ledger = PrivacyLedger(settings.privacy)
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateRequest] = Exchange()
@@ -259,13 +260,14 @@ class LoraStrategy(Strategy):
             dict(self.cohorts),
             random_states.capture(),
             dict(self.signatures),
+            dict(self.lengths),
         )
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take over what :meth:`checkpoint` returned; the next round is ``checkpoint.server_round + 1``."""
         self.state, self.scores = checkpoint.state, list(checkpoint.scores)
         self.record, self.cohorts = RoundRecord(checkpoint.server_round), dict(checkpoint.cohorts)
-        self.signatures = dict(checkpoint.signatures)
+        self.signatures, self.lengths = dict(checkpoint.signatures), dict(checkpoint.lengths)
         self.roster.cards.update(checkpoint.cards)
         random_states.restore(checkpoint.random_states)
 
@@ -334,7 +336,8 @@ class LoraStrategy(Strategy):
 
     def _screened(self, updates: Iterable[ClientUpdate]) -> list[ClientUpdate]:
         """Return the updates that the method is to see; who is left out or cut short is noted with the reason."""
-        screened = self.settings.screen.apply(list(updates))
+        screened = self.settings.screen.apply(list(updates), self.lengths)
+        self.lengths |= screened.lengths
         self._note_failures("train", screened.left_out)
         self.record.clipped = screened.clipped
         for name, share in screened.clipped.items():

@@ -43,7 +43,7 @@ class RoundRecord:
         evaluation: figures over seen and unseen clients, from their test splits; empty where not evaluated.
         bytes: content sent ("down") and received ("up"), measured on the messages, for training and evaluation.
         failures: client-id -> why its contribution is missing.
-        clipped: client-id -> share that was kept of a movement far longer than the cohort's.
+        clipped: client-id -> share that was kept of a movement far longer than the others'.
         drift: client-id -> how far the signature of a client whose data changed moved, in standard deviations.
         method: what the method reports of its state.
         privacy: epsilon and delta of the client that told most so far; empty where no client adds noise.

@@ -1,15 +1,17 @@
 """Which updates of a round are believed, and how far: checks against the card and against the rest of the cohort.
 
 A client's movement is dW_end - dW_start in product space, over all modules and the head. One that is far longer than
-the cohort's (median and median absolute deviation, MAD) is cut short or left out before any method sees it; robust
-rules over the movements' inner products leave out or weigh down what lies apart (:mod:`strategies.robust_weights`).
+the others' (median and median absolute deviation, MAD) is cut short or left out before any method sees it. The others
+are the cohort and the clients of former rounds, with their last movements: a cohort of eight may happen to hold five
+attackers. Robust rules over the movements' inner products leave out or weigh down what lies apart
+(:mod:`strategies.robust_weights`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from statistics import median_low
 
 import torch
 from torch import Tensor
@@ -23,17 +25,25 @@ MAD_TO_SIGMA = 1.4826
 LEAST_SPREAD = 0.2
 """Least spread that is assumed, as a share of the median: honest clients of a small cohort differ by more by chance."""
 SMALLEST_COHORT = 4
-TOO_LONG = "its movement is far longer than the cohort's"
+TOO_LONG = "its movement is far longer than the others'"
 TOO_FAR = "its movement is among the farthest from the cohort's geometric median"
 
 
 @dataclass(frozen=True)
 class Screened:
-    """What is left of a round's updates: client-id -> reason of those left out, -> share kept of a cut movement."""
+    """What is left of a round's updates.
+
+    Attributes:
+        updates: that a method is to see.
+        left_out: client-id -> reason.
+        clipped: client-id -> share that was kept of a movement.
+        lengths: client-id -> length of the movement as it was sent, where it was measured.
+    """
 
     updates: list[ClientUpdate]
     left_out: dict[str, str] = field(default_factory=dict)
     clipped: dict[str, float] = field(default_factory=dict)
+    lengths: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Screen:
 
     Attributes:
         norm: ``clip`` (cut a long movement to the bound), ``reject`` or ``off``.
-        factor: the bound is median + factor * max(1.4826 MAD, 0.2 median) of the cohort's norms.
+        factor: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms.
         aggregation: ``mean``, ``median`` (weights of the geometric median) or ``trimmed`` (the farthest are left out).
         trim: share of the cohort that ``trimmed`` leaves out.
     """
@@ -52,32 +62,42 @@ class Screen:
     aggregation: str = "mean"
     trim: float = 0.3
 
-    def apply(self, updates: Sequence[ClientUpdate]) -> Screened:
-        """Return the updates that a method is to see; cohorts below four are only checked against their cards."""
+    def apply(self, updates: Sequence[ClientUpdate], former: Mapping[str, float] | None = None) -> Screened:
+        """Return the updates that a method is to see; fewer than four clients are only checked against their cards.
+
+        Args:
+            updates: usable replies of a round.
+            former: client-id -> length of the client's last movement before this round.
+        """
         result = _known_counts(updates)
-        if len(result.updates) >= SMALLEST_COHORT and self.norm != "off":
-            result = self._bounded(result)
+        if self.norm != "off":
+            result = self._bounded(result, former or {})
         if len(result.updates) >= SMALLEST_COHORT and self.aggregation != "mean":
             result = self._robust(result)
         return result
 
-    def _bounded(self, before: Screened) -> Screened:
-        lengths = [movement_norm(update) for update in before.updates]
-        bound = self._bound(lengths)
-        after = Screened([], before.left_out, before.clipped)
-        for update, length in zip(before.updates, lengths, strict=True):
+    def _bounded(self, before: Screened, former: Mapping[str, float]) -> Screened:
+        lengths = {update.card.client_id: movement_norm(update) for update in before.updates}
+        known = {**former, **lengths}
+        if len(known) < SMALLEST_COHORT:
+            return replace(before, lengths=lengths)
+        bound = self._bound(list(known.values()))
+        after = replace(before, updates=[], lengths=lengths)
+        for update in before.updates:
+            name, length = update.card.client_id, lengths[update.card.client_id]
             if length <= bound:
                 after.updates.append(update)
             elif self.norm == "clip" and not update.core:
-                after.clipped[update.card.client_id] = bound / length
+                after.clipped[name] = bound / length
                 after.updates.append(replace(update, end=_shortened(update, bound / length)))
             else:
-                after.left_out[update.card.client_id] = TOO_LONG
+                after.left_out[name] = TOO_LONG
         return after
 
     def _bound(self, lengths: Sequence[float]) -> float:
-        middle = median(lengths)
-        spread = MAD_TO_SIGMA * median(abs(length - middle) for length in lengths)
+        """Return the bound; the lower of two medians, for half of a small cohort may lie."""
+        middle = median_low(lengths)
+        spread = MAD_TO_SIGMA * median_low([abs(length - middle) for length in lengths])
         return middle + self.factor * max(spread, LEAST_SPREAD * middle)
 
     def _robust(self, before: Screened) -> Screened:
@@ -86,11 +106,11 @@ class Screen:
         if self.aggregation == "median":
             factors = (weights_to_median(products, shares) / (shares / shares.sum())).tolist()
             weighed = [replace(one, weight=factor) for one, factor in zip(before.updates, factors, strict=True)]
-            return Screened(weighed, before.left_out, before.clipped)
+            return replace(before, updates=weighed)
         far = farthest(distances_to_median(products, shares), int(self.trim * len(before.updates)))
         reasons = {before.updates[index].card.client_id: TOO_FAR for index in far}
         kept = [update for index, update in enumerate(before.updates) if index not in far]
-        return Screened(kept, before.left_out | reasons, before.clipped)
+        return replace(before, updates=kept, left_out=before.left_out | reasons)
 
 
 def movement_norm(update: ClientUpdate) -> float:

@@ -58,6 +58,27 @@ def test_small_cohorts_are_not_judged_by_each_other(lengths: tuple[float, ...]) 
     assert Screen(norm="reject", aggregation="trimmed").apply(updates).updates == updates
 
 
+def test_half_a_cohort_does_not_raise_the_bound() -> None:
+    screened = Screen().apply(updates_of_lengths(1.0, 1.1, 0.9, 1.0, 100.0, 101.0, 99.0, 100.0))
+    assert sorted(screened.clipped) == [f"client-{index}" for index in range(4, 8)]
+    assert max(lengths_of(screened.updates)) < 3.0
+
+
+def test_most_of_a_cohort_does_not_raise_the_bound_that_former_rounds_set() -> None:
+    updates = updates_of_lengths(1.0, 1.1, 0.9, 100.0, 101.0, 99.0, 100.0, 100.0)
+    assert not Screen().apply(updates).clipped
+    former = {f"other-{index}": 1.0 for index in range(6)} | {"client-7": 1.0}
+    screened = Screen().apply(updates, former)
+    assert sorted(screened.clipped) == [f"client-{index}" for index in range(3, 8)]
+    assert screened.lengths["client-7"] == pytest.approx(100.0)
+
+
+def test_a_small_cohort_is_judged_by_former_rounds() -> None:
+    former = {f"other-{index}": 1.0 + 0.1 * index for index in range(4)}
+    screened = Screen().apply(updates_of_lengths(1.0, 100.0), former)
+    assert list(screened.clipped) == ["client-1"]
+
+
 def test_off_and_mean_change_nothing() -> None:
     updates = updates_of_lengths(1.0, 1.0, 1.0, 1e6)
     assert Screen(norm="off").apply(updates).updates == updates
