@@ -94,7 +94,7 @@ def attacked_run(settings: Mapping[str, Scalar]) -> dict[str, Any]:
     workplace = open_workplace(config)
     nobody = {"zero_step": {"mean": 0.0}, "k_step": {"mean": 0.0}}
     evaluation = strategy.record.evaluation.get("seen", nobody)
-    asked = sum(map(len, strategy.cohorts.values())) / max(len(_seen(strategy)), 1)
+    asked = sum(map(len, strategy.history.cohorts.values())) / max(len(_seen(strategy)), 1)
     ledger = strategy.ledger
     return {
         "epsilon_signature": ledger.epsilon(1, 0) if config.privacy.signature_noise else None,

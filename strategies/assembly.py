@@ -9,8 +9,9 @@ from protocol.build import fresh_adapter
 from protocol.config import RunConfig
 from strategies.allow_list import AllowListFile
 from strategies.catalog import build_method
-from strategies.lora_strategy import LoraStrategy, RoundSettings
+from strategies.lora_strategy import LoraStrategy
 from strategies.roster import Roster
+from strategies.round_settings import RoundSettings
 from strategies.screening import Screen
 from strategies.shipping import Shipment
 

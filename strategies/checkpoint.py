@@ -13,13 +13,14 @@ from models.signature import Signature
 from models.state_file import read_state, write_state
 from models.state_tree import StateError
 from protocol.signature_messages import ClientCard
+from strategies.history import History
 from strategies.records import ClientScore
 
 log = logging.getLogger(__name__)
 KIND = "checkpoint"
 NAME = re.compile(r"round-(\d{5,})\.safetensors")
-VERSION = 2
-OWN_CLASSES = (ClientCard, Signature, ClientScore)
+VERSION = 3
+OWN_CLASSES = (ClientCard, Signature, ClientScore, History)
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,16 @@ class Checkpoint:
         state: the method's state: adapters, memory, learned modules, their optimisers and statistics.
         cards: client-id -> what the server knows of the client, also of those that left.
         scores: the last evaluation of every client.
-        cohorts: round -> the client-ids that were asked to train.
-        signatures: client-id -> how many it released, where it was more than one.
         random_states: of the process's global generators (:mod:`strategies.random_states`).
-        lengths: client-id -> length of its last movement, as it was sent.
+        history: what the clients were asked and told.
     """
 
     server_round: int
     state: Any
     cards: Mapping[str, ClientCard] = field(default_factory=dict)
     scores: Sequence[ClientScore] = ()
-    cohorts: Mapping[int, Sequence[str]] = field(default_factory=dict)
     random_states: Mapping[str, Any] = field(default_factory=dict)
-    signatures: Mapping[str, int] = field(default_factory=dict)
-    lengths: Mapping[str, float] = field(default_factory=dict)
+    history: History = field(default_factory=History)
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,14 @@ def _from_version_1(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {"server_round": saved["server_round"], "state": saved["value"]}
 
 
-MIGRATIONS: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _from_version_1}
+def _from_version_2(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Version 2 held the history's parts one by one, without the lengths of movements."""
+    parts = ("cohorts", "signatures")
+    history = History(**{name: dict(saved[name]) for name in parts if name in saved})
+    return {**{name: value for name, value in saved.items() if name not in parts}, "history": history}
+
+
+MIGRATIONS: Mapping[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _from_version_1, 2: _from_version_2}
 """Version -> what turns the content of a checkpoint of it into the next version's."""
 
 

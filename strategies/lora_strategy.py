@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -14,7 +14,6 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from models.adapter import Adapter
 from models.signature import drift
-from protocol.config import PrivacyConfig
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
 from protocol.local_plan import LocalPlan, whole
 from protocol.plan_records import as_received
@@ -24,34 +23,17 @@ from protocol.train_messages import TrainReply, TrainRequest
 from strategies import random_states
 from strategies.checkpoint import Checkpoint
 from strategies.exchange import Exchange
+from strategies.history import History
 from strategies.method import ClientUpdate, Method
-from strategies.privacy_ledger import PrivacyLedger, participations
+from strategies.privacy_ledger import PrivacyLedger
 from strategies.receiving import Intake, replies_as_they_come
 from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
 from strategies.roster import FederationError, Roster
+from strategies.round_settings import RoundSettings
 from strategies.sampling import sample_cohort
-from strategies.screening import Screen
 
 NOT_ASKED = "not asked: its node did not answer lately"
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RoundSettings:
-    """How rounds are made; seconds where a time is meant."""
-
-    clients_per_round: int
-    local_steps: int
-    evaluate_steps: Sequence[int]
-    evaluate_every: int
-    seed: int
-    min_clients: int
-    join_timeout: float
-    round_timeout: float
-    wire: str = "float32"
-    screen: Screen = field(default_factory=Screen)
-    min_replies: int = 1
-    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
 
 class LoraStrategy(Strategy):
@@ -72,9 +54,7 @@ class LoraStrategy(Strategy):
         self.state: Any = method.init(initial)
         self.scores: list[ClientScore] = []
         self.record = RoundRecord(0)
-        self.cohorts: dict[int, Sequence[str]] = {}
-        self.signatures: dict[str, int] = {}
-        self.lengths: dict[str, float] = {}
+        self.history = History()
         self.ledger = PrivacyLedger(settings.privacy)
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateRequest] = Exchange()
@@ -118,7 +98,7 @@ class LoraStrategy(Strategy):
         self.record.cohort = sample_cohort(
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
         )
-        self.cohorts[server_round] = self.record.cohort
+        self.history.cohorts[server_round] = self.record.cohort
         began, self._training, wire = time.perf_counter(), Exchange(), self.settings.wire
         for name, (start, plan) in self._served({name: clients[name] for name in self.record.cohort}).items():
             start, digest = as_received(start, plan, wire), clients[name].signature.digest()
@@ -157,7 +137,7 @@ class LoraStrategy(Strategy):
             self.record.training = training_figures(updates, told=not self.settings.privacy.adapter_noise)
             self.record.method = dict(self.method.report(self.state))
             self.record.add_seconds("training", sum(one.metrics.seconds for one in updates))
-        self.record.privacy = self.ledger.figures(participations(self.cohorts.values()), self.signatures)
+        self.record.privacy = self.history.spent(self.ledger)
         self.record.add_seconds("aggregating", time.perf_counter() - began)
         return self._anchor_arrays(), MetricRecord({"num_clients": len(updates)})
 
@@ -257,31 +237,21 @@ class LoraStrategy(Strategy):
             self.state,
             dict(self.roster.cards),
             list(self.scores),
-            dict(self.cohorts),
             random_states.capture(),
-            dict(self.signatures),
-            dict(self.lengths),
+            self.history.copy(),
         )
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take over what :meth:`checkpoint` returned; the next round is ``checkpoint.server_round + 1``."""
         self.state, self.scores = checkpoint.state, list(checkpoint.scores)
-        self.record, self.cohorts = RoundRecord(checkpoint.server_round), dict(checkpoint.cohorts)
-        self.signatures, self.lengths = dict(checkpoint.signatures), dict(checkpoint.lengths)
+        self.record, self.history = RoundRecord(checkpoint.server_round), checkpoint.history.copy()
         self.roster.cards.update(checkpoint.cards)
         random_states.restore(checkpoint.random_states)
 
     def _willing(self) -> dict[str, ClientCard]:
         """Return the clients that can be reached, train, and have not spent their privacy budget."""
         clients = {name: card for name, card in self.roster.reachable().items() if card.trains}
-        if not self.settings.privacy.epsilon:
-            return clients
-        asked, told = participations(self.cohorts.values()), self.signatures
-        return {
-            name: card
-            for name, card in clients.items()
-            if self.ledger.affords(told.get(name, 1), asked.get(name, 0) + 1)
-        }
+        return self.history.within_budget(clients, self.ledger)
 
     def _enough(self, usable: int) -> bool:
         """Tell whether a round counts; where it does not, the log says so, and the record where there were replies."""
@@ -336,8 +306,8 @@ class LoraStrategy(Strategy):
 
     def _screened(self, updates: Iterable[ClientUpdate]) -> list[ClientUpdate]:
         """Return the updates that the method is to see; who is left out or cut short is noted with the reason."""
-        screened = self.settings.screen.apply(list(updates), self.lengths)
-        self.lengths |= screened.lengths
+        screened = self.settings.screen.apply(list(updates), self.history.lengths)
+        self.history.lengths |= screened.lengths
         self._note_failures("train", screened.left_out)
         self.record.clipped = screened.clipped
         for name, share in screened.clipped.items():
@@ -352,7 +322,7 @@ class LoraStrategy(Strategy):
         known = [card.signature for card in self.roster.cards.values()]
         changed = {name: reply.signature for name, reply in replies.items() if reply.signature is not None}
         for name, signature in changed.items():
-            self.signatures[name] = self.signatures.get(name, 1) + 1
+            self.history.note_signature(name)
             card = self.roster.cards[name]
             self.record.drift[name] = drift(card.signature, signature, known)
             log.warning("client '%s' has other data now: its signature moved by %.2f", name, self.record.drift[name])

@@ -31,9 +31,10 @@ from protocol.config import RunConfig, Scalar
 from protocol.signature_messages import ClientCard, SignatureReply
 from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
 from strategies.catalog import build_method
-from strategies.lora_strategy import LoraStrategy, RoundSettings
+from strategies.lora_strategy import LoraStrategy
 from strategies.receiving import replies_as_they_come
 from strategies.roster import Roster
+from strategies.round_settings import RoundSettings
 
 FEW, MANY, ROUNDS, WIDTH, CLASSES = 50, 1000, 20, 64, 10
 SHAPES = {"attn.qkv": (192, 64), "attn.proj": (64, 64), "mlp.fc1": (128, 64), "mlp.fc2": (64, 128)}

@@ -20,9 +20,10 @@ from models.state_tree import pack
 from protocol.config import RunConfig
 from protocol.train_messages import TrainRequest
 from strategies.catalog import build_method
-from strategies.lora_strategy import LoraStrategy, RoundSettings
+from strategies.lora_strategy import LoraStrategy
 from strategies.records import RoundRecord
 from strategies.roster import FederationError, Roster
+from strategies.round_settings import RoundSettings
 from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card
 from tests.faults.table import Row
 

@@ -15,6 +15,7 @@ from models.state_file import write_state
 from models.state_tree import StateError
 from strategies import random_states
 from strategies.checkpoint import KIND, Checkpoint, CheckpointStore
+from strategies.history import History
 from strategies.records import ClientScore
 from tests.builders import make_card
 
@@ -130,10 +131,19 @@ def test_a_checkpoint_of_version_1_is_migrated(store):
     assert store.latest(CLASSES).cards == {}
 
 
+def test_a_checkpoint_of_version_2_keeps_its_history(store):
+    state = State(torch.full((2, 3), 1))
+    write_version(
+        store, {"version": 2, "server_round": 1, "state": state, "cohorts": {1: ["a"]}, "signatures": {"a": 2}}
+    )
+    assert latest(store) == 1
+    assert store.latest(CLASSES).history == History({1: ["a"]}, {"a": 2})
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"version": 3, "server_round": 1}, "a checkpoint of version 3, this program reads versions 1 to 2"),
+        ({"version": 4, "server_round": 1}, "a checkpoint of version 4, this program reads versions 1 to 3"),
         ({"version": "2"}, "a checkpoint of version 2, this program reads"),
         ({"version": 2, "server_round": 1, "other": 0}, "cannot be used: .*other"),
         ({"server_round": 1}, "cannot be used: 'value'"),
@@ -149,13 +159,15 @@ def test_another_version_or_content_is_refused_with_a_sentence(store, content, s
 def test_everything_comes_back(store):
     score = ClientScore("a", "d", True, "start", 3, 0.5, 0.6, 0.6, 1.0, 1.1, 0.9, {"0": 0.5, "10": 0.6})
     random_states.restore(before := random_states.capture())
-    saved = Checkpoint(7, State(torch.ones(1)), {"a": make_card("a")}, [score], {1: ["a"]}, before)
+    saved = Checkpoint(
+        7, State(torch.ones(1)), {"a": make_card("a")}, [score], before, History({1: ["a"]}, {"a": 2}, {"a": 0.5})
+    )
     store.save(saved, CLASSES)
     drawn = random.random(), np.random.rand(), float(torch.rand(1))
     found = store.latest(CLASSES)
     random_states.restore(found.random_states)
     assert (random.random(), np.random.rand(), float(torch.rand(1))) == drawn
-    assert (found.scores, found.cohorts) == ([score], {1: ["a"]})
+    assert (found.scores, found.history) == ([score], saved.history)
     assert found.cards["a"].signature.digest() == make_card("a").signature.digest()
 
 

@@ -15,10 +15,11 @@ from protocol.train_messages import TrainReply, TrainRequest
 from strategies.exchange import error_sentence
 from strategies.flexlora import FlexLoRA
 from strategies.hyperlora import HyperLoRA
-from strategies.lora_strategy import NOT_ASKED, LoraStrategy, RoundSettings
+from strategies.lora_strategy import NOT_ASKED, LoraStrategy
 from strategies.method import ClientUpdate
 from strategies.records import RoundRecord
 from strategies.roster import FederationError, Roster
+from strategies.round_settings import RoundSettings
 from tests.builders import (
     CLASSES,
     SIGNATURE_SIZE,
@@ -179,7 +180,7 @@ def test_a_client_that_was_away_when_the_run_was_resumed_is_still_known() -> Non
     second.start(LocalGrid(fake_client_app(there), {}, 3), num_rounds=4, start_round=4)
     assert away in second.state.memory
     assert away in second.final_adapters()
-    assert list(second.cohorts) == [1, 2, 3, 4]
+    assert list(second.history.cohorts) == [1, 2, 3, 4]
     assert not second.record.failures
 
 

@@ -177,7 +177,7 @@ def test_a_run_stops_when_every_client_has_spent_its_budget() -> None:
     ledger = PrivacyLedger(budget)
     most = max(count for count in range(100) if ledger.affords(1, count))
     strategy, records = run_with(budget, rounds=50)
-    asked = participations(strategy.cohorts.values())
+    asked = participations(strategy.history.cohorts.values())
     assert most >= 1
     assert set(asked.values()) == {most}
     assert len(records) < 50
