@@ -231,6 +231,11 @@ class HyperLoraConfig:
     learning_rate: float = key(0.05, "of what is learned; 0 keeps everything as it is", NOT_NEGATIVE)
     memory_limit: int = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all", NOT_NEGATIVE)
     merge_own: bool = key(False, "clients merge their start with their own last adapter at use (Potara's gate)")
+    rehearse: int = key(
+        0,
+        "clients that score before an evaluation how strongly newcomers should be personalised; 0 is none",
+        NOT_NEGATIVE,
+    )
     shuffle_signatures: bool = key(False, "describe clients by each other's signatures (an ablation)")
 
 

@@ -9,6 +9,7 @@ learned from the clients' validation loss (:mod:`strategies.hyperlora_learning`)
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from protocol.signature_messages import ClientCard
 from strategies.disk_memory import DiskMemory
 from strategies.hyperlora_generator import ServedGenerator, Teaching
 from strategies.hyperlora_learning import learn
+from strategies.hyperlora_newcomers import rehearsals, rehearsed
 from strategies.hyperlora_starts import generated_start, make_starts
 from strategies.hyperlora_state import INITIAL_METRIC, HyperLoraState, describe, description_groups
 from strategies.method import ClientUpdate, example_weights
@@ -54,6 +56,7 @@ class HyperLoRA:
         shuffled: whether clients are described by each other's signatures, drawn by their names (an ablation).
         memory: the empty memory: in RAM, or one that keeps most of its entries on disk.
         newcomer_share: least share of the generator in the start of a client without an entry in the memory.
+        rehearsing: clients that are asked for the strength that newcomers get; 0 where that is left at 1.
         merges_own: whether clients merge their start with their own last adapter at use (Potara's gate).
         generator_inputs: numbers that a description is reduced to for the generator.
     """
@@ -72,6 +75,7 @@ class HyperLoRA:
     memory: Mapping[str, Adapter] = field(default_factory=dict)
     merges_own: bool = False
     newcomer_share: float = 0.0
+    rehearsing: int = 0
 
     @property
     def state_classes(self) -> tuple[type, ...]:
@@ -115,13 +119,30 @@ class HyperLoRA:
 
     def starts(self, state: HyperLoraState, cards: Sequence[ClientCard]) -> Sequence[Adapter]:
         """Return the starts of many clients, for little more than those of a few."""
+        return self._starts(state, cards)
+
+    def _starts(
+        self, state: HyperLoraState, cards: Sequence[ClientCard], *, as_newcomers: bool = False
+    ) -> list[Adapter]:
         return make_starts(
             state,
             cards,
             generator=self.serving(state),
             attends=bool(self.strength),
             newcomer_share=self.newcomer_share,
+            as_newcomers=as_newcomers,
         )
+
+    def rehearsals(
+        self, state: HyperLoraState, cards: Sequence[ClientCard], server_round: int
+    ) -> dict[str, dict[str, Adapter]]:
+        """Return what some clients would start from if they were new, at several strengths."""
+        make = functools.partial(self._starts, as_newcomers=True)
+        return rehearsals(state, cards, self.rehearsing, server_round, make) if self.rehearsing else {}
+
+    def rehearsed(self, state: HyperLoraState, losses: Mapping[str, Mapping[str, float]]) -> HyperLoraState:
+        """Return the state with the strength that serves newcomers best."""
+        return rehearsed(state, losses)
 
     def plan(self, state: HyperLoraState, card: ClientCard) -> LocalPlan:
         """Have all of the start trained; merged with the client's own last adapter at use where that is switched on."""
@@ -169,6 +190,7 @@ class HyperLoRA:
             "temperature": float(psi["log_temperature"].exp()),
             "self_logit": float(psi["self_logit"]),
             **{f"metric {index}": float(one.exp()) for index, one in enumerate(psi["log_metric"])},
+            "newcomer_strength": state.newcomer_strength,
             **{f"strength {part}": float(one) for part, one in zip(parts, psi["strength"], strict=True)},
         }
         for name, gate in state.gates.items():
@@ -232,6 +254,7 @@ def build(config: RunConfig) -> HyperLoRA:
         memory=_empty_memory(config),
         merges_own=own.merge_own,
         newcomer_share=net.newcomer_share,
+        rehearsing=own.rehearse,
     )
 
 

@@ -41,6 +41,7 @@ class HyperLoraState:
         generator: parameters of the generator; empty before it was first trained.
         generator_optimizer: state of its optimiser.
         distilled: relative errors of the generator's last distillation.
+        newcomer_strength: how much of what it is attended or generated a client without an entry gets.
     """
 
     anchor: Adapter
@@ -57,6 +58,7 @@ class HyperLoraState:
     generator: Mapping[str, Tensor] | None = None
     generator_optimizer: Mapping[str, Any] | None = None
     distilled: Mapping[str, float] | None = None
+    newcomer_strength: float = 1.0
 
     @functools.cached_property
     def names(self) -> Sequence[str]:

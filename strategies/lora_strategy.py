@@ -141,6 +141,24 @@ class LoraStrategy(Strategy):
         self.record.add_seconds("aggregating", time.perf_counter() - began)
         return self._anchor_arrays(), MetricRecord({"num_clients": len(updates)})
 
+    def rehearse(self, grid: Grid, server_round: int, timeout: float) -> None:
+        """Have clients score what the method wants to know before an evaluation; who does not answer is left out."""
+        cards = [card for card in self.roster.reachable().values() if card.trains]
+        exchange: Exchange[EvaluateRequest] = Exchange()
+        for name, adapters in self.method.rehearsals(self.state, cards, server_round).items():
+            for track, adapter in adapters.items():
+                request = EvaluateRequest(name, server_round, [0], adapter, track, wire=self.settings.wire)
+                self._add(exchange, request, EvaluateRequest.TYPE, server_round)
+        if not exchange.sent:
+            return
+        answers = exchange.settle(replies_as_they_come(grid, exchange.messages(), timeout), EvaluateReply.decode)
+        self._note("rehearse", answers.failures, answers.bytes_down, answers.bytes_up)
+        losses: dict[str, dict[str, float]] = {}
+        for request, reply in answers.answered:
+            losses.setdefault(request.client_id, {})[request.track] = reply.validation_loss[0]
+        self.state = self.method.rehearsed(self.state, losses)
+        self.record.method = dict(self.method.report(self.state))
+
     def configure_evaluate(
         self,
         server_round: int,
@@ -211,6 +229,7 @@ class LoraStrategy(Strategy):
                 log.warning("round %d is the last: every client has spent its privacy budget", server_round)
                 self._last_round = server_round
             if server_round % self.settings.evaluate_every == 0 or server_round == self._last_round:
+                self.rehearse(grid, server_round, timeout)
                 asked = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
                 scored = self.aggregate_evaluate(server_round, replies_as_they_come(grid, asked, timeout))
                 if scored is not None:

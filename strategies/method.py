@@ -74,6 +74,14 @@ class Method(Protocol):
     def alternatives(self, state: Any, card: ClientCard) -> Mapping[str, Adapter]:
         """Return by name further adapters for the client, to be scored beside its start in the last evaluation."""
 
+    def rehearsals(
+        self, state: Any, cards: Sequence[ClientCard], server_round: int
+    ) -> Mapping[str, Mapping[str, Adapter]]:
+        """Return client-id -> name -> an adapter to be scored on the client's validation split before an evaluation."""
+
+    def rehearsed(self, state: Any, losses: Mapping[str, Mapping[str, float]]) -> Any:
+        """Return the state after those scores came in: client-id -> name -> validation loss (nats per label)."""
+
     def report(self, state: Any) -> Mapping[str, float]:
         """Return figures of the state for the metrics, by name."""
 
@@ -109,6 +117,16 @@ class Plain:
     def alternatives(self, state: Any, card: ClientCard) -> Mapping[str, Adapter]:
         """Return none."""
         return {}
+
+    def rehearsals(
+        self, state: Any, cards: Sequence[ClientCard], server_round: int
+    ) -> Mapping[str, Mapping[str, Adapter]]:
+        """Return none."""
+        return {}
+
+    def rehearsed(self, state: Any, losses: Mapping[str, Mapping[str, float]]) -> Any:
+        """Return the state as it is."""
+        return state
 
     def report(self, state: Any) -> Mapping[str, float]:
         """Return none."""

@@ -1,0 +1,55 @@
+"""How strongly newcomers are personalised: clients with an entry in the memory try on what they would get without it.
+
+Leave-one-out over clients: the start that a client would get as a newcomer, at several strengths, is scored on its own
+validation split, and newcomers get the strength with the lowest mean loss; 0 is the anchor.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from models.adapter import Adapter
+from protocol.build import derive_seed
+from protocol.signature_messages import ClientCard
+from strategies.hyperlora_state import HyperLoraState
+
+STRENGTHS = (0.0, 0.5, 1.0)
+LEAST_CLIENTS = 4
+NewcomerStarts = Callable[[HyperLoraState, Sequence[ClientCard]], Sequence[Adapter]]
+
+
+def rehearsals(
+    state: HyperLoraState, cards: Sequence[ClientCard], most: int, server_round: int, make: NewcomerStarts
+) -> dict[str, dict[str, Adapter]]:
+    """Return client-id -> strength (as text) -> the start that it would get as a newcomer.
+
+    Args:
+        state: of the server.
+        cards: clients that can be asked; those with an entry are.
+        most: so many of them at most, drawn anew every round.
+        server_round: the round.
+        make: makes starts as if clients had no entry.
+    """
+    known = sorted((card for card in cards if card.client_id in state.memory), key=lambda card: card.client_id)
+    if len(known) < LEAST_CLIENTS:
+        return {}
+    chosen = random.Random(derive_seed("rehearsal", server_round)).sample(known, min(most, len(known)))
+    tried: dict[str, dict[str, Adapter]] = {card.client_id: {} for card in chosen}
+    for strength in STRENGTHS:
+        for card, start in zip(chosen, make(replace(state, newcomer_strength=strength), chosen), strict=True):
+            tried[card.client_id][str(strength)] = start
+    return tried
+
+
+def rehearsed(state: HyperLoraState, losses: Mapping[str, Mapping[str, float]]) -> HyperLoraState:
+    """Return ``state`` with the strength of the lowest mean validation loss over clients that scored every strength.
+
+    Fewer than ``LEAST_CLIENTS`` of them change nothing.
+    """
+    full = [one for one in losses.values() if all(math.isfinite(one.get(str(s), math.nan)) for s in STRENGTHS)]
+    if len(full) < LEAST_CLIENTS:
+        return state
+    return replace(state, newcomer_strength=min(STRENGTHS, key=lambda s: sum(one[str(s)] for one in full)))

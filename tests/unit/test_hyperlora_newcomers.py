@@ -1,0 +1,70 @@
+"""Newcomers get the strength that clients with an entry found best for themselves, as if they had none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from models.adapter import Adapter, subtract
+from strategies.hyperlora import HyperLoRA
+from strategies.hyperlora_newcomers import STRENGTHS
+from strategies.hyperlora_state import HyperLoraState
+from strategies.method import ClientUpdate
+from tests.builders import make_adapter, make_card, make_metrics, moved, products
+
+CARDS = {name: make_card(name, seed=index) for index, name in enumerate("abcdefg")}
+KNOWN = [CARDS[name] for name in "abcdef"]
+METHOD = HyperLoRA(temperature=2.0, rehearsing=5)
+
+
+def after_one_round() -> HyperLoraState:
+    state = METHOD.register(METHOD.init(make_adapter(0)), CARDS)
+    updates = [
+        ClientUpdate(card, state.anchor, moved(state.anchor, card.client_id, 1), make_metrics()) for card in KNOWN
+    ]
+    return METHOD.aggregate(state, updates)
+
+
+def beyond_anchor(state: HyperLoraState, start: Adapter) -> float:
+    return sum(float(value.square().sum()) for value in products(subtract(start, state.anchor)).values())
+
+
+def losses(best: float, clients: str = "abcde") -> dict[str, dict[str, float]]:
+    return {name: {str(one): 1.0 + abs(one - best) for one in STRENGTHS} for name in clients}
+
+
+def test_clients_with_an_entry_try_on_what_they_would_get_without_it() -> None:
+    state = after_one_round()
+    tried = METHOD.rehearsals(state, list(CARDS.values()), 3)
+    assert len(tried) == 5
+    assert "g" not in tried
+    name, starts = next(iter(tried.items()))
+    without = replace(state, memory={other: one for other, one in state.memory.items() if other != name})
+    expected = products(METHOD.start(without, CARDS[name]))
+    for part, value in products(starts["1.0"]).items():
+        assert value.sub(expected[part]).abs().max() < 1e-4
+    assert beyond_anchor(state, starts["0.0"]) == pytest.approx(0.0, abs=1e-6)
+    full, half = (beyond_anchor(state, starts[name]) for name in ("1.0", "0.5"))
+    assert 1e-4 < half < full
+
+
+@pytest.mark.parametrize("best", STRENGTHS)
+def test_the_strength_with_the_lowest_loss_is_for_newcomers_alone(best: float) -> None:
+    state = after_one_round()
+    after = METHOD.rehearsed(state, losses(best))
+    assert after.newcomer_strength == best
+    for part, value in products(METHOD.start(after, CARDS["a"])).items():
+        assert value.equal(products(METHOD.start(state, CARDS["a"]))[part])
+    newcomer = beyond_anchor(after, METHOD.start(after, CARDS["g"]))
+    full = beyond_anchor(state, METHOD.start(state, CARDS["g"]))
+    assert (newcomer < 1e-6) if best == 0 else (newcomer > 1e-3 and (newcomer < full) == (best < 1))
+
+
+def test_too_few_scores_or_none_at_all_change_nothing() -> None:
+    state = after_one_round()
+    assert METHOD.rehearsed(state, losses(0.0, "abc")) is state
+    broken = {name: {**one, "0.5": float("nan")} for name, one in losses(0.0).items()}
+    assert METHOD.rehearsed(state, broken) is state
+    assert replace(METHOD, rehearsing=0).rehearsals(state, KNOWN, 1) == {}
+    assert METHOD.rehearsals(state, KNOWN[:3], 1) == {}
