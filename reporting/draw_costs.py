@@ -14,8 +14,15 @@ BYTES = {
     "train_up": "training, up",
     "evaluate_down": "evaluation, down",
     "evaluate_up": "evaluation, up",
+    "rehearse_down": "rehearsal, down",
+    "rehearse_up": "rehearsal, up",
 }
-SECONDS = {"waiting": "waiting for clients", "aggregating": "server work", "evaluating": "evaluation"}
+SECONDS = {
+    "waiting": "waiting for clients",
+    "aggregating": "server work",
+    "evaluating": "evaluation",
+    "rehearsing": "rehearsal",
+}
 MIB = 2**20
 
 

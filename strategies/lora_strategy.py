@@ -143,7 +143,7 @@ class LoraStrategy(Strategy):
 
     def rehearse(self, grid: Grid, server_round: int, timeout: float) -> None:
         """Have clients score what the method wants to know before an evaluation; who does not answer is left out."""
-        cards = [card for card in self.roster.reachable().values() if card.trains]
+        began, cards = time.perf_counter(), [card for card in self.roster.reachable().values() if card.trains]
         exchange: Exchange[EvaluateRequest] = Exchange()
         for name, adapters in self.method.rehearsals(self.state, cards, server_round).items():
             for track, adapter in adapters.items():
@@ -158,6 +158,7 @@ class LoraStrategy(Strategy):
             losses.setdefault(request.client_id, {})[request.track] = reply.validation_loss[0]
         self.state = self.method.rehearsed(self.state, losses)
         self.record.method = dict(self.method.report(self.state))
+        self.record.add_seconds("rehearsing", time.perf_counter() - began)
 
     def configure_evaluate(
         self,

@@ -48,7 +48,7 @@ class RoundRecord:
         method: what the method reports of its state.
         privacy: epsilon and delta of the client that told most so far; empty where no client adds noise.
         seconds: "training" summed over clients; "waiting" from first send to last reply; "aggregating" all server
-            work on adapters; "evaluating" the evaluation's wall time.
+            work on adapters; "evaluating" and "rehearsing" wall time.
     """
 
     server_round: int

@@ -194,6 +194,15 @@ def test_a_memory_on_disk_changes_nothing(finished: Path, tmp_path: Path) -> Non
     assert metrics_without_times(on_disk) == metrics_without_times(finished)
 
 
+def test_a_rehearsal_changes_what_newcomers_get_and_nothing_else(finished: Path, tmp_path: Path) -> None:
+    rehearsed = metrics_without_times(make_run(tmp_path / "run", **{"hyperlora.rehearse": 5}))
+    plain = metrics_without_times(finished)
+    assert plain[-1]["method"]["newcomer_strength"] == 1.0
+    assert rehearsed[-1]["method"]["newcomer_strength"] in (0.0, 0.5, 1.0)
+    assert [one["bytes"].get("rehearse_up", 0) > 0 for one in rehearsed] == [False, True, True]
+    assert rehearsed[-1]["evaluation"]["seen"] == plain[-1]["evaluation"]["seen"]
+
+
 def test_a_method_says_what_is_off(tmp_path: Path) -> None:
     off = {"generator.kind": "off", "corrector.rank": 0, "hyperlora.learning-rate": 0.0}
     directory = make_run(tmp_path / "off", **off)
