@@ -232,7 +232,7 @@ class HyperLoraConfig:
     memory_limit: int = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all", NOT_NEGATIVE)
     merge_own: bool = key(False, "clients merge their start with their own last adapter at use (Potara's gate)")
     rehearse: int = key(
-        0,
+        16,
         "clients that score before an evaluation how strongly newcomers should be personalised; 0 is none",
         NOT_NEGATIVE,
     )
