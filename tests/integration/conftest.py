@@ -11,7 +11,12 @@ from client_app.app import app as client_app
 from protocol.config import RunConfig
 from server_app.run import run
 
-SHORT = {"federation.rounds": 3, "federation.evaluate-every": 2, "federation.clients-per-round": 6}
+SHORT = {
+    "federation.rounds": 3,
+    "federation.evaluate-every": 2,
+    "federation.clients-per-round": 6,
+    "hyperlora.rehearse": 4,
+}
 
 
 def make_short_run(directory: Path, **overrides: bool | float | str) -> Path:

@@ -22,7 +22,12 @@ from protocol.config import RunConfig
 from server_app.run import run
 from strategies.roster import FederationError, Roster
 
-SMALL = {"federation.rounds": 3, "federation.clients-per-round": 6, "federation.evaluate-every": 2}
+SMALL = {
+    "federation.rounds": 3,
+    "federation.clients-per-round": 6,
+    "federation.evaluate-every": 2,
+    "hyperlora.rehearse": 4,
+}
 
 
 def make_run(directory: Path, **overrides: Any) -> Path:
