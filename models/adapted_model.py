@@ -56,6 +56,9 @@ class AdaptedModel:
         self.peft_model.eval()
         self.network = cast(nn.Module, self.peft_model.base_model.model)
         self._layers = {kind: self._layers_at(paths) for kind, paths in self._paths.items()}
+        for layers in self._layers.values():
+            for layer in layers:
+                fuse(layer)
         self._fresh_head = self.extract().head
 
     @property
@@ -176,7 +179,6 @@ class AdaptedModel:
             layer = self.network.get_submodule(name)
             if not isinstance(layer, LoraLayer):
                 raise AdapterError(f"module '{name}' of '{self.backbone.name}' carries no LoRA layer")
-            fuse(layer)
             layers.append(layer)
         return layers
 

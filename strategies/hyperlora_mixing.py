@@ -68,25 +68,23 @@ def mixed_memory(
     weights: Mapping[str, Tensor],
     *,
     anchor: Adapter,
-    with_anchor: bool,
     own: Adapter | None = None,
 ) -> MixedMemory:
-    """Return sum_j w_ij D_j + own_i (+ anchor) for n clients.
+    """Return anchor + sum_j w_ij D_j + own_i for n clients.
 
     Args:
         entries: the D_j, M of them.
         weights: part -> w, (n, M).
         anchor: the anchor, which deviations of this round hold as well.
-        with_anchor: whether it is part of the sum.
         own: an adapter batch of n, already weighted; None for nothing.
     """
     low_rank = {}
     for kind, base in anchor.low_rank.items():
         terms = [Factors(-base.B, base.A), *(one.low_rank[kind] for one in entries)]
         shared, membership = distinct_terms(terms)
-        columns = weights[kind] @ membership[1:] - float(with_anchor) * membership[0]
+        columns = weights[kind] @ membership[1:] - membership[0]
         low_rank[kind] = Mixtures(shared, columns, None if own is None else own.low_rank[kind])
-    heads = anchor.head.expand(len(weights[HEAD]), -1, -1) * float(with_anchor)
+    heads = anchor.head.expand(len(weights[HEAD]), -1, -1)
     if entries:
         heads = heads + torch.einsum("nm,mcw->ncw", weights[HEAD], torch.stack([one.head for one in entries]))
     return MixedMemory(low_rank, heads if own is None else heads + own.head)

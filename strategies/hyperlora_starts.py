@@ -79,7 +79,7 @@ def _starts_of_group(
         descriptions = torch.stack([state.description_of(card) for card in cards])
         shares = {part: scale * share[:, place] for place, part in enumerate(parts)}
         own = weighted_batch(generator.deviations(state, descriptions), shares)
-    mixed = mixed_memory(entries, weights, anchor=state.anchor, with_anchor=True, own=own)
+    mixed = mixed_memory(entries, weights, anchor=state.anchor, own=own)
     low_rank = {
         kind: truncated_mixtures(X, state.anchor.rank, state.anchor.low_rank[kind])
         for kind, X in mixed.low_rank.items()
