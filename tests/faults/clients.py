@@ -29,7 +29,7 @@ from tests.faults.table import Row
 
 CARDS = [make_card(f"client-{index}", trains=index < 6) for index in range(8)]
 NAMES = [card.client_id for card in CARDS]
-SETTINGS = RoundSettings(4, 10, (0, 10), 2, 0, min_clients=8, join_timeout=0.2, round_timeout=5.0)
+SETTINGS = RoundSettings(4, 10, (0, 10), 1, 0, min_clients=8, join_timeout=0.2, round_timeout=5.0)
 ROUNDS, STRUCK = 3, 2
 CRASHED = 8
 """Flower's code for a ClientApp whose process is gone."""
@@ -154,6 +154,7 @@ def undisturbed(heard: bool) -> LoraStrategy:
             error = Error(code=CLIENT_ERROR, reason="taken away")
             replies[-1:] = [Message(error, reply_to=messages[-1])] if heard else []
         strategy.aggregate_train(server_round, replies)
+        strategy.rehearse(grid, server_round, SETTINGS.round_timeout)
     return strategy
 
 
