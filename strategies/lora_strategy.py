@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,8 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from models.adapter import Adapter
 from models.signature import drift
 from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
-from protocol.local_plan import LocalPlan, whole
-from protocol.plan_records import as_received
+from protocol.local_plan import whole
 from protocol.records import encode_adapter
 from protocol.signature_messages import ClientCard
 from protocol.train_messages import TrainReply, TrainRequest
@@ -25,6 +24,7 @@ from strategies.checkpoint import Checkpoint
 from strategies.exchange import Exchange
 from strategies.history import History
 from strategies.method import ClientUpdate, Method
+from strategies.packing import Packer
 from strategies.privacy_ledger import PrivacyLedger
 from strategies.receiving import Intake, replies_as_they_come
 from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
@@ -56,6 +56,7 @@ class LoraStrategy(Strategy):
         self.record = RoundRecord(0)
         self.history = History()
         self.ledger = PrivacyLedger(settings.privacy)
+        self._packer = Packer(method, roster, settings)
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateRequest] = Exchange()
         self._sent_at = 0.0
@@ -99,12 +100,8 @@ class LoraStrategy(Strategy):
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
         )
         self.history.cohorts[server_round] = self.record.cohort
-        began, self._training, wire = time.perf_counter(), Exchange(), self.settings.wire
-        for name, (start, plan) in self._served({name: clients[name] for name in self.record.cohort}).items():
-            start, digest = as_received(start, plan, wire), clients[name].signature.digest()
-            steps, wants = self.settings.local_steps, self.method.wants
-            request = TrainRequest(name, server_round, steps, start, wants, digest, plan, wire)
-            self._add(self._training, request, TrainRequest.TYPE, server_round)
+        began, cohort = time.perf_counter(), {name: clients[name] for name in self.record.cohort}
+        self._training = self._packer.training(self.state, cohort, server_round)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._training.messages()
@@ -143,12 +140,7 @@ class LoraStrategy(Strategy):
 
     def rehearse(self, grid: Grid, server_round: int, timeout: float) -> None:
         """Have clients score what the method wants to know before an evaluation; who does not answer is left out."""
-        began, cards = time.perf_counter(), [card for card in self.roster.reachable().values() if card.trains]
-        exchange: Exchange[EvaluateRequest] = Exchange()
-        for name, adapters in self.method.rehearsals(self.state, cards, server_round).items():
-            for track, adapter in adapters.items():
-                request = EvaluateRequest(name, server_round, [0], adapter, track, wire=self.settings.wire)
-                self._add(exchange, request, EvaluateRequest.TYPE, server_round)
+        began, exchange = time.perf_counter(), self._packer.rehearsal(self.state, server_round)
         if not exchange.sent:
             return
         answers = exchange.settle(replies_as_they_come(grid, exchange.messages(), timeout), EvaluateReply.decode)
@@ -168,10 +160,8 @@ class LoraStrategy(Strategy):
         grid: Grid,
     ) -> list[Message]:
         """Ask every reachable client, seen and unseen, what the adapter made for it is worth."""
-        began, self._evaluation = time.perf_counter(), Exchange()
-        for name, served in self._served(self.roster.reachable()).items():
-            for request in self._evaluations(name, served, server_round):
-                self._add(self._evaluation, request, EvaluateRequest.TYPE, server_round)
+        began, last = time.perf_counter(), self._last_round == server_round
+        self._evaluation = self._packer.evaluation(self.state, server_round, last=last)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._evaluation.messages()
@@ -248,7 +238,7 @@ class LoraStrategy(Strategy):
         What a client keeps to itself is not in it.
         """
         cards = dict(sorted(self.roster.cards.items()))
-        return {name: (cards[name], whole(*served)) for name, served in self._served(cards).items()}
+        return {name: (cards[name], whole(*served)) for name, served in self._packer.served(self.state, cards).items()}
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that a run goes on from after the round that was made last."""
@@ -283,37 +273,6 @@ class LoraStrategy(Strategy):
             self.record.failures["round"] = f"{found}, federation.min-replies is {wanted}: the round changes nothing"
         log.warning("round %d changes nothing: %s", self.record.server_round, found)
         return False
-
-    def _evaluations(
-        self, name: str, served: tuple[Adapter, LocalPlan], server_round: int
-    ) -> Iterator[EvaluateRequest]:
-        (adapter, plan), card, wire = served, self.roster.cards[name], self.settings.wire
-        yield EvaluateRequest(name, server_round, self.settings.evaluate_steps, adapter, plan=plan, wire=wire)
-        if self._last_round == server_round:
-            for track, other in self.method.alternatives(self.state, card).items():
-                yield EvaluateRequest(name, server_round, [0], other, track, wire=wire)
-
-    def _served(self, cards: Mapping[str, ClientCard]) -> dict[str, tuple[Adapter, LocalPlan]]:
-        """Return by client-id its start, cut to the client's own rank where that is lower, and its plan."""
-        starts = self.method.starts(self.state, list(cards.values()))
-        return {
-            name: (
-                start.truncated(card.rank) if 0 < card.rank < start.rank else start,
-                self.method.plan(self.state, card),
-            )
-            for (name, card), start in zip(cards.items(), starts, strict=True)
-        }
-
-    def _add(self, exchange: Exchange[Any], request: Any, message_type: str, server_round: int) -> None:
-        node_id = self.roster.nodes[request.client_id]
-        exchange.add(
-            request,
-            message_type=message_type,
-            node_id=node_id,
-            ttl=self.settings.round_timeout,
-            server_round=server_round,
-            backbone=self.roster.shipment.fingerprint if self.roster.shipment else "",
-        )
 
     def _note(self, phase: str, failures: dict[str, str], bytes_down: int, bytes_up: int) -> None:
         self.record.bytes |= {f"{phase}_down": bytes_down, f"{phase}_up": bytes_up}
