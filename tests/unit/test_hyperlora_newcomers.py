@@ -61,6 +61,13 @@ def test_the_strength_with_the_lowest_loss_is_for_newcomers_alone(best: float) -
     assert (newcomer < 1e-6) if best == 0 else (newcomer > 1e-3 and (newcomer < full) == (best < 1))
 
 
+@pytest.mark.parametrize(("best", "lie"), [(0.0, 1.0), (1.0, 0.0), (0.5, 1.0)])
+def test_a_quarter_of_liars_does_not_choose_for_everybody(best: float, lie: float) -> None:
+    lies = {name: {str(one): 0.0 if one == lie else 1e6 for one in STRENGTHS} for name in "wxyz"}
+    after = METHOD.rehearsed(after_one_round(), losses(best, "abcdefghijkl") | lies)
+    assert after.newcomer_strength == best
+
+
 def test_too_few_scores_or_none_at_all_change_nothing() -> None:
     state = after_one_round()
     assert METHOD.rehearsed(state, losses(0.0, "abc")) is state
