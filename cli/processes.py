@@ -17,11 +17,17 @@ import psutil
 MARKER = "HYPERLORA_RUN"
 
 
-def marked_processes(mark: str) -> set[psutil.Process]:
-    """Return the living processes that bear ``mark``, their descendants and the rest of their sessions."""
+def marked_processes(mark: str, spared: int | None = None) -> set[psutil.Process]:
+    """Return the living processes that bear ``mark``, their descendants and the rest of their sessions.
+
+    Args:
+        mark: of the run.
+        spared: session that is the user's and not the run's, of which only bearers and descendants are returned; this
+            process's own by default.
+    """
     everyone = list(psutil.process_iter())
     bearers = [process for process in everyone if _bears(process, mark)]
-    sessions = {_session(process) for process in bearers} - {None, os.getsid(0)}
+    sessions = {_session(process) for process in bearers} - {None, os.getsid(0) if spared is None else spared}
     found = set(bearers) | {process for process in everyone if _session(process) in sessions}
     for process in bearers:
         with contextlib.suppress(psutil.Error):
@@ -29,13 +35,13 @@ def marked_processes(mark: str) -> set[psutil.Process]:
     return {process for process in found if process.pid != os.getpid() and _alive(process)}
 
 
-def end_marked(mark: str, patience: float = 5.0) -> None:
-    """Terminate every process that bears ``mark``; kill what still lives after ``patience`` seconds."""
-    known = marked_processes(mark)
+def end_marked(mark: str, patience: float = 5.0, spared: int | None = None) -> None:
+    """Terminate every process that :func:`marked_processes` finds; kill what still lives after ``patience`` seconds."""
+    known = marked_processes(mark, spared)
     _each(known, psutil.Process.terminate)
     _await_end(known, patience)
     for _ in range(10):
-        known |= marked_processes(mark)
+        known |= marked_processes(mark, spared)
         left = {process for process in known if _alive(process)}
         if not left:
             break

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.execution import simulate, submit_elsewhere
+from cli.expected import as_command_errors
 from cli.output import reports_errors
 from cli.settings import read_settings
 from cli.superlink import simulation_size
@@ -50,5 +51,10 @@ def run(
 
 
 def default_supernodes(config: RunConfig) -> int:
-    """Return how many nodes a simulation gets: one for each client that the data are divided over."""
-    return expected_clients(config.data)
+    """Return how many nodes a simulation gets: one for each client that the data are divided over.
+
+    Raises:
+        CommandError: the data cannot be read.
+    """
+    with as_command_errors():
+        return expected_clients(config.data)

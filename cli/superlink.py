@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cli.flower import Connection, base_environment, program
+from cli.guard import guarded
 from cli.output import CommandError
 from cli.processes import MARKER, end_marked
 from cli.signals import shielded
@@ -34,6 +35,8 @@ QUIET = {
 def own_superlink(log: Path) -> Iterator[Connection]:
     """Start a SuperLink on a free loopback port and end it with all its descendants after the block.
 
+    They are ended as well if this process is killed in the block.
+
     Args:
         log: file that the SuperLink's output is appended to.
 
@@ -42,16 +45,17 @@ def own_superlink(log: Path) -> Iterator[Connection]:
     """
     home = Path(tempfile.mkdtemp(prefix="hyperlora-"))
     mark = uuid.uuid4().hex
-    try:
-        port = free_port()
-        connection = Connection(NAME, _environment(home, mark))
-        _write_flower_config(home, port)
-        _await_health(_start(connection, port, log), port, log)
-        yield connection
-    finally:
-        with shielded():
-            end_marked(mark)
-            shutil.rmtree(home, ignore_errors=True)
+    with guarded(mark, home):
+        try:
+            port = free_port()
+            connection = Connection(NAME, _environment(home, mark))
+            _write_flower_config(home, port)
+            _await_health(_start(connection, port, log), port, log)
+            yield connection
+        finally:
+            with shielded():
+                end_marked(mark)
+                shutil.rmtree(home, ignore_errors=True)
 
 
 def simulation_size(supernodes: int, cpus: int, gpus: float) -> str:

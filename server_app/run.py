@@ -43,7 +43,7 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
             written to ``error.txt`` in the run directory.
     """
     directory = RunDirectory.open(str(values.get("run.output-dir", "")), resume=bool(values.get("run.resume", False)))
-    with directory.recording_errors():
+    with directory.recording_errors(), directory.held():
         config = RunConfig.parse({**values, "run.output-dir": str(directory.path)})
         torch.set_num_threads(SERVER_THREADS)
         console = RunConsole(directory.path / "console.log", rounds=config.federation.rounds, echo=echo)

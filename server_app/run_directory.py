@@ -12,10 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from models.state_file import replace_file
 from protocol.config import ConfigError, RunConfig
 
 log = logging.getLogger(__name__)
+LOCK, PATIENCE = ".lock", 10.0
+"""Who writes to a run directory holds this file's lock; a run that is just being ended gets so many seconds."""
 CONFIG, METRICS, EVALUATION = "config.json", "metrics.jsonl", "evaluation.json"
 MAY_CHANGE = ("run.", "federation.rounds", "federation.evaluate", "federation.join", "federation.round-timeout")
 
@@ -48,11 +52,30 @@ class RunDirectory:
             raise ConfigError(f"run.output-dir '{path}' holds no run to go on with")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            for leftover in path.glob(".*.tmp"):
-                leftover.unlink()
         except OSError as error:
             raise ConfigError(f"run.output-dir '{path}' cannot be made: {error.strerror}") from error
         return cls(path)
+
+    @contextmanager
+    def held(self, patience: float = PATIENCE) -> Iterator[None]:
+        """Keep other runs out of the directory inside the block, and drop the unfinished files of an earlier one.
+
+        Raises:
+            ConfigError: another run still writes to it after ``patience`` seconds.
+        """
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=patience)
+            for leftover in self.path.glob(".*.tmp"):
+                leftover.unlink()
+        except Timeout:
+            raise ConfigError(f"another run writes to run.output-dir '{self.path}': let it end, or stop it") from None
+        except OSError as error:
+            raise ConfigError(f"run.output-dir '{self.path}' cannot be used: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``value`` as indented JSON, in one step: a reader finds the old file or the new one."""

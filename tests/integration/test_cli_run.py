@@ -46,10 +46,10 @@ def main(grid, context):
     if context.run_config["seed"] == 1:
         (folder / "error.txt").write_text("the sky is too low\\n")
         raise ValueError("low")
-    if context.run_config["seed"] == 2:
+    if context.run_config["seed"] >= 2:
         time.sleep(300)
 """
-COMPLETES, FAILS, SLEEPS = 0, 1, 2
+COMPLETES, FAILS, SLEEPS, KILLED = 0, 1, 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,15 @@ def mark():
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, mark):
-    """Run the app three times at once, interrupt the run that sleeps, and return (status, out, err) of each."""
+    """Run the app four times at once, interrupt one that sleeps, kill the other, return (status, out, err) of each."""
     folder = tmp_path_factory.mktemp("cli")
     write_app(folder)
-    runs = {seed: start(folder, mark, seed) for seed in (COMPLETES, FAILS, SLEEPS)}
+    runs = {seed: start(folder, mark, seed) for seed in (COMPLETES, FAILS, SLEEPS, KILLED)}
     try:
         wait_for(folder / f"run {SLEEPS}" / "console.log", runs[SLEEPS])
         runs[SLEEPS].send_signal(signal.SIGINT)
+        wait_for(folder / f"run {KILLED}" / "console.log", runs[KILLED])
+        runs[KILLED].kill()
         outputs = {seed: run.communicate(timeout=180) for seed, run in runs.items()}
     finally:
         for run in runs.values():
@@ -133,5 +135,11 @@ def test_ctrl_c_says_where_the_results_lie_and_ends_with_130(outcomes):
     assert err.endswith("run 2\n")
 
 
-def test_no_process_is_left(outcomes, mark):
-    assert [process.cmdline() for process in psutil.process_iter() if bears(process, mark)] == []
+def test_no_process_is_left_not_even_by_the_command_that_was_killed(outcomes, mark):
+    assert outcomes[KILLED][0] == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while (left := [process for process in psutil.process_iter() if bears(process, mark)]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.2)
+    assert left == []

@@ -128,6 +128,8 @@ def test_the_command_passes_the_settings_and_the_size_on(app_dir, no_run):
         (["app", "--method", "magic"], "must be one of 'hyperlora'"),
         (["app", "--cpus-per-client", "9999"], "--cpus-per-client 9999 exceeds the"),
         (["app", "-c", "data.path=gone"], "/gone' does not exist"),
+        (["app", "-c", "data.name=folder", "-c", "data.path=empty"], "there are no images in"),
+        (["app", "-c", "data.name=folder", "-c", "data.path=gone"], "/gone'"),
         (["app", "-c", "model.weights=gone.safetensors"], "model.weights = "),
         (["app", "--output-dir", "bad.toml"], "cannot be made: File exists"),
     ],
