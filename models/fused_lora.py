@@ -1,9 +1,9 @@
 """PEFT's LoRA layer computed in one large product: x (W + s B A)^T instead of x W^T + s (x A^T) B^T.
 
 Forming W + s B A costs 2 r operations for each of its numbers, and saves, forward and backward, two thin products and
-the passes over all activations that scale and add them up. Backward only the factors get a gradient, through r columns:
-dB = s ((A X^T) dY)^T, dA = s (B^T dY^T) X, in this order: at r = 4 a product with r rows is five times as fast as one
-with r columns. W + s B A is formed anew there, so no more memory is held than without.
+the passes over all activations that scale and add them up. Backward only the factors get a gradient, through matrices
+of r rows: dB = s ((A X^T) dY)^T, dA = s (B^T dY^T) X. With r columns, as in X A^T and dY B, the same products take up to
+five times as long at r = 4. W + s B A is formed anew there, so no more memory is held than without.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class FusedLoraLinear(LoraLinear):
 
 
 class _LowRankLinear(torch.autograd.Function):
-    """y = x (W + s B A)^T + b, W and b frozen."""
+    """y = x (W + s B A)^T + b, W and b frozen.
+
+    Shapes: x (..., in), W (out, in), b (out,), A (r, in), B (out, r), y (..., out).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:

@@ -19,6 +19,7 @@ from protocol.signature_messages import ClientCard
 from strategies.hyperlora_state import HyperLoraState
 
 STRENGTHS = (0.0, 0.5, 1.0)
+"""What is tried; the first is the anchor, which every loss is compared with."""
 LEAST_CLIENTS = 4
 TRIMMED = 0.25
 """Share of the clients that is left out at either end of a strength's losses."""
