@@ -2,8 +2,8 @@
 
 Forming W + s B A costs 2 r operations for each of its numbers, and saves, forward and backward, two thin products and
 the passes over all activations that scale and add them up. Backward only the factors get a gradient, through matrices
-of r rows: dB = s ((A X^T) dY)^T, dA = s (B^T dY^T) X. With r columns, as in X A^T and dY B, the products take up to five
-times as long at r = 4. W + s B A is formed anew there, so no more memory is held than without.
+of r rows: dB = s ((A X^T) dY)^T, dA = s (B^T dY^T) X. With r columns, as in X A^T and dY B, the products take up to
+five times as long at r = 4. W + s B A is formed anew there, so no more memory is held than without.
 """
 
 from __future__ import annotations
