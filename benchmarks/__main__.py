@@ -16,9 +16,9 @@ from benchmarks.pool import run_all
 from benchmarks.result import is_there, load_results
 from benchmarks.suite import Job, SuiteError, has_grid, load_jobs, suite_title
 from benchmarks.tuning import choose
-from cli.output import CommandError
-from cli.settings import PATH_KEYS, absolute, parse_override
-from protocol.config import ConfigError
+from hyperlora.cli.output import CommandError
+from hyperlora.cli.settings import PATH_KEYS, absolute, parse_override
+from hyperlora.config.schema import ConfigError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 console = Console()

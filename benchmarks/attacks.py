@@ -20,10 +20,11 @@ from flwr.app import Array, ArrayRecord, Context, Message
 
 from benchmarks.markdown import cell, markdown
 from client_app import workplace
-from data.federation import ClientData, Federation, Samples
-from protocol.build import build_federation, derive_seed
-from protocol.config import RunConfig
-from protocol.train_messages import TrainRequest
+from hyperlora.config.schema import RunConfig
+from hyperlora.data.federation import ClientData, Federation, Samples
+from hyperlora.messages.train import TrainRequest
+from hyperlora.seeds import derive_seed
+from hyperlora.task import build_federation
 
 NOISE_LENGTH, SCALE = 10.0, 100.0
 ATTACKS = ("noise", "sign-flip", "scale-100", "label-flip")

@@ -18,12 +18,13 @@ from client_app.keeping import NothingKept
 from client_app.tasks import evaluate_adapter
 from client_app.training import OptimizerSpec
 from client_app.workplace import Workplace, open_workplace
-from models.adapter import Adapter
-from protocol.build import derive_seed, fresh_adapter
-from protocol.evaluate_messages import EvaluateRequest
-from protocol.signature_messages import ClientCard
+from hyperlora.messages.evaluate import EvaluateRequest
+from hyperlora.messages.signature import ClientCard
+from hyperlora.seeds import derive_seed
+from hyperlora.task import fresh_adapter
+from models.adapters.adapter import Adapter
 from server_app.environment import describe_environment
-from strategies.records import ClientScore, RoundRecord, client_score, evaluation_figures
+from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures
 
 
 def run_centralised(job: Job, target: Path) -> None:

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, Error, Message
 from flwr.clientapp import ClientApp
 
 from benchmarks.local_grid import CLIENT_ERROR, LocalGrid, expired
-from protocol.train_messages import TrainRequest
+from hyperlora.messages.train import TrainRequest
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,14 @@ from benchmarks.run_job import NODES
 from client_app.keeping import NothingKept
 from client_app.tasks import train_start
 from client_app.workplace import PREFIX_BATCH, Workplace, open_workplace
-from models.adapter import Adapter
-from models.prior import add_prior
-from models.signature import Signature
-from protocol.build import build_model
-from protocol.config import RunConfig, Scalar
-from protocol.train_messages import TrainRequest
+from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.messages.train import TrainRequest
+from hyperlora.task import build_model
+from models.adapters.adapter import Adapter
+from models.personalization.prior import add_prior
+from models.personalization.signature import Signature
 from server_app.run import build_strategy
-from strategies.lora_strategy import LoraStrategy
+from strategies.engine.strategy import LoraStrategy
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "membership.json"

@@ -24,14 +24,14 @@ from benchmarks.local_grid import LocalGrid
 from benchmarks.markdown import markdown
 from benchmarks.result import current_commit, write_json
 from benchmarks.run_job import NODES
-from cli.output import CommandError
-from cli.settings import PATH_KEYS, absolute, flatten, parse_override, read_toml
-from data.hub_images import encoded_images
-from data.plans import DividedFederation
-from protocol.build import build_federation
-from protocol.config import RunConfig, Scalar
-from reporting.figures import scores_by_client
-from reporting.run_files import RunFiles
+from hyperlora.cli.output import CommandError
+from hyperlora.cli.settings import PATH_KEYS, absolute, flatten, parse_override, read_toml
+from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.data.hub_images import encoded_images
+from hyperlora.data.plans import DividedFederation
+from hyperlora.reporting.figures import scores_by_client
+from hyperlora.reporting.run_files import RunFiles
+from hyperlora.task import build_federation
 
 HERE = Path(__file__).parent
 MOST_LOSS = 0.02

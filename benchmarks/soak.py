@@ -23,8 +23,8 @@ from flwr.app import Message
 from benchmarks.faulty_grid import FaultyGrid, at_random, not_finite, raises, silent, wrong_shape
 from benchmarks.markdown import markdown
 from benchmarks.perf.measure import machine
-from protocol.config import RunConfig, Scalar
-from protocol.train_messages import TrainRequest
+from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.messages.train import TrainRequest
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
 NODES, DOMAINS = 4, 4

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.axes import settings_of, split_name
-from protocol.config import RunConfig, Scalar
+from hyperlora.config.schema import RunConfig, Scalar
 
 HERE = Path(__file__).parent
 TUNED = HERE / "tuned"

@@ -12,15 +12,15 @@ from client_app.shipped_backbone import BackboneMissingError, store_of, with_shi
 from client_app.site import clients_of, read_site
 from client_app.tasks import describe_clients, evaluate_adapter, personal_adapter, train_start
 from client_app.workplace import Workplace, open_workplace
-from models.adapter import Adapter
-from protocol.backbone_messages import BackbonePart, BackboneReceipt, named_backbone
-from protocol.build import fresh_adapter
-from protocol.config import RunConfig
-from protocol.evaluate_messages import START_TRACK, EvaluateRequest
-from protocol.local_plan import whole
-from protocol.records import ProtocolError, encode_adapter
-from protocol.signature_messages import SignatureReply, SignatureRequest
-from protocol.train_messages import TrainRequest
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.backbone import BackbonePart, BackboneReceipt, named_backbone
+from hyperlora.messages.codec import ProtocolError, encode_adapter
+from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
+from hyperlora.messages.plan import whole
+from hyperlora.messages.signature import SignatureReply, SignatureRequest
+from hyperlora.messages.train import TrainRequest
+from hyperlora.task import fresh_adapter
+from models.adapters.adapter import Adapter
 
 app = ClientApp()
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from client_app.training import TokenSet, loss_gradient
-from models.adapter import Adapter
+from models.adapters.adapter import Adapter
 
 if TYPE_CHECKING:
-    from models.adapted_model import AdaptedModel
+    from models.adapters.adapted_model import AdaptedModel
 
 DAMPING = 0.1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from models.adapter import Adapter
+from models.adapters.adapter import Adapter
 
 
 class Keeper(Protocol):

@@ -15,10 +15,10 @@ from torch import Tensor
 from client_app.fisher import merging_weight
 from client_app.keeping import Keeper
 from client_app.workplace import Workplace
-from models.adapter import Adapter, combine
-from models.low_rank import Factors
-from models.prior import add_prior
-from protocol.local_plan import LocalPlan
+from hyperlora.messages.plan import LocalPlan
+from models.adapters.adapter import Adapter, combine
+from models.lowrank.factors import Factors
+from models.personalization.prior import add_prior
 
 REFERENCE_SAMPLES = 5
 FISHER_SAMPLES = 30

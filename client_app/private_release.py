@@ -14,11 +14,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from models.adapter import Adapter
-from protocol.build import derive_seed
-from protocol.config import RunConfig
-from protocol.local_plan import chosen
-from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.plan import chosen
+from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
+from hyperlora.seeds import derive_seed
+from models.adapters.adapter import Adapter
 
 
 def noise_seed(config: RunConfig, *, secret: bool, purpose: tuple[str | int, ...]) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from client_app.site import Site
 from client_app.site_state import PRIVATE, SiteState
-from protocol.backbone_messages import BackbonePart
-from protocol.config import ConfigError, RunConfig
-from protocol.records import ProtocolError
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.messages.backbone import BackbonePart
+from hyperlora.messages.codec import ProtocolError
 
 FOLDER = "backbones"
 log = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.federation import ClientData, DataError, Federation
-from protocol.client_id import RULE, is_client_id
-from protocol.config import ConfigError, RunConfig, Scalar
-from protocol.config_parsing import NOT_NEGATIVE, Check, build, checked, key, keys_of, nearest, one_of
+from hyperlora.config.parsing import NOT_NEGATIVE, Check, build, checked, key, keys_of, nearest, one_of
+from hyperlora.config.schema import ConfigError, RunConfig, Scalar
+from hyperlora.data.federation import ClientData, DataError, Federation
+from hyperlora.messages.signature import RULE, is_client_id
 
 SIMULATION_KEYS = ("partition-id", "num-partitions")
 ABSOLUTE: Check = (lambda value: not value or Path(value).is_absolute(), "an absolute path")

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from client_app.training import TokenSet
-from data.federation import Samples
-from models.signature import Signature
-from models.state_file import read_state, write_state
-from models.state_tree import StateError
-from protocol.config import ConfigError
+from hyperlora.config.schema import ConfigError
+from hyperlora.data.federation import Samples
+from hyperlora.storage.state_file import read_state, write_state
+from hyperlora.storage.state_tree import StateError
+from models.personalization.signature import Signature
 
 VERSION = 1
 """Count up when a cached value would come out differently from the same key."""

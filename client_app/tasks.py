@@ -14,18 +14,18 @@ from client_app.personal import Composition, composed
 from client_app.private_release import private
 from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
 from client_app.workplace import Workplace
-from data.federation import DataError
-from models.adapter import Adapter, resized
-from models.prior import add_prior, remove_prior
-from models.signature import Signature
-from models.start_gradient import GradientSpec, part_vectors
-from protocol.build import derive_seed
-from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
-from protocol.signature_messages import ClientCard, SignatureReply
-from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
+from hyperlora.data.federation import DataError
+from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.signature import ClientCard, SignatureReply
+from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
+from hyperlora.seeds import derive_seed
+from models.adapters.adapter import Adapter, resized
+from models.adapters.gradient import GradientSpec, part_vectors
+from models.personalization.prior import add_prior, remove_prior
+from models.personalization.signature import Signature
 
 if TYPE_CHECKING:
-    from models.adapted_model import AdaptedModel
+    from models.adapters.adapted_model import AdaptedModel
 
 
 def describe_clients(workplace: Workplace, client_ids: Sequence[str]) -> SignatureReply:

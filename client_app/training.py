@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.adapter import Adapter
-from models.backbone import NO_TARGET
+from models.adapters.adapter import Adapter
+from models.backbones.backbone import NO_TARGET
 
 if TYPE_CHECKING:
-    from models.adapted_model import AdaptedModel
+    from models.adapters.adapted_model import AdaptedModel
 
 EVALUATION_BATCH, TOKEN_BATCH = 256, 16
 

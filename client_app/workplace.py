@@ -22,13 +22,7 @@ from client_app.private_release import noise_seed
 from client_app.site import Site, federation_of
 from client_app.site_state import SiteState, cache_key, digest_of
 from client_app.training import TokenSet
-from data.federation import ClientData, Federation, Samples
-from models.adapter import Adapter
-from models.backbone import Backbone, Inputs
-from models.private_signature import private_signature
-from models.signature import Signature, class_frequencies, compute_signature
-from protocol.build import build_federation, build_model
-from protocol.config import (
+from hyperlora.config.schema import (
     ConfigError,
     DataConfig,
     LoraConfig,
@@ -37,10 +31,15 @@ from protocol.config import (
     RunConfig,
     SignatureConfig,
 )
+from hyperlora.data.federation import ClientData, Federation, Samples
+from hyperlora.task import build_federation, build_model
+from models.adapters.adapter import Adapter
+from models.backbones.backbone import Backbone, Inputs
+from models.personalization.signature import Signature, class_frequencies, compute_signature, private_signature
 
 if TYPE_CHECKING:
-    from models.adapted_model import AdaptedModel
-    from models.backbone import Backbone
+    from models.adapters.adapted_model import AdaptedModel
+    from models.backbones.backbone import Backbone
 
 PREFIX_BATCH = 64
 LEAST_SHARED_WORK = 50_000_000

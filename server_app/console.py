@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from protocol.config import RunConfig
-from strategies.records import RoundRecord
+from hyperlora.config.schema import RunConfig
+from strategies.engine.records import RoundRecord
 
 log = logging.getLogger(__name__)
 GROUPS = ("seen", "unseen")

@@ -11,24 +11,24 @@ from pathlib import Path
 import torch
 from flwr.serverapp import Grid
 
-from models.adapted_model import AdaptedModel
-from models.prior import add_prior
-from protocol.build import backbone_file, build_model, cohort_size, data_set_info, expected_clients, fresh_adapter
-from protocol.client_list import FILE_NAME as CLIENTS_FILE
-from protocol.client_list import ClientList
-from protocol.config import ConfigError, RunConfig, Scalar
+from hyperlora.config.schema import ConfigError, RunConfig, Scalar
+from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients, fresh_adapter
+from models.adapters.adapted_model import AdaptedModel
+from models.personalization.prior import add_prior
 from server_app.console import RunConsole
 from server_app.environment import describe_environment
 from server_app.figure import draw_accuracy
 from server_app.run_directory import EVALUATION, METRICS, RunDirectory
 from server_app.sinks import Sinks, open_sinks
-from strategies.allow_list import AllowListFile
-from strategies.assembly import build_roster, round_settings
-from strategies.catalog import build_method
-from strategies.checkpoint import CheckpointStore
-from strategies.lora_strategy import LoraStrategy
-from strategies.records import RoundRecord
-from strategies.shipping import Shipment
+from strategies.engine.assembly import build_roster, round_settings
+from strategies.engine.checkpoint import CheckpointStore
+from strategies.engine.records import RoundRecord
+from strategies.engine.strategy import LoraStrategy
+from strategies.federation.allow_list import AllowListFile
+from strategies.federation.client_list import FILE_NAME as CLIENTS_FILE
+from strategies.federation.client_list import ClientList
+from strategies.federation.shipping import Shipment
+from strategies.methods.registry import build_method
 
 log = logging.getLogger(__name__)
 SERVER_THREADS = 1

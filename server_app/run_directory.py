@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from models.state_file import replace_file
-from protocol.config import ConfigError, RunConfig
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.storage.state_file import replace_file
 
 log = logging.getLogger(__name__)
 LOCK, PATIENCE = ".lock", 10.0

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from protocol.config import ConfigError, RunConfig
-from strategies.records import RoundRecord
+from hyperlora.config.schema import ConfigError, RunConfig
+from strategies.engine.records import RoundRecord
 
 log = logging.getLogger(__name__)
 AUTO = "auto"

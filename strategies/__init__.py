@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from strategies.assembly import HyperLoRA
+    from strategies.engine.assembly import HyperLoRA
 
 __all__ = ["HyperLoRA"]
 
@@ -14,6 +14,6 @@ def __getattr__(name: str) -> Any:
     """Import the strategy when it is asked for: torch takes seconds."""
     if name != "HyperLoRA":
         raise AttributeError(f"module 'strategies' has no attribute '{name}'")
-    from strategies import assembly
+    from strategies.engine import assembly
 
     return assembly.HyperLoRA

@@ -8,13 +8,13 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from models.adapter import Adapter
-from models.low_rank import Factors
-from models.signature import Signature
-from models.start_gradient import part_vectors
-from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
-from protocol.signature_messages import ClientCard, SignatureReply
-from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
+from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.signature import ClientCard, SignatureReply
+from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
+from models.adapters.adapter import Adapter
+from models.adapters.gradient import part_vectors
+from models.lowrank.factors import Factors
+from models.personalization.signature import Signature
 
 RANK, CLASSES, WIDTH, BLOCKS = 2, 3, 6, 4
 SHAPES = {"attn.qkv": (7, 5), "mlp.fc1": (9, 8)}

@@ -14,12 +14,12 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from cli import flower
-from cli.flower import Connection, RunStatus
-from cli.follow import follow
-from cli.main import app
-from cli.processes import MARKER, end_marked, marked_processes
-from cli.superlink import free_port
+from hyperlora.cli import flower
+from hyperlora.cli.flower import Connection, RunStatus
+from hyperlora.cli.follow import follow
+from hyperlora.cli.main import app
+from hyperlora.cli.processes import MARKER, end_marked, marked_processes
+from hyperlora.cli.superlink import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 HOST = "127.0.0.1"

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from protocol.client_list import ClientList
-from protocol.config import RunConfig
-from protocol.signature_messages import ClientCard
-from strategies.catalog import build_method
-from strategies.checkpoint import Checkpoint, CheckpointStore
-from strategies.method import ClientUpdate
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.signature import ClientCard
+from strategies.engine.checkpoint import Checkpoint, CheckpointStore
+from strategies.federation.client_list import ClientList
+from strategies.methods.base import ClientUpdate
+from strategies.methods.registry import build_method
 from tests.builders import make_adapter, make_card, make_metrics, moved
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")

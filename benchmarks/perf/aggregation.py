@@ -12,9 +12,9 @@ import torch
 
 from benchmarks.perf.measure import Comparison, in_turns
 from benchmarks.perf.vit import VIT_B, made_up_adapter
-from models.adapter import Adapter
-from models.low_rank import Factors
-from models.product_sum import RAM_LIMIT, ProductSum
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
+from models.lowrank.product_sum import RAM_LIMIT, ProductSum
 
 RANK, BLOCKS, POOL, MANY, AMPLE = 8, 12, 30, 1000, 2**30
 BARS = {10: "at least 50", 100: "at least 15"}

@@ -23,18 +23,18 @@ from flwr.clientapp import ClientApp
 from benchmarks.local_grid import LocalGrid
 from benchmarks.perf.measure import Comparison
 from benchmarks.perf.vit import made_up_adapter
-from models.adapter import Adapter
-from models.signature import Signature
-from models.start_gradient import part_vectors
-from protocol.build import derive_seed
-from protocol.config import RunConfig, Scalar
-from protocol.signature_messages import ClientCard, SignatureReply
-from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
-from strategies.catalog import build_method
-from strategies.lora_strategy import LoraStrategy
-from strategies.receiving import replies_as_they_come
-from strategies.roster import Roster
-from strategies.round_settings import RoundSettings
+from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.messages.signature import ClientCard, SignatureReply
+from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
+from hyperlora.seeds import derive_seed
+from models.adapters.adapter import Adapter
+from models.adapters.gradient import part_vectors
+from models.personalization.signature import Signature
+from strategies.engine.settings import RoundSettings
+from strategies.engine.strategy import LoraStrategy
+from strategies.engine.transport import replies_as_they_come
+from strategies.federation.roster import Roster
+from strategies.methods.registry import build_method
 
 FEW, MANY, ROUNDS, WIDTH, CLASSES = 50, 1000, 20, 64, 10
 SHAPES = {"attn.qkv": (192, 64), "attn.proj": (64, 64), "mlp.fc1": (128, 64), "mlp.fc2": (64, 128)}

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.perf.measure import Comparison, in_turns
 from client_app.training import LocalTrainer, OptimizerSpec, TokenSet
-from models.adapted_model import AdaptedModel
-from models.adapter import Adapter
-from models.backbone_loading import build_backbone
+from models.adapters.adapted_model import AdaptedModel
+from models.adapters.adapter import Adapter
+from models.backbones.loading import build_backbone
 
 NAME, IMAGE_SIZE, CLASSES, SAMPLES, STEPS, BATCH, LAST_BLOCKS = "deit_tiny_patch16_224", 96, 7, 64, 5, 16, 4
 TOLERANCE = 1e-5

@@ -9,14 +9,14 @@ import torch
 
 from benchmarks.perf.measure import Comparison, in_turns
 from benchmarks.perf.vit import DEIT_TINY, made_up_adapter
-from models.adapter import Adapter
-from models.signature import Signature
-from models.start_gradient import part_vectors
-from protocol.config import RunConfig
-from protocol.signature_messages import ClientCard
-from protocol.train_messages import TrainMetrics, TrainReply, TrainRequest
-from strategies.catalog import build_method
-from strategies.method import ClientUpdate, Method
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.signature import ClientCard
+from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
+from models.adapters.adapter import Adapter
+from models.adapters.gradient import part_vectors
+from models.personalization.signature import Signature
+from strategies.methods.base import ClientUpdate, Method
+from strategies.methods.registry import build_method
 
 CLIENTS, RANK, BLOCKS, CLASSES, WIDTH = 100, 4, 4, 7, 192
 METRICS = TrainMetrics(100, 1.0, 1.2, 0.4, 0.9, 0.6, 5.0)

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 
 from benchmarks.perf.measure import Comparison
-from cli import flower
-from cli.output import CommandError
-from cli.superlink import own_superlink, simulation_size
-from protocol.config import RunConfig, Scalar
+from hyperlora.cli import flower
+from hyperlora.cli.output import CommandError
+from hyperlora.cli.superlink import own_superlink, simulation_size
+from hyperlora.config.schema import RunConfig, Scalar
 
 HERE = Path(__file__).parent
 DOMAINS, CLASSES, IMAGES, CLIENTS, SIDE = 4, 7, 100, 100, 96

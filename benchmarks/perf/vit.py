@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from models.adapter import Adapter
-from models.low_rank import Factors
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
 
 VIT_B = {"attn.qkv": (2304, 768), "attn.proj": (768, 768), "mlp.fc1": (3072, 768), "mlp.fc2": (768, 3072)}
 DEIT_TINY = {"attn.qkv": (576, 192), "attn.proj": (192, 192), "mlp.fc1": (768, 192), "mlp.fc2": (192, 768)}

@@ -15,15 +15,15 @@ from sklearn.datasets import load_digits
 from client_app.keeping import NothingKept
 from client_app.tasks import describe_clients, evaluate_adapter, train_start
 from client_app.workplace import TokenCache, Workplace
-from data.digits import digits_public
-from data.federation import ClientData, Samples
-from models.adapted_model import AdaptedModel
-from models.backbone_loading import build_backbone
-from protocol.build import fresh_adapter
-from protocol.config import RunConfig
-from protocol.evaluate_messages import EvaluateRequest
-from protocol.signature_messages import SignatureRequest
-from protocol.train_messages import TrainRequest
+from hyperlora.config.schema import RunConfig
+from hyperlora.data.digits import digits_public
+from hyperlora.data.federation import ClientData, Samples
+from hyperlora.messages.evaluate import EvaluateRequest
+from hyperlora.messages.signature import SignatureRequest
+from hyperlora.messages.train import TrainRequest
+from hyperlora.task import fresh_adapter
+from models.adapters.adapted_model import AdaptedModel
+from models.backbones.loading import build_backbone
 from strategies import HyperLoRA
 
 CONFIG = RunConfig.parse({"federation.clients-per-round": 4, "federation.evaluate-every": 6})

@@ -16,14 +16,14 @@ from flwr.app import Error, Message
 
 from benchmarks.faulty_grid import Call, Fault, FaultyGrid, anothers, late, not_finite, raises, silent, wrong_shape
 from benchmarks.local_grid import CLIENT_ERROR
-from models.state_tree import pack
-from protocol.config import RunConfig
-from protocol.train_messages import TrainRequest
-from strategies.catalog import build_method
-from strategies.lora_strategy import LoraStrategy
-from strategies.records import RoundRecord
-from strategies.roster import FederationError, Roster
-from strategies.round_settings import RoundSettings
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.train import TrainRequest
+from hyperlora.storage.state_tree import pack
+from strategies.engine.records import RoundRecord
+from strategies.engine.settings import RoundSettings
+from strategies.engine.strategy import LoraStrategy
+from strategies.federation.roster import FederationError, Roster
+from strategies.methods.registry import build_method
 from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card
 from tests.faults.table import Row
 

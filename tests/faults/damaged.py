@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.local_grid import LocalGrid
-from models.state_tree import StateError, pack
-from strategies.checkpoint import Checkpoint, CheckpointStore
-from strategies.lora_strategy import LoraStrategy
+from hyperlora.storage.state_tree import StateError, pack
+from strategies.engine.checkpoint import Checkpoint, CheckpointStore
+from strategies.engine.strategy import LoraStrategy
 from tests.builders import fake_client_app
 from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
 from tests.faults.table import Row

@@ -17,7 +17,7 @@ from typing import Any
 from flwr.app import Message
 
 from benchmarks.local_grid import LocalGrid
-from protocol.train_messages import TrainRequest
+from hyperlora.messages.train import TrainRequest
 from tests.faults.server import forked, make_run, metrics_of, outcome, require_success, warm_up
 from tests.faults.table import Row
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cli.flower import RunStatus
+from hyperlora.cli.flower import RunStatus
 from server_app.run import run
 from tests.deployment import Deployment
 from tests.faults.server import metrics_of

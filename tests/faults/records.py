@@ -12,17 +12,16 @@ import torch
 from flwr.app import Message, RecordDict
 
 from benchmarks.local_grid import LocalGrid
-from models.adapter import Adapter
-from models.start_gradient import GradientSpec, part_vectors
-from models.state_tree import pack
-from protocol.client_list import ClientList, ClientListError
-from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
-from protocol.local_plan import LocalPlan, core_shapes
-from protocol.plan_records import as_received
-from protocol.records import ProtocolError
-from protocol.signature_messages import ClientCard, SignatureReply, SignatureRequest
-from protocol.train_messages import TrainReply, TrainRequest
-from protocol.wire import WIRE_DTYPES
+from hyperlora.config.schema import WIRE_DTYPES
+from hyperlora.messages.codec import ProtocolError
+from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.plan import LocalPlan, as_received, core_shapes
+from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
+from hyperlora.messages.train import TrainReply, TrainRequest
+from hyperlora.storage.state_tree import pack
+from models.adapters.adapter import Adapter
+from models.adapters.gradient import GradientSpec, part_vectors
+from strategies.federation.client_list import ClientList, ClientListError
 from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card, make_metrics, moved
 from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
 from tests.faults.mutation import mutate, mutate_json

@@ -14,13 +14,13 @@ from typing import Any
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app
-from models.backbones import families
-from protocol.config import RunConfig
+from hyperlora.config.schema import RunConfig
+from models.backbones.loading import families
 from server_app.run import run
-from strategies.checkpoint import CheckpointStore
+from strategies.engine.checkpoint import CheckpointStore
 from tests.faults.table import Row
 
-LAZY = ("models.adapted_model", "models.backbone_loading", "sklearn.datasets", "data.digits",
+LAZY = ("models.adapters.adapted_model", "models.backbones.loading", "sklearn.datasets", "data.digits",
         "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "server_app.figure")  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "data.clients-per-domain": 1,

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
-from protocol.config import RunConfig
+from hyperlora.config.schema import RunConfig
 from server_app.run import run
 
 SHORT = {

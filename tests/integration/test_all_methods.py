@@ -10,9 +10,9 @@ from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app
-from data.digits import digits_public
-from models.backbone_loading import build_backbone
-from protocol.methods import METHODS
+from hyperlora.config.methods import METHODS
+from hyperlora.data.digits import digits_public
+from models.backbones.loading import build_backbone
 from server_app.run import run
 
 SMALL = {

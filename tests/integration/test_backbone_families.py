@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
 from client_app.workplace import open_workplace
-from models.backbone_loading import build_backbone
-from protocol.config import RunConfig
+from hyperlora.config.schema import RunConfig
+from models.backbones.loading import build_backbone
 from server_app.run import run
-from strategies.roster import FederationError
+from strategies.federation.roster import FederationError
 from tests import tiny_mixer
 from tests.tiny_models import write_model
 

@@ -86,7 +86,7 @@ def write_app(folder):
 
 
 def start(folder, mark, seed):
-    command = [sys.executable, "-m", "cli.main", "run", "app", "--seed", str(seed), "--supernodes", "1"]
+    command = [sys.executable, "-m", "hyperlora.cli.main", "run", "app", "--seed", str(seed), "--supernodes", "1"]
     environment = {**os.environ, TEST_MARK: mark, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     return subprocess.Popen(
         [*command, "--output-dir", f"run {seed}"],

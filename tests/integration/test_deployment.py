@@ -16,12 +16,12 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from cli.superlink import free_port
-from cli.x509 import make_ca
-from data.digits import digits_public
-from models import digits_vit
-from strategies.allow_list import AllowList
-from strategies.sampling import sample_cohort
+from hyperlora.cli.superlink import free_port
+from hyperlora.cli.x509 import make_ca
+from hyperlora.data.digits import digits_public
+from models.backbones import digits_vit
+from strategies.engine.history import sample_cohort
+from strategies.federation.allow_list import AllowList
 from tests.deployment import Deployment, certs, until
 from tests.integration.test_run_in_process import metrics_without_times
 from tests.integration.test_sites_in_process import IDS, settings, simulate

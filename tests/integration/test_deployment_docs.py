@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.flower import base_environment
-from cli.processes import MARKER, end_marked
-from cli.superlink import free_port
+from hyperlora.cli.flower import base_environment
+from hyperlora.cli.processes import MARKER, end_marked
+from hyperlora.cli.superlink import free_port
 from tests.deployment import REPOSITORY, until
 from tests.integration.test_run_in_process import metrics_without_times
 

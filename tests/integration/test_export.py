@@ -13,10 +13,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from cli.main import app
 from client_app.workplace import Workplace, open_workplace
-from protocol.build import build_model
-from protocol.config import RunConfig
+from hyperlora.cli.main import app
+from hyperlora.config.schema import RunConfig
+from hyperlora.task import build_model
 
 
 @pytest.fixture

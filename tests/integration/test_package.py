@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.package
 SMOKE = """
 from pathlib import Path
-import reporting.page
+import hyperlora.reporting.page
 assert Path(reporting.page.__file__).is_relative_to(Path({site!r})), reporting.page.__file__
 assert "<title>t</title>" in reporting.page.Page("t", "", [], [], []).html()
 from typer.testing import CliRunner
-from cli.main import app
+from hyperlora.cli.main import app
 for command in ("run", "personalize", "report", "compare", "export", "doctor"):
     outcome = CliRunner().invoke(app, [command, "--help"])
     assert outcome.exit_code == 0, outcome.output
@@ -50,7 +50,7 @@ def test_the_sdist_holds_sources_docs_and_tests_and_no_environment(built: Path) 
 def test_the_wheel_holds_every_package_and_the_assets_of_the_page(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"reporting/page.html", "reporting/page.css", "cli/main.py", "server_app/run.py"} <= names
+    assert {"hyperlora/reporting/page.html", "hyperlora/reporting/page.css", "hyperlora/cli/main.py", "server_app/run.py"} <= names
     assert not [name for name in names if name.startswith("tests/")]
 
 

@@ -12,17 +12,17 @@ from peft import PeftModel
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.main import app
-from cli.personal import start_for
 from client_app.training import evaluate
 from client_app.workplace import open_workplace
-from data.image_folder import read_image_folder
-from models.adapter import subtract
-from models.low_rank import norm
-from models.prior import add_prior
-from protocol.build import build_model
-from protocol.config import RunConfig
-from reporting.run_files import RunFiles
+from hyperlora.cli.main import app
+from hyperlora.cli.personal import start_for
+from hyperlora.config.schema import RunConfig
+from hyperlora.data.image_folder import read_image_folder
+from hyperlora.reporting.run_files import RunFiles
+from hyperlora.task import build_model
+from models.adapters.adapter import subtract
+from models.lowrank.factors import norm
+from models.personalization.prior import add_prior
 
 
 def personalize(*arguments: object, status: int = 0) -> str:

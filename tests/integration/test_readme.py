@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli.main import app
-from data.digits import digits_public
+from hyperlora.cli.main import app
+from hyperlora.data.digits import digits_public
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 RUN = "runs/20261120-153459-hyperlora-seed0"

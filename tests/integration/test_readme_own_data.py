@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.local_grid import LocalGrid
-from cli.settings import read_settings, require_inputs
 from client_app.app import app as client_app
+from hyperlora.cli.settings import read_settings, require_inputs
 from server_app.run import run
 from tests.tiny_models import write_model
 

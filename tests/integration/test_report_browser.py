@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cli.report_files import write_comparison, write_report
+from hyperlora.cli.report_files import write_comparison, write_report
 from tests.synthetic_run import make_synthetic_run
 
 pytestmark = pytest.mark.browser

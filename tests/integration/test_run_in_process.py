@@ -15,12 +15,12 @@ from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
 from client_app.training import evaluate
 from client_app.workplace import open_workplace
-from data.digits import digits_public
-from models.backbone import Backbone
-from models.backbone_loading import build_backbone
-from protocol.config import RunConfig
+from hyperlora.config.schema import RunConfig
+from hyperlora.data.digits import digits_public
+from models.backbones.backbone import Backbone
+from models.backbones.loading import build_backbone
 from server_app.run import run
-from strategies.roster import FederationError, Roster
+from strategies.federation.roster import FederationError, Roster
 
 SMALL = {
     "federation.rounds": 3,

@@ -15,15 +15,15 @@ from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
-from models.adapted_model import AdaptedModel
-from models.weights_file import weights_bytes
-from protocol.backbone_messages import BackbonePart
-from protocol.build import build_model, data_set_info
-from protocol.config import DataConfig, RunConfig
-from protocol.train_messages import TrainRequest
+from hyperlora.config.schema import DataConfig, RunConfig
+from hyperlora.messages.backbone import BackbonePart
+from hyperlora.messages.train import TrainRequest
+from hyperlora.task import build_model, data_set_info
+from models.adapters.adapted_model import AdaptedModel
+from models.backbones.weights import weights_bytes
 from server_app.run import build_strategy, run
-from strategies.records import RoundRecord
-from strategies.sampling import sample_cohort
+from strategies.engine.history import sample_cohort
+from strategies.engine.records import RoundRecord
 from tests.builders import same_products
 from tests.integration.test_run_in_process import fresh_backbone, metrics_without_times
 from tests.sites import SiteGrid

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapter import Adapter, combine
-from models.low_rank import Factors
-from protocol.config import RunConfig
-from protocol.local_plan import chosen, whole
-from protocol.methods import METHODS
-from strategies.catalog import build_method
-from strategies.method import ClientUpdate, Method
+from hyperlora.config.methods import METHODS
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.plan import chosen, whole
+from models.adapters.adapter import Adapter, combine
+from models.lowrank.factors import Factors
+from strategies.methods.base import ClientUpdate, Method
+from strategies.methods.registry import build_method
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
 
 EXACT = ("flexlora", "hyperlora", "flora", "fedex-lora", "fed-sb")

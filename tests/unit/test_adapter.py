@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapter import Adapter, AdapterError, adapter_inner, check_same_shapes, combine, subtract
-from models.prior import add_prior, remove_prior
+from models.adapters.adapter import Adapter, AdapterError, adapter_inner, check_same_shapes, combine, subtract
+from models.personalization.prior import add_prior, remove_prior
 from tests.builders import RANK, assert_same_products, make_adapter, products
 
 

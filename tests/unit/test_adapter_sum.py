@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapter import combine
-from models.adapter_sum import AdapterSum
+from models.adapters.adapter import AdapterSum, combine
 from tests.builders import RANK, assert_same_products, make_adapter
 
 ADAPTERS = [make_adapter(seed, rank=1 + seed % 3) for seed in range(12)]

@@ -8,10 +8,10 @@ import torch
 
 from benchmarks.attacks import ATTACKS, AttackedApp, FlippedFederation, choose_attackers, honest_accuracy
 from benchmarks.local_grid import LocalGrid
-from protocol.build import build_federation
-from protocol.config import RunConfig
-from strategies.flexlora import FlexLoRA
-from strategies.screening import Screen, Screened, movement_gram
+from hyperlora.config.schema import RunConfig
+from hyperlora.task import build_federation
+from strategies.engine.screening import Screen, Screened, movement_gram
+from strategies.methods.flexlora import FlexLoRA
 from tests.builders import fake_client_app, make_card
 from tests.unit.test_lora_strategy import SETTINGS, make_strategy
 

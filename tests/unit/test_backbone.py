@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models import timm_models
-from models.backbone import BackboneError, fingerprint
-from models.backbone_loading import build_backbone
-from models.backbones.timm_vit import FAMILY
-from models.image_transform import ImageTransform
+from models.backbones import timm_models
+from models.backbones.backbone import BackboneError, fingerprint
+from models.backbones.families.timm_vit import FAMILY
+from models.backbones.loading import build_backbone
+from models.backbones.transforms import ImageTransform
 
 NAME = "test_vit_r160" if timm.is_model("test_vit_r160") else "test_vit"
 SIZE = 160

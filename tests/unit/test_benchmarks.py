@@ -12,7 +12,7 @@ from benchmarks.suite import HERE, SuiteError, chosen_settings, flatten, load_jo
 from benchmarks.table import accuracy_table, paired_table, steps_table
 from benchmarks.tracks import domain_table, target_table
 from benchmarks.tuning import choose
-from protocol.config import ConfigError, RunConfig
+from hyperlora.config.schema import ConfigError, RunConfig
 
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))
 

@@ -13,9 +13,9 @@ from cryptography.x509 import load_pem_x509_certificate
 from flwr.cli.supernode.register import try_load_public_key
 from typer.testing import CliRunner, Result
 
-from cli.main import app
-from cli.x509 import make_ca
-from strategies.allow_list import AllowList, AllowListError, AllowListFile
+from hyperlora.cli.main import app
+from hyperlora.cli.x509 import make_ca
+from strategies.federation.allow_list import AllowList, AllowListError, AllowListFile
 
 
 def certs(*arguments: object) -> Result:

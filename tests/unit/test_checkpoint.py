@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.state_file import write_state
-from models.state_tree import StateError
-from strategies import random_states
-from strategies.checkpoint import KIND, Checkpoint, CheckpointStore
-from strategies.history import History
-from strategies.records import ClientScore
+from hyperlora.storage.state_file import write_state
+from hyperlora.storage.state_tree import StateError
+from strategies.engine import checkpoint as random_states
+from strategies.engine.checkpoint import KIND, Checkpoint, CheckpointStore
+from strategies.engine.history import History
+from strategies.engine.records import ClientScore
 from tests.builders import make_card
 
 
@@ -68,7 +68,7 @@ def test_the_newest_are_kept_by_number_and_the_newest_is_found(store):
 def test_a_damaged_one_is_named_and_the_one_before_is_used(store, caplog):
     save(store, 1, 2, 3)
     damage(store, 3)
-    with caplog.at_level(logging.WARNING, logger="strategies.checkpoint"):
+    with caplog.at_level(logging.WARNING, logger="strategies.engine.checkpoint"):
         assert latest(store) == 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "round-00003.safetensors" in caplog.text

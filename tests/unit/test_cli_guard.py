@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.guard import guarded
-from cli.processes import MARKER, end_marked
+from hyperlora.cli.guard import guarded
+from hyperlora.cli.processes import MARKER, end_marked
 
 COMMAND = f"""
 import os, subprocess, sys, time
 from pathlib import Path
-from cli.guard import guarded
+from hyperlora.cli.guard import guarded
 mark, home = sys.argv[1:]
 with guarded(mark, Path(home)):
     child = subprocess.Popen(["sleep", "60"], env={{**os.environ, {MARKER!r}: mark}}, stdout=subprocess.DEVNULL)

@@ -9,7 +9,7 @@ import uuid
 import psutil
 import pytest
 
-from cli.processes import MARKER, end_marked, marked_processes
+from hyperlora.cli.processes import MARKER, end_marked, marked_processes
 
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(0, flush=True); " + SLEEP

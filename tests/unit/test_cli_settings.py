@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.flower import to_toml
-from cli.main import app
-from cli.run import default_supernodes
-from cli.settings import new_output_dir, parse_override, read_settings
-from protocol.config import RunConfig
+from hyperlora.cli.flower import to_toml
+from hyperlora.cli.main import app
+from hyperlora.cli.run import default_supernodes
+from hyperlora.cli.settings import new_output_dir, parse_override, read_settings
+from hyperlora.config.schema import RunConfig
 
 PROJECT = """
 [tool.flwr.app.config]
@@ -44,7 +44,7 @@ def app_dir(tmp_path, monkeypatch):
 def no_run(monkeypatch):
     """Keep a mistaken test from starting a simulation, and record what would be run."""
     begun = []
-    monkeypatch.setattr("cli.run.simulate", lambda settings, size: begun.append((settings, size)))
+    monkeypatch.setattr("hyperlora.cli.run.simulate", lambda settings, size: begun.append((settings, size)))
     return begun
 
 

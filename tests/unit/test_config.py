@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.suite import flatten
-from protocol.config import ConfigError, RunConfig, config_keys
+from hyperlora.config.schema import ConfigError, RunConfig, config_keys
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
 

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from models.adapter import combine
-from models.adapter_sum import AdapterSum
-from models.corrector import correct
+from models.adapters.adapter import AdapterSum, combine
+from models.personalization.corrector import correct
 from tests.builders import RANK, assert_same_products, make_adapter
 
 TOTAL = combine([make_adapter(seed) for seed in range(3)], [1.0, 0.5, 0.25])

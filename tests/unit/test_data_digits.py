@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import digits
-from data.digits import DOMAINS, digits_public
-from data.federation import ClientData, DataError, Division, Federation, Samples
-from data.listing import Origin
-from data.opening import open_federation
+from hyperlora.data import digits
+from hyperlora.data.digits import DOMAINS, digits_public
+from hyperlora.data.federation import ClientData, DataError, Division, Federation, Samples
+from hyperlora.data.listing import Origin
+from hyperlora.data.opening import open_federation
 
 
 def open_digits(seed: int = 0, alpha: float = 0.5, image_size: int = 16) -> Federation:

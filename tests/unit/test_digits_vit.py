@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import digits_vit
-from models.backbone import Backbone, BackboneError, fingerprint
-from models.backbone_loading import build_backbone
-from models.digits_vit import RECIPE, cache_path, pretrain
+from models.backbones import digits_vit
+from models.backbones.backbone import Backbone, BackboneError, fingerprint
+from models.backbones.digits_vit import RECIPE, cache_path, pretrain
+from models.backbones.loading import build_backbone
 
 ONCE = {**RECIPE, "epochs": 1}
 

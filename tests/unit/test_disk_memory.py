@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.low_rank import Factors
-from models.state_tree import StateError, pack, unpack
-from strategies.disk_memory import DiskMemory
+from hyperlora.storage.disk_memory import DiskMemory
+from hyperlora.storage.state_tree import StateError, pack, unpack
+from models.lowrank.factors import Factors
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import models.distillation
-from models.adapter import Adapter
-from models.distillation import distill, distillation_loss, make_targets, virtual_inputs
-from models.generator import GENERATOR_KINDS, Generator
-from models.generators import StackedMemory, batch_products
-from models.low_rank import Factors
+import models.personalization.distillation
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
+from models.personalization.distillation import distill, distillation_loss, make_targets, virtual_inputs
+from models.personalization.generators.base import StackedMemory, batch_products
+from models.personalization.generators.build import GENERATOR_KINDS, Generator
 from tests.unit.test_generator import BLOCKS, CLASSES, SHAPES, WIDTH, build, random_batch, shaken, signatures
 
 PARTS = [*SHAPES, "head"]
@@ -158,7 +158,7 @@ def test_every_kind_learns_its_training_members(kind: str) -> None:
     assert report.steps_made == 60
 
 
-Distil = Callable[..., models.distillation.DistillationReport]
+Distil = Callable[..., models.personalization.distillation.DistillationReport]
 
 
 @pytest.fixture
@@ -176,13 +176,13 @@ def test_training_stops_early_and_the_best_weights_are_back(
 ) -> None:
     _, run = noisy
     evaluated: list[float] = []
-    error = models.distillation._error
+    error = models.personalization.distillation._error
 
-    def recorded(generator: Generator, targets: models.distillation.Targets) -> float:
+    def recorded(generator: Generator, targets: models.personalization.distillation.Targets) -> float:
         evaluated.append(error(generator, targets))
         return evaluated[-1]
 
-    monkeypatch.setattr(models.distillation, "_error", recorded)
+    monkeypatch.setattr(models.personalization.distillation, "_error", recorded)
     report = run(steps=200)
     held_out = evaluated[:-1]
     assert report.steps_made == 5 * (len(held_out) - 1) < 200

@@ -10,9 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cli import checks
-from cli.checks import Status
-from cli.main import app
+from hyperlora.cli import checks
+from hyperlora.cli.checks import Status
+from hyperlora.cli.main import app
 
 
 def run_doctor(*arguments: str) -> tuple[int, str]:

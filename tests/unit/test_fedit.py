@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.adapter import Adapter
-from models.low_rank import Factors
-from strategies.fedit import FedIT
-from strategies.method import ClientUpdate
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
+from strategies.methods.base import ClientUpdate
+from strategies.methods.fedit import FedIT
 from tests.builders import make_card, make_metrics
 
 

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from models.fused_lora import FEWEST_ROWS, FusedLoraLinear, fuse
+from models.adapters.layers import FEWEST_ROWS, FusedLoraLinear, fuse
 
 N, M, RANK = 12, 20, 3
 

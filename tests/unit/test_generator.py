@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapter import Adapter
-from models.generator import GENERATOR_KINDS, Generator, build_generator
-from models.generators.atoms import AtomGenerator, rank_one_atoms
-from models.low_rank import Factors
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
+from models.personalization.generators.atoms import AtomGenerator, rank_one_atoms
+from models.personalization.generators.build import GENERATOR_KINDS, Generator, build_generator
 
 CLASSES, WIDTH, BLOCKS, SIGNATURE, RANK = 3, 5, 4, 8, 2
 SHAPES = {"attn.qkv": (18, 7), "mlp.fc1": (11, 13)}

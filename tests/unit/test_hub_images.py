@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data import hub_images, images
-from data.federation import DataError, Division, Federation
-from data.hub_images import encoded_images
-from data.image_folder import read_image_folder
-from data.listing import Origin
-from data.opening import list_samples, open_federation
-from data.plans import DividedFederation
+from hyperlora.data import hub_images, images
+from hyperlora.data.federation import DataError, Division, Federation
+from hyperlora.data.hub_images import encoded_images
+from hyperlora.data.image_folder import read_image_folder
+from hyperlora.data.listing import Origin
+from hyperlora.data.opening import list_samples, open_federation
+from hyperlora.data.plans import DividedFederation
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "pacs"
 NAMES = ["dog", "horse", "house"]

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import torch
 
-from models.adapter import Adapter, subtract
-from models.low_rank import Factors
-from models.start_gradient import GradientSpec, part_vectors
-from protocol.config import LEARNABLE as CONFIGURED
-from strategies.hyperlora import HyperLoRA
-from strategies.hyperlora_learning import LEARNABLE, learn
-from strategies.hyperlora_state import HyperLoraState
-from strategies.method import ClientUpdate
+from hyperlora.config.schema import LEARNABLE as CONFIGURED
+from models.adapters.adapter import Adapter, subtract
+from models.adapters.gradient import GradientSpec, part_vectors
+from models.lowrank.factors import Factors
+from strategies.methods.base import ClientUpdate
+from strategies.methods.hyperlora.learning import LEARNABLE, learn
+from strategies.methods.hyperlora.server import HyperLoRA
+from strategies.methods.hyperlora.state import HyperLoraState
 from tests.builders import make_adapter, make_card, make_metrics, moved, products
 
 SPEC = GradientSpec("adapter")

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from models.adapter import Adapter, subtract
-from strategies.hyperlora import HyperLoRA
-from strategies.hyperlora_newcomers import STRENGTHS
-from strategies.hyperlora_state import HyperLoraState
-from strategies.method import ClientUpdate
+from models.adapters.adapter import Adapter, subtract
+from strategies.methods.base import ClientUpdate
+from strategies.methods.hyperlora.probes import STRENGTHS
+from strategies.methods.hyperlora.server import HyperLoRA
+from strategies.methods.hyperlora.state import HyperLoraState
 from tests.builders import make_adapter, make_card, make_metrics, moved, products
 
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate("abcdefg")}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapter import Adapter, combine
-from strategies.hyperlora import HyperLoRA
-from strategies.hyperlora_generator import ServedGenerator, Teaching, one_of_batch
-from strategies.hyperlora_mixing import MOST_SPREAD, alike
-from strategies.hyperlora_state import HyperLoraState, attended
-from strategies.method import ClientUpdate
+from models.adapters.adapter import Adapter, combine
+from strategies.methods.base import ClientUpdate
+from strategies.methods.hyperlora.generator import ServedGenerator, Teaching, one_of_batch
+from strategies.methods.hyperlora.server import HyperLoRA
+from strategies.methods.hyperlora.starts import MOST_SPREAD, alike
+from strategies.methods.hyperlora.state import HyperLoraState, attended
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
 
 NAMES = "abcdefgh"

@@ -11,15 +11,15 @@ import torch
 from flwr.app import Array, Error, Message
 
 from benchmarks.local_grid import LocalGrid
-from protocol.train_messages import TrainReply, TrainRequest
-from strategies.exchange import error_sentence
-from strategies.flexlora import FlexLoRA
-from strategies.hyperlora import HyperLoRA
-from strategies.lora_strategy import NOT_ASKED, LoraStrategy
-from strategies.method import ClientUpdate
-from strategies.records import RoundRecord
-from strategies.roster import FederationError, Roster
-from strategies.round_settings import RoundSettings
+from hyperlora.messages.train import TrainReply, TrainRequest
+from strategies.engine.records import RoundRecord
+from strategies.engine.settings import RoundSettings
+from strategies.engine.strategy import NOT_ASKED, LoraStrategy
+from strategies.engine.transport import error_sentence
+from strategies.federation.roster import FederationError, Roster
+from strategies.methods.base import ClientUpdate
+from strategies.methods.flexlora import FlexLoRA
+from strategies.methods.hyperlora.server import HyperLoRA
 from tests.builders import (
     CLASSES,
     SIGNATURE_SIZE,

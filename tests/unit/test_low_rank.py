@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from models.low_rank import (
+from models.lowrank.factors import (
     ROW_NORM,
     Factors,
     align,
@@ -23,7 +23,7 @@ from models.low_rank import (
     norm,
     truncate,
 )
-from models.truncation import weighted_sum
+from models.lowrank.truncation import weighted_sum
 
 SIZES = st.tuples(st.integers(3, 11), st.integers(3, 11), st.integers(1, 6))
 quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)

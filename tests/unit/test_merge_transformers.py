@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor
 
-from models.adapted_model import AdaptedModel
-from models.adapter import Adapter, AdapterError
-from models.backbone import Inputs
-from models.backbone_loading import build_backbone
-from models.merge import merged, save_merged
+from models.adapters.adapted_model import AdaptedModel
+from models.adapters.adapter import Adapter, AdapterError
+from models.adapters.export import merged, save_merged
+from models.backbones.backbone import Inputs
+from models.backbones.loading import build_backbone
 from tests.tiny_models import configurations, write_model
 
 TEXTS = ["good film", "a very very dull book"]

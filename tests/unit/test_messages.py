@@ -8,10 +8,10 @@ import pytest
 import torch
 from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 
-from protocol.evaluate_messages import EvaluateReply, EvaluateRequest
-from protocol.records import ProtocolError, count_bytes
-from protocol.signature_messages import SignatureReply, SignatureRequest
-from protocol.train_messages import TrainReply, TrainRequest
+from hyperlora.messages.codec import ProtocolError, count_bytes
+from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.signature import SignatureReply, SignatureRequest
+from hyperlora.messages.train import TrainReply, TrainRequest
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_adapter, make_card, make_metrics
 
 REQUEST = TrainRequest("a", 3, 10, make_adapter(0))

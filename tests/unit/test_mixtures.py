@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.low_rank import Factors, align
-from models.mixture_truncation import truncated_mixtures
-from models.mixtures import Mixtures, distinct_terms
-from models.truncation import best_rank
+from models.lowrank.factors import Factors, align
+from models.lowrank.mixtures import Mixtures, distinct_terms, truncated_mixtures
+from models.lowrank.truncation import best_rank
 
 CLIENTS, LAYERS, TERMS, RANK = 3, 2, 20, 4
 

@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from data.federation import DataError, Division
-from data.listing import Origin
-from data.opening import describe_data, list_samples, open_federation
+from hyperlora.data.federation import DataError, Division
+from hyperlora.data.listing import Origin
+from hyperlora.data.opening import describe_data, list_samples, open_federation
 
 DIVISION = Division(0, 1, 0, 0, 0.2, 0.2)
 CLASSES = ("cat", "dog")

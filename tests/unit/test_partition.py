@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.federation import DataError, Division
-from data.listing import Origin
-from data.opening import open_federation
-from data.partition import partition_labels
-from data.plans import plan_clients, safe_id
+from hyperlora.data.federation import DataError, Division
+from hyperlora.data.listing import Origin
+from hyperlora.data.opening import open_federation
+from hyperlora.data.partition import partition_labels
+from hyperlora.data.plans import plan_clients, safe_id
 
 LABELS = [i % 7 for i in range(700)]
 

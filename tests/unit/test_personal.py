@@ -7,7 +7,7 @@ import torch
 
 from client_app.fisher import deviations, weight_of
 from client_app.personal import with_own_left, with_own_part
-from models.adapter import Adapter, combine
+from models.adapters.adapter import Adapter, combine
 from tests.builders import assert_same_products, make_adapter
 
 

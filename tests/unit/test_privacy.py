@@ -14,17 +14,16 @@ from benchmarks.local_grid import LocalGrid
 from client_app.private_release import noise_seed, private
 from client_app.site import Site
 from client_app.workplace import open_workplace
-from models.adapter import Adapter
-from models.private_signature import private_signature
-from models.signature import Signature, compute_signature
-from protocol.config import ConfigError, PrivacyConfig, RunConfig
-from protocol.local_plan import chosen
-from protocol.train_messages import TrainReply, TrainRequest
-from strategies.flexlora import FlexLoRA
-from strategies.lora_strategy import LoraStrategy
-from strategies.privacy_ledger import PrivacyLedger, composed_epsilon, participations
-from strategies.records import RoundRecord
-from strategies.roster import Roster
+from hyperlora.config.schema import ConfigError, PrivacyConfig, RunConfig
+from hyperlora.messages.plan import chosen
+from hyperlora.messages.train import TrainReply, TrainRequest
+from models.adapters.adapter import Adapter
+from models.personalization.signature import Signature, compute_signature, private_signature
+from strategies.engine.privacy_ledger import PrivacyLedger, composed_epsilon, participations
+from strategies.engine.records import RoundRecord
+from strategies.engine.strategy import LoraStrategy
+from strategies.federation.roster import Roster
+from strategies.methods.flexlora import FlexLoRA
 from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_metrics, moved
 from tests.unit.test_lora_strategy import CARDS, SETTINGS
 

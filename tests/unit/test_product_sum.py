@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.low_rank import Factors, concatenate
-from models.product_sum import ProductSum
-from models.truncation import best_rank
+from models.lowrank.factors import Factors, concatenate
+from models.lowrank.product_sum import ProductSum
+from models.lowrank.truncation import best_rank
 from tests.unit.test_truncation import assert_best, draw
 
 M, N, R, BATCH = 150, 90, 3, (2,)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app
-from cli.reference import reference
-from protocol.config import config_keys
+from hyperlora.cli.main import app
+from hyperlora.config.reference import reference
+from hyperlora.config.schema import config_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +24,7 @@ def test_every_key_stands_in_the_reference_with_type_default_and_meaning() -> No
 
 def test_the_page_in_docs_is_what_the_command_writes() -> None:
     page = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
-    assert page == reference(), "run: python -m cli.reference > docs/reference/configuration.md"
+    assert page == reference(), "run: python -m hyperlora.config.reference > docs/reference/configuration.md"
 
 
 @pytest.mark.parametrize(

@@ -11,17 +11,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cli.main import app
-from models.adapter import Adapter
-from models.low_rank import Factors
-from reporting.comparison import comparison_figures, comparison_page, labels_of
-from reporting.draw_signatures import project_signatures
-from reporting.figures import failures, gains, totals
-from reporting.page import Page, Table
-from reporting.paired import STEPS
-from reporting.report import report_page
-from reporting.run_files import RunFiles, RunFilesError
-from reporting.state_view import spectrum, view_state
+from hyperlora.cli.main import app
+from hyperlora.reporting.comparison import comparison_figures, comparison_page, labels_of
+from hyperlora.reporting.draw_signatures import project_signatures
+from hyperlora.reporting.figures import failures, gains, totals
+from hyperlora.reporting.page import Page, Table
+from hyperlora.reporting.paired import STEPS
+from hyperlora.reporting.report import report_page
+from hyperlora.reporting.run_files import RunFiles, RunFilesError
+from hyperlora.reporting.state_view import spectrum, view_state
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
 from tests.builders import make_card
 from tests.synthetic_run import make_synthetic_run
 

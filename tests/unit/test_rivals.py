@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapter import Adapter, combine
-from models.low_rank import Factors
-from protocol.config import ConfigError, RunConfig
-from protocol.local_plan import LocalPlan, part_of, whole, with_core
-from strategies.catalog import build_method
-from strategies.hyperflora import pull
-from strategies.lora_fair import corrected, corrected_by_descent
-from strategies.method import ClientUpdate, Method
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.messages.plan import LocalPlan, part_of, whole, with_core
+from models.adapters.adapter import Adapter, combine
+from models.lowrank.factors import Factors
+from strategies.methods.base import ClientUpdate, Method
+from strategies.methods.hyperflora import pull
+from strategies.methods.lora_fair import corrected, corrected_by_descent
+from strategies.methods.registry import build_method
 from tests.builders import RANK, assert_same_products, make_adapter, make_card, make_metrics, moved, same_products
 
 INITIAL = make_adapter(0, fresh=True)

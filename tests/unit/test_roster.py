@@ -12,10 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from protocol.signature_messages import SignatureReply
-from strategies.allow_list import AllowList, Permission, one_line_key
-from strategies.patience import Patience
-from strategies.roster import Roster
+from hyperlora.messages.signature import SignatureReply
+from strategies.federation.allow_list import AllowList, Permission, one_line_key
+from strategies.federation.roster import Patience, Roster
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_card
 from tests.sites import SiteGrid
 

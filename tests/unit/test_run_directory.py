@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.config import ConfigError
+from hyperlora.config.schema import ConfigError
 from server_app.run_directory import RunDirectory
 
 HOLDER = """

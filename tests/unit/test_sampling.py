@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from strategies.sampling import sample_cohort
-from strategies.statistics import spread
+from strategies.engine.history import sample_cohort
+from strategies.engine.records import spread
 
 NAMES = [f"client-{index}" for index in range(20)]
 

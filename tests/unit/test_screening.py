@@ -7,10 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.adapter import subtract
-from strategies.method import ClientUpdate, example_weights
-from strategies.robust_weights import distances_to_median, farthest, weights_to_median
-from strategies.screening import TOO_FAR, TOO_LONG, Screen, movement_gram
+from models.adapters.adapter import subtract
+from strategies.engine.screening import (
+    TOO_FAR,
+    TOO_LONG,
+    Screen,
+    distances_to_median,
+    farthest,
+    movement_gram,
+    weights_to_median,
+)
+from strategies.methods.base import ClientUpdate, example_weights
 from tests.builders import make_adapter, make_card, make_metrics
 
 

@@ -12,12 +12,12 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from client_app.shipped_backbone import BackboneStore
-from protocol.backbone_messages import BackbonePart, BackboneReceipt, name_backbone, named_backbone
-from protocol.config import ConfigError, RunConfig
-from protocol.records import ProtocolError
-from protocol.signature_messages import SignatureReply, SignatureRequest
-from strategies.roster import Roster
-from strategies.shipping import Shipment
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.messages.backbone import BackbonePart, BackboneReceipt, name_backbone, named_backbone
+from hyperlora.messages.codec import ProtocolError
+from hyperlora.messages.signature import SignatureReply, SignatureRequest
+from strategies.federation.roster import Roster
+from strategies.federation.shipping import Shipment
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_card
 from tests.sites import SiteGrid
 

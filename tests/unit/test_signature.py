@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.signature import Signature, Standardizer, class_frequencies, compute_signature
+from models.personalization.signature import Signature, Standardizer, class_frequencies, compute_signature
 
 
 def test_frequencies_are_smoothed() -> None:

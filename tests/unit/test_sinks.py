@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from protocol.config import ConfigError, RunConfig
+from hyperlora.config.schema import ConfigError, RunConfig
 from server_app import sinks as module
 from server_app.sinks import Sinks, figures_of, open_sinks, wanted
-from strategies.records import RoundRecord
+from strategies.engine.records import RoundRecord
 
 RECORD = RoundRecord(
     3,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from client_app.site import OwnData, Site, clients_of, federation_of, read_site
-from data.federation import ClientData, DataError, Samples
-from protocol.config import ConfigError, RunConfig
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.data.federation import ClientData, DataError, Samples
 
 IDS = ("clean-0", "clean-1", "noisy-0")
 

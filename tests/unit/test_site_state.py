@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 
 from client_app.site_state import SiteState, cache_key, digest_of
 from client_app.training import TokenSet
-from data.federation import Samples
-from models.signature import Signature
-from protocol.config import ConfigError
+from hyperlora.config.schema import ConfigError
+from hyperlora.data.federation import Samples
+from models.personalization.signature import Signature
 
 
 class Maker:

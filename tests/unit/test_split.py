@@ -2,8 +2,8 @@
 
 import pytest
 
-from data.federation import DataError
-from data.split import Parts, split_by_key, unit_interval
+from hyperlora.data.federation import DataError
+from hyperlora.data.plans import Parts, split_by_key, unit_interval
 
 
 def split(keys: list[str], validation: float = 0.15, test: float = 0.25) -> Parts:

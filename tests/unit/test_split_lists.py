@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.federation import DataError, Division
-from data.listing import Origin
-from data.official_split import divide_test
-from data.opening import describe_data, list_samples, open_federation
+from hyperlora.data.federation import DataError, Division
+from hyperlora.data.listing import Origin
+from hyperlora.data.opening import describe_data, list_samples, open_federation
+from hyperlora.data.plans import divide_test
 from tests.official_layouts import CLASSES, DOMAINS, write_domainnet, write_nico
 
 OFFICIAL = Division(0, 2, 0, 0, 0.2, 0.3, split="official")

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapter import Adapter
-from models.low_rank import Factors
-from models.start_gradient import GradientSpec, count_sketch, part_vectors, pulled_back, slopes_along
-from protocol.config import GRADIENT_KINDS
-from strategies.hyperlora_generator import stack
+from hyperlora.config.schema import GRADIENT_KINDS
+from models.adapters.adapter import Adapter
+from models.adapters.gradient import GradientSpec, count_sketch, part_vectors, pulled_back, slopes_along
+from models.lowrank.factors import Factors
+from strategies.methods.hyperlora.generator import stack
 from tests.builders import BLOCKS, CLASSES, RANK, SHAPES, WIDTH, make_adapter, products
 
 START = make_adapter(0)
@@ -49,7 +49,7 @@ def derivatives(vectors: dict[str, torch.Tensor], start: Adapter, deviations: li
 
 
 def test_the_kinds_are_those_of_the_configuration() -> None:
-    from models.start_gradient import GRADIENT_KINDS as KINDS
+    from models.adapters.gradient import GRADIENT_KINDS as KINDS
 
     assert KINDS == GRADIENT_KINDS
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from models import state_file
-from models.state_file import read_state, write_state
-from models.state_tree import StateError
+from hyperlora.storage import state_file
+from hyperlora.storage.state_file import read_state, write_state
+from hyperlora.storage.state_tree import StateError
 from tests.unit.test_state_tree import same
 
 BROKEN_FILES = 2000

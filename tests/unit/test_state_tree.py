@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from models.adapter import Adapter
-from models.low_rank import Factors
-from models.state_tree import DTYPES, StateError, pack, unpack
+from hyperlora.storage.state_tree import DTYPES, StateError, pack, unpack
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 

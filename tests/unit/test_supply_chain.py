@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.hub_images import HUB_SETS
+from hyperlora.data.hub_images import HUB_SETS
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

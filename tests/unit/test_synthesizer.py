@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from models.synthesizer import Keys, attention, initial_psi
+from models.personalization.synthesizer import Keys, attention, initial_psi
 
 GROUPS = torch.tensor([0, 0, 1])
 PSI = initial_psi(temperature=0.5, self_logit=2.0, strength=1.0, parts=("fc1", "head"), metric=(1.0, 0.25))

@@ -8,15 +8,15 @@ import torch
 from client_app.tasks import describe_clients, evaluate_adapter, train_start
 from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
 from client_app.workplace import TokenCache, Workplace, choose_device, worthwhile_threads
-from data.digits import digits_public
-from data.federation import ClientData, DataError, Samples
-from models.adapted_model import AdaptedModel
-from models.adapter import Adapter, resized
-from models.backbone_loading import build_backbone
-from protocol.config import ConfigError, RunConfig
-from protocol.evaluate_messages import EvaluateRequest
-from protocol.local_plan import LocalPlan, part_of
-from protocol.train_messages import TrainReply, TrainRequest
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.data.digits import digits_public
+from hyperlora.data.federation import ClientData, DataError, Samples
+from hyperlora.messages.evaluate import EvaluateRequest
+from hyperlora.messages.plan import LocalPlan, part_of
+from hyperlora.messages.train import TrainReply, TrainRequest
+from models.adapters.adapted_model import AdaptedModel
+from models.adapters.adapter import Adapter, resized
+from models.backbones.loading import build_backbone
 
 EMPTY = Samples(torch.empty(0, 1, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from timm.models.mlp_mixer import MlpMixer
 
-from models.adapted_model import AdaptedModel
-from models.backbone import BackboneError
-from models.backbone_loading import build_backbone
-from models.backbones.timm_mixer import FAMILY
+from models.adapters.adapted_model import AdaptedModel
+from models.backbones.backbone import BackboneError
+from models.backbones.families.timm_mixer import FAMILY
+from models.backbones.loading import build_backbone
 
 
 def test_a_mixer_of_timm_is_taken_apart_and_adapted() -> None:

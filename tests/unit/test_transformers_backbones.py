@@ -14,10 +14,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.adapted_model import AdaptedModel
-from models.backbone import Backbone, BackboneError
-from models.backbone_loading import build_backbone
-from models.low_rank import Factors
+from models.adapters.adapted_model import AdaptedModel
+from models.backbones.backbone import Backbone, BackboneError
+from models.backbones.loading import build_backbone
+from models.lowrank.factors import Factors
 from tests.tiny_models import write_model
 
 TEXTS = ["good film", "a very very dull book", "bad", "good good bad bad film book"]

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.block_lanczos import leading_right_vectors
-from models.factor_stack import FactorStack
-from models.low_rank import ROW_NORM, Factors, concatenate, truncate
-from models.truncation import TOLERANCE, best_rank, estimate_costs, weighted_sum
+from models.lowrank.block_lanczos import leading_right_vectors
+from models.lowrank.factor_stack import FactorStack
+from models.lowrank.factors import ROW_NORM, Factors, concatenate, truncate
+from models.lowrank.truncation import TOLERANCE, best_rank, estimate_costs, weighted_sum
 
 WAYS = ("qr", "gram", "lanczos", "dense")
 quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)

@@ -6,13 +6,12 @@ import pytest
 import torch
 from flwr.app import Array
 
-from models.adapter import Adapter
-from protocol.evaluate_messages import EvaluateRequest
-from protocol.local_plan import PLAIN_PLAN, LocalPlan
-from protocol.plan_records import as_received
-from protocol.records import ProtocolError, count_bytes
-from protocol.train_messages import TrainReply, TrainRequest
-from protocol.wire import WIRE_DTYPES, pack, packed_shapes, unpack
+from hyperlora.config.schema import WIRE_DTYPES
+from hyperlora.messages.codec import ProtocolError, count_bytes, pack, packed_shapes, unpack
+from hyperlora.messages.evaluate import EvaluateRequest
+from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan, as_received
+from hyperlora.messages.train import TrainReply, TrainRequest
+from models.adapters.adapter import Adapter
 from tests.builders import make_adapter, make_metrics
 
 FRESH = make_adapter(5)

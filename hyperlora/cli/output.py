@@ -1,0 +1,73 @@
+"""What the commands say on the terminal, and the one way in which they fail."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hyperlora.config.schema import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class OutputFormat(StrEnum):
+    """How a result is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked; the message is one sentence for a person."""
+
+
+def say(line: str, *, style: str | None = None, stderr: bool = False) -> None:
+    """Print one line as it is: no markup, no highlighting, no wrapping."""
+    Console(stderr=stderr).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under their column names, without markup."""
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[Callable[[], None]]:
+    """Show a spinner with ``text`` on a terminal, nothing elsewhere; call the value to take it away."""
+    console = Console()
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    with console.status(text) as spinner:
+        yield spinner.stop
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn an expected error of ``command`` into one red sentence on stderr and exit status 1."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (CommandError, ConfigError) as error:
+            say(one_line(str(error)), style="red", stderr=True)
+            raise typer.Exit(1) from None
+
+    return wrapper
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` with every run of white space made one space."""
+    return " ".join(text.split())

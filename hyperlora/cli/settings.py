@@ -1,0 +1,153 @@
+"""The settings of one run: the app's defaults, files and options laid over each other, then checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hyperlora.cli.output import CommandError
+from hyperlora.config.schema import PATH_KEYS as PATH_KEYS
+from hyperlora.config.schema import RunConfig, Scalar
+
+INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run is made of: the app, its checked configuration, and the values Flower is told."""
+
+    app_dir: Path
+    config: RunConfig
+    values: Mapping[str, Scalar]
+
+
+def read_settings(
+    app_dir: Path,
+    files: Sequence[Path],
+    overrides: Sequence[str],
+    options: Mapping[str, Scalar | None],
+    resume: Path | None = None,
+) -> Settings:
+    """Lay ``files``, ``key=value`` texts and ``options`` over the defaults of the app; the later wins.
+
+    The settings of the run in ``resume`` stand between the defaults and the files. Relative paths become absolute,
+    seen from the current directory.
+
+    Raises:
+        CommandError: for a missing or malformed file, or a key that the app does not declare.
+        ConfigError: for an unknown key or a wrong value.
+    """
+    defaults = app_defaults(app_dir)
+    values = defaults | (settings_of_run(resume) if resume else {})
+    for file in files:
+        values.update(flatten(read_toml(file), file))
+    values.update(parse_override(text) for text in overrides)
+    values.update({name: value for name, value in options.items() if value is not None})
+    values.update({name: absolute(values[name]) for name in PATH_KEYS if name in values})
+    config = RunConfig.parse(values)
+    require_declared(values, defaults, app_dir)
+    return Settings(app_dir, config, {name: value for name, value in config.flat().items() if name in values})
+
+
+def settings_of_run(directory: Path) -> dict[str, Scalar]:
+    """Return the configuration of the run in ``directory``, set to go on there.
+
+    Raises:
+        CommandError: the directory holds no run.
+    """
+    try:
+        values: dict[str, Scalar] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"'{directory}' holds no run to go on with: its config.json cannot be read") from error
+    return {**values, "run.output-dir": str(directory.absolute()), "run.resume": True}
+
+
+def app_defaults(app_dir: Path) -> dict[str, Scalar]:
+    """Return the flat ``[tool.flwr.app.config]`` of the Flower app in ``app_dir``."""
+    project = app_dir / "pyproject.toml"
+    if not project.is_file():
+        raise CommandError(f"there is no Flower app in '{app_dir}': it holds no pyproject.toml")
+    app = read_toml(project).get("tool", {}).get("flwr", {}).get("app")
+    if not isinstance(app, dict):
+        raise CommandError(f"'{project}' describes no Flower app: it has no [tool.flwr.app] section")
+    return flatten(app.get("config", {}), project)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the content of one TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandError(f"configuration file '{path}' cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CommandError(f"'{path}' is not valid TOML: {error}") from error
+
+
+def flatten(table: Mapping[str, Any], source: Path) -> dict[str, Scalar]:
+    """Return nested tables as one flat mapping with dotted keys; only scalars may stand in them."""
+    flat = dict(_leaves(table, prefix=""))
+    for name, value in flat.items():
+        if not isinstance(value, (bool, int, float, str)):
+            raise CommandError(f"'{name}' in '{source}' must be a number, a string or a boolean, got {value!r}")
+    return flat
+
+
+def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, prefix=f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def parse_override(text: str) -> tuple[str, Scalar]:
+    """Split ``key=value``; the value is a TOML scalar or, where it is none, the text itself."""
+    name, equals, raw = text.partition("=")
+    if not equals or not name.strip():
+        raise CommandError(f"'-c {text}' is not of the form key=value")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    return name.strip(), value if isinstance(value, (bool, int, float, str)) else raw
+
+
+def absolute(path: Scalar) -> Scalar:
+    """Return a path seen from the current directory; an empty one, and what is no text, as it is."""
+    if not isinstance(path, str) or not path:
+        return path
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100  (a link stays the name that was given)
+
+
+def require_declared(values: Mapping[str, Scalar], defaults: Mapping[str, Scalar], app_dir: Path) -> None:
+    """Refuse keys that Flower would refuse because the app's pyproject.toml has no default for them."""
+    for name in values:
+        if name not in defaults:
+            raise CommandError(
+                f"configuration key '{name}' is not declared in [tool.flwr.app.config] of "
+                f"'{app_dir / 'pyproject.toml'}'"
+            )
+
+
+def require_inputs(config: RunConfig) -> None:
+    """Refuse a data set or weights that are named and are not on this machine."""
+    values = config.flat()
+    for name in INPUT_KEYS:
+        if values[name] and not Path(str(values[name])).exists():
+            raise CommandError(f"{name} = '{values[name]}' does not exist")
+
+
+def new_output_dir(config: RunConfig, root: Path, now: datetime) -> Path:
+    """Return a directory under ``root`` that does not exist yet, named by time, method and seed."""
+    name = f"{now:%Y%m%d-%H%M%S}-{config.method}-seed{config.seed}"
+    path, count = root / name, 1
+    while path.exists():
+        count += 1
+        path = root / f"{name}-{count}"
+    return path

@@ -1,0 +1,129 @@
+"""What a federated data set is: clients with an id, a domain and three parts of samples each.
+
+What is known of each data set before any sample is read: its domains and its classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """Data is missing, wrong or cannot be divided as asked; the message is one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a site holds, and labels (n,) int64; n may be 0. Not to be written to.
+
+    ``inputs`` are images (n, channels, height, width) uint8, or n texts.
+    """
+
+    inputs: Tensor | Sequence[str]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """All that one client holds. An unseen client (``trains`` is false) has a train part as well.
+
+    The unseen client's train part is what its signature is computed from and what it personalises on.
+    """
+
+    client_id: str
+    domain: str
+    trains: bool
+    train: Samples
+    validation: Samples
+    test: Samples
+
+
+class Federation(Protocol):
+    """The clients of one data set, loaded one at a time."""
+
+    @property
+    def client_ids(self) -> tuple[str, ...]:
+        """Return all client ids, sorted."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the name of each label, in the order of the labels."""
+
+    def load(self, client_id: str) -> ClientData:
+        """Return the data of one client, the same at each call.
+
+        Raises:
+            DataError: for an id that is not among ``client_ids`` or data that cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a data set is divided: over clients, then each client's samples into parts.
+
+    Attributes:
+        seed: of the division over clients; the parts of a client do not depend on it.
+        clients_per_domain: clients among which one domain's samples are divided, at least 1.
+        dirichlet_alpha: label skew inside a domain; 0 divides evenly.
+        unseen_fraction: share of each domain's clients (``natural``: of the domains) that never train.
+        validation_fraction: share of each client's samples held out for validation.
+        test_fraction: share of each client's samples held out for test.
+        partition: ``dirichlet``; ``iid`` (at random); ``pathological`` (few classes per client); or ``natural`` (a
+            domain is a client, its id the domain's name).
+        classes_per_client: for ``pathological``.
+        max_samples: most samples of a client, the others are not read; 0 is all.
+        split: ``hash`` divides a client's samples into parts by their own keys; ``official`` tests on the test split
+            that the data set comes with, and divides only its training split over clients, training and validation.
+    """
+
+    seed: int
+    clients_per_domain: int
+    dirichlet_alpha: float
+    unseen_fraction: float
+    validation_fraction: float
+    test_fraction: float
+    partition: str = "dirichlet"
+    classes_per_client: int = 2
+    max_samples: int = 0
+    split: str = "hash"
+
+    def __post_init__(self) -> None:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise DataError(
+                f"validation fraction {self.validation_fraction} and test fraction {self.test_fraction} "
+                "leave nothing to train on"
+            )
+        if self.num_unseen >= self.clients_per_domain and self.partition != "natural":
+            raise DataError(
+                f"an unseen fraction of {self.unseen_fraction} leaves none of {self.clients_per_domain} "
+                "clients per domain to train"
+            )
+
+    @property
+    def num_unseen(self) -> int:
+        """Return how many clients of each domain never train."""
+        return round(self.unseen_fraction * self.clients_per_domain)
+
+
+@dataclass(frozen=True)
+class DataSetInfo:
+    """Names of the domains, and of the classes in the order of the labels."""
+
+    domains: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+
+DATA_SETS: Mapping[str, DataSetInfo] = {
+    "digits": DataSetInfo(("clean", "inverted", "noisy", "rotated"), tuple("0123456789")),
+    "pacs": DataSetInfo(
+        ("art_painting", "cartoon", "photo", "sketch"),
+        ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
+    ),
+}

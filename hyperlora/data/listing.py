@@ -1,0 +1,120 @@
+"""What is known of a data set before its samples are read: names, labels, domains, and how to read a row.
+
+Labels as people write them, turned into numbers; those that are not among the classes are left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from hyperlora.data.federation import DataError
+
+
+class Source(NamedTuple):
+    """Samples that were read: images (n, c, h, w) uint8 or n texts, labels (n,) int64 and one split key each."""
+
+    inputs: Tensor | Sequence[str]
+    labels: Tensor
+    keys: list[str]
+
+
+Reader = Callable[[str, Sequence[int]], Source]
+"""Reads the samples of a domain at the given rows of the data set; leaves out, with a count, what is unreadable."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where samples are and how they are named.
+
+    Attributes:
+        path: absolute path of a file or directory; empty for a data set's own source.
+        image_size: side in pixels that images are resized to.
+        classes: names of the classes in the order of the labels; empty takes those that the data have.
+        first_classes: how many of the classes are used, those of the lowest labels; 0 is all.
+        text_column, label_column, domain_column: of tables.
+        revision: commit of the hub's repository; empty takes the one that is known for the set.
+    """
+
+    path: str = ""
+    image_size: int = 16
+    classes: tuple[str, ...] = ()
+    text_column: str = "text"
+    label_column: str = "label"
+    domain_column: str = "domain"
+    first_classes: int = 0
+    revision: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The rows of a data set.
+
+    Attributes:
+        class_names: in the order of the labels.
+        domains: rows of each domain.
+        labels: class of every row.
+        read: reads rows.
+        test: rows of the test split that the data set itself comes with; empty where it has none.
+    """
+
+    class_names: tuple[str, ...]
+    domains: Mapping[str, Sequence[int]]
+    labels: Sequence[int]
+    read: Reader
+    test: frozenset[int] = frozenset()
+
+    def of_first_classes(self, count: int) -> Listing:
+        """Return the listing of the rows whose label is below ``count``; domains without any are left out.
+
+        Raises:
+            DataError: there are fewer classes.
+        """
+        if count > len(self.class_names):
+            raise DataError(f"data.first-classes is {count}, but the data have {len(self.class_names)} classes")
+        kept = {name: [row for row in rows if self.labels[row] < count] for name, rows in self.domains.items()}
+        return replace(self, class_names=self.class_names[:count], domains={k: v for k, v in kept.items() if v})
+
+
+log = logging.getLogger(__name__)
+
+
+def number_labels(labels: Sequence[str], classes: Sequence[str], origin: str) -> tuple[tuple[str, ...], list[int]]:
+    """Return the names of the classes and the number of each label, -1 for one that is not among them.
+
+    Args:
+        labels: names, or numbers that count the classes from 0.
+        classes: names in order; empty takes the labels that occur, sorted (by value where all are numbers).
+        origin: where they come from, for messages.
+
+    Raises:
+        DataError: no label is among the classes, or there is none.
+    """
+    names = tuple(classes) or _sorted({label for label in labels if label})
+    numbers = {name: index for index, name in enumerate(names)}
+    if classes:
+        numbers |= {str(index): index for index in range(len(names)) if str(index) not in numbers}
+    found = [numbers.get(label, -1) for label in labels]
+    if not found or max(found) < 0:
+        raise DataError(f"'{origin}' has no sample of a known class; data.classes is '{','.join(classes)}'")
+    _tell(labels, found, names, origin)
+    return names, found
+
+
+def _tell(labels: Sequence[str], found: Sequence[int], names: Sequence[str], origin: str) -> None:
+    unknown = Counter(label for label, number in zip(labels, found, strict=True) if number < 0)
+    if unknown:
+        named = ", ".join(f"'{label}' ({count})" for label, count in unknown.most_common(5))
+        log.warning("%d samples of '%s' are left out, their class is unknown: %s", unknown.total(), origin, named)
+    empty = [name for index, name in enumerate(names) if index not in set(found)]
+    if empty:
+        log.warning("%d of %d classes have no sample in '%s': %s", len(empty), len(names), origin, ", ".join(empty[:5]))
+
+
+def _sorted(names: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))

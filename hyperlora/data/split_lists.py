@@ -1,0 +1,105 @@
+"""Images with official split lists: ``{domain}_train.txt`` and ``{domain}_test.txt``, a path and a label per line.
+
+DomainNet (Peng et al. 2019, arXiv 1812.01754): a line is ``clipart/axe/image.jpg 13``; the lists lie next to the
+directories of the domains, in ``splits`` or in ``txt``. NICO++ (Zhang et al. 2022, arXiv 2204.08040): a line is
+``NICO_DG/autumn/hot air balloon/image.jpg 29``; the lists lie in ``NICO_DG_official`` next to ``NICO_DG``. Both as the
+public loaders of FedRA (arXiv 2311.11227) read them; the archives themselves were not at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from hyperlora.data.federation import DataError
+from hyperlora.data.images import file_bytes, read_images
+from hyperlora.data.listing import Listing, Origin, Source, number_labels
+
+PLACES = ("", "splits", "txt", "NICO_DG_official")
+IMAGES = ("", "NICO_DG")
+TRAIN, TEST = "_train.txt", "_test.txt"
+
+
+class Entry(NamedTuple):
+    """One line of a list."""
+
+    file: Path
+    domain: str
+    class_name: str
+    label: int
+
+
+def find_lists(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Return by domain the training and the test list below ``root``; empty where there are none.
+
+    Raises:
+        DataError: a training list has no test list beside it.
+    """
+    for place in PLACES:
+        found = {one.name.removesuffix(TRAIN): one for one in sorted((root / place).glob(f"*{TRAIN}"))}
+        for domain, train in found.items():
+            if not train.with_name(domain + TEST).is_file():
+                raise DataError(f"there is no list '{domain}{TEST}' beside '{train}'")
+        if found:
+            return {domain: (train, train.with_name(domain + TEST)) for domain, train in found.items()}
+    return {}
+
+
+def list_split_files(lists: Mapping[str, tuple[Path, Path]], origin: Origin) -> Listing:
+    """List the images of the lists; they are decoded when a client is loaded.
+
+    Classes are numbered as in the lists and named as their directories. An image that is listed and not there is left
+    out with a count, like one that cannot be decoded.
+
+    Raises:
+        DataError: a list cannot be read, a domain has no directory, or a label stands for two classes.
+    """
+    root = Path(origin.path)
+    train = list(chain.from_iterable(_entries(root, domain, first) for domain, (first, _) in lists.items()))
+    test = list(chain.from_iterable(_entries(root, domain, second) for domain, (_, second) in lists.items()))
+    entries = train + test
+    classes = origin.classes or _class_names(entries)
+    names, numbers = number_labels([entry.class_name for entry in entries], classes, origin.path)
+    domains: dict[str, list[int]] = {}
+    for row, (entry, number) in enumerate(zip(entries, numbers, strict=True)):
+        if number >= 0:
+            domains.setdefault(entry.domain, []).append(row)
+
+    def read(domain: str, rows: Sequence[int]) -> Source:
+        return read_images(((file_bytes(entries[row].file), numbers[row]) for row in rows), domain, origin.image_size)
+
+    return Listing(names, domains, numbers, read, frozenset(range(len(train), len(entries))))
+
+
+def _entries(root: Path, domain: str, file: Path) -> Iterator[Entry]:
+    """Yield the lines of a list: of a path the last three parts count, ``domain/class/image``."""
+    images = next((root / one for one in IMAGES if (root / one / domain).is_dir()), None)
+    if images is None:
+        raise DataError(f"'{file}' lists images of domain '{domain}', but there is no directory '{root / domain}'")
+    for number, line in enumerate(_lines(file), start=1):
+        path, _, label = line.rpartition(" ")
+        parts = path.split("/")[-3:]
+        if len(parts) < 3 or not label.isdecimal():
+            raise DataError(f"line {number} of '{file}' is not 'domain/class/image label', got '{line[:80]}'")
+        yield Entry(images.joinpath(*parts), domain, parts[1], int(label))
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        yield from (line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"'{file}' cannot be read as text in UTF-8: {error}") from error
+
+
+def _class_names(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Return the classes in the order of their labels; a label that is not used is its own name."""
+    names: dict[int, str] = {}
+    for entry in entries:
+        if names.setdefault(entry.label, entry.class_name) != entry.class_name:
+            raise DataError(
+                f"label {entry.label} stands for class '{names[entry.label]}' and for class '{entry.class_name}' "
+                f"in the lists of '{entry.domain}'"
+            )
+    return tuple(names.get(label, str(label)) for label in range(max(names, default=-1) + 1))

@@ -1,0 +1,173 @@
+"""Tables of texts: csv, jsonl or parquet files with the columns text, label and, where there is one, domain.
+
+Instruction data: jsonl, csv or parquet files with the columns prompt and response (or instruction and output).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperlora.data.federation import DataError
+from hyperlora.data.listing import Listing, Origin, Source, number_labels
+
+ONE_DOMAIN = "all"
+Row = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+def list_table(kind: str, origin: Origin) -> Listing:
+    """List the rows of a file, or of all files of one kind in a directory.
+
+    Without a domain column the domain of a row is the name of its file, or ``all`` where there is one file only.
+    Rows without text or label are left out and counted.
+
+    Args:
+        kind: ``csv``, ``jsonl`` or ``parquet``.
+        origin: path, classes, and the names of the columns.
+
+    Raises:
+        DataError: no such file, an unreadable one, or one without a column that is needed.
+    """
+    needed = (origin.text_column, origin.label_column)
+    rows = list(read_rows(kind, origin, needed))
+    whole = [(cells, domain) for cells, domain in rows if all(cells)]
+    if len(whole) < len(rows):
+        log.warning("%d rows of '%s' have no text or no label and are left out", len(rows) - len(whole), origin.path)
+    return text_listing([c[0] for c, _ in whole], [c[1] for c, _ in whole], [domain for _, domain in whole], origin)
+
+
+def read_rows(kind: str, origin: Origin, columns: Sequence[str]) -> Iterator[tuple[list[str], str]]:
+    """Yield the cells of ``columns``, stripped, and the domain of every row; raises DataError as above."""
+    files = _files(kind, origin.path)
+    for file in files:
+        fallback = file.stem if len(files) > 1 else ONE_DOMAIN
+        for row in _rows(kind, file, columns):
+            yield [_cell(row, column) for column in columns], _cell(row, origin.domain_column) or fallback
+
+
+def text_listing(texts: Sequence[str], labels: Sequence[str], domains: Sequence[str], origin: Origin) -> Listing:
+    """Return a listing of texts with their labels as they are written."""
+    return numbered_listing(texts, *number_labels(labels, origin.classes, origin.path), domains)
+
+
+def numbered_listing(
+    texts: Sequence[str], names: tuple[str, ...], numbers: Sequence[int], domains: Sequence[str]
+) -> Listing:
+    """Return a listing of texts, without those of number -1; the key of a sample is the hash of its text."""
+    rows: dict[str, list[int]] = {}
+    for row, number in enumerate(numbers):
+        if number >= 0:
+            rows.setdefault(domains[row], []).append(row)
+
+    def read(domain: str, chosen: Sequence[int]) -> Source:
+        held = [texts[row] for row in chosen]
+        keys = [hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in held]
+        return Source(held, torch.tensor([numbers[row] for row in chosen], dtype=torch.int64), keys)
+
+    return Listing(names, rows, numbers, read)
+
+
+def _files(kind: str, path: str) -> list[Path]:
+    if not path:
+        raise DataError(f"data.name is '{kind}'; set data.path to the file")
+    place = Path(path)
+    if not place.is_absolute():
+        raise DataError(f"the path of the data must be absolute, got '{path}'")
+    if place.is_file():
+        return [place]
+    files = sorted(place.glob(f"*.{kind}"))
+    if not files:
+        raise DataError(f"there is no {kind} file at '{path}'")
+    return files
+
+
+def _rows(kind: str, file: Path, needed: Sequence[str]) -> Iterator[Row]:
+    try:
+        for number, row in enumerate(_READERS[kind](file), start=1):
+            if missing := [column for column in needed if column not in row]:
+                raise DataError(
+                    f"row {number} of '{file}' has no column '{missing[0]}', only {', '.join(map(str, row))}; "
+                    "set data.text-column and data.label-column"
+                )
+            yield row
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"'{file}' cannot be read as {kind} in UTF-8: {error}") from error
+
+
+def _read_csv(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        yield from csv.DictReader(stream)
+
+
+def _read_jsonl(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8") as stream:
+        yield from (json.loads(line) for line in stream if line.strip())
+
+
+def _read_parquet(file: Path) -> Iterator[Row]:
+    from datasets import load_dataset  # slow to import
+
+    try:
+        table = load_dataset("parquet", data_files=str(file), split="train")
+    except Exception as error:  # datasets wraps whatever pyarrow raises in several unrelated types
+        raise DataError(f"'{file}' cannot be read as parquet ({type(error).__name__})") from error
+    yield from table
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "csv": _read_csv,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+}
+
+
+def _cell(row: Row, column: str) -> str:
+    value = row.get(column)
+    return "" if value is None else str(value).strip()
+
+
+SEPARATOR = "\x1f"
+COLUMNS = (("prompt", "response"), ("instruction", "output"))
+LENGTHS = ("64", "128", "256", "512", "1024", "2048", "more")
+"""Classes of a sample: the characters that it has at most. Their frequencies tell the lengths of a client's texts."""
+
+
+def list_instructions(origin: Origin) -> Listing:
+    """List prompts with responses, joined by a separator; the label of a sample is the class of its length.
+
+    Raises:
+        DataError: no such file, an unreadable one, or one without the columns.
+    """
+    rows = _instruction_rows(origin)
+    whole = [(prompt, response, domain) for (prompt, response), domain in rows if response]
+    if len(whole) < len(rows):
+        log.warning("%d rows of '%s' have no response and are left out", len(rows) - len(whole), origin.path)
+    texts = [prompt + SEPARATOR + response for prompt, response, _ in whole]
+    numbers = [_length_class(len(text)) for text in texts]
+    return numbered_listing(texts, LENGTHS, numbers, [domain for _, _, domain in whole])
+
+
+def _instruction_rows(origin: Origin) -> list[tuple[list[str], str]]:
+    kind = Path(origin.path).suffix.removeprefix(".") or "jsonl"
+    if kind not in ("jsonl", "csv", "parquet"):
+        raise DataError(f"instructions are jsonl, csv or parquet files, got '{origin.path}'")
+    for columns in COLUMNS[:-1]:
+        try:
+            return list(read_rows(kind, origin, columns))
+        except DataError as error:
+            if "has no column" not in str(error):
+                raise
+    return list(read_rows(kind, origin, COLUMNS[-1]))
+
+
+def _length_class(characters: int) -> int:
+    return next((number for number, name in enumerate(LENGTHS[:-1]) if characters <= int(name)), len(LENGTHS) - 1)

@@ -1,0 +1,263 @@
+"""Tensors, adapters and signatures as Flower records, and back with every expectation checked.
+
+How numbers travel: as float32, as float16, or as int8 with a float32 scale for every row (or column).
+
+int8: an entry is round(value / scale), scale = max |row| / 127, and the rows run along the longer of the last two axes,
+so that scales are few. What has a generator is rounded up or down at random so that the expectation is the value
+(QSGD, arXiv 1610.02132): errors of many clients average out, and nobody has to keep what was rounded off.
+
+What every message carries: the protocol's version, in a ConfigRecord with its scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from hyperlora.config.schema import WIRE_DTYPES
+from models.adapters.adapter import Adapter
+
+SCALE = ".scale"
+LARGEST_INT8 = 127
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def pack(tensors: Mapping[str, Tensor], wire: str, chance: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Return what travels for float ``tensors``: of dtype ``wire``, for int8 with ``<name>.scale`` beside each."""
+    if wire != "int8":
+        return {name: tensor.to(getattr(torch, wire)) for name, tensor in tensors.items()}
+    packed = {}
+    for name, tensor in tensors.items():
+        packed[name], packed[name + SCALE] = _quantized(tensor.float(), chance)
+    return packed
+
+
+def unpack(packed: Mapping[str, Tensor], wire: str) -> dict[str, Tensor]:
+    """Inverse of :func:`pack` up to rounding; float32."""
+    if wire != "int8":
+        return {name: tensor.float() for name, tensor in packed.items()}
+    names = [name for name in packed if not name.endswith(SCALE)]
+    return {name: packed[name].float() * packed[name + SCALE] for name in names}
+
+
+def packed_shapes(shapes: Shapes, wire: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return name -> (shape, dtype) of what :func:`pack` makes of tensors of ``shapes``."""
+    if wire != "int8":
+        return {name: (shape, wire) for name, shape in shapes.items()}
+    expected: dict[str, tuple[tuple[int, ...], str]] = {}
+    for name, shape in shapes.items():
+        expected[name] = (shape, "int8")
+        expected[name + SCALE] = (_scale_shape(shape), "float32")
+    return expected
+
+
+def _quantized(tensor: Tensor, chance: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    scale = tensor.abs().amax(dim=_axis(tensor.shape), keepdim=True) / LARGEST_INT8
+    exact = torch.where(scale > 0, tensor / scale, torch.zeros_like(tensor))
+    noise = 0.5 if chance is None else torch.rand(exact.shape, generator=chance)
+    return (exact + noise).floor().clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8), scale
+
+
+def _axis(shape: tuple[int, ...]) -> int:
+    return -2 if len(shape) > 1 and shape[-2] > shape[-1] else -1
+
+
+def _scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    scale = list(shape)
+    scale[_axis(shape)] = 1
+    return tuple(scale)
+
+
+__all__ = ["Shapes"]
+
+MOST_MEASURED = 1e9
+LARGEST = 65504.0
+"""The largest number of float16, the narrowest float on the wire."""
+Scalar = TypeVar("Scalar", int, float, str, bool, bytes)
+
+
+class ProtocolError(ValueError):
+    """A message is not what the protocol says; the message is one sentence."""
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], dtype: np.typing.DTypeLike) -> ArrayRecord:
+    """Return an ArrayRecord with every tensor as ``dtype`` under its name."""
+    arrays = {name: Array(tensor.detach().cpu().numpy().astype(dtype)) for name, tensor in tensors.items()}
+    return ArrayRecord(arrays)
+
+
+def decode_tensors(record: ArrayRecord, expected: Shapes) -> dict[str, Tensor]:
+    """Return the tensors of ``record`` as float32, exactly those of ``expected`` (name -> shape).
+
+    Raises:
+        ProtocolError: a name is missing or unknown, a shape or dtype differs, or a number is not finite.
+    """
+    if set(record) != set(expected):
+        names = sorted(set(record) ^ set(expected))
+        raise ProtocolError(f"arrays do not match: missing or unknown {', '.join(names[:4])}")
+    return {name: _decode_tensor(name, record[name], shape) for name, shape in expected.items()}
+
+
+def _decode_tensor(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
+    if tuple(array.shape) != shape or array.dtype not in ("float32", "float16"):
+        raise ProtocolError(f"array '{name}': expected float {shape}, got {array.dtype} {tuple(array.shape)}")
+    values = torch.from_numpy(_values(name, array).astype(np.float32))
+    require_moderate({name: values})
+    return values
+
+
+def _values(name: str, array: Array) -> np.typing.NDArray[Any]:
+    """Return the finite numbers of an array, of the shape and dtype that it declares."""
+    try:
+        values = array.numpy()
+    except Exception as error:
+        raise ProtocolError(f"array '{name}' cannot be read: {error}") from error
+    if not isinstance(values, np.ndarray):  # numpy reads an archive of arrays too
+        raise ProtocolError(f"array '{name}' holds other data than one array")
+    if values.shape != tuple(array.shape) or str(values.dtype) != array.dtype or not np.isfinite(values).all():
+        raise ProtocolError(f"array '{name}' holds NaN, infinity or other data than it declares")
+    return values
+
+
+def encode_packed(
+    tensors: Mapping[str, Tensor], wire: str = "float32", chance: torch.Generator | None = None
+) -> ArrayRecord:
+    """Return ``tensors`` as arrays of dtype ``wire``, rounded at random where there is ``chance``."""
+    packed = pack({name: tensor.detach().cpu() for name, tensor in tensors.items()}, wire, chance)
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in packed.items()})
+
+
+def decode_packed(record: ArrayRecord, shapes: Shapes, wire: str = "float32") -> dict[str, Tensor]:
+    """Inverse of :func:`encode_packed`; raises :class:`ProtocolError` where a part is not as both say."""
+    expected = packed_shapes(shapes, wire)
+    if set(record) != set(expected):
+        names = sorted(set(record) ^ set(expected))
+        raise ProtocolError(f"arrays do not match: missing or unknown {', '.join(names[:4])}")
+    packed = {}
+    for name, (shape, dtype) in expected.items():
+        array = record[name]
+        if tuple(array.shape) != shape or array.dtype != dtype:
+            raise ProtocolError(f"array '{name}': expected {dtype} {shape}, got {array.dtype} {tuple(array.shape)}")
+        packed[name] = torch.from_numpy(_values(name, array).copy())
+    values = unpack(packed, wire)
+    require_moderate(values)
+    return values
+
+
+def require_moderate(tensors: Mapping[str, Tensor]) -> None:
+    """Raise :class:`ProtocolError` for numbers beyond ``LARGEST``: products of them would overflow float32."""
+    for name, tensor in tensors.items():
+        if not bool((tensor.abs() <= LARGEST).all()):
+            raise ProtocolError(f"array '{name}' holds numbers beyond {LARGEST:g}, which no adapter or signature has")
+
+
+def encode_adapter(adapter: Adapter) -> ArrayRecord:
+    """Return the adapter's parts as float32 arrays."""
+    return encode_packed(adapter.tensors())
+
+
+def require(record: Mapping[str, object], name: str, kind: type[Scalar]) -> Scalar:
+    """Return entry ``name`` of a config or metric record, of exactly the type ``kind``.
+
+    Raises:
+        ProtocolError: it is missing, of another type, or not finite.
+    """
+    value = record.get(name)
+    if type(value) is not kind:
+        raise ProtocolError(f"entry '{name}': expected {kind.__name__}, got {value!r}")
+    if isinstance(value, float) and not np.isfinite(value):
+        raise ProtocolError(f"entry '{name}' must be finite, got {value}")
+    return value
+
+
+def require_list(
+    record: Mapping[str, object], name: str, kind: type[Scalar], length: int | None = None
+) -> list[Scalar]:
+    """Return list ``name``, every entry of type ``kind`` (and ``length`` of them); raises :class:`ProtocolError`."""
+    value = record.get(name)
+    if not isinstance(value, list) or any(type(one) is not kind for one in value):
+        raise ProtocolError(f"entry '{name}': expected a list of {kind.__name__}, got {value!r}")
+    if length is not None and len(value) != length:
+        raise ProtocolError(f"entry '{name}': expected {length} values, got {len(value)}")
+    if kind is float and not np.isfinite(value).all():
+        raise ProtocolError(f"entry '{name}' must be finite, got {value!r}")
+    return value
+
+
+def require_measured(values: Sequence[float]) -> None:
+    """Raise :class:`ProtocolError` unless all are losses or seconds that can be averaged: 0 to ``MOST_MEASURED``."""
+    if any(not 0 <= one <= MOST_MEASURED for one in values):
+        raise ProtocolError(f"losses and seconds {[*values]} must lie between 0 and {MOST_MEASURED:g}")
+
+
+def config_of(content: RecordDict) -> ConfigRecord:
+    """Return the message's ConfigRecord or raise :class:`ProtocolError`."""
+    return _record(content, "config", ConfigRecord)
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """Return the message's MetricRecord or raise :class:`ProtocolError`."""
+    return _record(content, "metrics", MetricRecord)
+
+
+def arrays_of(content: RecordDict, name: str = "arrays") -> ArrayRecord:
+    """Return the message's ArrayRecord ``name`` or raise :class:`ProtocolError`."""
+    return _record(content, name, ArrayRecord)
+
+
+Record = TypeVar("Record", ConfigRecord, MetricRecord, ArrayRecord)
+
+
+def _record(content: RecordDict, name: str, kind: type[Record]) -> Record:
+    record = content.get(name)
+    if not isinstance(record, kind):
+        raise ProtocolError(f"the message holds no {kind.__name__} '{name}'")
+    return record
+
+
+def count_bytes(content: RecordDict) -> int:
+    """Return the bytes of all records of a message's content."""
+    return sum(_bytes_of(record) for record in content.values())
+
+
+def _bytes_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+    """Return the bytes of a record, as Flower counts them; its own count raises for an empty list or an empty text."""
+    if not isinstance(record, ConfigRecord):
+        return record.count_bytes()
+    values = {name: value if isinstance(value, list) else [value] for name, value in record.items()}
+    return sum(len(name) + sum(map(_size, value)) for name, value in values.items())
+
+
+def _size(value: str | bytes | float) -> int:
+    return len(value) if isinstance(value, str | bytes) else 1 if isinstance(value, bool) else 8
+
+
+PROTOCOL_VERSION = 1
+
+
+def config_record(**entries: Any) -> ConfigRecord:
+    """Return a ConfigRecord with ``entries`` and the version."""
+    return ConfigRecord({"version": PROTOCOL_VERSION, **entries})
+
+
+def checked_config(content: RecordDict) -> ConfigRecord:
+    """Return the message's ConfigRecord; raises ProtocolError for another version."""
+    config = config_of(content)
+    version = require(config, "version", int)
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(f"the message has protocol version {version}, this side speaks {PROTOCOL_VERSION}")
+    return config
+
+
+def require_wire(config: ConfigRecord) -> str:
+    """Return how the message's adapters travel; raises ProtocolError for a format that this side does not know."""
+    wire = require(config, "wire", str)
+    if wire not in WIRE_DTYPES:
+        raise ProtocolError(f"adapters travel as '{wire}', this side reads {', '.join(WIRE_DTYPES)}")
+    return wire

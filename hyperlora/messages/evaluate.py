@@ -1,0 +1,114 @@
+"""``evaluate``: what an adapter is worth on a client's own test split after numbers of local steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from flwr.app import MetricRecord, RecordDict
+
+from hyperlora.messages.codec import (
+    ProtocolError,
+    checked_config,
+    config_record,
+    metrics_of,
+    require,
+    require_list,
+    require_measured,
+    require_wire,
+)
+from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan, decode_start, plan_entries, start_records
+from models.adapters.adapter import Adapter
+
+START_TRACK = "start"
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Asks what an adapter is worth on the client's own test split after each number of local steps.
+
+    ``track`` names which of several adapters for the client it is: its start, or an alternative.
+    """
+
+    TYPE: ClassVar[str] = "evaluate"
+    client_id: str
+    server_round: int
+    steps: Sequence[int]
+    adapter: Adapter
+    track: str = START_TRACK
+    plan: LocalPlan = PLAIN_PLAN
+    wire: str = "float32"
+
+    def encode(self) -> RecordDict:
+        """Return the content of the message."""
+        config = config_record(
+            client_id=self.client_id,
+            server_round=self.server_round,
+            steps=list(self.steps),
+            track=self.track,
+            wire=self.wire,
+            **plan_entries(self.adapter, self.plan),
+        )
+        return RecordDict({"config": config, **start_records(self.adapter, self.plan, self.wire)})
+
+    @classmethod
+    def decode(cls, content: RecordDict, fresh: Adapter) -> EvaluateRequest:
+        """Inverse of :meth:`encode`, ``fresh`` being the adapter before round 1; raises ProtocolError."""
+        config = checked_config(content)
+        steps = require_list(config, "steps", int)
+        if not steps or min(steps) < 0:
+            raise ProtocolError(f"entry 'steps': expected numbers of local steps, got {steps!r}")
+        wire = require_wire(config)
+        adapter, plan = decode_start(content, config, fresh, wire)
+        return cls(
+            require(config, "client_id", str),
+            require(config, "server_round", int),
+            sorted(steps),
+            adapter,
+            require(config, "track", str),
+            plan,
+            wire,
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """Test accuracy and loss, and validation loss, one entry per number of local steps asked for."""
+
+    client_id: str
+    num_test: int
+    test_accuracy: Sequence[float]
+    test_loss: Sequence[float]
+    validation_loss: Sequence[float]
+    seconds: float
+
+    def encode(self) -> RecordDict:
+        """Return the content of the message."""
+        metrics = MetricRecord(
+            {
+                "num_test": self.num_test,
+                "test_accuracy": list(self.test_accuracy),
+                "test_loss": list(self.test_loss),
+                "validation_loss": list(self.validation_loss),
+                "seconds": self.seconds,
+            }
+        )
+        return RecordDict({"config": config_record(client_id=self.client_id), "metrics": metrics})
+
+    @classmethod
+    def decode(cls, content: RecordDict, request: EvaluateRequest) -> EvaluateReply:
+        """Inverse of :meth:`encode`, for the reply to ``request``; raises ProtocolError."""
+        client_id = require(checked_config(content), "client_id", str)
+        if client_id != request.client_id:
+            raise ProtocolError(f"expected client '{request.client_id}', got '{client_id}'")
+        record, count = metrics_of(content), len(request.steps)
+        names = ("test_accuracy", "test_loss", "validation_loss")
+        accuracy, loss, validation = (require_list(record, name, float, count) for name in names)
+        if any(not 0 <= one <= 1 for one in accuracy):
+            raise ProtocolError(f"test accuracies {accuracy} are not shares")
+        num_test, seconds = require(record, "num_test", int), require(record, "seconds", float)
+        if num_test < 0:
+            raise ProtocolError(f"num_test {num_test} is negative")
+        require_measured([*loss, *validation, seconds])
+        return cls(client_id, num_test, accuracy, loss, validation, seconds)

@@ -1,0 +1,151 @@
+"""``query.signature``: the server asks a node which clients it hosts and what their data look like.
+
+What a client may be called: a name that is also safe as a file name, in a table and in a log line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from flwr.app import RecordDict
+from torch import Tensor
+
+from hyperlora.messages.codec import (
+    ProtocolError,
+    arrays_of,
+    checked_config,
+    config_record,
+    decode_tensors,
+    encode_tensors,
+    require,
+    require_list,
+)
+from models.personalization.signature import Signature
+
+PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RULE = "1 to 64 letters, digits, dots, dashes and underscores that begin with a letter or digit"
+
+
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+"""What a simulation makes out of the name of a domain may be longer; it is safe as a file name all the same."""
+
+
+def is_file_name(text: str) -> bool:
+    """Tell whether ``text`` names a file inside a directory, whatever the directory is."""
+    return FILE_NAME.fullmatch(text) is not None
+
+
+def is_client_id(text: str) -> bool:
+    """Tell whether a client may be called ``text``."""
+    return PATTERN.fullmatch(text) is not None
+
+
+MAX_SIGNATURE_BYTES = 4096
+
+
+def _signature_dtype(signatures: Mapping[str, Tensor]) -> type[np.floating[Any]]:
+    large = any(4 * vector.numel() > MAX_SIGNATURE_BYTES for vector in signatures.values())
+    return np.float16 if large else np.float32
+
+
+@dataclass(frozen=True)
+class SignatureRequest:
+    """Asks a node which clients it hosts and what their data look like."""
+
+    TYPE: ClassVar[str] = "query.signature"
+    fingerprint: str
+
+    def encode(self) -> RecordDict:
+        """Return the content of the message."""
+        return RecordDict({"config": config_record(fingerprint=self.fingerprint)})
+
+    @classmethod
+    def decode(cls, content: RecordDict) -> SignatureRequest:
+        """Inverse of :meth:`encode`; raises ProtocolError."""
+        return cls(require(checked_config(content), "fingerprint", str))
+
+
+@dataclass(frozen=True)
+class ClientCard:
+    """A client as the server knows it.
+
+    Attributes:
+        client_id: its name, stable over runs.
+        domain: where its data come from; a label for reports only.
+        trains: False for a client that only ever receives adapters (unseen).
+        num_examples: number of its training samples.
+        signature: description of its data.
+        rank: the highest rank of an adapter that it can train; 0 where it takes any.
+    """
+
+    client_id: str
+    domain: str
+    trains: bool
+    num_examples: int
+    signature: Signature
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class SignatureReply:
+    """The clients of a node, and those that cannot take part with the reason.
+
+    ``needs_backbone``: the client that waits for the server to ship its backbone (``model.ship``), if one does.
+    """
+
+    cards: Sequence[ClientCard]
+    left_out: Mapping[str, str]
+    needs_backbone: str = ""
+
+    def encode(self) -> RecordDict:
+        """Return the content of the message; a signature takes at most 4 KiB, as float16 where float32 takes more."""
+        signatures = {card.client_id: card.signature.vector() for card in self.cards}
+        config = config_record(
+            client_ids=[card.client_id for card in self.cards],
+            domains=[card.domain for card in self.cards],
+            trains=[card.trains for card in self.cards],
+            num_examples=[card.num_examples for card in self.cards],
+            ranks=[card.rank for card in self.cards],
+            left_out=list(self.left_out),
+            reasons=list(self.left_out.values()),
+            needs_backbone=self.needs_backbone,
+        )
+        return RecordDict({"config": config, "arrays": encode_tensors(signatures, _signature_dtype(signatures))})
+
+    @classmethod
+    def decode(cls, content: RecordDict, *, signature_size: int, num_classes: int) -> SignatureReply:
+        """Inverse of :meth:`encode`.
+
+        Raises:
+            ProtocolError: a part is missing, malformed or out of range, or a client is named twice.
+        """
+        config = checked_config(content)
+        ids = require_list(config, "client_ids", str)
+        if len(set(ids)) != len(ids):
+            raise ProtocolError("a client is named twice")
+        if not all(is_file_name(name) for name in ids):
+            raise ProtocolError("a client's name must be made of letters, digits, dots, dashes and underscores")
+        count = len(ids)
+        domains, trains = require_list(config, "domains", str, count), require_list(config, "trains", bool, count)
+        num_examples, ranks = (require_list(config, name, int, count) for name in ("num_examples", "ranks"))
+        vectors = decode_tensors(arrays_of(content), dict.fromkeys(ids, (signature_size,)))
+        try:
+            signatures = {name: Signature.from_vector(vectors[name], num_classes) for name in ids}
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        cards = [
+            ClientCard(name, domain, training, examples, signatures[name], rank)
+            for name, domain, training, examples, rank in zip(ids, domains, trains, num_examples, ranks, strict=True)
+        ]
+        if any(card.rank < 0 for card in cards):
+            raise ProtocolError(f"ranks {ranks} of clients cannot be negative")
+        if any(card.num_examples < 1 for card in cards):
+            raise ProtocolError("a client without training samples cannot take part")
+        left_out = require_list(config, "left_out", str)
+        reasons = require_list(config, "reasons", str, len(left_out))
+        needs_backbone = require(config, "needs_backbone", str)
+        return cls(cards, dict(zip(left_out, reasons, strict=True)), needs_backbone)

@@ -1,0 +1,178 @@
+"""The report of one run: which panels, tiles and tables its page has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hyperlora.reporting.draw_accuracy import draw_accuracy
+from hyperlora.reporting.draw_attention import draw_attention
+from hyperlora.reporting.draw_costs import MIB, draw_bytes, draw_seconds
+from hyperlora.reporting.draw_gain import draw_gain
+from hyperlora.reporting.draw_signatures import draw_signatures
+from hyperlora.reporting.draw_spectra import draw_spectra
+from hyperlora.reporting.figures import ANCHOR, COLUMNS, figures_of, scores_by_client
+from hyperlora.reporting.page import Page, Panel, Table, Tile
+from hyperlora.reporting.paired import STEPS, paired_figures, paired_panels, paired_table
+from hyperlora.reporting.run_files import RunFiles
+from hyperlora.reporting.state_view import StateView, view_state
+
+
+def report_page(run: RunFiles, against: RunFiles | None = None) -> Page:
+    """Return the page of a run, beside a base run if there is one; what the run has nothing for is left out.
+
+    Raises:
+        RunFilesError: the clients of the two runs cannot be paired.
+    """
+    config, figures = run.config, figures_of(run)
+    paired = paired_figures(run, against) if against else None
+    return Page(
+        title=f"{config.method} on {config.data.name}, seed {config.seed}",
+        subtitle=(
+            f"{run.name}: {config.model.name}, LoRA rank {config.lora.rank}, {figures['rounds']} of "
+            f"{config.federation.rounds} rounds, {config.federation.clients_per_round} clients a round, "
+            f"{config.train.local_steps} local steps of {config.train.batch_size}"
+        ),
+        tiles=list(_tiles(figures)),
+        panels=list(_panels(run, figures, paired)),
+        tables=[*([paired_table(paired)] if paired else []), *_tables(run, figures)],
+        notes=list(_notes(run, figures)),
+    )
+
+
+def _tiles(figures: dict[str, Any]) -> Iterator[Tile]:
+    for group, columns in figures["accuracy"].items():
+        for column in COLUMNS:
+            yield Tile(f"{group}, {STEPS[column]}", f"{100 * columns[column]['mean']:.1f} %")
+    yield Tile("sent and received", f"{sum(figures['bytes'].values()) / MIB:.1f} MiB")
+    wall = sum(value for name, value in figures["seconds"].items() if name != "training")
+    yield Tile("wall time of all rounds", f"{wall:.0f} s")
+    yield Tile("contributions left out or cut", str(sum(one["count"] for one in figures["failures"])))
+
+
+def _notes(run: RunFiles, figures: dict[str, Any]) -> Iterator[str]:
+    if figures["rounds"] < figures["rounds_asked_for"]:
+        yield (
+            f"This run made {figures['rounds']} of {figures['rounds_asked_for']} rounds so far; "
+            f"go on with: hyperlora run --resume {run.path}"
+        )
+
+
+def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | None) -> Iterator[Panel]:
+    if figures["accuracy_over_rounds"]:
+        yield Panel(
+            "Accuracy over rounds",
+            draw_accuracy(figures["accuracy_over_rounds"], "accuracy"),
+            "Mean over clients of the accuracy on each client's own test data; the band is one standard deviation over "
+            "clients around the accuracy as received. Unseen clients never train.",
+        )
+    if paired:
+        yield from paired_panels(run, paired)
+    scores = scores_by_client(run.scores)
+    if figures["gain_over_anchor"]:
+        yield Panel(
+            "What the own adapter is worth",
+            draw_gain(
+                figures["gain_over_anchor"],
+                {name: one["domain"] for name, one in scores.items()},
+                [name for name, one in scores.items() if not one["seen"]],
+                "gain",
+                f"the {ANCHOR}",
+            ),
+            "Test accuracy as received, of the adapter made for the client minus that of the anchor that all share; "
+            "one point for each client, by domain.",
+        )
+    if run.clients is not None and len(run.clients.cards) > 1:
+        yield Panel(
+            "Map of signatures",
+            draw_signatures(list(run.clients.cards.values()), "signatures"),
+            "Principal components of the standardised signatures. Close clients have like data; hollow ones are "
+            "unseen.",
+        )
+    yield from _state_panels(run, view_state(run))
+    yield Panel(
+        "Traffic",
+        draw_bytes(run.records, "bytes"),
+        "Content of all messages of a round, measured on the messages.",
+    )
+    yield Panel(
+        "Time",
+        draw_seconds(run.records, "seconds"),
+        f"Wall time of a round. Clients trained {figures['seconds'].get('training', 0.0):.0f} s in all, summed over "
+        "clients.",
+    )
+
+
+def _state_panels(run: RunFiles, view: StateView | None) -> Iterator[Panel]:
+    if view is None:
+        return
+    if view.attention is not None and run.clients is not None:
+        domains = {name: card.domain for name, card in run.clients.cards.items()}
+        yield Panel(
+            "Attention between clients",
+            draw_attention(view.attention, view.attending, view.attended, domains, "attention"),
+            f"How much of each remembered deviation enters a client's start after round {view.server_round}; every "
+            "row sums to 1. Unseen clients have a row and no column.",
+        )
+    if view.anchor_spectrum:
+        yield Panel(
+            "Singular values",
+            draw_spectra(view.anchor_spectrum, view.carried_spectrum, "spectra"),
+            f"Of the anchor's dW after round {view.server_round}, mean over blocks, by module kind."
+            + _offered(run, view),
+        )
+
+
+def _offered(run: RunFiles, view: StateView) -> str:
+    gates = {name: share for name, share in run.records[-1]["method"].items() if name.startswith("carried gate")}
+    if not view.carried_spectrum or not gates:
+        return ""
+    shares = ", ".join(f"{name.removeprefix('carried gate ')} {share:.2f}" for name, share in gates.items())
+    return f" Dashed: what the rank cut off and the corrector carries to the next round; share offered again: {shares}."
+
+
+def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
+    faults = list(_faults(figures))
+    yield Table(
+        "Faults and rejections",
+        ("phase", "reason", "times", "who", "rounds"),
+        faults,
+        "" if faults else f"None: every reply of {figures['rounds']} rounds was usable.",
+    )
+    drifted = [
+        (str(one["server_round"]), name, f"{moved:.2f}") for one in run.records for name, moved in one["drift"].items()
+    ]
+    if drifted:
+        columns = ("round", "client", "moved by (standard deviations)")
+        yield Table("Clients whose data changed", columns, drifted, folded=True)
+    if run.scores:
+        yield Table("Clients", CLIENT_COLUMNS, list(_client_rows(run, figures)), folded=True)
+    yield Table("Configuration", ("key", "value"), [(k, str(v)) for k, v in run.config.public().items()], folded=True)
+    packages = run.environment["packages"].items()
+    versions = [(name, version or "not installed") for name, version in packages]
+    made_with = [*versions, ("python", run.environment["python"]), ("backbone fingerprint", run.fingerprint)]
+    yield Table("Made with", ("what", "version"), made_with, folded=True)
+
+
+def _faults(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for who, reason in sorted(figures["left_out"].items()):
+        yield ("joining", reason, "1", who, "all")
+    for one in figures["failures"]:
+        yield (one["phase"], one["reason"], str(one["count"]), _listed(one["clients"]), _listed(one["rounds"]))
+
+
+CLIENT_COLUMNS = ("client", "domain", "", "test samples", "as received (%)", "after local steps (%)", "gain (points)")
+
+
+def _client_rows(run: RunFiles, figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    gain = figures["gain_over_anchor"]
+    for name, one in scores_by_client(run.scores).items():
+        group = "seen" if one["seen"] else "unseen"
+        accuracy = [f"{100 * one[column]:.1f}" for column in COLUMNS]
+        over = f"{100 * gain[name]:+.1f}" if name in gain else "-"
+        yield (name, one["domain"], group, str(one["num_test"]), *accuracy, over)
+
+
+def _listed(values: list[Any], most: int = 6) -> str:
+    shown = ", ".join(map(str, values[:most]))
+    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"

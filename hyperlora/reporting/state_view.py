@@ -1,0 +1,83 @@
+"""What a report shows of the method's state, read from the run's last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hyperlora.config.schema import RunConfig
+from hyperlora.reporting.run_files import RunFiles
+from hyperlora.storage.state_tree import StateError
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import truncate
+from models.personalization.synthesizer import attention
+from strategies.engine.checkpoint import CheckpointStore
+from strategies.methods.hyperlora.state import HyperLoraState
+from strategies.methods.registry import build_method
+
+
+@dataclass(frozen=True)
+class StateView:
+    """The parts of a state that can be shown.
+
+    Attributes:
+        server_round: the round that the state is of.
+        anchor_spectrum: kind -> singular values of scaling B A, largest first, mean over blocks, (r,).
+        carried_spectrum: the same of what the corrector carries; empty where it carries nothing.
+        attending: client-ids of the rows of ``attention``, in their order.
+        attended: client-ids of its columns.
+        attention: (rows, columns), every row of sum 1; None for a method without attention.
+    """
+
+    server_round: int
+    anchor_spectrum: Mapping[str, Tensor]
+    carried_spectrum: Mapping[str, Tensor]
+    attending: Sequence[str] = ()
+    attended: Sequence[str] = ()
+    attention: Tensor | None = None
+
+
+def view_state(run: RunFiles) -> StateView | None:
+    """Return what can be shown of the run's last checkpoint, or None where it has none that can be used."""
+    method = build_method(_in_ram(run.config))
+    try:
+        found = CheckpointStore(run.path / "checkpoints", keep=1).latest(method.state_classes)
+    except StateError:
+        return None
+    if found is None:
+        return None
+    server_round, state = found.server_round, found.state
+    anchor = method.anchor(state)
+    scaling = run.config.lora.alpha / run.config.lora.rank
+    view = StateView(server_round, spectrum(anchor, scaling) if anchor else {}, {})
+    return _with_attention(view, state, scaling) if isinstance(state, HyperLoraState) else view
+
+
+def spectrum(adapter: Adapter, scaling: float) -> dict[str, Tensor]:
+    """Return for every kind the singular values of scaling B A, mean over blocks, (rank,)."""
+    return {
+        kind: scaling * truncate(factors, factors.rank).singular_values.mean(dim=0)
+        for kind, factors in sorted(adapter.low_rank.items())
+    }
+
+
+def _with_attention(view: StateView, state: HyperLoraState, scaling: float) -> StateView:
+    carried = spectrum(state.carried, scaling) if state.carried is not None else {}
+    if not state.memory:
+        return replace(view, carried_spectrum=carried)
+    names = sorted(state.descriptions)
+    queries = state.standardize(torch.stack([state.descriptions[name] for name in names]))
+    return replace(
+        view,
+        carried_spectrum=carried,
+        attending=names,
+        attended=list(state.names),
+        attention=attention(state.psi, queries, state.keys, state.own(names), state.groups),
+    )
+
+
+def _in_ram(config: RunConfig) -> RunConfig:
+    return replace(config, hyperlora=replace(config.hyperlora, memory_limit=0))

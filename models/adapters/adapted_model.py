@@ -1,0 +1,235 @@
+"""A frozen backbone with LoRA modules (PEFT) and a trainable head, read and written by declared keys."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.adapters.adapter import Adapter, AdapterError, check_same_shapes, resized
+from models.adapters.layers import factor, fuse, prepared, read_core
+from models.backbones.backbone import Backbone
+from models.lowrank.factors import Factors
+
+ADAPTER_NAME = "default"
+
+
+class AdaptedModel:
+    """A backbone that carries one LoRA adapter and its head.
+
+    The backbone's module is taken over: PEFT puts its layers into it. The blocks before ``first_block`` have no
+    adapter, so their output per sample ("tokens") never changes and may be kept by the caller.
+
+    Args:
+        backbone: the frozen model; see :func:`models.backbones.loading.build_backbone`.
+        rank: r of every adapted module.
+        alpha: scaling = alpha / rank.
+        last_blocks: number of last blocks that are adapted.
+
+    Raises:
+        AdapterError: the rank is larger than a layer, or there are fewer blocks than asked for.
+    """
+
+    def __init__(self, backbone: Backbone, *, rank: int, alpha: float, last_blocks: int) -> None:
+        if last_blocks > backbone.num_blocks:
+            raise AdapterError(
+                f"lora.last-blocks is {last_blocks}, but '{backbone.name}' has {backbone.num_blocks} blocks"
+            )
+        self.backbone = backbone
+        self.first_block = backbone.num_blocks - last_blocks
+        self._paths = backbone.adapted_layers(last_blocks)
+        _check_rank(backbone, rank, self._paths)
+        self.peft_model: PeftModel = get_peft_model(
+            backbone.module, lora_config(backbone, rank=rank, alpha=alpha, last_blocks=last_blocks)
+        )
+        self.peft_model.peft_config[ADAPTER_NAME].base_model_name_or_path = backbone.name
+        self.peft_model.eval()
+        self.network = cast(nn.Module, self.peft_model.base_model.model)
+        self._layers = {kind: self._layers_at(paths) for kind, paths in self._paths.items()}
+        for layers in self._layers.values():
+            for layer in layers:
+                fuse(layer)
+        self._fresh_head = self.extract().head
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model is on."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device) -> None:
+        """Move the model to ``device``."""
+        self.peft_model.to(device)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Map tokens before ``first_block``, samples first, to logits (n, classes)."""
+        return self.backbone.anatomy.forward_suffix(self.network, tokens, self.first_block)
+
+    def frozen_features(self, tokens: Tensor) -> Tensor:
+        """Map tokens, samples first, to the pooled features (n, d) of the backbone without its adapter."""
+        with torch.no_grad(), self.peft_model.disable_adapter():
+            return self.backbone.anatomy.pooled_features(self.network, tokens, self.first_block)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the LoRA factors and the head's parameters, in a fixed order."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def extract(self) -> Adapter:
+        """Return a copy of the adapter that the model carries now."""
+        low_rank = {kind: _stack(layers) for kind, layers in self._layers.items()}
+        head = self._head()
+        return Adapter(low_rank, torch.cat([head.weight, head.bias[:, None]], dim=1).detach().cpu().clone())
+
+    def prepared(self, trains: str, core: Mapping[str, Tensor], base: Adapter | None) -> AbstractContextManager[None]:
+        """Return a context in which the loaded adapter is trained as a plan says; see :mod:`models.adapters.layers`."""
+        return prepared(self._layers, trains, core, base)
+
+    def extract_core(self) -> dict[str, Tensor]:
+        """Return kind -> R (blocks, r, r), in a context that trains a core."""
+        return read_core(self._layers)
+
+    def take_gradient(self) -> Adapter:
+        """Return the gradient by the adapter's parts (zero where there is none) and clear it."""
+        low_rank = {kind: _stack(layers, _gradient_of) for kind, layers in self._layers.items()}
+        head = self._head()
+        gradient = torch.cat([_gradient_of(head.weight), _gradient_of(head.bias)[:, None]], dim=1)
+        self.clear_gradient()
+        return Adapter(low_rank, gradient)
+
+    def clear_gradient(self) -> None:
+        """Forget the gradient of whatever was computed last."""
+        for parameter in self.trainable_parameters():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def load(self, adapter: Adapter) -> None:
+        """Write ``adapter`` into the model and forget the gradient of the one before.
+
+        One of lower rank is padded with zeros, which training leaves at zero.
+
+        Raises:
+            AdapterError: a part is missing, unknown or of another shape.
+        """
+        there = self.extract()
+        adapter = resized(adapter, there.rank) if adapter.rank < there.rank else adapter
+        check_same_shapes(adapter, there)
+        self.clear_gradient()
+        for kind, layers in self._layers.items():
+            factors = adapter.low_rank[kind]
+            for layer, lora_A, lora_B in zip(layers, factors.A, factors.B, strict=True):
+                factor(layer.lora_A).weight.copy_(lora_A)
+                factor(layer.lora_B).weight.copy_(lora_B)
+        head = self._head()
+        head.weight.copy_(adapter.head[:, :-1])
+        head.bias.copy_(adapter.head[:, -1])
+
+    @torch.no_grad()
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Map transformed inputs (n, ...) to tokens before ``first_block``, on the model's device."""
+        return self.backbone.anatomy.embed_prefix(self.network, inputs.to(self.device), self.first_block)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> Adapter:
+        """Return a fresh adapter as PEFT makes it: lora_A Kaiming-uniform with ``seed``, lora_B 0, fresh head."""
+        generator = torch.Generator().manual_seed(seed)
+        low_rank = {}
+        for kind, layers in self._layers.items():
+            lora_A, lora_B = _stack(layers).A, _stack(layers).B
+            for block in lora_A:
+                nn.init.kaiming_uniform_(block, a=5**0.5, generator=generator)
+            low_rank[kind] = Factors(B=torch.zeros_like(lora_B), A=lora_A)
+        return Adapter(low_rank, self._fresh_head.clone())
+
+    def save(self, adapter: Adapter, directory: Path) -> None:
+        """Write ``adapter``, of any rank, as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads."""
+        own = self.extract()
+        if adapter.rank == own.rank:
+            self.load(adapter)
+            self.peft_model.save_pretrained(str(directory), save_embedding_layers=False)
+            return
+        self.load(Adapter(own.low_rank, adapter.head))
+        config = cast(LoraConfig, copy.copy(self.peft_model.peft_config[ADAPTER_NAME]))
+        config.lora_alpha = config.lora_alpha / config.r * adapter.rank  # type: ignore[assignment]  # any number works
+        config.r, config.inference_mode = adapter.rank, True
+        directory.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(str(directory))
+        save_file(self._peft_tensors(adapter), directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def _peft_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
+        """Return PEFT's own names with the factors of ``adapter``; the head is that of the model."""
+        tensors = dict(get_peft_model_state_dict(self.peft_model, save_embedding_layers=False))
+        for kind, factors in adapter.low_rank.items():
+            for path, lora_A, lora_B in zip(self._paths[kind], factors.A, factors.B, strict=True):
+                name = f"base_model.model.{path}"
+                tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = lora_A, lora_B
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def _layers_at(self, paths: Sequence[str]) -> list[LoraLayer]:
+        layers: list[LoraLayer] = []
+        for name in paths:
+            layer = self.network.get_submodule(name)
+            if not isinstance(layer, LoraLayer):
+                raise AdapterError(f"module '{name}' of '{self.backbone.name}' carries no LoRA layer")
+            layers.append(layer)
+        return layers
+
+    def _head(self) -> nn.Linear:
+        wrapper = self.network.get_submodule(self.backbone.head_name)
+        if not isinstance(wrapper, ModulesToSaveWrapper):
+            raise AdapterError(f"the head '{self.backbone.head_name}' of '{self.backbone.name}' is not trained")
+        head = wrapper.modules_to_save[ADAPTER_NAME]
+        if not isinstance(head, nn.Linear):
+            raise AdapterError(f"the head of '{self.backbone.name}' is not a linear layer")
+        return head
+
+
+def lora_config(backbone: Backbone, *, rank: int, alpha: float, last_blocks: int) -> LoraConfig:
+    """Return PEFT's description of the adapter: declared modules of the last blocks, and the head."""
+    if backbone.beside:
+        every = [path for paths in backbone.adapted_layers(last_blocks).values() for path in paths]
+        layers: dict[str, Any] = {"target_modules": every}
+    else:
+        first = backbone.num_blocks - last_blocks
+        layers = {
+            "target_modules": list(backbone.target_modules),
+            "layers_to_transform": list(range(first, backbone.num_blocks)),
+            "layers_pattern": backbone.blocks,
+        }
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it, any number works
+        modules_to_save=[backbone.head_name],
+        lora_dropout=0.0,
+        **layers,
+    )
+
+
+def _check_rank(backbone: Backbone, rank: int, paths: Mapping[str, Sequence[str]]) -> None:
+    for kind, (first, *_) in paths.items():
+        smallest = min(cast(nn.Linear, backbone.module.get_submodule(first)).weight.shape)
+        if rank > smallest:
+            raise AdapterError(
+                f"lora.rank is {rank}, larger than layer '{kind}' of '{backbone.name}' allows (at most {smallest})"
+            )
+
+
+def _value_of(parameter: Tensor) -> Tensor:
+    return parameter.detach().cpu()
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(_value_of(parameter)) if parameter.grad is None else parameter.grad.detach().cpu()
+
+
+def _stack(layers: list[LoraLayer], read: Callable[[Tensor], Tensor] = _value_of) -> Factors:
+    lora_A = torch.stack([read(factor(layer.lora_A).weight) for layer in layers])
+    lora_B = torch.stack([read(factor(layer.lora_B).weight) for layer in layers])
+    return Factors(B=lora_B, A=lora_A)

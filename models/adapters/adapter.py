@@ -1,0 +1,194 @@
+"""An adapter as a value: the LoRA factors of every adapted module and the head.
+
+Modules of one kind have one shape, so the factors of a kind are stacked over its blocks and every operation
+of :mod:`models.lowrank.factors` runs on a whole kind at once. The head is one more module, kept at full rank.
+
+A weighted sum of many adapters in product space, folded in one by one in bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.lowrank.factors import Factors, align, concatenate, inner, padded
+from models.lowrank.product_sum import ProductSum
+from models.lowrank.truncation import best_rank
+
+HEAD = "head"
+Weight = float | Mapping[str, float]
+
+
+class AdapterError(ValueError):
+    """An adapter does not fit the model or another adapter; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA factors by module kind, and the head.
+
+    Attributes:
+        low_rank: kind (for example ``attn.qkv``) -> factors, ``B`` (blocks, m, r) and ``A`` (blocks, r, n).
+            The product ``B A`` leaves out the constant ``scaling``, which all parties share.
+        head: (classes, width + 1), the weight with the bias as its last column.
+    """
+
+    low_rank: Mapping[str, Factors]
+    head: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The rank that the factors of all modules share."""
+        return next(iter(self.low_rank.values())).rank
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the module kinds, and ``head``."""
+        return (*sorted(self.low_rank), HEAD)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all parts by name: ``<kind>.lora_A``, ``<kind>.lora_B`` and ``head``."""
+        named = {HEAD: self.head}
+        for kind, factors in self.low_rank.items():
+            named[f"{kind}.lora_A"], named[f"{kind}.lora_B"] = factors.A, factors.B
+        return named
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Adapter:
+        """Inverse of :meth:`tensors`."""
+        kinds = sorted(name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A"))
+        low_rank = {kind: Factors(B=tensors[f"{kind}.lora_B"], A=tensors[f"{kind}.lora_A"]) for kind in kinds}
+        return cls(low_rank, tensors[HEAD])
+
+    def map(self, function: Callable[[Factors], Factors]) -> Adapter:
+        """Apply ``function`` to the factors of every kind and leave the head as it is."""
+        return Adapter({kind: function(factors) for kind, factors in self.low_rank.items()}, self.head)
+
+    def scaled(self, weight: float) -> Adapter:
+        """Return ``weight`` times this adapter, in product space."""
+        return Adapter(self.map(lambda factors: factors.scaled(weight)).low_rank, weight * self.head)
+
+    def truncated(self, rank: int) -> Adapter:
+        """Return the best adapter of rank ``rank`` in every module (Eckart-Young)."""
+        return self.map(lambda factors: best_rank(factors, rank))
+
+    def aligned(self, reference: Adapter) -> Adapter:
+        """Turn the gauge of every module to ``reference``; the products stay what they are."""
+        turned = {kind: align(factors, reference.low_rank[kind]) for kind, factors in self.low_rank.items()}
+        return Adapter(turned, self.head)
+
+
+def combine(adapters: Sequence[Adapter], weights: Sequence[Weight]) -> Adapter:
+    """Return sum_i w_i adapter_i exactly: products by concatenation of factors (ranks add up), heads densely.
+
+    A weight is one number, or one for each part (module kinds and ``head``).
+    """
+    kinds = adapters[0].low_rank
+    low_rank = {
+        kind: concatenate([one.low_rank[kind] for one in adapters], [part_of(weight, kind) for weight in weights])
+        for kind in kinds
+    }
+    heads = [part_of(weight, HEAD) * one.head for one, weight in zip(adapters, weights, strict=True)]
+    return Adapter(low_rank, torch.stack(heads).sum(dim=0))
+
+
+def part_of(weight: Weight, part: str) -> float:
+    """Return the weight of one part."""
+    return weight if isinstance(weight, float) else weight[part]
+
+
+def resized(adapter: Adapter, rank: int) -> Adapter:
+    """Return the adapter with the first ``rank`` columns of B and rows of A, or with zeros up to that many.
+
+    Training leaves padded zeros at zero, since each of the two factors gets its gradient through the other.
+    """
+    return adapter.map(lambda one: padded(one, rank))
+
+
+def subtract(left: Adapter, right: Adapter) -> Adapter:
+    """Return left - right in product space; the rank is the sum of both."""
+    return combine([left, right], [1.0, -1.0])
+
+
+def adapter_inner(left: Adapter, right: Adapter) -> dict[str, Tensor]:
+    """Return the inner products <dW_left, dW_right> by part: one scalar per kind and one for the head."""
+    products = {kind: inner(factors, right.low_rank[kind]).sum() for kind, factors in left.low_rank.items()}
+    return products | {HEAD: (left.head * right.head).sum()}
+
+
+def check_same_shapes(adapter: Adapter, reference: Adapter) -> None:
+    """Raise :class:`AdapterError` unless both adapters have the same parts with the same shapes."""
+    expected = {name: tuple(tensor.shape) for name, tensor in reference.tensors().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
+    if expected != got:
+        wrong = sorted(name for name in expected | got if expected.get(name) != got.get(name))
+        detail = ", ".join(f"{name}: expected {expected.get(name)}, got {got.get(name)}" for name in wrong[:3])
+        raise AdapterError(f"the adapter does not fit the backbone's adapter ({detail})")
+
+
+class AdapterSum:
+    """sum_i w_i adapter_i: the products as :class:`~models.lowrank.product_sum.ProductSum`, heads densely in float64.
+
+    An adapter may be dropped once it was added; beyond a limit the factors lie on disk. The order moves the result by
+    rounding only.
+    """
+
+    def __init__(self) -> None:
+        self._products: dict[str, ProductSum] = {}
+        self._head: Tensor | None = None
+        self._head_dtype = torch.float32
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> AdapterSum:
+        """Return the sum of one."""
+        total = cls()
+        total.add(adapter)
+        return total
+
+    def add(self, adapter: Adapter, weight: Weight = 1.0) -> None:
+        """Add ``weight`` times ``adapter``, of any rank; a weight is one number, or one for each part.
+
+        Raises:
+            ValueError: its shapes are not those of the first.
+        """
+        for kind, factors in adapter.low_rank.items():
+            self._products.setdefault(kind, ProductSum()).add(factors, part_of(weight, kind))
+        head = part_of(weight, HEAD) * adapter.head.double()
+        self._head, self._head_dtype = head if self._head is None else self._head + head, adapter.head.dtype
+
+    def truncated(self, rank: int) -> Adapter:
+        """Return the best adapter of rank ``rank`` in every module (Eckart-Young).
+
+        Raises:
+            ValueError: nothing was added, or the rank is too large.
+        """
+        return Adapter({kind: total.truncated(rank) for kind, total in self._products.items()}, self.head())
+
+    def split(self, rank: int, rest_rank: int) -> tuple[Adapter, Adapter]:
+        """Return the best adapter of rank ``rank`` and the best of rank ``rest_rank`` of what it leaves out.
+
+        The head is kept whole, its rest is zero. Where a module has fewer than ``rank + rest_rank`` rows or columns,
+        the rest has so much less rank.
+        """
+        kept, rest = {}, {}
+        for kind, total in self._products.items():
+            stack = total.stack()
+            most = min(stack.m, stack.n)
+            first, both = min(rank, most), min(rank + rest_rank, most)
+            best = total.truncated(first, both)
+            kept[kind] = Factors(best.B[..., :first].contiguous(), best.A[..., :first, :].contiguous())
+            rest[kind] = Factors(best.B[..., first:].contiguous(), best.A[..., first:, :].contiguous())
+        return Adapter(kept, self.head()), Adapter(rest, torch.zeros_like(self.head()))
+
+    def head(self) -> Tensor:
+        """Return the sum of the heads.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if self._head is None:
+            raise ValueError("expected at least one adapter in the sum, got none")
+        return self._head.to(self._head_dtype)

@@ -1,0 +1,23 @@
+"""The class prior of a client, carried by the bias of the head and never by what is aggregated.
+
+A client's head starts at bias + gamma log pi; gamma log pi is taken off again before the head is sent, so that the
+shared head is learned free of label skew (logit adjustment, Menon et al. 2021, arXiv 2007.07314, eq. 9).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.adapters.adapter import Adapter
+
+
+def add_prior(adapter: Adapter, class_frequencies: Tensor, gamma: float) -> Adapter:
+    """Return ``adapter`` with gamma log pi added to the bias of its head; pi has shape (classes,)."""
+    head = adapter.head.clone()
+    head[:, -1] += gamma * class_frequencies.log()
+    return Adapter(adapter.low_rank, head)
+
+
+def remove_prior(adapter: Adapter, class_frequencies: Tensor, gamma: float) -> Adapter:
+    """Inverse of :func:`add_prior`."""
+    return add_prior(adapter, class_frequencies, -gamma)

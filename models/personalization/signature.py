@@ -1,0 +1,193 @@
+"""The signature: a few hundred numbers that describe a client's data, computed with the frozen backbone.
+
+A signature under differential privacy: clipped moments with Gaussian noise, released once for one data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a client tells of its data.
+
+    Attributes:
+        feature_mean: (d,) mean of the pooled features of the frozen backbone.
+        feature_std: (d,) their standard deviation (0 where there is one sample only).
+        class_frequencies: (classes,) smoothed class frequencies pi, positive, sum 1.
+        log_num_examples: natural logarithm of the number of training samples.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+    class_frequencies: Tensor
+    log_num_examples: float
+
+    def vector(self) -> Tensor:
+        """Return all numbers as one vector of 2 d + classes + 1 entries."""
+        count = torch.tensor([self.log_num_examples])
+        return torch.cat([self.feature_mean, self.feature_std, self.class_frequencies, count])
+
+    def digest(self) -> str:
+        """Return a short hash of the numbers at half precision, the same before and after they travelled."""
+        half = self.vector().to(torch.float16).numpy().tobytes()
+        return hashlib.blake2b(half, digest_size=8).hexdigest()
+
+    @classmethod
+    def from_vector(cls, vector: Tensor, num_classes: int) -> Signature:
+        """Inverse of :meth:`vector`.
+
+        Raises:
+            ValueError: the length does not fit, a number is not finite, or the frequencies are none.
+        """
+        width, odd = divmod(vector.numel() - num_classes - 1, 2)
+        if vector.dim() != 1 or odd or width < 1:
+            raise ValueError(f"a signature of {num_classes} classes cannot have shape {tuple(vector.shape)}")
+        if not bool(torch.isfinite(vector).all()):
+            raise ValueError("a signature must be finite, got NaN or infinity")
+        mean, std, frequencies, count = torch.split(vector, [width, width, num_classes, 1])
+        if bool((frequencies <= 0).any()) or abs(float(frequencies.sum()) - 1) > 0.01:
+            raise ValueError("the class frequencies of a signature must be positive and sum to 1")
+        return cls(mean, std, frequencies, float(count))
+
+
+def class_frequencies(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Return pi_c = (n_c + smoothing) / (n + classes * smoothing), shape (classes,)."""
+    counts = torch.bincount(labels, minlength=num_classes).float() + smoothing
+    return counts / counts.sum()
+
+
+def compute_signature(features: Tensor, labels: Tensor, *, num_classes: int, smoothing: float) -> Signature:
+    """Describe a client's training samples.
+
+    Args:
+        features: (M, d) pooled features of at most M of them.
+        labels: (n,) labels of all of them.
+        num_classes: number of classes of the task.
+        smoothing: pseudo-count per class.
+    """
+    return Signature(
+        feature_mean=features.mean(dim=0),
+        feature_std=features.std(dim=0, correction=0),
+        class_frequencies=class_frequencies(labels, num_classes, smoothing),
+        log_num_examples=float(torch.log(torch.tensor(float(labels.numel())))),
+    )
+
+
+def drift(before: Signature, after: Signature, known: Sequence[Signature]) -> float:
+    """Return how far a signature moved: root mean square over coordinates, in standard deviations of those known."""
+    scale = Standardizer.fit(torch.stack([one.vector() for one in known])).std
+    moved = (after.vector() - before.vector()) / scale.clamp_min(1e-3)
+    return float(moved.square().mean().sqrt())
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Mean and standard deviation of the signatures seen so far, for inputs of comparable scale.
+
+    Attributes:
+        mean: (k,) running mean.
+        std: (k,) running standard deviation, floored so that a constant coordinate stays 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def fit(cls, vectors: Tensor) -> Standardizer:
+        """Fit to signatures (N, k)."""
+        return cls(vectors.mean(dim=0), vectors.std(dim=0, correction=0).clamp_min(1e-6))
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Return (vectors - mean) / std."""
+        return (vectors - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Standardised descriptions reduced to their directions of largest variance, for inputs of a fixed meaning.
+
+    Attributes:
+        standardizer: scale of the descriptions when the projection was fitted.
+        basis: (k, p) directions; a projected coordinate has variance at most 1 over the clients fitted to.
+        fitted: number of those clients.
+    """
+
+    standardizer: Standardizer
+    basis: Tensor
+    fitted: int
+
+    @classmethod
+    def fit(cls, descriptions: Tensor, weights: Tensor, size: int) -> Projection:
+        """Fit to descriptions (N, k) whose coordinates count by ``weights`` (k,); p is at most ``size`` and N - 1."""
+        standardizer = Standardizer.fit(descriptions)
+        scaled = standardizer(descriptions) * weights
+        _, singular, directions = torch.linalg.svd(scaled, full_matrices=False)
+        count = max(1, min(size, descriptions.shape[0] - 1, directions.shape[0]))
+        scale = singular[0].clamp_min(1e-6) / descriptions.shape[0] ** 0.5
+        return cls(standardizer, directions[:count].mT * weights[:, None] / scale, descriptions.shape[0])
+
+    def __call__(self, descriptions: Tensor) -> Tensor:
+        """Return coordinates (..., p) of descriptions (..., k)."""
+        return self.standardizer(descriptions) @ self.basis
+
+
+BLOCKS = math.sqrt(8.0)
+"""Joint L2 sensitivity of the three normalised sums: replacing a sample moves their entries by 2, sqrt 2 and sqrt 2."""
+
+
+def private_signature(
+    features: Tensor, labels: Tensor, *, num_classes: int, smoothing: float, clip: float, noise: float, seed: int
+) -> Signature:
+    """Describe a client's training samples so that one sample more or less different can hardly be told.
+
+    The Gaussian mechanism (Dwork and Roth, "The Algorithmic Foundations of Differential Privacy", theorem A.1; exact
+    epsilon by Balle and Wang, 2018) on the mean features, their mean squares and the label frequencies at once.
+    Neighbours differ in one sample that is replaced; the number of samples is taken to be public. Standard deviations
+    and frequencies are made of the noised moments, which costs no more.
+
+    Args:
+        features: (M, d) pooled features of at most M samples.
+        labels: (n,) labels of all of them, n >= M.
+        num_classes: number of classes of the task.
+        smoothing: pseudo-count per class.
+        clip: root mean square that a sample's features are clipped to; squares are clipped to sqrt 2 of what is left.
+        noise: standard deviation of the noise in units of the sensitivity (the noise multiplier).
+        seed: of the noise; it must be secret where the noise shall protect.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    count, width = features.shape
+    largest = clip * math.sqrt(width)
+    bounded = _within(features, largest)
+    squares_bound = clip * largest * math.sqrt(2.0)
+    squares = _within(bounded.square(), squares_bound)
+    frequencies = torch.bincount(labels, minlength=num_classes).float() / labels.numel()
+    step = noise * BLOCKS / count
+    mean = bounded.mean(dim=0) + step * largest * _normal(width, chance)
+    second = squares.mean(dim=0) + step * squares_bound * _normal(width, chance)
+    told = (frequencies + step * _normal(num_classes, chance)).clamp_min(0.0)
+    told = told / told.sum().clamp_min(1e-6)
+    smooth = told * labels.numel() + smoothing
+    return Signature(
+        feature_mean=mean,
+        feature_std=(second - mean.square()).clamp_min(0.0).sqrt(),
+        class_frequencies=smooth / smooth.sum(),
+        log_num_examples=math.log(labels.numel()),
+    )
+
+
+def _within(rows: Tensor, largest: float) -> Tensor:
+    """Shorten rows (M, d) that are longer than ``largest``."""
+    shortened: Tensor = rows * (largest / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    return shortened
+
+
+def _normal(size: int, chance: torch.Generator) -> Tensor:
+    return torch.randn(size, generator=chance)

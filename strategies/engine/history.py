@@ -1,0 +1,62 @@
+"""What the clients of a run were asked and what they told so far.
+
+Which clients train in a round: seeded, by client-id, the same in every run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hyperlora.messages.signature import ClientCard
+from strategies.engine.privacy_ledger import PrivacyLedger, participations
+
+
+def sample_cohort(client_ids: Iterable[str], size: int, *, seed: int, server_round: int) -> list[str]:
+    """Return ``size`` of the clients (all where there are fewer), sorted by client-id.
+
+    The draw depends on the ids, ``seed`` and ``server_round`` alone, so a resumed run draws what an
+    uninterrupted one would have drawn.
+    """
+    names = sorted(client_ids)
+    chooser = random.Random(f"cohort:{seed}:{server_round}")
+    return sorted(chooser.sample(names, min(size, len(names))))
+
+
+@dataclass
+class History:
+    """Grows by every round and goes into every checkpoint.
+
+    Attributes:
+        cohorts: round -> the client-ids that were asked to train.
+        signatures: client-id -> how many it released, where it was more than one.
+        lengths: client-id -> length of its last movement, as it was sent.
+    """
+
+    cohorts: dict[int, Sequence[str]] = field(default_factory=dict)
+    signatures: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, float] = field(default_factory=dict)
+
+    def copy(self) -> History:
+        """Return one that no later round changes."""
+        return History(dict(self.cohorts), dict(self.signatures), dict(self.lengths))
+
+    def note_signature(self, client_id: str) -> None:
+        """Count another signature of a client."""
+        self.signatures[client_id] = self.signatures.get(client_id, 1) + 1
+
+    def within_budget(self, cards: Mapping[str, ClientCard], ledger: PrivacyLedger) -> dict[str, ClientCard]:
+        """Return the clients that can release one more adapter without spending more than their privacy budget."""
+        if not ledger.settings.epsilon:
+            return dict(cards)
+        asked = participations(self.cohorts.values())
+        return {
+            name: card
+            for name, card in cards.items()
+            if ledger.affords(self.signatures.get(name, 1), asked.get(name, 0) + 1)
+        }
+
+    def spent(self, ledger: PrivacyLedger) -> dict[str, float]:
+        """Return what the client that told most has spent of its privacy; empty where no client adds noise."""
+        return ledger.figures(participations(self.cohorts.values()), self.signatures)

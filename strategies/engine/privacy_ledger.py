@@ -1,0 +1,79 @@
+"""What the clients' differential privacy has cost so far: an accountant over signatures and rounds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hyperlora.config.schema import PrivacyConfig
+
+
+class PrivacyError(RuntimeError):
+    """The accountant is not installed; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class PrivacyLedger:
+    """Counts releases and knows what they cost.
+
+    A release counts when it was asked for, whether or not its reply was used: it may have left the client.
+
+    Args:
+        settings: noise multipliers, delta and the budget.
+    """
+
+    settings: PrivacyConfig
+
+    @property
+    def on(self) -> bool:
+        """Whether clients add noise to anything."""
+        return self.settings.signature_noise > 0 or self.settings.adapter_noise > 0
+
+    def epsilon(self, signatures: int, adapters: int) -> float:
+        """Return the epsilon of a client that released that many of each; what has no noise is not in it."""
+        own = self.settings
+        parts = [(own.signature_noise, signatures), (own.adapter_noise, adapters)]
+        return composed_epsilon([part for part in parts if part[0] > 0], own.delta)
+
+    def affords(self, signatures: int, adapters: int) -> bool:
+        """Tell whether so many releases stay within the budget; always where there is none."""
+        return not self.settings.epsilon or self.epsilon(signatures, adapters) <= self.settings.epsilon
+
+    def figures(self, asked: Mapping[str, int], signatures: Mapping[str, int]) -> dict[str, float]:
+        """Return what the client that told most has spent; empty where no client adds noise."""
+        if not self.on:
+            return {}
+        spent = max((self.epsilon(signatures.get(name, 1), count) for name, count in asked.items()), default=0.0)
+        return {"epsilon": spent, "delta": self.settings.delta}
+
+
+def composed_epsilon(releases: Sequence[tuple[float, int]], delta: float) -> float:
+    """Return the epsilon at ``delta`` of Gaussian mechanisms, as (noise multiplier, times) pairs.
+
+    Gaussian mechanisms of multipliers z_j together are exactly one of 1/z^2 = sum 1/z_j^2 (Dong, Roth and Su, "Gaussian
+    differential privacy", corollary 2.1), whose epsilon is that of Balle and Wang (2018), by Google's dp-accounting.
+
+    Raises:
+        PrivacyError: dp-accounting is not installed.
+    """
+    precision = sum(times / noise**2 for noise, times in releases)
+    return _gaussian_epsilon(precision**-0.5, delta) if precision else 0.0
+
+
+@functools.lru_cache(maxsize=1024)
+def _gaussian_epsilon(noise: float, delta: float) -> float:
+    try:
+        import dp_accounting  # slow to import, and needed for nothing else
+    except ImportError as error:
+        raise PrivacyError("noise is accounted for by dp-accounting: pip install 'hyperlora[privacy]'") from error
+    return float(dp_accounting.get_epsilon_gaussian(noise, delta))
+
+
+def participations(cohorts: Iterable[Sequence[str]]) -> dict[str, int]:
+    """Return how often each client was asked to train."""
+    counts: dict[str, int] = {}
+    for cohort in cohorts:
+        for name in cohort:
+            counts[name] = counts.get(name, 0) + 1
+    return counts

@@ -1,0 +1,134 @@
+"""What is known after a round, as one JSON object per round (a line of metrics.jsonl).
+
+Figures over clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hyperlora.messages.evaluate import START_TRACK, EvaluateReply, EvaluateRequest
+from hyperlora.messages.signature import ClientCard
+from strategies.methods.base import ClientUpdate
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, standard deviation and the mean of the worst tenth (at least one client) of ``values``."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    tenth = max(1, round(len(ordered) / 10))
+    return {
+        "mean": float(ordered.mean()),
+        "std": float(ordered.std()),
+        "worst_tenth": float(ordered[:tenth].mean()),
+    }
+
+
+@dataclass(frozen=True)
+class ClientScore:
+    """One client's evaluation: test accuracies (shares) after 0, after K, and after each number of local steps.
+
+    ``chosen`` is the accuracy of whichever of the two has the lower loss on the client's validation share; settings are
+    to be compared by the validation losses, never by a test figure.
+    """
+
+    client_id: str
+    domain: str
+    seen: bool
+    track: str
+    num_test: int
+    zero_step: float
+    k_step: float
+    chosen: float
+    zero_step_loss: float
+    zero_step_validation_loss: float
+    k_step_validation_loss: float
+    by_steps: Mapping[str, float]
+
+
+@dataclass
+class RoundRecord:
+    """One round; seconds are under ``seconds`` and nowhere else, so that two runs can be compared without them.
+
+    Attributes:
+        training: figures over the cohort, from the clients' validation shares.
+        evaluation: figures over seen and unseen clients, from their test splits; empty where not evaluated.
+        bytes: content sent ("down") and received ("up"), measured on the messages, for training and evaluation.
+        failures: client-id -> why its contribution is missing.
+        clipped: client-id -> share that was kept of a movement far longer than the others'.
+        drift: client-id -> how far the signature of a client whose data changed moved, in standard deviations.
+        method: what the method reports of its state.
+        privacy: epsilon and delta of the client that told most so far; empty where no client adds noise.
+        seconds: "training" summed over clients; "waiting" from first send to last reply; "aggregating" all server
+            work on adapters; "evaluating" and "rehearsing" wall time.
+    """
+
+    server_round: int
+    cohort: list[str] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    clipped: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
+    method: dict[str, float] = field(default_factory=dict)
+    privacy: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain lists, dicts, strings and numbers."""
+        return asdict(self)
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        """Add wall or client seconds to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+def training_figures(updates: Sequence[ClientUpdate], *, told: bool = True) -> dict[str, Any]:
+    """Return the cohort's losses and validation accuracies before and after local training, where it ``told`` them."""
+    columns = ("train_loss", "start_loss", "start_accuracy", "end_loss", "end_accuracy") if told else ()
+    figures: dict[str, Any] = {"clients": len(updates)}
+    return figures | {name: spread([getattr(one.metrics, name) for one in updates]) for name in columns}
+
+
+def client_score(card: ClientCard, request: EvaluateRequest, reply: EvaluateReply) -> ClientScore:
+    """Return the evaluation of one client; ``request.steps`` goes from 0 to K (or is 0 alone)."""
+    best = min(range(len(request.steps)), key=lambda index: (reply.validation_loss[index], index))
+    accuracy = reply.test_accuracy
+    return ClientScore(
+        client_id=card.client_id,
+        domain=card.domain,
+        seen=card.trains,
+        track=request.track,
+        num_test=reply.num_test,
+        zero_step=accuracy[0],
+        k_step=accuracy[-1],
+        chosen=accuracy[best],
+        zero_step_loss=reply.test_loss[0],
+        zero_step_validation_loss=reply.validation_loss[0],
+        k_step_validation_loss=reply.validation_loss[-1],
+        by_steps={str(steps): share for steps, share in zip(request.steps, accuracy, strict=True)},
+    )
+
+
+def evaluation_figures(scores: Sequence[ClientScore]) -> dict[str, Any]:
+    """Return figures over seen and over unseen clients, each client counted once.
+
+    Alternatives to the start stand beside them under ``seen <track>`` and ``unseen <track>``.
+    """
+    groups: dict[str, list[ClientScore]] = {}
+    for score in scores:
+        name = "seen" if score.seen else "unseen"
+        groups.setdefault(name if score.track == START_TRACK else f"{name} {score.track}", []).append(score)
+    return {name: _group_figures(groups[name]) for name in sorted(groups)}
+
+
+def _group_figures(group: Sequence[ClientScore]) -> dict[str, Any]:
+    losses = ("zero_step_loss", "zero_step_validation_loss", "k_step_validation_loss")
+    columns = ("zero_step", "k_step", "chosen", *losses)
+    figures: dict[str, Any] = {one: spread([getattr(score, one) for score in group]) for one in columns}
+    steps = {one: spread([score.by_steps[one] for score in group])["mean"] for one in group[0].by_steps}
+    return {"clients": len(group), **figures, "by_steps": steps}

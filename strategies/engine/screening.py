@@ -1,0 +1,199 @@
+"""Which updates of a round are believed, and how far: checks against the card and against the rest of the cohort.
+
+A client's movement is dW_end - dW_start in product space, over all modules and the head. One that is far longer than
+the others' (median and median absolute deviation, MAD) is cut short or left out before any method sees it. The others
+are the cohort and the clients of former rounds, with their last movements: a cohort of eight may happen to hold five
+attackers. Robust rules over the movements' inner products leave out or weigh down what lies apart
+(:mod:`strategies.engine.screening`).
+
+The geometric median of vectors that are known by their inner products alone.
+
+The weighted geometric median minimises sum_i w_i ||x_i - v||; it stays bounded while less than half of the weight is
+corrupted (Minsker 2015; as robust federated aggregation, RFA: Pillutla, Kakade, Harchaoui 2022, algorithm 2, smoothed
+Weiszfeld). v lies in the hull of the x_i, so weights over clients stand for it and distances need inner products only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median_low
+
+import torch
+from torch import Tensor
+
+from models.adapters.adapter import Adapter, subtract
+from models.lowrank.factors import gram
+from strategies.methods.base import ClientUpdate
+
+ITERATIONS = 100
+TOLERANCE = 1e-9
+SMOOTHING = 1e-6
+
+
+def weights_to_median(gram: Tensor, shares: Tensor) -> Tensor:
+    """Return weights alpha >= 0 with sum 1 such that sum_i alpha_i x_i is the weighted geometric median.
+
+    Args:
+        gram: inner products of the N vectors, (N, N), float64.
+        shares: positive weights of the vectors, (N,).
+    """
+    base = shares / shares.sum()
+    least = SMOOTHING * gram.diagonal().clamp(min=0).mean().sqrt().clamp(min=1e-30)
+    weights = base
+    for _ in range(ITERATIONS):
+        new = base / _distances(gram, weights).clamp(min=least)
+        new = new / new.sum()
+        if torch.allclose(new, weights, rtol=0, atol=TOLERANCE):
+            return new
+        weights = new
+    return weights
+
+
+def distances_to_median(gram: Tensor, shares: Tensor) -> Tensor:
+    """Return ||x_i - v|| for the weighted geometric median v, (N,)."""
+    return _distances(gram, weights_to_median(gram, shares))
+
+
+def farthest(distances: Tensor, count: int) -> set[int]:
+    """Return the indices of the ``count`` largest distances; of equal ones the first."""
+    return set(torch.argsort(distances, descending=True, stable=True)[:count].tolist())
+
+
+def _distances(gram: Tensor, weights: Tensor) -> Tensor:
+    along = gram @ weights
+    return (gram.diagonal() - 2 * along + weights @ along).clamp(min=0).sqrt()
+
+
+MAD_TO_SIGMA = 1.4826
+LEAST_SPREAD = 0.2
+"""Least spread that is assumed, as a share of the median: honest clients of a small cohort differ by more by chance."""
+SMALLEST_COHORT = 4
+TOO_LONG = "its movement is far longer than the others'"
+TOO_FAR = "its movement is among the farthest from the cohort's geometric median"
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What is left of a round's updates.
+
+    Attributes:
+        updates: that a method is to see.
+        left_out: client-id -> reason.
+        clipped: client-id -> share that was kept of a movement.
+        lengths: client-id -> length of the movement as it was sent, where it was measured.
+    """
+
+    updates: list[ClientUpdate]
+    left_out: dict[str, str] = field(default_factory=dict)
+    clipped: dict[str, float] = field(default_factory=dict)
+    lengths: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Settings.
+
+    Attributes:
+        norm: ``clip`` (cut a long movement to the bound), ``reject`` or ``off``.
+        factor: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms.
+        aggregation: ``mean``, ``median`` (weights of the geometric median) or ``trimmed`` (the farthest are left out).
+        trim: share of the cohort that ``trimmed`` leaves out.
+    """
+
+    norm: str = "clip"
+    factor: float = 5.0
+    aggregation: str = "mean"
+    trim: float = 0.3
+
+    def apply(self, updates: Sequence[ClientUpdate], former: Mapping[str, float] | None = None) -> Screened:
+        """Return the updates that a method is to see; fewer than four clients are only checked against their cards.
+
+        Args:
+            updates: usable replies of a round.
+            former: client-id -> length of the client's last movement before this round.
+        """
+        result = _known_counts(updates)
+        if self.norm != "off":
+            result = self._bounded(result, former or {})
+        if len(result.updates) >= SMALLEST_COHORT and self.aggregation != "mean":
+            result = self._robust(result)
+        return result
+
+    def _bounded(self, before: Screened, former: Mapping[str, float]) -> Screened:
+        lengths = {update.card.client_id: movement_norm(update) for update in before.updates}
+        known = {**former, **lengths}
+        if len(known) < SMALLEST_COHORT:
+            return replace(before, lengths=lengths)
+        bound = self._bound(list(known.values()))
+        after = replace(before, updates=[], lengths=lengths)
+        for update in before.updates:
+            name, length = update.card.client_id, lengths[update.card.client_id]
+            if length <= bound:
+                after.updates.append(update)
+            elif self.norm == "clip" and not update.core:
+                after.clipped[name] = bound / length
+                after.updates.append(replace(update, end=_shortened(update, bound / length)))
+            else:
+                after.left_out[name] = TOO_LONG
+        return after
+
+    def _bound(self, lengths: Sequence[float]) -> float:
+        """Return the bound; the lower of two medians, for half of a small cohort may lie."""
+        middle = median_low(lengths)
+        spread = MAD_TO_SIGMA * median_low([abs(length - middle) for length in lengths])
+        return middle + self.factor * max(spread, LEAST_SPREAD * middle)
+
+    def _robust(self, before: Screened) -> Screened:
+        products = movement_gram(before.updates)
+        shares = torch.tensor([float(update.metrics.num_examples) for update in before.updates], dtype=torch.float64)
+        if self.aggregation == "median":
+            factors = (weights_to_median(products, shares) / (shares / shares.sum())).tolist()
+            weighed = [replace(one, weight=factor) for one, factor in zip(before.updates, factors, strict=True)]
+            return replace(before, updates=weighed)
+        far = farthest(distances_to_median(products, shares), int(self.trim * len(before.updates)))
+        reasons = {before.updates[index].card.client_id: TOO_FAR for index in far}
+        kept = [update for index, update in enumerate(before.updates) if index not in far]
+        return replace(before, updates=kept, left_out=before.left_out | reasons)
+
+
+def movement_norm(update: ClientUpdate) -> float:
+    """Return the length of a client's movement."""
+    return float(movement_gram([update]).clamp(min=0).sqrt())
+
+
+def movement_gram(updates: Sequence[ClientUpdate]) -> Tensor:
+    """Return the inner products of all movements, (N, N) in float64, through r x r products only.
+
+    Holds two float64 tensors (N, N, blocks, 2 r, 2 r) of one module kind on the way.
+    """
+    movements = [subtract(update.end, update.start) for update in updates]
+    total = _flat_gram([one.head for one in movements])
+    for kind in movements[0].low_rank:
+        products = gram([one.low_rank[kind].to(torch.float64) for one in movements])
+        total = total + products.flatten(start_dim=2).sum(dim=2)
+    for kind in updates[0].core:
+        total = total + _flat_gram([update.core[kind] for update in updates])
+    return total
+
+
+def _flat_gram(tensors: Sequence[Tensor]) -> Tensor:
+    flat = torch.stack([one.to(torch.float64).flatten() for one in tensors])
+    return flat @ flat.mT
+
+
+def _known_counts(updates: Sequence[ClientUpdate]) -> Screened:
+    """Leave out clients that say to have another number of samples than when they joined, with the same data."""
+    said = {one.card.client_id: (one.metrics.num_examples, one.card.num_examples) for one in updates}
+    wrong = {
+        name: f"it trained on {now} samples and has {known}" for name, (now, known) in said.items() if now != known
+    }
+    return Screened([one for one in updates if one.card.client_id not in wrong], wrong)
+
+
+def _shortened(update: ClientUpdate, share: float) -> Adapter:
+    """Return start + share (end - start), factor by factor: the rank is kept and what did not move stays."""
+    start = update.start.tensors()
+    return Adapter.from_tensors(
+        {name: torch.lerp(start[name], value, share) for name, value in update.end.tensors().items()}
+    )

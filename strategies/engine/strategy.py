@@ -1,0 +1,313 @@
+"""The Flower Strategy that hosts a federated LoRA method, and the one round loop that all methods share."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from hyperlora.messages.codec import encode_adapter
+from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.plan import whole
+from hyperlora.messages.signature import ClientCard
+from hyperlora.messages.train import TrainReply, TrainRequest
+from models.adapters.adapter import Adapter
+from models.personalization.signature import drift
+from strategies.engine import checkpoint as random_states
+from strategies.engine.checkpoint import Checkpoint
+from strategies.engine.history import History, sample_cohort
+from strategies.engine.packing import Packer
+from strategies.engine.privacy_ledger import PrivacyLedger
+from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
+from strategies.engine.settings import RoundSettings
+from strategies.engine.transport import Exchange, Intake, replies_as_they_come
+from strategies.federation.roster import FederationError, Roster
+from strategies.methods.base import ClientUpdate, Method
+
+NOT_ASKED = "not asked: its node did not answer lately"
+log = logging.getLogger(__name__)
+
+
+class LoraStrategy(Strategy):
+    """Runs a :class:`strategies.methods.base.Method` by Flower's four hooks.
+
+    Every client gets a message of its own with an adapter of its own. The hooks may be driven by :meth:`start` or by
+    any other Flower loop; ``arrays`` is not what clients receive, it is the method's anchor (or empty).
+
+    Args:
+        method: the algorithm.
+        initial: the fresh adapter before round 1.
+        roster: who takes part.
+        settings: cohort size, budget, deadlines.
+    """
+
+    def __init__(self, method: Method, *, initial: Adapter, roster: Roster, settings: RoundSettings) -> None:
+        self.method, self.roster, self.settings = method, roster, settings
+        self.state: Any = method.init(initial)
+        self.scores: list[ClientScore] = []
+        self.record = RoundRecord(0)
+        self.history = History()
+        self.ledger = PrivacyLedger(settings.privacy)
+        self._packer = Packer(method, roster, settings)
+        self._training: Exchange[TrainRequest] = Exchange()
+        self._evaluation: Exchange[EvaluateRequest] = Exchange()
+        self._sent_at = 0.0
+        self._last_round: int | None = None
+
+    def summary(self) -> None:
+        """Log what is about to run."""
+        log.info("method %s, %s", type(self.method).__name__, asdict(self.settings))
+
+    def join(self, grid: Grid) -> None:
+        """Wait for the clients that the run needs.
+
+        Raises:
+            FederationError: too few of them came or train.
+        """
+        own = self.settings
+        self.roster.wait_for(
+            grid, wanted=own.min_clients, join_timeout=own.join_timeout, reply_timeout=own.round_timeout
+        )
+        training = sum(card.trains for card in self.roster.reachable().values())
+        if training < own.clients_per_round:
+            raise FederationError(
+                f"federation.clients-per-round is {own.clients_per_round}, but only {training} clients train "
+                f"({len(self.roster.reachable())} joined); lower it or add clients"
+            )
+        self.state = self.method.register(self.state, self.roster.cards)
+
+    def configure_train(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+    ) -> list[Message]:
+        """Draw the cohort and pack for each of its clients the start that the method makes for it."""
+        self.record = RoundRecord(server_round)
+        if self.roster.refresh(grid, self.settings.round_timeout):
+            self.state = self.method.register(self.state, self.roster.cards)
+        clients = self._willing()
+        self.record.cohort = sample_cohort(
+            clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
+        )
+        self.history.cohorts[server_round] = self.record.cohort
+        began, cohort = time.perf_counter(), {name: clients[name] for name in self.record.cohort}
+        self._training = self._packer.training(self.state, cohort, server_round)
+        self._sent_at = time.perf_counter()
+        self.record.add_seconds("aggregating", self._sent_at - began)
+        return self._training.messages()
+
+    def aggregate_train(
+        self,
+        server_round: int,
+        replies: Iterable[Message],
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check every reply, leave out what is broken or missing, and hand the rest to the method.
+
+        Fewer usable replies than ``min_replies`` change nothing: neither the state nor what is known of the clients.
+        """
+        intake = Intake()
+        answers = self._training.settle(replies, intake.decode)
+        began = time.perf_counter() - intake.seconds
+        self.record.add_seconds("waiting", began - self._sent_at)
+        self.roster.note(answers.asked, answers.heard)
+        self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
+        answered = answers.answered if self._enough(len(answers.answered)) else []
+        self._note_drift({one.client_id: reply for one, reply in answered})
+        updates = self._screened(
+            ClientUpdate(
+                self.roster.cards[one.client_id], one.start, reply.end, reply.metrics, reply.gradient, reply.core
+            )
+            for one, reply in answered
+        )
+        if updates:
+            self.state = self.method.aggregate(self.state, updates)
+            self.record.training = training_figures(updates, told=not self.settings.privacy.adapter_noise)
+            self.record.method = dict(self.method.report(self.state))
+            self.record.add_seconds("training", sum(one.metrics.seconds for one in updates))
+        self.record.privacy = self.history.spent(self.ledger)
+        self.record.add_seconds("aggregating", time.perf_counter() - began)
+        return self._anchor_arrays(), MetricRecord({"num_clients": len(updates)})
+
+    def rehearse(self, grid: Grid, server_round: int, timeout: float) -> None:
+        """Have clients score what the method wants to know before an evaluation; who does not answer is left out."""
+        began, exchange = time.perf_counter(), self._packer.rehearsal(self.state, server_round)
+        if not exchange.sent:
+            return
+        answers = exchange.settle(replies_as_they_come(grid, exchange.messages(), timeout), EvaluateReply.decode)
+        self._note("rehearse", answers.failures, answers.bytes_down, answers.bytes_up)
+        losses: dict[str, dict[str, float]] = {}
+        for request, reply in answers.answered:
+            losses.setdefault(request.client_id, {})[request.track] = reply.validation_loss[0]
+        self.state = self.method.rehearsed(self.state, losses)
+        self.record.method = dict(self.method.report(self.state))
+        self.record.add_seconds("rehearsing", time.perf_counter() - began)
+
+    def configure_evaluate(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+    ) -> list[Message]:
+        """Ask every reachable client, seen and unseen, what the adapter made for it is worth."""
+        began, last = time.perf_counter(), self._last_round == server_round
+        self._evaluation = self._packer.evaluation(self.state, server_round, last=last)
+        self._sent_at = time.perf_counter()
+        self.record.add_seconds("aggregating", self._sent_at - began)
+        return self._evaluation.messages()
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Collect the scores; nothing of an evaluation changes the method's state."""
+        resting = dict.fromkeys(sorted(self.roster.resting()), NOT_ASKED)
+        answers = self._evaluation.settle(replies, EvaluateReply.decode)
+        self.roster.note(answers.asked, answers.heard)
+        self.record.add_seconds("evaluating", time.perf_counter() - self._sent_at)
+        self._note("evaluate", resting | answers.failures, answers.bytes_down, answers.bytes_up)
+        self.scores = [
+            client_score(self.roster.cards[request.client_id], request, reply)
+            for request, reply in answers.answered
+            if reply.num_test
+        ]
+        self.record.evaluation = evaluation_figures(self.scores)
+        means = {
+            f"{group}_{name}": figures[name]["mean"]
+            for group, figures in self.record.evaluation.items()
+            for name in ("zero_step", "k_step")
+            if group in ("seen", "unseen")
+        }
+        return MetricRecord(means) if means else None
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        start_round: int = 1,
+        on_round: Callable[[RoundRecord], None] = lambda record: None,
+    ) -> Result:
+        """Run rounds ``start_round`` to ``num_rounds``.
+
+        Args beyond Flower's: ``start_round`` is the first round to make; ``on_round`` is called with the record of
+        every round once it is complete (metrics, checkpoint).
+        """
+        self.summary()
+        self._last_round = num_rounds
+        arrays, result = initial_arrays or ArrayRecord(), Result()
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        self.join(grid)
+        for server_round in range(start_round, num_rounds + 1):
+            messages = self.configure_train(server_round, arrays, train_config, grid)
+            trained, metrics = self.aggregate_train(server_round, replies_as_they_come(grid, messages, timeout))
+            arrays = result.arrays = trained or arrays
+            if metrics is not None:
+                result.train_metrics_clientapp[server_round] = metrics
+            if not self._willing():
+                log.warning("round %d is the last: every client has spent its privacy budget", server_round)
+                self._last_round = server_round
+            if server_round % self.settings.evaluate_every == 0 or server_round == self._last_round:
+                self.rehearse(grid, server_round, timeout)
+                asked = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
+                scored = self.aggregate_evaluate(server_round, replies_as_they_come(grid, asked, timeout))
+                if scored is not None:
+                    result.evaluate_metrics_clientapp[server_round] = scored
+            if evaluate_fn and (central := evaluate_fn(server_round, arrays)) is not None:
+                result.evaluate_metrics_serverapp[server_round] = central
+            on_round(self.record)
+            if server_round == self._last_round:
+                break
+        return result
+
+    def final_adapters(self) -> dict[str, tuple[ClientCard, Adapter]]:
+        """Return for every client known its card and the adapter that the method makes for it now, base included.
+
+        What a client keeps to itself is not in it.
+        """
+        cards = dict(sorted(self.roster.cards.items()))
+        return {name: (cards[name], whole(*served)) for name, served in self._packer.served(self.state, cards).items()}
+
+    def checkpoint(self) -> Checkpoint:
+        """Return everything that a run goes on from after the round that was made last."""
+        return Checkpoint(
+            self.record.server_round,
+            self.state,
+            dict(self.roster.cards),
+            list(self.scores),
+            random_states.capture(),
+            self.history.copy(),
+        )
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take over what :meth:`checkpoint` returned; the next round is ``checkpoint.server_round + 1``."""
+        self.state, self.scores = checkpoint.state, list(checkpoint.scores)
+        self.record, self.history = RoundRecord(checkpoint.server_round), checkpoint.history.copy()
+        self.roster.cards.update(checkpoint.cards)
+        random_states.restore(checkpoint.random_states)
+
+    def _willing(self) -> dict[str, ClientCard]:
+        """Return the clients that can be reached, train, and have not spent their privacy budget."""
+        clients = {name: card for name, card in self.roster.reachable().items() if card.trains}
+        return self.history.within_budget(clients, self.ledger)
+
+    def _enough(self, usable: int) -> bool:
+        """Tell whether a round counts; where it does not, the log says so, and the record where there were replies."""
+        wanted = self.settings.min_replies
+        if usable >= wanted and usable:
+            return True
+        found = f"{usable} of {len(self.record.cohort)} clients sent a reply that can be used"
+        if usable:
+            self.record.failures["round"] = f"{found}, federation.min-replies is {wanted}: the round changes nothing"
+        log.warning("round %d changes nothing: %s", self.record.server_round, found)
+        return False
+
+    def _note(self, phase: str, failures: dict[str, str], bytes_down: int, bytes_up: int) -> None:
+        self.record.bytes |= {f"{phase}_down": bytes_down, f"{phase}_up": bytes_up}
+        self._note_failures(phase, failures)
+
+    def _note_failures(self, phase: str, failures: Mapping[str, str]) -> None:
+        self.record.failures |= {f"{phase} {name}": reason for name, reason in failures.items()}
+        for name, reason in failures.items():
+            log.warning("round %d: %s of client '%s' is left out: %s", self.record.server_round, phase, name, reason)
+
+    def _screened(self, updates: Iterable[ClientUpdate]) -> list[ClientUpdate]:
+        """Return the updates that the method is to see; who is left out or cut short is noted with the reason."""
+        screened = self.settings.screen.apply(list(updates), self.history.lengths)
+        self.history.lengths |= screened.lengths
+        self._note_failures("train", screened.left_out)
+        self.record.clipped = screened.clipped
+        for name, share in screened.clipped.items():
+            log.warning(
+                "round %d: client '%s' moved too far, %.3g of it is kept", self.record.server_round, name, share
+            )
+        fewer = bool(screened.left_out) and not self._enough(len(screened.updates))
+        return [] if fewer else screened.updates
+
+    def _note_drift(self, replies: Mapping[str, TrainReply]) -> None:
+        """Take over the signatures of clients whose data changed, and say by how much they did."""
+        known = [card.signature for card in self.roster.cards.values()]
+        changed = {name: reply.signature for name, reply in replies.items() if reply.signature is not None}
+        for name, signature in changed.items():
+            self.history.note_signature(name)
+            card = self.roster.cards[name]
+            self.record.drift[name] = drift(card.signature, signature, known)
+            log.warning("client '%s' has other data now: its signature moved by %.2f", name, self.record.drift[name])
+            count = replies[name].metrics.num_examples
+            self.roster.cards[name] = replace(card, signature=signature, num_examples=count)
+        if changed:
+            self.state = self.method.register(self.state, self.roster.cards)
+
+    def _anchor_arrays(self) -> ArrayRecord | None:
+        anchor = self.method.anchor(self.state)
+        return None if anchor is None else encode_adapter(anchor)

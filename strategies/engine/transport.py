@@ -1,0 +1,217 @@
+"""Sent versus received: which reply answers which request, and what became of the others.
+
+Replies one by one as they arrive: the whole round's replies are never in memory together.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, Protocol, TypeVar
+
+from flwr.app import Message, Metadata, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from hyperlora.messages.backbone import name_backbone
+from hyperlora.messages.codec import ProtocolError, count_bytes
+from hyperlora.messages.train import TrainReply, TrainRequest
+from hyperlora.storage.spilled import Spill
+from models.adapters.adapter import Adapter
+
+TIMED_OUT = "no reply within the time limit"
+EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+"""Errors by which Flower says that the time for a message or its reply is over."""
+SILENT = (*EXPIRED, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
+"""Errors that Flower reports in place of a node that did not answer."""
+WRAPPING = re.compile(r"^<class '[^']*'>:<'|'>$")
+"""What Flower puts around the text of an exception."""
+
+
+class Request(Protocol):
+    """A request of :mod:`protocol` that names its client."""
+
+    @property
+    def client_id(self) -> str:
+        """The client that the request is for."""
+
+    def encode(self) -> RecordDict:
+        """Return the content of the message."""
+
+
+R = TypeVar("R", bound=Request)
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Answers(Generic[R, A]):
+    """What came back from one exchange.
+
+    Attributes:
+        answered: (request, answer) pairs, in the order of sending.
+        failures: client-id -> reason, for every client whose answer is missing or unusable.
+        bytes_down: bytes of all contents sent, measured on the messages.
+        bytes_up: bytes of all contents received.
+        asked: the nodes that messages went to.
+        heard: those of them that answered themselves, be it with an error.
+    """
+
+    answered: Sequence[tuple[R, A]]
+    failures: dict[str, str]
+    bytes_down: int
+    bytes_up: int
+    asked: frozenset[int]
+    heard: frozenset[int]
+
+
+@dataclass
+class Exchange(Generic[R]):
+    """One request per client, sent together; of a message handed out only its metadata and size are kept."""
+
+    sent: list[tuple[Metadata, R]] = field(default_factory=list)
+    bytes_down: int = 0
+    unsent: list[Message] = field(default_factory=list)
+
+    def add(
+        self, request: R, *, message_type: str, node_id: int, ttl: float, server_round: int, backbone: str = ""
+    ) -> None:
+        """Pack ``request`` into a message of its own for ``node_id``; ``backbone`` names a shipped one."""
+        content = request.encode()
+        if backbone:
+            name_backbone(content, backbone)
+        message = Message(
+            content=content,
+            dst_node_id=node_id,
+            message_type=message_type,
+            ttl=ttl,
+            group_id=str(server_round),
+        )
+        self.bytes_down += count_bytes(message.content)
+        self.sent.append((message.metadata, request))
+        self.unsent.append(message)
+
+    def messages(self) -> list[Message]:
+        """Hand out the messages to send; Flower puts their ids into their metadata when it sends them."""
+        messages, self.unsent = self.unsent, []
+        return messages
+
+    def settle(self, replies: Iterable[Message], decode: Callable[[RecordDict, R], A]) -> Answers[R, A]:
+        """Match ``replies`` to what was sent and decode each; a broken one costs its own client only."""
+        open_requests = {metadata.message_id: request for metadata, request in self.sent}
+        nodes = {metadata.message_id: metadata.dst_node_id for metadata, _ in self.sent}
+        heard: set[int] = set()
+        answered: list[tuple[R, A]] = []
+        failures: dict[str, str] = {}
+        bytes_up = 0
+        for reply in replies:
+            request = open_requests.pop(reply.metadata.reply_to_message_id, None)
+            if request is None:
+                continue
+            if not is_silence(reply):
+                heard.add(nodes[reply.metadata.reply_to_message_id])
+            bytes_up += count_bytes(reply.content) if reply.has_content() else 0
+            try:
+                answered.append((request, _decoded(reply, request, decode)))
+            except ProtocolError as error:
+                failures[request.client_id] = str(error)
+        failures |= {request.client_id: TIMED_OUT for request in open_requests.values()}
+        place = {id(request): index for index, (_, request) in enumerate(self.sent)}
+        answered.sort(key=lambda pair: place[id(pair[0])])
+        asked = frozenset(nodes.values())
+        return Answers(answered, dict(sorted(failures.items())), self.bytes_down, bytes_up, asked, frozenset(heard))
+
+
+def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -> A:
+    if reply.has_error() and reply.error.code in EXPIRED:
+        raise ProtocolError(TIMED_OUT)
+    if reply.has_error():
+        raise ProtocolError(error_sentence(reply))
+    return decode(reply.content, request)
+
+
+def is_silence(reply: Message) -> bool:
+    """Tell whether Flower reports by this reply that a node did not answer."""
+    return reply.has_error() and reply.error.code in SILENT
+
+
+def answered_by(messages: Iterable[Message], replies: Iterable[Message]) -> set[int]:
+    """Return the nodes that answered one of ``messages`` themselves, be it with an error."""
+    node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    heard = (reply for reply in replies if not is_silence(reply))
+    return {
+        node_of[reply.metadata.reply_to_message_id] for reply in heard if reply.metadata.reply_to_message_id in node_of
+    }
+
+
+def error_sentence(reply: Message) -> str:
+    """Return one line for an error reply: what the client said last, without Flower's wrapping, and the code."""
+    lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
+    said = WRAPPING.sub("", lines[-1].rpartition("Message: ")[2]) if lines else "the client failed"
+    return f"{said} (error code {reply.error.code})"
+
+
+AT_A_TIME = 8
+ADAPTERS_IN_RAM = 2**28
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
+
+
+def replies_as_they_come(grid: Grid, messages: list[Message], timeout: float) -> Iterator[Message]:
+    """Send ``messages`` at once and return their replies, as they come, until all have or the time is over.
+
+    As ``Grid.send_and_receive``, but at most ``AT_A_TIME`` replies are fetched before the first of them is used, and
+    the messages are let go: ``messages`` is empty after they were sent.
+
+    Args:
+        grid: Flower's.
+        messages: to send; Flower puts their ids in.
+        timeout: seconds from now.
+    """
+    waiting = [one for one in grid.push_messages(messages) if one]
+    messages.clear()
+    return _replies(grid, waiting, time.monotonic() + timeout)
+
+
+def _replies(grid: Grid, waiting: list[str], deadline: float) -> Iterator[Message]:
+    pause = FIRST_PAUSE
+    while waiting and time.monotonic() < deadline:
+        answered: set[str] = set()
+        for some in _in_portions(waiting):
+            for reply in grid.pull_messages(some):
+                answered.add(reply.metadata.reply_to_message_id)
+                yield reply
+            if time.monotonic() >= deadline:
+                break
+        waiting = [one for one in waiting if one not in answered]
+        if waiting:
+            pause = FIRST_PAUSE if answered else min(2 * pause, LONGEST_PAUSE)
+            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+
+
+def _in_portions(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[start : start + AT_A_TIME] for start in range(0, len(ids), AT_A_TIME))
+
+
+class Intake:
+    """Decodes train replies; of a round's adapters ``ADAPTERS_IN_RAM`` bytes stay in RAM, the others go to disk.
+
+    Attributes:
+        seconds: spent on it.
+    """
+
+    def __init__(self) -> None:
+        self._spill, self.seconds = Spill(ram_limit=ADAPTERS_IN_RAM), 0.0
+
+    def decode(self, content: RecordDict, request: TrainRequest) -> TrainReply:
+        """Return the reply to ``request``.
+
+        Raises:
+            ProtocolError: as :meth:`hyperlora.messages.train.TrainReply.decode`.
+        """
+        began = time.perf_counter()
+        try:
+            reply = TrainReply.decode(content, request)
+            return replace(reply, end=Adapter.from_tensors(self._spill.keep(reply.end.tensors())))
+        finally:
+            self.seconds += time.perf_counter() - began

@@ -1,0 +1,27 @@
+"""FedDPA: a global adapter by FedIT and a private one of each client, mixed at use (arXiv 2403.19211, eq. 7-9).
+
+y = W_0 x + (1 - lambda) dW_global x + lambda dW_own x. Half of a client's local steps train the global adapter, half
+its own, which never leaves it. The paper weighs each instance by its similarity to a few local samples; here lambda
+is the mean of that over the client's samples (:func:`client_app.personal.affinity`).
+"""
+
+from __future__ import annotations
+
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.plan import LocalPlan
+from hyperlora.messages.signature import ClientCard
+from models.adapters.adapter import Adapter
+from strategies.methods.fedit import FedIT
+
+
+class FedDPA(FedIT):
+    """State: the averaged global adapter."""
+
+    def plan(self, state: Adapter, card: ClientCard) -> LocalPlan:
+        """Have the client keep and use an adapter of its own."""
+        return LocalPlan(personal="feddpa")
+
+
+def build(config: RunConfig) -> FedDPA:
+    """Return the method; it has no settings."""
+    return FedDPA()

@@ -1,0 +1,41 @@
+"""FlexLoRA: the products are averaged and cut back to rank r by an SVD (Bai et al. 2024, arXiv 2402.11505, eq. 3-5).
+
+dW = T_r( sum_i w_i B_i A_i ), computed from the factors without forming an m x n matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.signature import ClientCard
+from models.adapters.adapter import Adapter, AdapterSum
+from strategies.methods.base import ClientUpdate, Plain, example_weights
+
+
+class FlexLoRA(Plain):
+    """State: the averaged adapter, which every client starts from."""
+
+    def init(self, initial: Adapter) -> Adapter:
+        """Start from the fresh adapter."""
+        return initial
+
+    def start(self, state: Adapter, card: ClientCard) -> Adapter:
+        """Send everybody the same average."""
+        return state
+
+    def aggregate(self, state: Adapter, updates: Sequence[ClientUpdate]) -> Adapter:
+        """Average in product space, truncate, and keep the gauge of the last round."""
+        total = AdapterSum()
+        for update, weight in zip(updates, example_weights(updates), strict=True):
+            total.add(update.end, weight)
+        return total.truncated(state.rank).aligned(state)
+
+    def anchor(self, state: Adapter) -> Adapter:
+        """Return the average."""
+        return state
+
+
+def build(config: RunConfig) -> FlexLoRA:
+    """Return the method; it has no settings."""
+    return FlexLoRA()

@@ -1,0 +1,122 @@
+"""HyperFLoRA: a hypernetwork alone makes every adapter (SDM 2024), by pFedHN's rule (arXiv 2103.04628, eq. 4).
+
+theta_i = G_phi(s_i); phi <- phi - eta sum_i w_i J_i^T (theta_i - theta_i'), J_i the Jacobian of factors and head at
+client i and theta_i' what its local steps made of them. Done with our signatures in place of class presence, the
+whole rank instead of 1, and Adam as the server's optimiser.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.signature import ClientCard
+from hyperlora.seeds import derive_seed
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
+from models.personalization.generators.build import Generator, build_generator
+from models.personalization.signature import Projection, Standardizer
+from strategies.methods.base import ClientUpdate, Plain, example_weights
+from strategies.methods.hyperlora.generator import one_of_batch
+from strategies.methods.hyperlora.state import INITIAL_METRIC, describe, description_groups
+
+
+@dataclass(frozen=True)
+class HyperFLoraState:
+    """The fresh adapter, the network's parameters and optimiser, and what a signature is reduced by."""
+
+    initial: Adapter
+    parameters: Mapping[str, Tensor]
+    projection: Projection | None = None
+    optimizer: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class HyperFLora(Plain):
+    """Settings: the network's hidden width, the numbers a signature is reduced to, the server's rate, the seed."""
+
+    hidden: int
+    inputs: int
+    learning_rate: float
+    seed: int
+    state_classes = (HyperFLoraState, Standardizer, Projection, Adapter, Factors)
+
+    def init(self, initial: Adapter) -> HyperFLoraState:
+        """Start with no network: its size depends on the signatures."""
+        return HyperFLoraState(initial, {})
+
+    def register(self, state: HyperFLoraState, cards: Mapping[str, ClientCard]) -> HyperFLoraState:
+        """Fit the inputs to the clients known and make the network, once."""
+        if state.projection is not None:
+            return state
+        table = torch.stack([describe(cards[name].signature) for name in sorted(cards)])
+        groups = description_groups(next(iter(cards.values())).signature)
+        weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
+        state = replace(state, projection=Projection.fit(table, weights.sqrt(), self.inputs))
+        return replace(state, parameters=dict(self._network(state).state_dict()))
+
+    def start(self, state: HyperFLoraState, card: ClientCard) -> Adapter:
+        """Return what the network makes for the client's signature."""
+        with torch.no_grad():
+            return one_of_batch(self._made(state, [card], state.parameters), 0)
+
+    def aggregate(self, state: HyperFLoraState, updates: Sequence[ClientUpdate]) -> HyperFLoraState:
+        """Take one step of Adam along pFedHN's rule."""
+        network = self._network(state)
+        network.load_state_dict(dict(state.parameters))
+        parameters = dict(network.named_parameters())
+        optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
+        if state.optimizer is not None:
+            optimizer.load_state_dict(copy.deepcopy(dict(state.optimizer)))  # it would step on the state's own
+        made = self._made(state, [one.card for one in updates], parameters)
+        terms = [
+            weight * pull(one_of_batch(made, index), update)
+            for index, (update, weight) in enumerate(zip(updates, example_weights(updates), strict=True))
+        ]
+        torch.autograd.backward(torch.stack(terms).sum(), inputs=list(parameters.values()))
+        optimizer.step()
+        learned = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        return replace(state, parameters=learned, optimizer=optimizer.state_dict())
+
+    def anchor(self, state: HyperFLoraState) -> None:
+        """Return None: there is no global adapter."""
+        return
+
+    def _made(self, state: HyperFLoraState, cards: Sequence[ClientCard], parameters: Mapping[str, Tensor]) -> Adapter:
+        descriptions = torch.stack([describe(card.signature) for card in cards])
+        inputs = descriptions if state.projection is None else state.projection(descriptions)
+        buffers = {name: value for name, value in state.parameters.items() if name not in parameters}
+        made: Adapter = functional_call(self._network(state), {**buffers, **parameters}, (inputs,))
+        return made
+
+    def _network(self, state: HyperFLoraState) -> Generator:
+        if state.projection is None:
+            raise RuntimeError("the hypernetwork was asked before any client was registered")
+        return build_generator(
+            "mlp",
+            template=state.initial,
+            input_size=state.projection.basis.shape[1],
+            rank=state.initial.rank,
+            hidden=self.hidden,
+            seed=derive_seed(self.seed, "generator"),
+            num_heads=1,
+        )
+
+
+def pull(made: Adapter, update: ClientUpdate) -> Tensor:
+    """Return <theta_i, theta_i - theta_i'>, whose gradient is the rule's, the difference held fixed."""
+    start, end = update.start.tensors(), update.end.tensors()
+    return torch.stack([(one * (start[name] - end[name])).sum() for name, one in made.tensors().items()]).sum()
+
+
+def build(config: RunConfig) -> HyperFLora:
+    """Return the method with ``generator.hidden``, ``generator.inputs`` and ``rivals.hyperflora-learning-rate``."""
+    net = config.generator
+    return HyperFLora(net.hidden, net.inputs, config.rivals.hyperflora_learning_rate, config.seed)

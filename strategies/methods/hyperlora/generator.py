@@ -1,0 +1,192 @@
+"""The generator in service: what it makes for a signature, and how the synthesizer teaches it every round.
+
+It learns to make, for real, mixed and noised descriptions, what the synthesizer makes of the memory for them, so that
+it can serve without any memory (:mod:`models.personalization.distillation`).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from hyperlora.seeds import derive_seed
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
+from models.personalization.distillation import DistillationReport, distill, virtual_inputs
+from models.personalization.generators.build import Generator, build_generator
+from models.personalization.synthesizer import Keys, attention
+from strategies.methods.hyperlora.state import HyperLoraState
+
+LEAST_MEMORY = 4
+MOST_LESSONS = 64
+HELD_OUT_EVERY = 5
+LESSONS_AT_A_TIME = 16
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a distillation is made: optimiser steps, learning rate, virtual descriptions and their noise, patience."""
+
+    steps: int
+    learning_rate: float
+    virtual: int
+    noise: float
+    patience: int = 12
+
+
+@dataclass(frozen=True)
+class ServedGenerator:
+    """A generator and its teaching; its parameters are in the state, never here.
+
+    Attributes:
+        kind, rank, hidden, num_heads: which network, see :mod:`models.personalization.generators.build`.
+        teaching: how it is taught.
+        seed: of its initial parameters and of virtual descriptions.
+    """
+
+    kind: str
+    rank: int
+    hidden: int
+    num_heads: int
+    teaching: Teaching
+    seed: int
+
+    def deviations(self, state: HyperLoraState, descriptions: Tensor) -> Adapter:
+        """Return as one batch the deviations that it makes for clients, by their descriptions (n, k) alone."""
+        shapes = tuple((name, tuple(value.shape)) for name, value in state.anchor.tensors().items())
+        module, inputs = _skeleton(self, shapes, description_size(state)), project(state, descriptions)
+        with torch.no_grad():
+            made: Adapter = functional_call(module, dict(state.generator or {}), (inputs,))
+        return made
+
+    def taught(self, state: HyperLoraState) -> HyperLoraState:
+        """Return ``state`` with a generator that was distilled from its memory, if that has enough clients."""
+        if len(state.memory) < LEAST_MEMORY or not self.teaching.steps or state.projection is None:
+            return state
+        names = self._lesson_names(state)
+        memory, module = stack([state.memory[name] for name in names]), self._module(state)
+        born = state.generator is None
+        if born:
+            module.seed(memory)
+        else:
+            module.load_state_dict(dict(state.generator or {}))
+        optimizer = torch.optim.Adam(module.parameters(), lr=self.teaching.learning_rate)
+        if state.generator_optimizer is not None:
+            optimizer.load_state_dict(
+                copy.deepcopy(dict(state.generator_optimizer))
+            )  # it would step on the state's own
+        report = self._distill(state, names, module, memory, optimizer)
+        return replace(
+            state,
+            generator={name: value.detach().clone() for name, value in module.state_dict().items()},
+            generator_optimizer=optimizer.state_dict(),
+            distilled={"error": report.train_error, "held-out error": report.held_out_error},
+        )
+
+    def _distill(
+        self,
+        state: HyperLoraState,
+        names: Sequence[str],
+        module: Generator,
+        memory: Adapter,
+        optimizer: torch.optim.Adam,
+    ) -> DistillationReport:
+        descriptions, coefficients, held_out = self._lessons(state, names)
+        return distill(
+            module,
+            inputs=project(state, descriptions),
+            coefficients=coefficients,
+            memory=memory,
+            held_out=held_out,
+            steps=self.teaching.steps,
+            learning_rate=self.teaching.learning_rate,
+            patience=self.teaching.patience,
+            optimizer=optimizer,
+        )
+
+    def _lesson_names(self, state: HyperLoraState) -> list[str]:
+        """Return the clients of the memory that it is taught from: all, or a random choice of ``MOST_LESSONS``."""
+        names = state.names
+        chooser = random.Random(derive_seed(self.seed, "lessons", sum(state.num_examples.values()), len(names)))
+        return sorted(chooser.sample(names, min(MOST_LESSONS, len(names))))
+
+    def _lessons(self, state: HyperLoraState, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return descriptions (S, k), the synthesizer's coefficients by part (S, N), and which are held out.
+
+        The first N descriptions are those of the clients themselves, the others are mixed and noised.
+        """
+        real = state.standardize(torch.stack([state.descriptions[name] for name in names]))
+        counts = torch.tensor([float(state.num_examples[name]) for name in names])
+        chance = torch.Generator().manual_seed(derive_seed(self.seed, "virtual", float(real.sum()).hex()))
+        virtual = virtual_inputs(real, self.teaching.virtual, self.teaching.noise, chance)
+        lessons = torch.cat([real, virtual])
+        own = torch.cat([torch.eye(len(real)), torch.zeros(len(virtual), len(real))]).bool()
+        keys = Keys(real, counts)
+        pairs = zip(torch.split(lessons, LESSONS_AT_A_TIME), torch.split(own, LESSONS_AT_A_TIME), strict=True)
+        alpha = torch.cat([attention(state.psi, some, keys, flags, state.groups) for some, flags in pairs])
+        held_out = torch.zeros(len(lessons), dtype=torch.bool)
+        held_out[::HELD_OUT_EVERY] = True
+        strengths = zip(state.anchor.parts, state.psi["strength"], strict=True)
+        return state.unstandardize(lessons), {part: strength * alpha for part, strength in strengths}, held_out
+
+    def _module(self, state: HyperLoraState) -> Generator:
+        return self.network(state.anchor, description_size(state))
+
+    def network(self, template: Adapter, input_size: int) -> Generator:
+        """Return the network as it is before round 1, for adapters like ``template`` and inputs of a size."""
+        return build_generator(
+            self.kind,
+            template=template,
+            input_size=input_size,
+            rank=self.rank,
+            hidden=self.hidden,
+            seed=derive_seed(self.seed, "generator"),
+            num_heads=self.num_heads,
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def _skeleton(served: ServedGenerator, shapes: tuple[tuple[str, tuple[int, ...]], ...], input_size: int) -> Generator:
+    """Return a network whose parameters are always replaced, made once because drawing them takes milliseconds."""
+    return served.network(Adapter.from_tensors({name: torch.empty(shape) for name, shape in shapes}), input_size)
+
+
+def description_size(state: HyperLoraState) -> int:
+    """Return the number of inputs that the generator has.
+
+    Raises:
+        RuntimeError: no client is registered yet.
+    """
+    if state.projection is None:
+        raise RuntimeError("the generator was asked before any client was registered")
+    return state.projection.basis.shape[1]
+
+
+def project(state: HyperLoraState, descriptions: Tensor) -> Tensor:
+    """Return the generator's inputs (S, p) for descriptions (S, k)."""
+    return descriptions if state.projection is None else state.projection(descriptions)
+
+
+def stack(adapters: list[Adapter]) -> Adapter:
+    """Return adapters of one rank as a batch with a leading dimension."""
+    low_rank = {
+        kind: Factors(
+            B=torch.stack([one.low_rank[kind].B for one in adapters]),
+            A=torch.stack([one.low_rank[kind].A for one in adapters]),
+        )
+        for kind in adapters[0].low_rank
+    }
+    return Adapter(low_rank, torch.stack([one.head for one in adapters]))
+
+
+def one_of_batch(batch: Adapter, index: int) -> Adapter:
+    """Return one adapter of a batch."""
+    low_rank = {kind: Factors(B=one.B[index], A=one.A[index]) for kind, one in batch.low_rank.items()}
+    return Adapter(low_rank, batch.head[index])

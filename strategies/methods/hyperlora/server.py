@@ -1,0 +1,264 @@
+"""HyperLoRA: every client starts from an adapter made for its own data distribution (after arXiv 2606.06154).
+
+The anchor moves by the clients' movements, averaged in product space:
+dW_anchor <- T_r( dW_anchor + eta sum_i w_i (dW_i - dW_i^start) ). What a client learned beyond the anchor, its
+deviation D_i = dW_i - dW_anchor, is remembered. A start is the anchor plus attended deviations
+(:mod:`models.personalization.synthesizer`) or generated ones (:mod:`strategies.methods.hyperlora.generator`), and how
+it is put together is learned from the clients' validation loss (:mod:`strategies.methods.hyperlora.learning`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan
+from hyperlora.messages.signature import ClientCard
+from hyperlora.seeds import derive_seed
+from hyperlora.storage.disk_memory import DiskMemory
+from models.adapters.adapter import Adapter, AdapterSum, resized, subtract
+from models.adapters.gradient import NO_GRADIENT, GradientSpec
+from models.lowrank.factors import Factors
+from models.personalization.corrector import correct
+from models.personalization.signature import Projection, Standardizer
+from models.personalization.synthesizer import initial_psi
+from strategies.methods.base import ClientUpdate, example_weights
+from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
+from strategies.methods.hyperlora.learning import learn
+from strategies.methods.hyperlora.probes import rehearsals, rehearsed
+from strategies.methods.hyperlora.starts import generated_start, make_starts
+from strategies.methods.hyperlora.state import INITIAL_METRIC, HyperLoraState, describe, description_groups
+
+NUM_HEADS = 4
+MOST_MAPPED = 4096
+INITIAL_GENERATOR_LOGIT, INITIAL_CORRECTOR_LOGIT = -2.0, 0.0
+
+
+@dataclass(frozen=True)
+class HyperLoRA:
+    """Settings of the method.
+
+    Attributes:
+        temperature, self_logit, strength: of the synthesizer, before anything is learned.
+        learned: which of attention, trust, strength and gates are learned.
+        learning_rate: of what is learned; 0 keeps everything as it is.
+        wants: what the replies tell of the validation gradient.
+        generator: the hypernetwork and how it is trained; None where it is off.
+        carried_rank: rank of what the corrector carries; 0 where it is off.
+        server_step: eta, step of the anchor along the averaged movements.
+        shuffled: whether clients are described by each other's signatures, drawn by their names (an ablation).
+        memory: the empty memory: in RAM, or one that keeps most of its entries on disk.
+        newcomer_share: least share of the generator in the start of a client without an entry in the memory.
+        rehearsing: clients that are asked for the strength that newcomers get; 0 where that is left at 1.
+        merges_own: whether clients merge their start with their own last adapter at use (Potara's gate).
+        generator_inputs: numbers that a description is reduced to for the generator.
+    """
+
+    temperature: float = 0.3
+    self_logit: float = 0.0
+    strength: float = 1.0
+    learning_rate: float = 0.0
+    learned: Sequence[str] = ()
+    wants: GradientSpec = NO_GRADIENT
+    generator: ServedGenerator | None = None
+    carried_rank: int = 0
+    server_step: float = 1.0
+    generator_inputs: int = 16
+    shuffled: bool = False
+    memory: Mapping[str, Adapter] = field(default_factory=dict)
+    merges_own: bool = False
+    newcomer_share: float = 0.0
+    rehearsing: int = 0
+
+    @property
+    def state_classes(self) -> tuple[type, ...]:
+        """The dataclasses that the state is made of."""
+        return (HyperLoraState, Standardizer, Projection, Adapter, Factors)
+
+    def init(self, initial: Adapter) -> HyperLoraState:
+        """Start from the fresh adapter with an empty memory."""
+        parts = initial.parts
+        psi = initial_psi(
+            temperature=self.temperature,
+            self_logit=self.self_logit,
+            strength=self.strength,
+            parts=parts,
+            metric=INITIAL_METRIC,
+        )
+        gates = {
+            "carried": torch.full((len(parts),), INITIAL_CORRECTOR_LOGIT),
+            "generator": torch.full((len(parts),), INITIAL_GENERATOR_LOGIT),
+        }
+        return HyperLoraState(initial, self.memory, {}, None, {}, torch.empty(0, dtype=torch.int64), psi, gates)
+
+    def register(self, state: HyperLoraState, cards: Mapping[str, ClientCard]) -> HyperLoraState:
+        """Fit the scale of the descriptions to the clients known."""
+        if isinstance(self.memory, DiskMemory) and not isinstance(state.memory, DiskMemory):
+            state = replace(state, memory=self.memory.with_entries(state.memory))
+        names = sorted(cards)
+        others = sorted(names, key=lambda name: derive_seed("shuffled", name)) if self.shuffled else names
+        described = {name: describe(cards[other].signature) for name, other in zip(names, others, strict=True)}
+        table, groups = torch.stack([described[name] for name in names]), description_groups(cards[names[0]].signature)
+        state = replace(state, standardizer=Standardizer.fit(table), descriptions=described, groups=groups)
+        if state.projection is not None and len(cards) < 2 * state.projection.fitted:
+            return state
+        weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
+        fitted = Projection.fit(table, weights.sqrt(), self.generator_inputs)
+        return replace(state, projection=fitted, generator=None, generator_optimizer=None)
+
+    def start(self, state: HyperLoraState, card: ClientCard) -> Adapter:
+        """Return the anchor plus attended and generated deviations, cut to the anchor's rank."""
+        return self.starts(state, [card])[0]
+
+    def starts(self, state: HyperLoraState, cards: Sequence[ClientCard]) -> Sequence[Adapter]:
+        """Return the starts of many clients, for little more than those of a few."""
+        return self._starts(state, cards)
+
+    def _starts(
+        self, state: HyperLoraState, cards: Sequence[ClientCard], *, as_newcomers: bool = False
+    ) -> list[Adapter]:
+        return make_starts(
+            state,
+            cards,
+            generator=self.serving(state),
+            attends=bool(self.strength),
+            newcomer_share=self.newcomer_share,
+            as_newcomers=as_newcomers,
+        )
+
+    def rehearsals(
+        self, state: HyperLoraState, cards: Sequence[ClientCard], server_round: int
+    ) -> dict[str, dict[str, Adapter]]:
+        """Return what some clients would start from if they were new, at several strengths."""
+        make = functools.partial(self._starts, as_newcomers=True)
+        return rehearsals(state, cards, self.rehearsing, server_round, make) if self.rehearsing else {}
+
+    def rehearsed(self, state: HyperLoraState, losses: Mapping[str, Mapping[str, float]]) -> HyperLoraState:
+        """Return the state with the strength that serves newcomers best."""
+        return rehearsed(state, losses)
+
+    def plan(self, state: HyperLoraState, card: ClientCard) -> LocalPlan:
+        """Have all of the start trained; merged with the client's own last adapter at use where that is switched on."""
+        return LocalPlan(personal="potara") if self.merges_own else PLAIN_PLAN
+
+    def alternatives(self, state: HyperLoraState, card: ClientCard) -> dict[str, Adapter]:
+        """Return what the client would start from with less: the anchor alone, the generator without any memory."""
+        generator = self.serving(state)
+        served = {} if generator is None else {"generator": generated_start(state, card, generator)}
+        return {"anchor": state.anchor} | served
+
+    def serving(self, state: HyperLoraState) -> ServedGenerator | None:
+        """Return the generator, or None where it is off or was not taught yet."""
+        return None if state.generator is None else self.generator
+
+    def aggregate(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
+        """Learn how starts are put together, move the anchor, remember deviations, teach the generator."""
+        state = learn(
+            state,
+            updates,
+            self.serving(state),
+            spec=self.wants,
+            learning_rate=self.learning_rate,
+            groups=self.learned,
+        )
+        state = self._moved(state, updates)
+        rank = state.anchor.rank
+        deviations = {one.card.client_id: subtract(resized(one.end, rank), state.anchor) for one in updates}
+        counts = {one.card.client_id: one.metrics.num_examples for one in updates}
+        state = replace(
+            state,
+            memory=with_entries(state.memory, deviations),
+            num_examples={**state.num_examples, **counts},
+        )
+        return state if self.generator is None else self.generator.taught(state)
+
+    def anchor(self, state: HyperLoraState) -> Adapter:
+        """Return the anchor."""
+        return state.anchor
+
+    def report(self, state: HyperLoraState) -> dict[str, float]:
+        """Return the learned parameters by name, for the metrics."""
+        psi, parts = state.psi, state.anchor.parts
+        figures = {
+            "temperature": float(psi["log_temperature"].exp()),
+            "self_logit": float(psi["self_logit"]),
+            **{f"metric {index}": float(one.exp()) for index, one in enumerate(psi["log_metric"])},
+            "newcomer_strength": state.newcomer_strength,
+            **{f"strength {part}": float(one) for part, one in zip(parts, psi["strength"], strict=True)},
+        }
+        for name, gate in state.gates.items():
+            figures |= {f"{name} gate {part}": share for part, share in by_part(state, torch.sigmoid(gate)).items()}
+        return figures | {f"distilled {name}": value for name, value in (state.distilled or {}).items()}
+
+    def switched_off(self) -> list[str]:
+        """Return which of synthesizer, generator, corrector and learning are off."""
+        on = {
+            "synthesizer": self.strength,
+            "generator": self.generator,
+            "corrector": self.carried_rank,
+            "learning": self.learning_rate,
+        }
+        return [name for name, setting in on.items() if not setting]
+
+    def _moved(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
+        total = moved_anchor(state.anchor, updates, self.server_step)
+        gates = by_part(state, torch.sigmoid(state.gates["carried"]))
+        rank = state.anchor.rank
+        kept, carried = correct(total, state.carried, gates, rank=rank, carried_rank=self.carried_rank)
+        return replace(state, anchor=kept.aligned(state.anchor), carried=carried)
+
+
+def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -> AdapterSum:
+    """Return dW_anchor + step sum_i w_i (dW_i - dW_i^start), exactly (of the rank of all its terms)."""
+    total = AdapterSum.of(anchor)
+    for update, weight in zip(updates, example_weights(updates), strict=True):
+        total.add(update.end, step * weight)
+        total.add(update.start, -step * weight)
+    return total
+
+
+def with_entries(memory: Mapping[str, Adapter], new: Mapping[str, Adapter]) -> Mapping[str, Adapter]:
+    """Return ``memory`` with the entries of ``new`` added or replaced, on disk where the memory lies there."""
+    return memory.with_entries(new) if isinstance(memory, DiskMemory) else {**memory, **new}
+
+
+def by_part(state: HyperLoraState, values: Tensor) -> dict[str, float]:
+    """Return values (parts,) by the name of the part."""
+    return dict(zip(state.anchor.parts, values.tolist(), strict=True))
+
+
+def build(config: RunConfig) -> HyperLoRA:
+    """Return the method with the settings under ``hyperlora``, ``generator`` and ``corrector``."""
+    own, net = config.hyperlora, config.generator
+    teaching = Teaching(net.steps, net.learning_rate, net.virtual, net.noise)
+    generator = ServedGenerator(net.kind, net.rank, net.hidden, NUM_HEADS, teaching, config.seed)
+    return HyperLoRA(
+        temperature=own.temperature,
+        self_logit=own.self_logit,
+        strength=own.strength,
+        learned=[part for part in own.learn.split(",") if part],
+        learning_rate=own.learning_rate,
+        wants=GradientSpec(own.gradient, own.sketch_size) if own.learning_rate else NO_GRADIENT,
+        generator=None if net.kind == "off" else generator,
+        carried_rank=config.corrector.rank,
+        server_step=own.server_step,
+        generator_inputs=net.inputs,
+        shuffled=own.shuffle_signatures,
+        memory=_empty_memory(config),
+        merges_own=own.merge_own,
+        newcomer_share=net.newcomer_share,
+        rehearsing=own.rehearse,
+    )
+
+
+def _empty_memory(config: RunConfig) -> Mapping[str, Adapter]:
+    if not config.hyperlora.memory_limit:
+        return {}
+    directory = Path(config.run.output_dir) / "memory"
+    return DiskMemory(directory, config.hyperlora.memory_limit, (Adapter, Factors), mapped=MOST_MAPPED)

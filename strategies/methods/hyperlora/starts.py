@@ -1,0 +1,189 @@
+"""The starts of a whole cohort: T_r(dW_anchor + (1 - g) sum_j strength alpha_ij D_j + g G(s_i)) for all clients i.
+
+What is added to the anchor for a client without an entry in the memory is times a strength that is chosen by rehearsal
+(:mod:`strategies.methods.hyperlora.probes`).
+
+The generator makes all deviations in one pass, the attention is one table, and clients that attend to much the same
+entries are truncated together (:mod:`models.lowrank.mixtures`).
+
+Mixtures of the memory for many clients: which clients are mixed together, and the mixtures as one map each kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hyperlora.messages.signature import ClientCard
+from models.adapters.adapter import HEAD, Adapter
+from models.lowrank.factors import Factors
+from models.lowrank.mixtures import Mixtures, distinct_terms, truncated_mixtures
+from strategies.methods.hyperlora.generator import ServedGenerator, one_of_batch
+from strategies.methods.hyperlora.state import HyperLoraState, attended
+
+MOST_SPREAD = 5.0
+"""How many times more entries than one client attends to a group may: a large product is so much faster per term."""
+GROUP_NUMBERS = 2**24
+"""Numbers in the largest block of vectors of a group."""
+ENTRY_NUMBERS = 2**26
+"""Numbers of the largest kind of all entries that a group attends to, beyond what its first client does."""
+BLOCK = 12
+
+
+@dataclass(frozen=True, eq=False)
+class MixedMemory:
+    """What a group of n clients takes of the memory.
+
+    Attributes:
+        low_rank: kind -> the mixtures of all n.
+        heads: (n, classes, width + 1), mixed.
+    """
+
+    low_rank: Mapping[str, Mixtures]
+    heads: Tensor
+
+
+def alike(rows: Tensor, template: Adapter) -> list[list[int]]:
+    """Divide clients into groups that attend to much the same entries.
+
+    Args:
+        rows: (clients, N) attention, zero where nothing is taken.
+        template: an adapter of the model, whose size bounds a group.
+
+    Returns:
+        Indices of clients; every client is in one group, and the same rows give the same groups.
+    """
+    size = max(one.B.numel() // one.rank + one.A.numel() // one.rank for one in template.low_rank.values())
+    most, most_entries = max(1, GROUP_NUMBERS // (BLOCK * size)), ENTRY_NUMBERS // (2 * template.rank * size)
+    taken = rows != 0
+    overlap = taken.float() @ taken.float().T
+    rest, groups = list(range(len(rows))), []
+    while rest:
+        first = rest[0]
+        group, union, own = [first], taken[first].clone(), int(taken[first].sum())
+        for other in sorted(rest[1:], key=lambda one: (-float(overlap[first, one]), one)):
+            joint, total = union | taken[other], own + int(taken[other].sum())
+            entries = int(joint.sum())
+            alike_enough = entries * (len(group) + 1) <= MOST_SPREAD * max(total, 1)
+            if len(group) < most and alike_enough and (entries <= most_entries or entries == int(union.sum())):
+                group, union, own = [*group, other], joint, total
+        groups.append(sorted(group))
+        rest = sorted(set(rest) - set(group))
+    return groups
+
+
+def mixed_memory(
+    entries: Sequence[Adapter],
+    weights: Mapping[str, Tensor],
+    *,
+    anchor: Adapter,
+    own: Adapter | None = None,
+) -> MixedMemory:
+    """Return anchor + sum_j w_ij D_j + own_i for n clients.
+
+    Args:
+        entries: the D_j, M of them.
+        weights: part -> w, (n, M).
+        anchor: the anchor, which deviations of this round hold as well.
+        own: an adapter batch of n, already weighted; None for nothing.
+    """
+    low_rank = {}
+    for kind, base in anchor.low_rank.items():
+        terms = [Factors(-base.B, base.A), *(one.low_rank[kind] for one in entries)]
+        shared, membership = distinct_terms(terms)
+        columns = weights[kind] @ membership[1:] - membership[0]
+        low_rank[kind] = Mixtures(shared, columns, None if own is None else own.low_rank[kind])
+    heads = anchor.head.expand(len(weights[HEAD]), -1, -1)
+    if entries:
+        heads = heads + torch.einsum("nm,mcw->ncw", weights[HEAD], torch.stack([one.head for one in entries]))
+    return MixedMemory(low_rank, heads if own is None else heads + own.head)
+
+
+def make_starts(
+    state: HyperLoraState,
+    cards: Sequence[ClientCard],
+    *,
+    generator: ServedGenerator | None,
+    attends: bool,
+    newcomer_share: float = 0.0,
+    as_newcomers: bool = False,
+) -> list[Adapter]:
+    """Return the starts of ``cards``, in their order.
+
+    Args:
+        state: of the server; what clients without an entry in its memory get is times its ``newcomer_strength``.
+        cards: the clients.
+        generator: None where none serves yet.
+        attends: whether the memory is attended to.
+        newcomer_share: least share of the generator in the start of a client without an entry in the memory.
+        as_newcomers: make them as if none of the clients had an entry.
+    """
+    known = torch.tensor([card.client_id in state.memory and not as_newcomers for card in cards])
+    reads = attends and len(state.memory) > as_newcomers
+    rows = attended(state, cards, own=not as_newcomers) if reads else torch.zeros(len(cards), 0)
+    starts: dict[int, Adapter] = {}
+    for group in alike(rows, state.anchor):
+        chosen = [cards[index] for index in group]
+        made = _starts_of_group(state, chosen, rows[group], known[group], generator, newcomer_share)
+        starts |= dict(zip(group, made, strict=True))
+    return [starts[index] for index in range(len(cards))]
+
+
+def _starts_of_group(
+    state: HyperLoraState,
+    cards: Sequence[ClientCard],
+    rows: Tensor,
+    known: Tensor,
+    generator: ServedGenerator | None,
+    newcomer_share: float,
+) -> list[Adapter]:
+    used = rows.any(dim=0).nonzero().flatten()
+    if generator is None and not len(used):
+        return [state.anchor] * len(cards)
+    parts = state.anchor.parts
+    share = _generated_share(state, rows, known, newcomer_share) if generator else torch.zeros(len(cards), len(parts))
+    scale = torch.where(known, 1.0, state.newcomer_strength)
+    entries = [state.memory[state.names[index]] for index in used.tolist()]
+    strength = state.psi["strength"]
+    weights = {
+        part: rows[:, used] * (strength[place] * (scale * (1 - share[:, place]))[:, None])
+        for place, part in enumerate(parts)
+    }
+    own = None
+    if generator:
+        descriptions = torch.stack([state.description_of(card) for card in cards])
+        shares = {part: scale * share[:, place] for place, part in enumerate(parts)}
+        own = weighted_batch(generator.deviations(state, descriptions), shares)
+    mixed = mixed_memory(entries, weights, anchor=state.anchor, own=own)
+    low_rank = {
+        kind: truncated_mixtures(X, state.anchor.rank, state.anchor.low_rank[kind])
+        for kind, X in mixed.low_rank.items()
+    }
+    batch = Adapter(low_rank, mixed.heads)
+    return [one_of_batch(batch, index) for index in range(len(cards))]
+
+
+def _generated_share(state: HyperLoraState, rows: Tensor, known: Tensor, newcomer_share: float) -> Tensor:
+    """Return how much of each start is generated, (clients, parts): the learned gate, more for who has no entry.
+
+    All of it where nothing is attended to.
+    """
+    learned = torch.sigmoid(state.gates["generator"])
+    least = torch.where(known, 0.0, newcomer_share)
+    return torch.where(rows.any(dim=1, keepdim=True), torch.maximum(learned, least[:, None]), torch.ones(()))
+
+
+def weighted_batch(batch: Adapter, weights: Mapping[str, Tensor]) -> Adapter:
+    """Return every adapter of a batch of n times its weight (n,), by part."""
+    low_rank = {
+        kind: Factors(one.B * weights[kind][:, None, None, None], one.A) for kind, one in batch.low_rank.items()
+    }
+    return Adapter(low_rank, batch.head * weights[HEAD][:, None, None])
+
+
+def generated_start(state: HyperLoraState, card: ClientCard, generator: ServedGenerator) -> Adapter:
+    """Return T_r(dW_anchor + G(s)), the client's start without any memory."""
+    return make_starts(replace(state, newcomer_strength=1.0), [card], generator=generator, attends=False)[0]

@@ -1,0 +1,123 @@
+"""The state of HyperLoRA's server, and how clients are described in it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperlora.messages.signature import ClientCard
+from models.adapters.adapter import Adapter
+from models.personalization.signature import Projection, Signature, Standardizer
+from models.personalization.synthesizer import Keys, attention, attention_to_others
+
+MOST_ATTENDED = 64
+NEGLIGIBLE_WEIGHT = 1e-3
+NUMBERS_AT_A_TIME = 2**22
+INITIAL_METRIC = (1.0, 0.02, 0.02)
+DESCRIPTION_GROUPS = ("feature_mean", "feature_std", "class_frequencies")
+
+
+@dataclass(frozen=True)
+class HyperLoraState:
+    """Everything that HyperLoRA's server learned.
+
+    Attributes:
+        anchor: the global adapter of this round.
+        memory: client-id -> D_i, the client's last deviation; may lie on disk.
+        num_examples: client-id -> n_i, for the clients of the memory.
+        standardizer: scale of the descriptions, fitted to all clients known; None before the first is.
+        descriptions: client-id -> description (k,) of every client known.
+        groups: (k,) group of each coordinate of a description.
+        psi: parameters of the synthesizer.
+        gates: logits by which the corrector's carried part ("carried") and the generator ("generator") enter, per part.
+        optimizer: state of the optimiser of psi and the gates.
+        carried: what truncation cut off the anchor, or None.
+        projection: reduces descriptions to the generator's inputs; fitted anew only when the clients known doubled.
+        generator: parameters of the generator; empty before it was first trained.
+        generator_optimizer: state of its optimiser.
+        distilled: relative errors of the generator's last distillation.
+        newcomer_strength: how much of what it is attended or generated a client without an entry gets.
+    """
+
+    anchor: Adapter
+    memory: Mapping[str, Adapter]
+    num_examples: Mapping[str, int]
+    standardizer: Standardizer | None
+    descriptions: Mapping[str, Tensor]
+    groups: Tensor
+    psi: Mapping[str, Tensor]
+    gates: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any] | None = None
+    carried: Adapter | None = None
+    projection: Projection | None = None
+    generator: Mapping[str, Tensor] | None = None
+    generator_optimizer: Mapping[str, Any] | None = None
+    distilled: Mapping[str, float] | None = None
+    newcomer_strength: float = 1.0
+
+    @functools.cached_property
+    def names(self) -> Sequence[str]:
+        """The client-ids of the memory, sorted."""
+        return sorted(self.memory)
+
+    @functools.cached_property
+    def keys(self) -> Keys:
+        """The memory as the attention sees it, in the order of ``names``; no deviation is read for it."""
+        return Keys(
+            self.standardize(torch.stack([self.descriptions[name] for name in self.names])),
+            torch.tensor([float(self.num_examples[name]) for name in self.names]),
+        )
+
+    def own(self, client_ids: Sequence[str]) -> Tensor:
+        """Return which entry of the memory is the client's own, boolean (clients, N)."""
+        place = {name: index for index, name in enumerate(self.names)}
+        own = torch.zeros(len(client_ids), len(place), dtype=torch.bool)
+        for row, client_id in enumerate(client_ids):
+            if client_id in place:
+                own[row, place[client_id]] = True
+        return own
+
+    def description_of(self, card: ClientCard) -> Tensor:
+        """Return how the client is described, shape (k,)."""
+        return self.descriptions[card.client_id]
+
+    def standardize(self, descriptions: Tensor) -> Tensor:
+        """Return descriptions (..., k) at the scale of the clients known."""
+        return descriptions if self.standardizer is None else self.standardizer(descriptions)
+
+    def unstandardize(self, descriptions: Tensor) -> Tensor:
+        """Inverse of :meth:`standardize`."""
+        scale = self.standardizer
+        return descriptions if scale is None else descriptions * scale.std + scale.mean
+
+
+def describe(signature: Signature) -> Tensor:
+    """Return what clients are compared by, shape (k,): feature means, feature deviations, log class frequencies."""
+    return torch.cat([signature.feature_mean, signature.feature_std, signature.class_frequencies.log()])
+
+
+def description_groups(signature: Signature) -> Tensor:
+    """Return the group (index in ``DESCRIPTION_GROUPS``) of each coordinate of a description, shape (k,)."""
+    width, classes = signature.feature_mean.numel(), signature.class_frequencies.numel()
+    return torch.tensor([0] * width + [1] * width + [2] * classes)
+
+
+def attended(state: HyperLoraState, cards: Sequence[ClientCard], *, own: bool = True) -> Tensor:
+    """Return how much each client's start takes of every entry of the memory, (clients, N), mostly zeros.
+
+    At most ``MOST_ATTENDED`` entries a client, each with a weight of at least ``NEGLIGIBLE_WEIGHT``. Without ``own`` as
+    if the clients had no entry themselves; then there may be none.
+    """
+    queries = state.standardize(torch.stack([state.description_of(card) for card in cards]))
+    mine, weigh = state.own([card.client_id for card in cards]), attention if own else attention_to_others
+    rows = max(1, NUMBERS_AT_A_TIME // max(1, state.keys.descriptions.numel()))
+    pairs = zip(torch.split(queries, rows), torch.split(mine, rows), strict=True)
+    alpha = torch.cat([weigh(state.psi, query, state.keys, flags, state.groups) for query, flags in pairs])
+    order = torch.argsort(alpha, dim=1, descending=True, stable=True)[:, :MOST_ATTENDED]
+    kept = torch.zeros_like(alpha).scatter_(1, order, alpha.gather(1, order))
+    return kept.masked_fill(kept < NEGLIGIBLE_WEIGHT, 0.0)
