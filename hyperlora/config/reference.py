@@ -8,7 +8,8 @@ from hyperlora.config.schema import ConfigKey, config_keys
 
 HEAD = """# Configuration
 
-Every key of a run, made from `hyperlora/config/schema.py` by `python -m hyperlora.config.reference`. Set one with `-c key=value`, several in
+Every key of a run, made from `hyperlora/config/schema.py` by
+`python -m hyperlora.config.reference`. Set one with `-c key=value`, several in
 a TOML file with `--config`; an unknown key is answered with the nearest known one.
 """
 TYPES = {int: "integer", float: "number", str: "text", bool: "true or false"}

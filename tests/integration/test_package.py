@@ -17,8 +17,8 @@ pytestmark = pytest.mark.package
 SMOKE = """
 from pathlib import Path
 import hyperlora.reporting.page
-assert Path(reporting.page.__file__).is_relative_to(Path({site!r})), reporting.page.__file__
-assert "<title>t</title>" in reporting.page.Page("t", "", [], [], []).html()
+assert Path(hyperlora.reporting.page.__file__).is_relative_to(Path({site!r})), hyperlora.reporting.page.__file__
+assert "<title>t</title>" in hyperlora.reporting.page.Page("t", "", [], [], []).html()
 from typer.testing import CliRunner
 from hyperlora.cli.main import app
 for command in ("run", "personalize", "report", "compare", "export", "doctor"):
@@ -50,7 +50,8 @@ def test_the_sdist_holds_sources_docs_and_tests_and_no_environment(built: Path) 
 def test_the_wheel_holds_every_package_and_the_assets_of_the_page(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"hyperlora/reporting/page.html", "hyperlora/reporting/page.css", "hyperlora/cli/main.py", "server_app/run.py"} <= names
+    pages = {"hyperlora/reporting/page.html", "hyperlora/reporting/page.css"}
+    assert {*pages, "hyperlora/cli/main.py", "server_app/run.py"} <= names
     assert not [name for name in names if name.startswith("tests/")]
 
 
