@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.lowrank.factors import Factors, align, concatenate, inner, padded
+from models.lowrank.factors import Factors, align, concatenate, padded
 from models.lowrank.product_sum import ProductSum
 from models.lowrank.truncation import best_rank
 
@@ -111,12 +111,6 @@ def resized(adapter: Adapter, rank: int) -> Adapter:
 def subtract(left: Adapter, right: Adapter) -> Adapter:
     """Return left - right in product space; the rank is the sum of both."""
     return combine([left, right], [1.0, -1.0])
-
-
-def adapter_inner(left: Adapter, right: Adapter) -> dict[str, Tensor]:
-    """Return the inner products <dW_left, dW_right> by part: one scalar per kind and one for the head."""
-    products = {kind: inner(factors, right.low_rank[kind]).sum() for kind, factors in left.low_rank.items()}
-    return products | {HEAD: (left.head * right.head).sum()}
 
 
 def check_same_shapes(adapter: Adapter, reference: Adapter) -> None:

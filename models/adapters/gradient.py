@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.adapters.adapter import HEAD, Adapter
+from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import Factors
 from models.lowrank.mixtures import distinct_terms
 
@@ -54,8 +55,8 @@ class GradientSpec:
             return dict(vectors)
         return {part: count_sketch(vector, self.size, part) for part, vector in vectors.items()}
 
-    def expanded(self, told: Parts, like: Adapter) -> Adapter:
-        """Return the transpose of :meth:`compress` of what travelled, in the shape of ``like``, batches as well."""
+    def expanded(self, told: Parts, like: AdapterBatch) -> AdapterBatch:
+        """Return the transpose of :meth:`compress` of what n clients sent, in the shape of ``like``."""
         pieces: dict[str, Tensor] = {}
         for part, vector in part_vectors(like).items():
             pieces[part] = told[part] if self.kind == "adapter" else _unsketched(told[part], vector.shape[-1], part)
@@ -63,13 +64,13 @@ class GradientSpec:
         for kind, factors in like.low_rank.items():
             B, A = torch.tensor_split(pieces[kind], [factors.B.shape[-3:].numel()], dim=-1)
             low_rank[kind] = Factors(B.reshape(factors.B.shape), A.reshape(factors.A.shape))
-        return Adapter(low_rank, pieces[HEAD].reshape(like.head.shape))
+        return AdapterBatch(low_rank, pieces[HEAD].reshape(like.head.shape))
 
 
 NO_GRADIENT = GradientSpec()
 
 
-def part_vectors(adapter: Adapter) -> dict[str, Tensor]:
+def part_vectors(adapter: Adapter | AdapterBatch) -> dict[str, Tensor]:
     """Flatten an adapter-shaped container by part, B before A; leading batch dimensions of the factors stay.
 
     Each module kind's (..., L, m, r) and (..., L, r, n) become (..., L (m + n) r); the head becomes (..., C (d + 1)).
@@ -104,7 +105,7 @@ def _hashes(length: int, size: int, part: str) -> tuple[Tensor, Tensor]:
     return buckets, torch.randint(0, 2, (length,), generator=generator) * 2 - 1
 
 
-def pulled_back(gradient: Parts, starts: Adapter, spec: GradientSpec) -> Adapter:
+def pulled_back(gradient: Parts, starts: AdapterBatch, spec: GradientSpec) -> AdapterBatch:
     """Return the gradients in product space, whose inner product with a deviation is the derivative along it.
 
     G = g_B A^+^T + B^+^T g_A (I - A^+ A), of rank 2 r, with g_B, g_A the dL/dB, dL/dA told or, of a sketch, what
@@ -112,12 +113,12 @@ def pulled_back(gradient: Parts, starts: Adapter, spec: GradientSpec) -> Adapter
 
     Args:
         gradient: part -> what n clients told, (n, ...).
-        starts: those clients' starts, an adapter batch of n.
+        starts: those clients' n starts.
         spec: what was told.
     """
     told = spec.expanded(gradient, starts)
     low_rank = {kind: _pulled_back(factors, told.low_rank[kind]) for kind, factors in starts.low_rank.items()}
-    return Adapter(low_rank, told.head)
+    return AdapterBatch(low_rank, told.head)
 
 
 def _pulled_back(start: Factors, told: Factors) -> Factors:
@@ -131,11 +132,11 @@ def _pulled_back(start: Factors, told: Factors) -> Factors:
     return Factors(B=torch.cat([told.B, left.float()], dim=-1), A=torch.cat([right, outside], dim=-2).float())
 
 
-def slopes_along(gradients: Adapter, deviations: Sequence[Adapter]) -> dict[str, Tensor]:
+def slopes_along(gradients: AdapterBatch, deviations: Sequence[Adapter]) -> dict[str, Tensor]:
     """Return by part the inner products (n, N) of n gradients and N deviations.
 
     Args:
-        gradients: an adapter batch of n, as :func:`pulled_back` makes it.
+        gradients: n of them, as :func:`pulled_back` makes it.
         deviations: N adapters, whose ranks may differ; factors that several have in common are multiplied once.
     """
     slopes = {}

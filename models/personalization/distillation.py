@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.adapters.adapter import Adapter
+from models.adapters.adapter import HEAD
+from models.adapters.batch import AdapterBatch
 from models.personalization.generators.base import Generator, StackedMemory
 
 EVALUATE_EVERY = 5
@@ -61,14 +62,14 @@ class Targets:
         return Targets(self.inputs[which], coefficients, squares, self.scales, self.memory)
 
 
-def make_targets(inputs: Tensor, coefficients: Mapping[str, Tensor], memory: Adapter) -> Targets:
-    """Prepare the targets; the gram of the memory (an adapter batch of N) is computed here, once, in float64.
+def make_targets(inputs: Tensor, coefficients: Mapping[str, Tensor], memory: AdapterBatch) -> Targets:
+    """Prepare the targets; the gram of the memory (N deviations) is computed here, once, in float64.
 
     Raises:
         ValueError: if the coefficients lack a part of the memory or are not (S, N).
 
     """
-    parts, expected = {*memory.low_rank, "head"}, (len(inputs), len(memory.head))
+    parts, expected = {*memory.low_rank, HEAD}, (len(inputs), len(memory.head))
     if set(coefficients) != parts or any(tuple(c.shape) != expected for c in coefficients.values()):
         got = {part: tuple(c.shape) for part, c in coefficients.items()}
         raise ValueError(f"expected coefficients (S, N) = {expected} for the parts {sorted(parts)}, got {got}")
@@ -106,7 +107,7 @@ def distill(
     *,
     inputs: Tensor,
     coefficients: Mapping[str, Tensor],
-    memory: Adapter,
+    memory: AdapterBatch,
     held_out: Tensor,
     steps: int,
     learning_rate: float,
@@ -119,7 +120,7 @@ def distill(
         generator: changed in place.
         inputs: (S, k) signatures: real, mixed, noised.
         coefficients: part -> C (S, N), what of the memory each input should give.
-        memory: adapter batch of N deviations.
+        memory: the N deviations.
         held_out: (S,) True for the inputs that only decide when to stop; with none of them all steps are made.
         steps: at most so many.
         learning_rate: of Adam; also set in ``optimizer``.

@@ -20,11 +20,11 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
+from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import Factors
 from models.personalization.generators.build import Generator, build_generator
 from models.personalization.signature import Projection, Standardizer
 from strategies.methods.base import ClientUpdate, Plain, example_weights
-from strategies.methods.hyperlora.generator import one_of_batch
 from strategies.methods.hyperlora.state import INITIAL_METRIC, describe, description_groups
 
 
@@ -65,7 +65,7 @@ class HyperFLora(Plain):
     def start(self, state: HyperFLoraState, card: ClientCard) -> Adapter:
         """Return what the network makes for the client's signature."""
         with torch.no_grad():
-            return one_of_batch(self._made(state, [card], state.parameters), 0)
+            return self._made(state, [card], state.parameters)[0]
 
     def aggregate(self, state: HyperFLoraState, updates: Sequence[ClientUpdate]) -> HyperFLoraState:
         """Take one step of Adam along pFedHN's rule."""
@@ -77,8 +77,8 @@ class HyperFLora(Plain):
             optimizer.load_state_dict(copy.deepcopy(dict(state.optimizer)))  # it would step on the state's own
         made = self._made(state, [one.card for one in updates], parameters)
         terms = [
-            weight * pull(one_of_batch(made, index), update)
-            for index, (update, weight) in enumerate(zip(updates, example_weights(updates), strict=True))
+            weight * pull(adapter, update)
+            for adapter, update, weight in zip(made, updates, example_weights(updates), strict=True)
         ]
         torch.autograd.backward(torch.stack(terms).sum(), inputs=list(parameters.values()))
         optimizer.step()
@@ -89,11 +89,13 @@ class HyperFLora(Plain):
         """Return None: there is no global adapter."""
         return
 
-    def _made(self, state: HyperFLoraState, cards: Sequence[ClientCard], parameters: Mapping[str, Tensor]) -> Adapter:
+    def _made(
+        self, state: HyperFLoraState, cards: Sequence[ClientCard], parameters: Mapping[str, Tensor]
+    ) -> AdapterBatch:
         descriptions = torch.stack([describe(card.signature) for card in cards])
         inputs = descriptions if state.projection is None else state.projection(descriptions)
         buffers = {name: value for name, value in state.parameters.items() if name not in parameters}
-        made: Adapter = functional_call(self._network(state), {**buffers, **parameters}, (inputs,))
+        made: AdapterBatch = functional_call(self._network(state), {**buffers, **parameters}, (inputs,))
         return made
 
     def _network(self, state: HyperFLoraState) -> Generator:

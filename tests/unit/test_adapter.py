@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapters.adapter import Adapter, AdapterError, adapter_inner, check_same_shapes, combine, subtract
+from models.adapters.adapter import Adapter, AdapterError, check_same_shapes, combine, subtract
+from models.adapters.batch import AdapterBatch
 from models.personalization.prior import add_prior, remove_prior
 from tests.builders import RANK, assert_same_products, make_adapter, products
 
@@ -32,13 +33,6 @@ def test_truncation_and_alignment_keep_the_product() -> None:
     assert_same_products(adapter.truncated(RANK).aligned(reference), adapter, 1e-4)
 
 
-def test_inner_is_that_of_the_products() -> None:
-    left, right = make_adapter(0), make_adapter(1)
-    for name, value in adapter_inner(left, right).items():
-        expected = (products(left)[name] * products(right)[name]).sum()
-        torch.testing.assert_close(value.float(), expected, rtol=1e-4, atol=1e-3)
-
-
 def test_another_shape_is_named() -> None:
     with pytest.raises(AdapterError, match=r"attn\.qkv\.lora_A: expected \(4, 2, 5\), got \(4, 3, 5\)"):
         check_same_shapes(make_adapter(0, rank=3), make_adapter(0))
@@ -50,3 +44,13 @@ def test_prior_is_added_to_the_bias_alone_and_taken_off_again() -> None:
     torch.testing.assert_close(with_prior.head[:, -1], adapter.head[:, -1] + 0.7 * pi.log())
     assert torch.equal(with_prior.head[:, :-1], adapter.head[:, :-1])
     torch.testing.assert_close(remove_prior(with_prior, pi, gamma=0.7).head, adapter.head)
+
+
+def test_a_batch_gives_back_its_adapters_and_weighs_their_products() -> None:
+    adapters = [make_adapter(seed) for seed in (0, 1, 2)]
+    batch = AdapterBatch.stack(adapters)
+    assert len(batch) == 3
+    weights = {part: torch.tensor([0.5, -1.0, 2.0]) for part in adapters[0].parts}
+    for adapter, same, times, weight in zip(adapters, batch, batch.weighted(weights), (0.5, -1.0, 2.0), strict=True):
+        assert_same_products(same, adapter, 0.0)
+        assert_same_products(times, adapter.scaled(weight), 1e-6)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import models.personalization.distillation
-from models.adapters.adapter import Adapter
+from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import Factors
 from models.personalization.distillation import distill, distillation_loss, make_targets, virtual_inputs
 from models.personalization.generators.base import StackedMemory, batch_products
@@ -20,7 +20,7 @@ MEMBERS, LATENT, TERMS = 24, 3, 5
 ALL = torch.zeros(MEMBERS, dtype=torch.bool)
 
 
-def dense(batch: Adapter) -> dict[str, Tensor]:
+def dense(batch: AdapterBatch) -> dict[str, Tensor]:
     return {kind: factors.product() for kind, factors in batch.low_rank.items()} | {"head": batch.head}
 
 
@@ -29,7 +29,7 @@ def mixtures(count: int, entries: int) -> dict[str, Tensor]:
     return {part: torch.rand(count, entries, generator=generator) for part in PARTS}
 
 
-def dense_loss(generator: Generator, inputs: Tensor, coefficients: dict[str, Tensor], memory: Adapter) -> Tensor:
+def dense_loss(generator: Generator, inputs: Tensor, coefficients: dict[str, Tensor], memory: AdapterBatch) -> Tensor:
     errors = []
     for part, generated in dense(generator(inputs)).items():
         deviations = dense(memory)[part]
@@ -94,13 +94,13 @@ class Family:
     def draw(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.random)
 
-    def deviations(self, latent: Tensor) -> Adapter:
+    def deviations(self, latent: Tensor) -> AdapterBatch:
         f = 0.01 * torch.tanh(latent @ self.slopes + self.offsets)
         low_rank = {
             kind: Factors(B * f[:, None, None, :], A.expand(len(latent), -1, -1, -1))
             for kind, (B, A) in self.atoms.items()
         }
-        return Adapter(low_rank, torch.einsum("nk,kcw->ncw", f, self.heads))
+        return AdapterBatch(low_rank, torch.einsum("nk,kcw->ncw", f, self.heads))
 
 
 def own(count: int) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.adapters.adapter import Adapter
+from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import Factors
 from models.personalization.generators.atoms import AtomGenerator, rank_one_atoms
 from models.personalization.generators.build import GENERATOR_KINDS, Generator, build_generator
@@ -12,7 +13,7 @@ CLASSES, WIDTH, BLOCKS, SIGNATURE, RANK = 3, 5, 4, 8, 2
 SHAPES = {"attn.qkv": (18, 7), "mlp.fc1": (11, 13)}
 
 
-def random_batch(count: int, rank: int, seed: int) -> Adapter:
+def random_batch(count: int, rank: int, seed: int) -> AdapterBatch:
     generator = torch.Generator().manual_seed(seed)
     low_rank = {
         kind: Factors(
@@ -21,15 +22,11 @@ def random_batch(count: int, rank: int, seed: int) -> Adapter:
         )
         for kind, (m, n) in SHAPES.items()
     }
-    return Adapter(low_rank, torch.randn(count, CLASSES, WIDTH + 1, generator=generator))
-
-
-def first(batch: Adapter) -> Adapter:
-    return Adapter({kind: Factors(f.B[0], f.A[0]) for kind, f in batch.low_rank.items()}, batch.head[0])
+    return AdapterBatch(low_rank, torch.randn(count, CLASSES, WIDTH + 1, generator=generator))
 
 
 def build(kind: str, *, rank: int = RANK, seed: int = 0, input_size: int = SIGNATURE) -> Generator:
-    template = first(random_batch(1, 6, seed=1))
+    template = random_batch(1, 6, seed=1)[0]
     return build_generator(kind, template=template, input_size=input_size, rank=rank, hidden=16, seed=seed, num_heads=3)
 
 
@@ -74,7 +71,7 @@ def test_an_adapter_batch_has_one_more_dimension_than_an_adapter(kind: str) -> N
 
 @pytest.mark.parametrize("kind", GENERATOR_KINDS)
 def test_kinds_may_differ_in_their_number_of_blocks(kind: str) -> None:
-    template = first(random_batch(1, 6, seed=1))
+    template = random_batch(1, 6, seed=1)[0]
     fc1 = template.low_rank["mlp.fc1"]
     template = Adapter({**template.low_rank, "mlp.fc1": Factors(fc1.B[:3], fc1.A[:3])}, template.head)
     generator = build_generator(
@@ -118,7 +115,7 @@ def test_a_seeded_generator_still_gives_zero(kind: str) -> None:
 @pytest.mark.parametrize("kind", GENERATOR_KINDS)
 def test_a_memory_of_zeros_seeds_nothing(kind: str) -> None:
     generator, untouched = build(kind), build(kind).state_dict()
-    generator.seed(random_batch(5, 2, seed=3).scaled(0.0))
+    generator.seed(random_batch(5, 2, seed=3).weighted(dict.fromkeys([*SHAPES, "head"], torch.zeros(5))))
     assert all(torch.equal(value, untouched[name]) for name, value in generator.state_dict().items())
 
 
@@ -129,7 +126,7 @@ def test_an_unknown_kind_is_an_error_that_names_the_known_ones() -> None:
         build("atoms", rank=0)
 
 
-def planted_memory(count: int, terms: int) -> Adapter:
+def planted_memory(count: int, terms: int) -> AdapterBatch:
     """``count`` mixtures of ``terms`` rank-1 atoms whose sum nearly cancels, as deviations from an anchor do."""
     atoms, generator = random_batch(1, terms, seed=7), torch.Generator().manual_seed(8)
     mixtures = torch.randn(count, terms, generator=generator)
@@ -139,7 +136,7 @@ def planted_memory(count: int, terms: int) -> Adapter:
         for kind, f in atoms.low_rank.items()
     }
     heads = torch.randn(terms, CLASSES, WIDTH + 1, generator=generator)
-    return Adapter(low_rank, torch.einsum("nk,kcw->ncw", mixtures, heads))
+    return AdapterBatch(low_rank, torch.einsum("nk,kcw->ncw", mixtures, heads))
 
 
 def unexplained(atoms: torch.Tensor, deviations: torch.Tensor) -> float:

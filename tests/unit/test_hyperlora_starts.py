@@ -7,7 +7,7 @@ import torch
 
 from models.adapters.adapter import Adapter, combine
 from strategies.methods.base import ClientUpdate
-from strategies.methods.hyperlora.generator import ServedGenerator, Teaching, one_of_batch
+from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
 from strategies.methods.hyperlora.server import HyperLoRA
 from strategies.methods.hyperlora.starts import MOST_SPREAD, alike
 from strategies.methods.hyperlora.state import HyperLoraState, attended
@@ -46,7 +46,7 @@ def by_formula(method: HyperLoRA, state: HyperLoraState, name: str) -> Adapter:
         weights.append({part: (1 - share[part]) * strength[part] * weight for part in parts})
     if method.generator:
         made = method.generator.deviations(state, state.description_of(CARDS[name])[None])
-        terms.append(one_of_batch(made, 0))
+        terms.append(made[0])
         weights.append(share)
     return combine(terms, weights).truncated(state.anchor.rank).aligned(state.anchor)
 

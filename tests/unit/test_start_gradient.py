@@ -5,9 +5,9 @@ import torch
 
 from hyperlora.config.schema import GRADIENT_KINDS
 from models.adapters.adapter import Adapter
+from models.adapters.batch import AdapterBatch
 from models.adapters.gradient import GradientSpec, count_sketch, part_vectors, pulled_back, slopes_along
 from models.lowrank.factors import Factors
-from strategies.methods.hyperlora.generator import stack
 from tests.builders import BLOCKS, CLASSES, RANK, SHAPES, WIDTH, make_adapter, products
 
 START = make_adapter(0)
@@ -44,7 +44,8 @@ def derivatives(vectors: dict[str, torch.Tensor], start: Adapter, deviations: li
     """One client's slopes (N,) by part."""
     gradient = {part: vector[None] for part, vector in vectors.items()}
     return {
-        part: one[0] for part, one in slopes_along(pulled_back(gradient, stack([start]), EXACT), deviations).items()
+        part: one[0]
+        for part, one in slopes_along(pulled_back(gradient, AdapterBatch.stack([start]), EXACT), deviations).items()
     }
 
 
@@ -90,11 +91,11 @@ def test_sketches_keep_inner_products_within_their_deviation() -> None:
 
 
 def test_expanding_is_the_transpose_of_compressing() -> None:
-    spec, other = GradientSpec("sketch", 50), make_adapter(5)
-    told = spec.compress(part_vectors(make_adapter(3)))
+    spec, other = GradientSpec("sketch", 50), AdapterBatch.stack([make_adapter(5)])
+    told = spec.compress(part_vectors(AdapterBatch.stack([make_adapter(3)])))
     back, there = part_vectors(spec.expanded(told, other)), spec.compress(part_vectors(other))
     for part, vector in part_vectors(other).items():
-        torch.testing.assert_close(back[part] @ vector, told[part] @ there[part], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(back[part] @ vector.T, told[part] @ there[part].T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "sketch"])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from models.adapters.adapter import Adapter
+from models.adapters.adapter import HEAD, Adapter
+from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import Factors
 from models.personalization.generators.base import (
     Generator,
@@ -78,13 +79,15 @@ class AtomGenerator(Generator):
         self.head_atoms = nn.Parameter(torch.randn(rank, *template.head.shape))
         self.register_buffer("head_scale", torch.full((rank, 1, 1), 1 / math.sqrt(template.head.numel())))
 
-    def forward(self, inputs: Tensor) -> Adapter:
-        """Return the adapter batch; its ``A`` is one tensor seen N times."""
+    def forward(self, inputs: Tensor) -> AdapterBatch:
+        """Return the deviations; its ``A`` is one tensor seen N times."""
         coefficients, low_rank = self.coefficients(inputs), {}
         for kind in self.shapes:
             atoms, c = self._atoms(kind).factors(), coefficients[kind]
             low_rank[kind] = Factors(atoms.B * c[:, :, None, :], atoms.A.expand(len(inputs), -1, -1, -1))
-        return Adapter(low_rank, torch.einsum("nk,kcw->ncw", coefficients["head"], self.head_atoms * self.head_scale))
+        return AdapterBatch(
+            low_rank, torch.einsum("nk,kcw->ncw", coefficients[HEAD], self.head_atoms * self.head_scale)
+        )
 
     def coefficients(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return c by part: (N, L, K) for a kind, (N, K) for the head."""
@@ -92,7 +95,7 @@ class AtomGenerator(Generator):
         gain, shift = self.layers
         mixed = silu(code[:, None, :] * (1 + gain) + shift)
         parts = {kind: self.coefficient_heads[slot(kind)](mixed[:, : s.blocks]) for kind, s in self.shapes.items()}
-        return parts | {"head": self.head_coefficients(code)}
+        return parts | {HEAD: self.head_coefficients(code)}
 
     def products(self, inputs: Tensor, memory: StackedMemory) -> dict[str, Products]:
         """Return the products with the memory from those of the atoms, which all inputs share.
@@ -107,15 +110,15 @@ class AtomGenerator(Generator):
             parts[kind] = _combined(coefficients[kind], gram, met)
         head = (self.head_atoms * self.head_scale).flatten(1)
         gram, met = head @ head.T, head @ memory.heads.flatten(1).T
-        return parts | {"head": _combined(coefficients["head"][:, None], gram[None], met[None])}
+        return parts | {HEAD: _combined(coefficients[HEAD][:, None], gram[None], met[None])}
 
-    def seed(self, memory: Adapter) -> None:
+    def seed(self, memory: AdapterBatch) -> None:
         """See :meth:`seed_atoms`."""
         self.seed_atoms(memory)
 
     @torch.no_grad()
-    def seed_atoms(self, memory: Adapter) -> None:
-        """Start from atoms that span the remembered deviations (an adapter batch) as well as K atoms can.
+    def seed_atoms(self, memory: AdapterBatch) -> None:
+        """Start from atoms that span the remembered deviations as well as K atoms can.
 
         Coefficients of order 1 then give typical deviations. The output stays zero on a fresh generator; a
         trained one should not be seeded again.

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.adapters.adapter import Adapter
+from models.adapters.adapter import HEAD, Adapter
+from models.adapters.batch import AdapterBatch
 from models.personalization.generators.base import Generator, Scales, kind_shapes, make_trunk, slot, zero_linear
 
 
@@ -24,7 +25,7 @@ class AttentionGenerator(Generator):
         self.scales = Scales(self.shapes)
         self.trunk = make_trunk(input_size, hidden)
         self.blocks = nn.Parameter(0.5 * torch.randn(max(s.blocks for s in self.shapes.values()), hidden))
-        self.kinds = nn.ParameterDict({slot(kind): 0.5 * torch.randn(hidden) for kind in [*self.shapes, "head"]})
+        self.kinds = nn.ParameterDict({slot(kind): 0.5 * torch.randn(hidden) for kind in [*self.shapes, HEAD]})
         self.encoder = nn.TransformerEncoderLayer(
             hidden, _attention_heads(hidden), 2 * hidden, dropout=0.0, batch_first=True, norm_first=True
         )
@@ -35,13 +36,13 @@ class AttentionGenerator(Generator):
             self.base[slot(kind)] = nn.Parameter(torch.randn(blocks, rank, n))
         self.head = zero_linear(hidden, math.prod(self.head_shape))
 
-    def seed(self, memory: Adapter) -> None:
+    def seed(self, memory: AdapterBatch) -> None:
         """Fit the scales to the memory."""
         self.scales.fit(memory, self.rank)
 
-    def forward(self, inputs: Tensor) -> Adapter:
-        """Return the adapter batch."""
-        tokens = torch.cat([*(self._embedding(kind) for kind in self.shapes), self.kinds["head"][None]])
+    def forward(self, inputs: Tensor) -> AdapterBatch:
+        """Return the deviations."""
+        tokens = torch.cat([*(self._embedding(kind) for kind in self.shapes), self.kinds[HEAD][None]])
         encoded = self.encoder(self.trunk(inputs)[:, None, :] + tokens)
         *by_kind, head = encoded.split([*(s.blocks for s in self.shapes.values()), 1], dim=1)
         low_rank = {}
@@ -49,7 +50,7 @@ class AttentionGenerator(Generator):
             left = self.left[slot(kind)](own).unflatten(2, (m, -1))
             right = self.right[slot(kind)](own).unflatten(2, (-1, n))
             low_rank[kind] = self.scales.factors(kind, left, self.base[slot(kind)] + right)
-        return Adapter(low_rank, self.scales.head(self.head(head[:, 0]).unflatten(1, self.head_shape)))
+        return AdapterBatch(low_rank, self.scales.head(self.head(head[:, 0]).unflatten(1, self.head_shape)))
 
     def _embedding(self, kind: str) -> Tensor:
         """Return the embeddings (L, hidden) of the modules of a kind."""

@@ -1,8 +1,4 @@
-"""The generators G_phi, one file each, and what they share: the contract, shapes and layers.
-
-An *adapter batch* is an :class:`~models.adapters.adapter.Adapter` with one more leading dimension N: the factors of a
-kind with L blocks are ``B`` (N, L, m, K) and ``A`` (N, L, K, n), and the head is (N, classes, width + 1).
-"""
+"""What all generators G_phi share: the contract, shapes and layers."""
 
 from __future__ import annotations
 
@@ -13,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.adapters.adapter import Adapter
+from models.adapters.adapter import HEAD, Adapter
+from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import ROW_NORM, Factors
 from models.lowrank.mixtures import distinct_terms
 
@@ -53,8 +50,8 @@ class StackedMemory:
     heads: Tensor
 
     @classmethod
-    def of(cls, batch: Adapter) -> StackedMemory:
-        """Lay out an adapter batch; a deviation end - anchor has two halves, and many have the second one in common."""
+    def of(cls, batch: AdapterBatch) -> StackedMemory:
+        """Lay out deviations; each, end - anchor, has two halves, and many have the second one in common."""
         low_rank, membership = {}, {}
         for kind, f in batch.low_rank.items():
             terms = [Factors(B, A) for B, A in zip(f.B, f.A, strict=True)]
@@ -80,7 +77,7 @@ class StackedMemory:
             met = ((f.B.mT @ f.B) * (f.A @ f.A.mT)).sum(dim=0)
             parts[kind] = self.fold(kind, self.fold(kind, met).T)
         heads = self.heads.flatten(1)
-        return parts | {"head": heads @ heads.T}
+        return parts | {HEAD: heads @ heads.T}
 
 
 class Generator(nn.Module):
@@ -91,12 +88,12 @@ class Generator(nn.Module):
     (:func:`make_trunk`), so that a signature far from the others cannot produce a huge adapter.
     """
 
-    def forward(self, inputs: Tensor) -> Adapter:
-        """Return the adapter batch of deviations for ``inputs`` (N, k)."""
+    def forward(self, inputs: Tensor) -> AdapterBatch:
+        """Return the deviations for ``inputs`` (N, k)."""
         raise NotImplementedError
 
-    def seed(self, memory: Adapter) -> None:
-        """Take scales, and where there are any the directions to start from, from an adapter batch of deviations.
+    def seed(self, memory: AdapterBatch) -> None:
+        """Take scales, and where there are any the directions to start from, from remembered deviations.
 
         Meant for a fresh generator, whose output stays zero; it makes the learning rate independent of the task.
         """
@@ -110,7 +107,7 @@ class Generator(nn.Module):
         return batch_products(self(inputs), memory)
 
 
-def batch_products(batch: Adapter, memory: StackedMemory) -> dict[str, Products]:
+def batch_products(batch: AdapterBatch, memory: StackedMemory) -> dict[str, Products]:
     """Return ||G(s)||^2 = sum((B^T B) * (A A^T)) and <G(s), D_j> = sum((B^T B_j) * (A A_j^T)) by part.
 
     For S deviations of rank r and a memory of rank R in all it holds (L, S r, R) at a time and no m x n matrix.
@@ -124,7 +121,7 @@ def batch_products(batch: Adapter, memory: StackedMemory) -> dict[str, Products]
         met = memory.fold(kind, (left * right).sum(dim=0))
         parts[kind] = Products(squares, met.reshape(len(squares), f.rank, -1).sum(dim=1))
     head = batch.head.flatten(1)
-    return parts | {"head": Products(head.square().sum(dim=1), head @ memory.heads.flatten(1).T)}
+    return parts | {HEAD: Products(head.square().sum(dim=1), head @ memory.heads.flatten(1).T)}
 
 
 def kind_shapes(template: Adapter) -> dict[str, Shape]:
@@ -165,7 +162,7 @@ class Scales(nn.Module):
 
     def __init__(self, shapes: dict[str, Shape]) -> None:
         super().__init__()
-        for part in [*shapes, "head"]:
+        for part in [*shapes, HEAD]:
             self.register_buffer(f"entry/{slot(part)}", torch.tensor(TYPICAL_ENTRY))
 
     def factors(self, kind: str, left: Tensor, right: Tensor) -> Factors:
@@ -177,12 +174,12 @@ class Scales(nn.Module):
         return entries * self.get_buffer("entry/head")
 
     @torch.no_grad()
-    def fit(self, memory: Adapter, rank: int) -> None:
-        """Fit the scales to an adapter batch: r columns of B of m entries b give ||B A||^2 = r m b^2 ROW_NORM^2."""
+    def fit(self, memory: AdapterBatch, rank: int) -> None:
+        """Fit the scales to N deviations: r columns of B of m entries b give ||B A||^2 = r m b^2 ROW_NORM^2."""
         for kind, f in memory.low_rank.items():
             square = ((f.B.mT @ f.B) * (f.A @ f.A.mT)).sum(dim=(2, 3)).mean()
             self._set(kind, square / (rank * f.B.shape[2] * ROW_NORM**2))
-        self._set("head", memory.head.square().mean())
+        self._set(HEAD, memory.head.square().mean())
 
     def _set(self, part: str, square: Tensor) -> None:
         if square > 0:

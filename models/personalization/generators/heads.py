@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, silu
 
 from models.adapters.adapter import Adapter
+from models.adapters.batch import AdapterBatch
 from models.personalization.generators.base import Generator, Scales, Shape, kind_shapes, make_trunk, slot, zero_linear
 
 
@@ -58,13 +59,13 @@ class HeadwiseGenerator(Generator):
         )
         self.head = zero_linear(hidden, math.prod(self.head_shape))
 
-    def seed(self, memory: Adapter) -> None:
+    def seed(self, memory: AdapterBatch) -> None:
         """Fit the scales to the memory."""
         self.scales.fit(memory, self.rank)
 
-    def forward(self, inputs: Tensor) -> Adapter:
-        """Return the adapter batch."""
+    def forward(self, inputs: Tensor) -> AdapterBatch:
+        """Return the deviations."""
         code = self.trunk(inputs)
         grouped = {kind: self.grouped[slot(kind)](code, self.shared) for kind in self.shapes}
         low_rank = {kind: self.scales.factors(kind, left, right) for kind, (left, right) in grouped.items()}
-        return Adapter(low_rank, self.scales.head(self.head(code).unflatten(1, self.head_shape)))
+        return AdapterBatch(low_rank, self.scales.head(self.head(code).unflatten(1, self.head_shape)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.adapters.adapter import Adapter
+from models.adapters.batch import AdapterBatch
 from models.personalization.generators.base import Generator, Scales, kind_shapes, make_trunk, slot, zero_linear
 
 
@@ -32,15 +33,15 @@ class MlpGenerator(Generator):
             self.base[slot(kind)] = nn.Parameter(torch.randn(blocks, rank, n))
         self.head = zero_linear(hidden, math.prod(self.head_shape))
 
-    def seed(self, memory: Adapter) -> None:
+    def seed(self, memory: AdapterBatch) -> None:
         """Fit the scales to the memory."""
         self.scales.fit(memory, self.rank)
 
-    def forward(self, inputs: Tensor) -> Adapter:
-        """Return the adapter batch."""
+    def forward(self, inputs: Tensor) -> AdapterBatch:
+        """Return the deviations."""
         code, low_rank = self.trunk(inputs), {}
         for kind, (blocks, m, n) in self.shapes.items():
             left = self.left[slot(kind)](code).unflatten(1, (blocks, m, -1))
             right = self.right[slot(kind)](code).unflatten(1, (blocks, -1, n))
             low_rank[kind] = self.scales.factors(kind, left, self.base[slot(kind)] + right)
-        return Adapter(low_rank, self.scales.head(self.head(code).unflatten(1, self.head_shape)))
+        return AdapterBatch(low_rank, self.scales.head(self.head(code).unflatten(1, self.head_shape)))

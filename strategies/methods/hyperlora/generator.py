@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
-from models.lowrank.factors import Factors
+from models.adapters.batch import AdapterBatch
 from models.personalization.distillation import DistillationReport, distill, virtual_inputs
 from models.personalization.generators.build import Generator, build_generator
 from models.personalization.synthesizer import Keys, attention
@@ -58,12 +58,12 @@ class ServedGenerator:
     teaching: Teaching
     seed: int
 
-    def deviations(self, state: HyperLoraState, descriptions: Tensor) -> Adapter:
+    def deviations(self, state: HyperLoraState, descriptions: Tensor) -> AdapterBatch:
         """Return as one batch the deviations that it makes for clients, by their descriptions (n, k) alone."""
         shapes = tuple((name, tuple(value.shape)) for name, value in state.anchor.tensors().items())
         module, inputs = _skeleton(self, shapes, description_size(state)), project(state, descriptions)
         with torch.no_grad():
-            made: Adapter = functional_call(module, dict(state.generator or {}), (inputs,))
+            made: AdapterBatch = functional_call(module, dict(state.generator or {}), (inputs,))
         return made
 
     def taught(self, state: HyperLoraState) -> HyperLoraState:
@@ -71,7 +71,7 @@ class ServedGenerator:
         if len(state.memory) < LEAST_MEMORY or not self.teaching.steps or state.projection is None:
             return state
         names = self._lesson_names(state)
-        memory, module = stack([state.memory[name] for name in names]), self._module(state)
+        memory, module = AdapterBatch.stack([state.memory[name] for name in names]), self._module(state)
         born = state.generator is None
         if born:
             module.seed(memory)
@@ -95,7 +95,7 @@ class ServedGenerator:
         state: HyperLoraState,
         names: Sequence[str],
         module: Generator,
-        memory: Adapter,
+        memory: AdapterBatch,
         optimizer: torch.optim.Adam,
     ) -> DistillationReport:
         descriptions, coefficients, held_out = self._lessons(state, names)
@@ -172,21 +172,3 @@ def description_size(state: HyperLoraState) -> int:
 def project(state: HyperLoraState, descriptions: Tensor) -> Tensor:
     """Return the generator's inputs (S, p) for descriptions (S, k)."""
     return descriptions if state.projection is None else state.projection(descriptions)
-
-
-def stack(adapters: list[Adapter]) -> Adapter:
-    """Return adapters of one rank as a batch with a leading dimension."""
-    low_rank = {
-        kind: Factors(
-            B=torch.stack([one.low_rank[kind].B for one in adapters]),
-            A=torch.stack([one.low_rank[kind].A for one in adapters]),
-        )
-        for kind in adapters[0].low_rank
-    }
-    return Adapter(low_rank, torch.stack([one.head for one in adapters]))
-
-
-def one_of_batch(batch: Adapter, index: int) -> Adapter:
-    """Return one adapter of a batch."""
-    low_rank = {kind: Factors(B=one.B[index], A=one.A[index]) for kind, one in batch.low_rank.items()}
-    return Adapter(low_rank, batch.head[index])

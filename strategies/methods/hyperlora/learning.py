@@ -25,12 +25,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.adapters.adapter import HEAD, Adapter
+from models.adapters.adapter import HEAD
+from models.adapters.batch import AdapterBatch
 from models.adapters.gradient import GradientSpec, pulled_back, slopes_along
 from models.lowrank.factors import inner
 from models.personalization.synthesizer import attention, attention_to_others
 from strategies.methods.base import ClientUpdate
-from strategies.methods.hyperlora.generator import ServedGenerator, stack
+from strategies.methods.hyperlora.generator import ServedGenerator
 from strategies.methods.hyperlora.starts import alike
 from strategies.methods.hyperlora.state import HyperLoraState, attended
 
@@ -93,7 +94,7 @@ def _of_group(
 ) -> list[Slopes]:
     """Return the slopes of some clients; along the entries of ``taken`` (clients, N) where that is given."""
     told = {part: torch.stack([one.gradient[part] for one in updates]) for part in state.anchor.parts}
-    gradients = pulled_back(told, stack([one.start for one in updates]), spec)
+    gradients = pulled_back(told, AdapterBatch.stack([one.start for one in updates]), spec)
     used = (rows if taken is None else taken).any(dim=0).nonzero().flatten()
     terms = [state.memory[state.names[index]] for index in used.tolist()]
     carried = [] if state.carried is None else [state.carried]
@@ -119,7 +120,7 @@ def _of_group(
     ]
 
 
-def _paired(gradients: Adapter, directions: Adapter) -> dict[str, Tensor]:
+def _paired(gradients: AdapterBatch, directions: AdapterBatch) -> dict[str, Tensor]:
     """Return by part the inner product of each gradient of a batch of n with its own direction, (n,)."""
     slopes = {kind: inner(one, directions.low_rank[kind]).sum(dim=-1) for kind, one in gradients.low_rank.items()}
     return slopes | {HEAD: (gradients.head * directions.head).sum(dim=(1, 2))}

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import HEAD, Adapter
+from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import Factors
 from models.lowrank.mixtures import Mixtures, distinct_terms, truncated_mixtures
-from strategies.methods.hyperlora.generator import ServedGenerator, one_of_batch
+from strategies.methods.hyperlora.generator import ServedGenerator
 from strategies.methods.hyperlora.state import HyperLoraState, attended
 
 MOST_SPREAD = 5.0
@@ -80,7 +81,7 @@ def mixed_memory(
     weights: Mapping[str, Tensor],
     *,
     anchor: Adapter,
-    own: Adapter | None = None,
+    own: AdapterBatch | None = None,
 ) -> MixedMemory:
     """Return anchor + sum_j w_ij D_j + own_i for n clients.
 
@@ -88,7 +89,7 @@ def mixed_memory(
         entries: the D_j, M of them.
         weights: part -> w, (n, M).
         anchor: the anchor, which deviations of this round hold as well.
-        own: an adapter batch of n, already weighted; None for nothing.
+        own: n adapters, already weighted; None for nothing.
     """
     low_rank = {}
     for kind, base in anchor.low_rank.items():
@@ -156,14 +157,13 @@ def _starts_of_group(
     if generator:
         descriptions = torch.stack([state.description_of(card) for card in cards])
         shares = {part: scale * share[:, place] for place, part in enumerate(parts)}
-        own = weighted_batch(generator.deviations(state, descriptions), shares)
+        own = generator.deviations(state, descriptions).weighted(shares)
     mixed = mixed_memory(entries, weights, anchor=state.anchor, own=own)
     low_rank = {
         kind: truncated_mixtures(X, state.anchor.rank, state.anchor.low_rank[kind])
         for kind, X in mixed.low_rank.items()
     }
-    batch = Adapter(low_rank, mixed.heads)
-    return [one_of_batch(batch, index) for index in range(len(cards))]
+    return list(AdapterBatch(low_rank, mixed.heads))
 
 
 def _generated_share(state: HyperLoraState, rows: Tensor, known: Tensor, newcomer_share: float) -> Tensor:
@@ -174,14 +174,6 @@ def _generated_share(state: HyperLoraState, rows: Tensor, known: Tensor, newcome
     learned = torch.sigmoid(state.gates["generator"])
     least = torch.where(known, 0.0, newcomer_share)
     return torch.where(rows.any(dim=1, keepdim=True), torch.maximum(learned, least[:, None]), torch.ones(()))
-
-
-def weighted_batch(batch: Adapter, weights: Mapping[str, Tensor]) -> Adapter:
-    """Return every adapter of a batch of n times its weight (n,), by part."""
-    low_rank = {
-        kind: Factors(one.B * weights[kind][:, None, None, None], one.A) for kind, one in batch.low_rank.items()
-    }
-    return Adapter(low_rank, batch.head * weights[HEAD][:, None, None])
 
 
 def generated_start(state: HyperLoraState, card: ClientCard, generator: ServedGenerator) -> Adapter:
