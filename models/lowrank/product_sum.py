@@ -12,11 +12,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import torch
 
-from hyperlora.storage.spilled import SavedTensor, nameless_file
+from hyperlora.storage.tensor_store import StoredTensors, TensorStore
 from models.lowrank.factor_stack import FactorStack
 from models.lowrank.factors import Factors
 from models.lowrank.truncation import best_rank
@@ -37,14 +36,18 @@ class ProductSum:
     def __init__(
         self, *, ram_limit: int = RAM_LIMIT, chunk_bytes: int = CHUNK_BYTES, directory: Path | None = None
     ) -> None:
-        self._ram_limit, self._chunk_bytes, self._directory = ram_limit, chunk_bytes, directory
+        self._store, self._chunk_bytes = TensorStore(ram_limit=ram_limit, directory=directory), chunk_bytes
         self._open: Factors | None = None
         self._filled = 0
-        self._chunks: list[Factors | _OnDisk] = []
-        self._file: IO[bytes] | None = None
+        self._dtype = torch.float32
+        self._chunks: list[StoredTensors] = []
         self._space: tuple[int, ...] | None = None
         self.rank = 0
-        self.ram_bytes = 0
+
+    @property
+    def ram_bytes(self) -> int:
+        """The bytes of closed chunks in RAM."""
+        return self._store.ram_bytes
 
     def add(self, factors: Factors, weight: float = 1.0) -> None:
         """Add ``weight`` times the product of ``factors``, which may be dropped after.
@@ -57,6 +60,7 @@ class ProductSum:
             raise ValueError(f"expected (..., m, n) = {self._space} as of the first factors, got {space}")
         self._space = space
         dtype = torch.promote_types(torch.promote_types(factors.B.dtype, factors.A.dtype), torch.float32)
+        self._dtype = torch.promote_types(self._dtype, dtype)
         target, place = self._room_for(factors.rank, dtype), slice(self._filled, self._filled + factors.rank)
         target.B[..., place] = factors.B
         torch.mul(factors.A.to(dtype), weight, out=target.A[..., place, :])
@@ -81,8 +85,7 @@ class ProductSum:
             raise ValueError("expected at least one stack of factors in the sum, got none")
         self._close_chunk()
         *batch, m, n = self._space
-        dtype = torch.float64 if any(one.B.dtype == torch.float64 for one in self._chunks) else torch.float32
-        return FactorStack(_Chunks(tuple(self._chunks)), m, n, tuple(batch), self.rank, dtype)
+        return FactorStack(_Chunks(tuple(self._chunks)), m, n, tuple(batch), self.rank, self._dtype)
 
     def _room_for(self, rank: int, dtype: torch.dtype) -> Factors:
         """Return the open chunk, or a fresh one where that has too little room."""
@@ -99,31 +102,15 @@ class ProductSum:
         if self._open is not None and self._filled:
             filled = slice(0, self._filled)
             chunk = Factors(self._open.B[..., filled].contiguous(), self._open.A[..., filled, :].contiguous())
-            self._chunks.append(self._keep(chunk))
+            self._chunks.append(self._store.put({"B": chunk.B, "A": chunk.A}))
         self._open, self._filled = None, 0
-
-    def _keep(self, chunk: Factors) -> Factors | _OnDisk:
-        size = chunk.B.nbytes + chunk.A.nbytes
-        if self.ram_bytes + size <= self._ram_limit:
-            self.ram_bytes += size
-            return chunk
-        if self._file is None:
-            self._file = nameless_file(self._directory)
-        return _OnDisk(SavedTensor.write(self._file, chunk.B), SavedTensor.write(self._file, chunk.A))
-
-
-@dataclass(frozen=True)
-class _OnDisk:
-    B: SavedTensor
-    A: SavedTensor
 
 
 @dataclass(frozen=True)
 class _Chunks:
     """Goes through the chunks, one of those on disk at a time."""
 
-    chunks: tuple[Factors | _OnDisk, ...]
+    chunks: tuple[StoredTensors, ...]
 
     def __iter__(self) -> Iterator[Factors]:
-        for one in self.chunks:
-            yield one if isinstance(one, Factors) else Factors(one.B.mapped(), one.A.mapped())
+        return (Factors(**one.tensors()) for one in self.chunks)

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from hyperlora.messages.backbone import name_backbone
 from hyperlora.messages.codec import ProtocolError, count_bytes
 from hyperlora.messages.train import TrainReply, TrainRequest
-from hyperlora.storage.spilled import Spill
+from hyperlora.storage.tensor_store import TensorStore
 from models.adapters.adapter import Adapter
 
 TIMED_OUT = "no reply within the time limit"
@@ -201,7 +201,7 @@ class Intake:
     """
 
     def __init__(self) -> None:
-        self._spill, self.seconds = Spill(ram_limit=ADAPTERS_IN_RAM), 0.0
+        self._store, self.seconds = TensorStore(ram_limit=ADAPTERS_IN_RAM), 0.0
 
     def decode(self, content: RecordDict, request: TrainRequest) -> TrainReply:
         """Return the reply to ``request``.
@@ -212,6 +212,6 @@ class Intake:
         began = time.perf_counter()
         try:
             reply = TrainReply.decode(content, request)
-            return replace(reply, end=Adapter.from_tensors(self._spill.keep(reply.end.tensors())))
+            return replace(reply, end=Adapter.from_tensors(self._store.put(reply.end.tensors()).tensors()))
         finally:
             self.seconds += time.perf_counter() - began

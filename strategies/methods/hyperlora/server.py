@@ -21,7 +21,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
-from hyperlora.storage.disk_memory import DiskMemory
+from hyperlora.storage.tensor_store import DiskMemory
 from models.adapters.adapter import Adapter, AdapterSum, resized, subtract
 from models.adapters.gradient import NO_GRADIENT, GradientSpec
 from models.lowrank.factors import Factors
@@ -36,7 +36,6 @@ from strategies.methods.hyperlora.starts import generated_start, make_starts
 from strategies.methods.hyperlora.state import INITIAL_METRIC, HyperLoraState, describe, description_groups
 
 NUM_HEADS = 4
-MOST_MAPPED = 4096
 INITIAL_GENERATOR_LOGIT, INITIAL_CORRECTOR_LOGIT = -2.0, 0.0
 
 
@@ -260,5 +259,5 @@ def build(config: RunConfig) -> HyperLoRA:
 def _empty_memory(config: RunConfig) -> Mapping[str, Adapter]:
     if not config.hyperlora.memory_limit:
         return {}
-    directory = Path(config.run.output_dir) / "memory"
-    return DiskMemory(directory, config.hyperlora.memory_limit, (Adapter, Factors), mapped=MOST_MAPPED)
+    directory = Path(config.run.output_dir)
+    return DiskMemory(directory, config.hyperlora.memory_limit, Adapter.tensors, Adapter.from_tensors)
