@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.suite import Job
+from hyperlora.config.renamed import current_names
 
 MACHINE_KEYS = ("data.path", "model.weights")
 FILES_ONLY = "run."
@@ -50,7 +51,7 @@ def is_there(job: Job, target: Path) -> bool:
     """
     if not target.exists():
         return False
-    there = json.loads(target.read_text(encoding="utf-8"))["config"]
+    there = current_names(json.loads(target.read_text(encoding="utf-8"))["config"])
     flat = job.config.flat()
     return all(
         flat[name] == value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from client_app.site import Site
@@ -79,7 +78,7 @@ def with_shipped(config: RunConfig, site: Site | None, fingerprint: str) -> Site
     path = store.find(fingerprint) if fingerprint else None
     if path is None:
         raise BackboneMissingError(site.client_id, fingerprint)
-    return replace(site, weights=str(path))
+    return site.model_copy(update={"weights": str(path)})
 
 
 def _append(growing: Path, part: BackbonePart) -> int:

@@ -5,27 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
-from hyperlora.config.parsing import NOT_NEGATIVE, Check, build, checked, key, keys_of, nearest, one_of
-from hyperlora.config.schema import ConfigError, RunConfig, Scalar
+from pydantic import Field, NonNegativeInt
+
+from hyperlora.config.schema import RunConfig
+from hyperlora.config.section import ConfigError, Rule, Scalar, Section, keys_of, nearest, parse_section
 from hyperlora.data.federation import ClientData, DataError, Federation
 from hyperlora.messages.signature import RULE, is_client_id
 
 SIMULATION_KEYS = ("partition-id", "num-partitions")
-ABSOLUTE: Check = (lambda value: not value or Path(value).is_absolute(), "an absolute path")
-CLIENT_NAME: Check = (is_client_id, RULE)
+AbsolutePath = Annotated[str, Rule(lambda value: not value or Path(value).is_absolute(), "an absolute path")]
+ClientName = Annotated[str, Rule(is_client_id, RULE)]
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(Section):
     """One client on a machine of its own, as ``flower-supernode --node-config`` describes it."""
 
-    client_id: str = key("", "the client that this node hosts", CLIENT_NAME)
-    data_path: str = key("", "absolute path of its own data; empty takes its part of the run's data set", ABSOLUTE)
-    state_dir: str = key("", "absolute path of a folder for the site's caches; empty keeps none", ABSOLUTE)
-    weights: str = key("", "absolute path of its copy of the backbone's weights; empty takes model.weights", ABSOLUTE)
-    rank: int = key(0, "largest LoRA rank that this client can train; 0 takes the run's", NOT_NEGATIVE)
-    device: str = key("", "device to train on; empty takes train.device", one_of("", "auto", "cpu", "cuda"))
+    client_id: ClientName = Field("", description="the client that this node hosts")
+    data_path: AbsolutePath = Field(
+        "", description="absolute path of its own data; empty takes its part of the run's data set"
+    )
+    state_dir: AbsolutePath = Field("", description="absolute path of a folder for the site's caches; empty keeps none")
+    weights: AbsolutePath = Field(
+        "", description="absolute path of its copy of the backbone's weights; empty takes model.weights"
+    )
+    rank: NonNegativeInt = Field(0, description="largest LoRA rank that this client can train; 0 takes the run's")
+    device: Literal["", "auto", "cpu", "cuda"] = Field("", description="device to train on; empty takes train.device")
 
     def settings(self, config: RunConfig) -> RunConfig:
         """Return the run's configuration as it holds at this site: with its own paths, device and rank.
@@ -33,16 +39,10 @@ class Site:
         Raises:
             ConfigError: the run's method needs one rank for all, or the rank is above that of the run.
         """
-        data, model, train, lora = config.data, config.model, config.train, config.lora
-        own = replace(
-            config,
-            data=replace(data, path=self.data_path or data.path),
-            model=replace(model, weights=self.weights or model.weights),
-            train=replace(train, device=self.device or train.device),
-            lora=replace(lora, ranks=str(self.rank)) if self.rank else lora,
-        )
-        own.check_ranks()
-        return own
+        values = {"data.path": self.data_path, "model.weights": self.weights, "train.device": self.device}
+        if self.rank:
+            values["lora.ranks"] = str(self.rank)
+        return config.with_values({name: value for name, value in values.items() if value})
 
 
 def read_site(node_config: Mapping[str, Scalar]) -> Site | None:
@@ -64,12 +64,11 @@ def read_site(node_config: Mapping[str, Scalar]) -> Site | None:
             f"the node config names both 'client-id' and '{simulated[0]}'; a site has a client-id alone, "
             "a simulated node has none"
         )
-    known = {entry.key: entry for entry in keys_of(Site)}
+    known = [entry.key for entry in keys_of(Site)]
     for name in node_config:
         if name not in known:
             raise ConfigError(f"unknown key '{name}' in the node config{nearest(name, known)}")
-    site: Site = build(Site, {name: checked(known[name], value) for name, value in node_config.items()})
-    return site
+    return parse_section(Site, node_config)
 
 
 def clients_of(node_config: Mapping[str, Scalar], client_ids: Sequence[str]) -> list[str]:

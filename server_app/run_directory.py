@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.storage.state_file import replace_file
 
@@ -95,7 +96,7 @@ class RunDirectory:
             ConfigError: another key differs, so that the run could not go on as it began.
         """
         path, flat = self.path / CONFIG, config.flat()
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else flat
+        kept = current_names(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else flat
         before = {**RunConfig().flat(), **kept}  # a key that is newer than the run had its default
         changed = [name for name in flat if flat[name] != before[name] and not name.startswith(MAY_CHANGE)]
         if changed:

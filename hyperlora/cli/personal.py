@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from client_app.tasks import describe_clients, evaluate_adapter, personal_adapte
 from client_app.workplace import TokenCache, Workplace, choose_device, worthwhile_threads
 from hyperlora.cli.output import CommandError
 from hyperlora.cli.run_model import rebuild_model
-from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import ClientData, DataError
 from hyperlora.data.image_folder import read_image_folder
 from hyperlora.messages.evaluate import EvaluateRequest
@@ -120,7 +119,8 @@ def open_own_workplace(run: RunFiles, folder: Path, wishes: Wishes) -> Workplace
     transform = model.backbone.transform
     if not isinstance(transform, ImageTransform):
         raise CommandError(f"'{model.backbone.name}' takes no images, and personalize reads a folder of images")
-    config = replace(run.config, train=_budget(run.config, wishes))
+    steps = run.config.train.local_steps if wishes.steps is None else wishes.steps
+    config = run.config.with_values({"train.local-steps": steps, "train.device": wishes.device})
     client = read_image_folder(
         folder,
         wishes.name,
@@ -144,8 +144,7 @@ def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Adapter, LocalPlan]
         CommandError: the run has no checkpoint, or its method trains nothing but a core.
         StateError: it has some, and none can be used.
     """
-    in_ram = replace(run.config.hyperlora, memory_limit=0)
-    method = build_method(replace(run.config, hyperlora=in_ram))
+    method = build_method(run.config.with_values({"hyperlora.memory-limit": 0}))
     found = CheckpointStore(run.path / "checkpoints", keep=1).latest(method.state_classes)
     if found is None:
         raise CommandError(f"the run in '{run.path}' has no checkpoint: run it again with run.checkpoint-every above 0")
@@ -155,8 +154,3 @@ def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Adapter, LocalPlan]
     if plan.core:
         raise CommandError(f"method '{run.config.method}' cannot be personalised here: its clients train a core alone")
     return found.server_round, method.start(state, card), plan
-
-
-def _budget(config: RunConfig, wishes: Wishes) -> Any:
-    steps = config.train.local_steps if wishes.steps is None else wishes.steps
-    return replace(config.train, local_steps=steps, device=wishes.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from hyperlora.cli.output import CommandError
@@ -24,7 +23,7 @@ def rebuild_model(run: RunFiles, weights: Path | None) -> AdaptedModel:
     """
     config = run.config.model
     if weights:
-        config = replace(config, weights=str(weights.absolute()))
+        config = config.model_copy(update={"weights": str(weights.absolute())})
     if config.weights and not Path(config.weights).exists():
         raise CommandError(f"the run's weights '{config.weights}' are not on this machine: name them with --weights")
     model = build_model(run.config.data, config, run.config.lora)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperlora.cli.output import CommandError
+from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import PATH_KEYS as PATH_KEYS
 from hyperlora.config.schema import RunConfig, Scalar
 
@@ -65,7 +66,7 @@ def settings_of_run(directory: Path) -> dict[str, Scalar]:
         values: dict[str, Scalar] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CommandError(f"'{directory}' holds no run to go on with: its config.json cannot be read") from error
-    return {**values, "run.output-dir": str(directory.absolute()), "run.resume": True}
+    return {**current_names(values), "run.output-dir": str(directory.absolute()), "run.resume": True}
 
 
 def app_defaults(app_dir: Path) -> dict[str, Scalar]:

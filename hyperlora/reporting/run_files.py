@@ -47,7 +47,7 @@ class RunFiles:
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         if not records:
             raise RunFilesError(f"the run in '{path}' has no round yet: its metrics.jsonl is empty")
-        return cls(path.absolute(), RunConfig.parse(config), records)
+        return cls(path.absolute(), RunConfig.parse_stored(config), records)
 
     @property
     def name(self) -> str:

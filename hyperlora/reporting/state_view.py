@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hyperlora.config.schema import RunConfig
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.storage.state_tree import StateError
 from models.adapters.adapter import Adapter
@@ -42,7 +41,7 @@ class StateView:
 
 def view_state(run: RunFiles) -> StateView | None:
     """Return what can be shown of the run's last checkpoint, or None where it has none that can be used."""
-    method = build_method(_in_ram(run.config))
+    method = build_method(run.config.with_values({"hyperlora.memory-limit": 0}))
     try:
         found = CheckpointStore(run.path / "checkpoints", keep=1).latest(method.state_classes)
     except StateError:
@@ -77,7 +76,3 @@ def _with_attention(view: StateView, state: HyperLoraState, scaling: float) -> S
         attended=list(state.names),
         attention=attention(state.psi, queries, state.keys, state.own(names), state.groups),
     )
-
-
-def _in_ram(config: RunConfig) -> RunConfig:
-    return replace(config, hyperlora=replace(config.hyperlora, memory_limit=0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-
 from hyperlora.config.schema import RunConfig
 from hyperlora.task import fresh_adapter
 from models.adapters.adapted_model import AdaptedModel
@@ -30,7 +28,7 @@ class HyperLoRA(LoraStrategy):
     def __init__(
         self, model: AdaptedModel, *, num_classes: int, min_clients: int, config: RunConfig | None = None
     ) -> None:
-        config = replace(config or RunConfig(), method="hyperlora")
+        config = (config or RunConfig()).model_copy(update={"method": "hyperlora"})
         super().__init__(
             build_method(config),
             initial=fresh_adapter(config, model),
@@ -68,7 +66,7 @@ def round_settings(config: RunConfig, *, min_clients: int) -> RoundSettings:
         join_timeout=own.join_timeout,
         round_timeout=own.round_timeout,
         wire=config.wire.dtype,
-        screen=Screen(**asdict(config.defence)),
+        screen=Screen(**config.defence.model_dump()),
         min_replies=own.min_replies,
         privacy=config.privacy,
     )

@@ -95,13 +95,13 @@ class Screen:
     """Settings.
 
     Attributes:
-        norm: ``clip`` (cut a long movement to the bound), ``reject`` or ``off``.
+        norm_rule: ``clip`` (cut a long movement to the bound), ``reject`` or ``off``.
         factor: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms.
         aggregation: ``mean``, ``median`` (weights of the geometric median) or ``trimmed`` (the farthest are left out).
         trim: share of the cohort that ``trimmed`` leaves out.
     """
 
-    norm: str = "clip"
+    norm_rule: str = "clip"
     factor: float = 5.0
     aggregation: str = "mean"
     trim: float = 0.3
@@ -114,7 +114,7 @@ class Screen:
             former: client-id -> length of the client's last movement before this round.
         """
         result = _known_counts(updates)
-        if self.norm != "off":
+        if self.norm_rule != "off":
             result = self._bounded(result, former or {})
         if len(result.updates) >= SMALLEST_COHORT and self.aggregation != "mean":
             result = self._robust(result)
@@ -131,7 +131,7 @@ class Screen:
             name, length = update.card.client_id, lengths[update.card.client_id]
             if length <= bound:
                 after.updates.append(update)
-            elif self.norm == "clip" and not update.core:
+            elif self.norm_rule == "clip" and not update.core:
                 after.clipped[name] = bound / length
                 after.updates.append(replace(update, end=_shortened(update, bound / length)))
             else:

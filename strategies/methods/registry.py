@@ -1,16 +1,23 @@
-"""From the name of a method to the method: each file ``strategies/<name>.py`` offers ``build(config)``."""
+"""From the name of a method to the method: its file, or ``server.py`` of its folder, offers ``build(config)``."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from hyperlora.config.schema import RunConfig
+from hyperlora.config.methods import find_method
+from hyperlora.config.schema import ConfigError, RunConfig
 from strategies.methods.base import Method
 
 
 def build_method(config: RunConfig) -> Method:
-    """Return the method that ``config.method`` names, with its settings."""
-    name = f"strategies.methods.{config.method.replace('-', '_')}"
-    module = import_module(f"{name}.server" if config.method == "hyperlora" else name)
+    """Return the method that ``config.method`` names, with its settings.
+
+    Raises:
+        ConfigError: the module of a method from outside has no ``build``.
+    """
+    info = find_method(config.method)
+    module = info.load("server") or import_module(info.module)
+    if not hasattr(module, "build"):
+        raise ConfigError(f"method '{config.method}' cannot be used: its module has no function 'build(config)'")
     method: Method = module.build(config)
     return method

@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "federation.clients-per-round": 3,
     "federation.rounds": 10,
     "federation.evaluate-every": 5,
-    "hyperlora.rehearse": 4,
+    "hyperlora.probe-clients": 4,
     "train.local-steps": 1,
     "train.batch-size": 8,
     "generator.steps": 2,

@@ -15,7 +15,7 @@ SHORT = {
     "federation.rounds": 3,
     "federation.evaluate-every": 2,
     "federation.clients-per-round": 6,
-    "hyperlora.rehearse": 4,
+    "hyperlora.probe-clients": 4,
 }
 
 

@@ -21,7 +21,7 @@ SMALL = {
     "federation.clients-per-round": 3,
     "federation.rounds": 3,
     "federation.evaluate-every": 3,
-    "hyperlora.rehearse": 4,
+    "hyperlora.probe-clients": 4,
     "train.local-steps": 3,
     "train.batch-size": 8,
     "generator.steps": 2,

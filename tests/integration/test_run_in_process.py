@@ -26,7 +26,7 @@ SMALL = {
     "federation.rounds": 3,
     "federation.clients-per-round": 6,
     "federation.evaluate-every": 2,
-    "hyperlora.rehearse": 4,
+    "hyperlora.probe-clients": 4,
 }
 
 
@@ -201,7 +201,7 @@ def test_a_memory_on_disk_changes_nothing(finished: Path, tmp_path: Path) -> Non
 
 def test_a_rehearsal_changes_what_newcomers_get_and_nothing_else(finished: Path, tmp_path: Path) -> None:
     rehearsed = metrics_without_times(finished)
-    plain = metrics_without_times(make_run(tmp_path / "run", **{"hyperlora.rehearse": 0}))
+    plain = metrics_without_times(make_run(tmp_path / "run", **{"hyperlora.probe-clients": 0}))
     assert plain[-1]["method"]["newcomer_strength"] == 1.0
     assert rehearsed[-1]["method"]["newcomer_strength"] in (0.0, 0.5, 1.0)
     assert [one["bytes"].get("rehearse_up", 0) > 0 for one in rehearsed] == [False, True, True]

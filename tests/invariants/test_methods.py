@@ -46,7 +46,8 @@ def trained_by(method: Method, end: Adapter) -> Adapter:
 
 
 def method_of(name: str) -> Method:
-    return build_method(RunConfig.parse({"method": name, "generator.hidden": 8, "generator.rank": 3}))
+    small = {"generator.hidden": 8, "generator.rank": 3, "hyperflora.hidden": 8}
+    return build_method(RunConfig.parse({"method": name, **small}))
 
 
 def turned(adapter: Adapter) -> Adapter:

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from benchmarks.suite import flatten
 from hyperlora.config.schema import ConfigError, RunConfig, config_keys
+from strategies.methods.hyperflora.config import HyperFLoraSettings
+from strategies.methods.lora_fair.config import LoraFairSettings
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
 
 
-def test_defaults_in_pyproject_are_those_of_the_dataclass() -> None:
+def test_defaults_in_pyproject_are_those_of_the_sections() -> None:
     assert flatten(PYPROJECT["tool"]["flwr"]["app"]["config"]) == RunConfig().flat()
 
 
@@ -30,6 +35,14 @@ def test_parse_is_the_inverse_of_flat() -> None:
         ({"lora.rank": 4.0}, "'lora.rank' takes an integer, got 4.0"),
         ({"lora.rank": True}, "'lora.rank' takes an integer, got True"),
         ({"method": "fedsgd"}, "'method' must be one of 'hyperlora'"),
+        ({"method": "lora-fiar"}, "got 'lora-fiar'; did you mean 'lora-fair'?"),
+        ({"method": 3}, "'method' takes a string, got 3 (int)"),
+        ({"method": "my_app.fedprox"}, "'method' must be one of 'hyperlora'"),
+        ({"wire.dtype": 16}, "'wire.dtype' takes a string, got 16 (int)"),
+        ({"model.ship": 1}, "'model.ship' takes true or false, got 1 (int)"),
+        ({"lora-fair.form": "open"}, "'lora-fair.form' must be one of 'closed', 'iterative', got 'open'"),
+        ({"defence.norm": "off"}, "configuration key 'defence.norm' is now called 'defence.norm-rule'"),
+        ({"rivals.lora-fair-lambda": 1.0}, "'rivals.lora-fair-lambda' is now called 'lora-fair.penalty'"),
         ({"data.name": "imagenet"}, "'data.name' must be one of 'digits', 'folder', 'csv'"),
         ({"model.prompt": "a photo"}, "'model.prompt' must be a text with one {} in it"),
         ({"train.learning-rate": float("nan")}, "'train.learning-rate' must be greater than 0"),
@@ -41,6 +54,69 @@ def test_wrong_values_are_one_sentence(values: dict, sentence: str) -> None:
         RunConfig.parse(values)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_an_old_run_are_read_under_their_new_names() -> None:
+    stored = {"method": "hyperflora", "defence.norm": "off", "generator.hidden": 8, "rivals.lora-fair-lambda": 0.5}
+    config = RunConfig.parse_stored(stored)
+    assert (config.defence.norm_rule, config.of(LoraFairSettings).penalty) == ("off", 0.5)
+    assert (config.of(HyperFLoraSettings).hidden, config.of(HyperFLoraSettings).inputs) == (8, 16)
+    assert RunConfig.parse_stored(config.flat()) == config
+
+
+def test_other_values_are_checked_like_the_first_ones() -> None:
+    config = RunConfig.parse({"lora.rank": 8}).with_values({"lora.ranks": "2,8"})
+    assert (config.lora.rank, config.lora.client_ranks) == (8, (2, 8))
+    with pytest.raises(ConfigError, match=r"must lie between 1 and lora.rank 8"):
+        config.with_values({"lora.ranks": "16"})
+
+
+def test_sections_can_be_keys_and_do_not_change() -> None:
+    assert hash(RunConfig.parse({"lora.rank": 8})) == hash(RunConfig.parse({"lora.rank": 8}))
+    with pytest.raises(ValidationError, match="frozen"):
+        RunConfig().lora.rank = 8
+
+
+PACKAGE = {
+    "__init__.py": "",
+    "config.py": """
+from typing import ClassVar
+from pydantic import Field, NonNegativeFloat
+from hyperlora.config.methods import MethodInfo
+from hyperlora.config.section import Section
+
+class Proximal(Section):
+    prefix: ClassVar[str] = "fedprox"
+    mu: NonNegativeFloat = Field(0.1, description="weight of the proximal term")
+
+SECTIONS, INFO = (Proximal,), MethodInfo(uses_prior=True, any_rank=True)
+""",
+    "server.py": "import loaded_too_early",
+}
+
+
+def test_a_method_from_outside_has_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in PACKAGE.items():
+        (tmp_path / "outside_app" / "fedprox" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "outside_app" / "fedprox" / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    values = {"method": "outside_app.fedprox", "fedprox.mu": 1, "lora.ranks": "2,4"}
+    config = RunConfig.parse(values)
+    assert config.flat() == {**RunConfig().flat(), **values, "fedprox.mu": 1.0}
+    assert (config.prior_strength, RunConfig.parse(config.flat())) == (1.0, config)
+    with pytest.raises(ConfigError, match=r"'fedprox.mu' must be 0 or more, got -1.0"):
+        RunConfig.parse({**values, "fedprox.mu": -1})
+    with pytest.raises(ConfigError, match=r"unknown configuration key 'fedprox.mo'; did you mean 'fedprox.mu'"):
+        RunConfig.parse({**values, "fedprox.mo": 1})
+    with pytest.raises(ConfigError, match=r"unknown configuration key 'fedprox.mu'"):
+        RunConfig.parse({"fedprox.mu": 1})
+
+
+def test_the_configuration_is_read_without_torch_and_without_flower() -> None:
+    code = (
+        "import sys, hyperlora.config.reference as r; r.reference(); print(sorted({'torch', 'flwr'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_every_key_has_a_meaning() -> None:

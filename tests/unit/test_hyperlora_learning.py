@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from hyperlora.config.schema import LEARNABLE as CONFIGURED
 from models.adapters.adapter import Adapter, subtract
 from models.adapters.gradient import GradientSpec, part_vectors
 from models.lowrank.factors import Factors
 from strategies.methods.base import ClientUpdate
+from strategies.methods.hyperlora.config import LEARNABLE as CONFIGURED
 from strategies.methods.hyperlora.learning import LEARNABLE, learn
 from strategies.methods.hyperlora.server import HyperLoRA
 from strategies.methods.hyperlora.state import HyperLoraState

@@ -10,8 +10,8 @@ from hyperlora.messages.plan import LocalPlan, part_of, whole, with_core
 from models.adapters.adapter import Adapter, combine
 from models.lowrank.factors import Factors
 from strategies.methods.base import ClientUpdate, Method
-from strategies.methods.hyperflora import pull
-from strategies.methods.lora_fair import corrected, corrected_by_descent
+from strategies.methods.hyperflora.server import pull
+from strategies.methods.lora_fair.server import corrected, corrected_by_descent
 from strategies.methods.registry import build_method
 from tests.builders import RANK, assert_same_products, make_adapter, make_card, make_metrics, moved, same_products
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from hyperlora.config.schema import ConfigError
+from hyperlora.config.schema import ConfigError, RunConfig
 from server_app.run_directory import RunDirectory
 
 HOLDER = """
@@ -44,3 +45,15 @@ def test_a_directory_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(ConfigError, match="cannot be used"), RunDirectory.open(str(tmp_path)).held():
         pass
+
+
+def test_an_old_run_goes_on_with_the_keys_it_was_made_with_under_their_new_names(tmp_path: Path) -> None:
+    directory = RunDirectory.open(str(tmp_path))
+    stored = {**RunConfig().flat(), "defence.norm": "off", "hyperlora.rehearse": 4}
+    for name in ("defence.norm-rule", "hyperlora.probe-clients"):
+        del stored[name]
+    directory.write_json("config.json", stored)
+    with pytest.raises(ConfigError, match=r"cannot go on with another defence\.norm-rule"):
+        directory.keep_config(RunConfig.parse({"hyperlora.probe-clients": 4}))
+    directory.keep_config(RunConfig.parse_stored(stored))
+    assert json.loads((tmp_path / "config.json").read_text())["defence.norm-rule"] == "off"

@@ -54,7 +54,7 @@ def test_equal_norms_leave_room_for_chance() -> None:
 
 
 def test_a_long_movement_is_left_out_with_its_reason_where_that_is_asked() -> None:
-    screened = Screen(norm="reject").apply(updates_of_lengths(1.0, 1.0, 1.1, 0.9, 100.0))
+    screened = Screen(norm_rule="reject").apply(updates_of_lengths(1.0, 1.0, 1.1, 0.9, 100.0))
     assert screened.left_out == {"client-4": TOO_LONG}
     assert [one.card.client_id for one in screened.updates] == [f"client-{index}" for index in range(4)]
 
@@ -62,7 +62,7 @@ def test_a_long_movement_is_left_out_with_its_reason_where_that_is_asked() -> No
 @pytest.mark.parametrize("lengths", [(1.0, 1.0, 100.0), (1.0,)])
 def test_small_cohorts_are_not_judged_by_each_other(lengths: tuple[float, ...]) -> None:
     updates = updates_of_lengths(*lengths)
-    assert Screen(norm="reject", aggregation="trimmed").apply(updates).updates == updates
+    assert Screen(norm_rule="reject", aggregation="trimmed").apply(updates).updates == updates
 
 
 def test_half_a_cohort_does_not_raise_the_bound() -> None:
@@ -88,7 +88,7 @@ def test_a_small_cohort_is_judged_by_former_rounds() -> None:
 
 def test_off_and_mean_change_nothing() -> None:
     updates = updates_of_lengths(1.0, 1.0, 1.0, 1e6)
-    assert Screen(norm="off").apply(updates).updates == updates
+    assert Screen(norm_rule="off").apply(updates).updates == updates
 
 
 def test_a_client_that_claims_more_samples_than_it_has_is_left_out() -> None:
@@ -122,12 +122,14 @@ def test_the_geometric_median_of_a_square_with_outliers_stays_near_it() -> None:
 
 
 def test_trimming_leaves_out_the_planted_ones() -> None:
-    screened = Screen(norm="off", aggregation="trimmed", trim=0.4).apply(updates_of_lengths(1.0, -50.0, 1.1, 0.9, 50.0))
+    screened = Screen(norm_rule="off", aggregation="trimmed", trim=0.4).apply(
+        updates_of_lengths(1.0, -50.0, 1.1, 0.9, 50.0)
+    )
     assert screened.left_out == {"client-1": TOO_FAR, "client-4": TOO_FAR}
 
 
 def test_the_median_weighs_a_planted_client_down_in_every_average() -> None:
-    screened = Screen(norm="off", aggregation="median").apply(updates_of_lengths(1.0, 1.2, 1.1, 0.9, -100.0))
+    screened = Screen(norm_rule="off", aggregation="median").apply(updates_of_lengths(1.0, 1.2, 1.1, 0.9, -100.0))
     weights = example_weights(screened.updates)
     assert sum(weights) == pytest.approx(1.0)
     average = sum(weight * length for weight, length in zip(weights, [1.0, 1.2, 1.1, 0.9, -100.0], strict=True))

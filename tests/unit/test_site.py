@@ -34,11 +34,11 @@ def test_a_simulated_node_hosts_every_nth_client() -> None:
 
 def test_a_site_has_its_own_data_and_device_and_the_runs_other_settings() -> None:
     site = read_site({"client-id": "a", "data-path": "/mnt/a", "weights": "/mnt/w", "rank": 2, "device": "cpu"})
-    assert site == Site("a", data_path="/mnt/a", weights="/mnt/w", rank=2, device="cpu")
+    assert site == Site(client_id="a", data_path="/mnt/a", weights="/mnt/w", rank=2, device="cpu")
     config = RunConfig.parse({"data.path": "/server/path", "seed": 3})
     own = site.settings(config)
     assert (own.data.path, own.model.weights, own.train.device, own.seed) == ("/mnt/a", "/mnt/w", "cpu", 3)
-    assert Site("a").settings(config) == config
+    assert Site(client_id="a").settings(config) == config
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_wrong_node_config_is_one_sentence(node_config: dict[str, Any], senten
 
 
 def test_data_of_a_single_client_go_by_the_sites_client_id() -> None:
-    own = federation_of(Site("hospital-3", data_path="/mnt/own"), OneClient())
+    own = federation_of(Site(client_id="hospital-3", data_path="/mnt/own"), OneClient())
     assert isinstance(own, OwnData)
     assert (own.client_ids, own.class_names) == (("hospital-3",), ("a", "b"))
     assert own.load("hospital-3").client_id == "hospital-3"
@@ -75,5 +75,5 @@ def test_data_of_a_single_client_go_by_the_sites_client_id() -> None:
 
 def test_without_a_data_path_the_data_set_keeps_its_names() -> None:
     source = OneClient()
-    assert federation_of(Site("hospital-3"), source) is source
+    assert federation_of(Site(client_id="hospital-3"), source) is source
     assert federation_of(None, source) is source

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
-from hyperlora.config.schema import GRADIENT_KINDS
 from models.adapters.adapter import Adapter
 from models.adapters.batch import AdapterBatch
 from models.adapters.gradient import GradientSpec, count_sketch, part_vectors, pulled_back, slopes_along
 from models.lowrank.factors import Factors
+from strategies.methods.hyperlora.config import GradientKind
 from tests.builders import BLOCKS, CLASSES, RANK, SHAPES, WIDTH, make_adapter, products
 
 START = make_adapter(0)
@@ -52,7 +54,7 @@ def derivatives(vectors: dict[str, torch.Tensor], start: Adapter, deviations: li
 def test_the_kinds_are_those_of_the_configuration() -> None:
     from models.adapters.gradient import GRADIENT_KINDS as KINDS
 
-    assert KINDS == GRADIENT_KINDS
+    assert get_args(GradientKind) == KINDS
 
 
 def test_derivatives_along_tangent_deviations_are_exact_up_to_damping() -> None:

@@ -29,6 +29,7 @@ from models.personalization.corrector import correct
 from models.personalization.signature import Projection, Standardizer
 from models.personalization.synthesizer import initial_psi
 from strategies.methods.base import ClientUpdate, example_weights
+from strategies.methods.hyperlora.config import CorrectorSettings, GeneratorSettings, HyperLoraSettings
 from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
 from strategies.methods.hyperlora.learning import learn
 from strategies.methods.hyperlora.probes import rehearsals, rehearsed
@@ -234,8 +235,8 @@ def by_part(state: HyperLoraState, values: Tensor) -> dict[str, float]:
 
 def build(config: RunConfig) -> HyperLoRA:
     """Return the method with the settings under ``hyperlora``, ``generator`` and ``corrector``."""
-    own, net = config.hyperlora, config.generator
-    teaching = Teaching(net.steps, net.learning_rate, net.virtual, net.noise)
+    own, net = config.of(HyperLoraSettings), config.of(GeneratorSettings)
+    teaching = Teaching(net.steps, net.learning_rate, net.virtual_samples, net.noise)
     generator = ServedGenerator(net.kind, net.rank, net.hidden, NUM_HEADS, teaching, config.seed)
     return HyperLoRA(
         temperature=own.temperature,
@@ -245,19 +246,20 @@ def build(config: RunConfig) -> HyperLoRA:
         learning_rate=own.learning_rate,
         wants=GradientSpec(own.gradient, own.sketch_size) if own.learning_rate else NO_GRADIENT,
         generator=None if net.kind == "off" else generator,
-        carried_rank=config.corrector.rank,
+        carried_rank=config.of(CorrectorSettings).rank,
         server_step=own.server_step,
         generator_inputs=net.inputs,
         shuffled=own.shuffle_signatures,
         memory=_empty_memory(config),
         merges_own=own.merge_own,
         newcomer_share=net.newcomer_share,
-        rehearsing=own.rehearse,
+        rehearsing=own.probe_clients,
     )
 
 
 def _empty_memory(config: RunConfig) -> Mapping[str, Adapter]:
-    if not config.hyperlora.memory_limit:
+    limit = config.of(HyperLoraSettings).memory_limit
+    if not limit:
         return {}
     directory = Path(config.run.output_dir)
-    return DiskMemory(directory, config.hyperlora.memory_limit, Adapter.tensors, Adapter.from_tensors)
+    return DiskMemory(directory, limit, Adapter.tensors, Adapter.from_tensors)

@@ -19,6 +19,7 @@ from models.adapters.adapter import Adapter, combine
 from models.lowrank.factors import Factors
 from strategies.methods.base import ClientUpdate, Plain, example_weights
 from strategies.methods.fedit import average_factors
+from strategies.methods.lora_fair.config import LoraFairSettings
 
 ITERATIONS, STEP = 100, 0.01
 
@@ -85,5 +86,6 @@ def _norm(B: Tensor, A: Tensor) -> Tensor:
 
 
 def build(config: RunConfig) -> LoraFair:
-    """Return the method with the settings ``rivals.lora-fair-form`` and ``rivals.lora-fair-lambda``."""
-    return LoraFair(config.rivals.lora_fair_form, config.rivals.lora_fair_lambda)
+    """Return the method with the settings under ``lora-fair``."""
+    settings = config.of(LoraFairSettings)
+    return LoraFair(settings.form, settings.penalty)

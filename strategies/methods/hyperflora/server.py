@@ -25,6 +25,7 @@ from models.lowrank.factors import Factors
 from models.personalization.generators.build import Generator, build_generator
 from models.personalization.signature import Projection, Standardizer
 from strategies.methods.base import ClientUpdate, Plain, example_weights
+from strategies.methods.hyperflora.config import HyperFLoraSettings
 from strategies.methods.hyperlora.state import INITIAL_METRIC, describe, description_groups
 
 
@@ -119,6 +120,6 @@ def pull(made: Adapter, update: ClientUpdate) -> Tensor:
 
 
 def build(config: RunConfig) -> HyperFLora:
-    """Return the method with ``generator.hidden``, ``generator.inputs`` and ``rivals.hyperflora-learning-rate``."""
-    net = config.generator
-    return HyperFLora(net.hidden, net.inputs, config.rivals.hyperflora_learning_rate, config.seed)
+    """Return the method with the settings under ``hyperflora``."""
+    settings = config.of(HyperFLoraSettings)
+    return HyperFLora(settings.hidden, settings.inputs, settings.learning_rate, config.seed)

@@ -1,0 +1,93 @@
+"""Settings of HyperLoRA: the synthesizer and what it learns from, the generator, and the corrector."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from hyperlora.config.section import ConfigError, Fraction, Rule, Section
+
+if TYPE_CHECKING:
+    from hyperlora.config.schema import RunConfig
+
+GradientKind = Literal["off", "sketch", "adapter"]
+GeneratorKind = Literal["off", "atoms", "mlp", "attention", "heads"]
+LEARNABLE = ("attention", "trust", "strength", "gates")
+LearnableList = Annotated[
+    str,
+    Rule(
+        lambda value: all(part in LEARNABLE for part in value.split(",") if value),
+        "names out of attention, trust, strength and gates, separated by commas",
+    ),
+]
+
+
+class HyperLoraSettings(Section):
+    """The server side of method = hyperlora: the synthesizer and what it learns from."""
+
+    prefix: ClassVar[str] = "hyperlora"
+
+    temperature: PositiveFloat = Field(
+        0.3, description="temperature of the attention over the memory, before it is learned"
+    )
+    self_logit: float = Field(
+        0.0, description="added to the attention logit of a client's own deviation, before it is learned"
+    )
+    strength: NonNegativeFloat = Field(
+        1.0, description="factor on the attended deviations, before it is learned; 0 is no synthesizer"
+    )
+    server_step: PositiveFloat = Field(1.0, description="step of the anchor along the averaged movements")
+    gradient: GradientKind = Field("sketch", description="what train replies tell of the validation gradient")
+    sketch_size: PositiveInt = Field(256, description="numbers of a sketched gradient per module kind and head")
+    learn: LearnableList = Field("gates", description="which of attention, trust, strength and gates are learned")
+    learning_rate: NonNegativeFloat = Field(0.05, description="of what is learned; 0 keeps everything as it is")
+    memory_limit: NonNegativeInt = Field(
+        0, description="clients whose deviations stay in RAM, the others lie on disk; 0 is all"
+    )
+    merge_own: bool = Field(
+        False, description="clients merge their start with their own last adapter at use (Potara's gate)"
+    )
+    probe_clients: NonNegativeInt = Field(
+        16,
+        description="clients that score before an evaluation how strongly newcomers should be personalised; 0 is none",
+    )
+    shuffle_signatures: bool = Field(False, description="describe clients by each other's signatures (an ablation)")
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse noise on adapters that a gradient without noise would go round."""
+        if config.privacy.adapter_noise and self.gradient != "off":
+            raise ConfigError(
+                "privacy.adapter-noise needs hyperlora.gradient = 'off': what is told of the gradient carries no noise"
+            )
+
+
+class GeneratorSettings(Section):
+    """The hypernetwork of method = hyperlora."""
+
+    prefix: ClassVar[str] = "generator"
+
+    kind: GeneratorKind = Field("atoms", description="variant of the generator, or off")
+    rank: PositiveInt = Field(16, description="learned atoms (or rank) per module")
+    hidden: PositiveInt = Field(64, description="width of its hidden layers")
+    inputs: PositiveInt = Field(16, description="numbers that a signature is reduced to")
+    steps: NonNegativeInt = Field(20, description="optimiser steps of its distillation per round")
+    learning_rate: PositiveFloat = Field(0.01, description="of its distillation")
+    virtual_samples: NonNegativeInt = Field(48, description="mixed and noised signatures per distillation")
+    newcomer_share: Fraction = Field(
+        0.0, description="least share of the generator in the start of a client that never trained"
+    )
+    noise: NonNegativeFloat = Field(0.2, description="standard deviation of their noise, in standardised units")
+
+
+class CorrectorSettings(Section):
+    """The corrector of method = hyperlora."""
+
+    prefix: ClassVar[str] = "corrector"
+
+    rank: NonNegativeInt = Field(
+        8, description="most rank that is carried of what truncation cut off; 0 is no corrector"
+    )
+
+
+SECTIONS = (HyperLoraSettings, GeneratorSettings, CorrectorSettings)
