@@ -193,7 +193,7 @@ class AdaptedModel:
 
 def lora_config(backbone: Backbone, *, rank: int, alpha: float, last_blocks: int) -> LoraConfig:
     """Return PEFT's description of the adapter: declared modules of the last blocks, and the head."""
-    if backbone.beside:
+    if backbone.extra_stacks:
         every = [path for paths in backbone.adapted_layers(last_blocks).values() for path in paths]
         layers: dict[str, Any] = {"target_modules": every}
     else:

@@ -1,31 +1,24 @@
-"""The frozen backbone as the rest of the system sees it, and what every family of models has to declare.
-
-Which linear layers the blocks of a model have in common.
-"""
+"""The frozen backbone as the rest of the system sees it, and what a family of models has to declare."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 Inputs = Tensor | Sequence[str]
 """Raw samples: uint8 images (n, c, h, w), or n texts."""
 
 Transform = Callable[[Inputs], Tensor]
-"""Turns raw samples into what a family's ``embed_prefix`` takes, n first; raises BackboneError for other inputs."""
+"""Turns raw samples into the inputs of ``embed_prefix``, n first; raises BackboneError for samples of another kind."""
 
 Pretraining = Callable[[], tuple[Tensor, Tensor]]
-"""Gives public images (n, c, h, w) uint8 and labels (n,); only a backbone that is pretrained on the spot calls it."""
-
+"""Returns public images (n, c, h, w) uint8 and labels (n,); only a backbone that is pretrained on the spot calls it."""
 
 Targets = Callable[[Tensor, Tensor], Tensor]
-"""Returns what the logits are to tell: (n,) classes or (n, t) tokens, from transformed inputs and labels (n,)."""
+"""Returns the targets of the loss, (n,) classes or (n, t) tokens, for transformed inputs and labels (n,)."""
 
 NO_TARGET = -100
 """A target that counts neither in the loss nor in the accuracy."""
@@ -44,11 +37,11 @@ class Request:
         weights: absolute path of a safetensors file (or, for ``hf:``, of a directory); empty takes the model's own.
         image_size: side of square images in pixels.
         num_classes: size of the head.
-        max_length: most tokens of a text.
+        max_length: longest text in tokens.
         class_names: names of the classes, for heads that are made from them; empty where they are not known.
         prompt: text of a class, with ``{}`` for its name.
         pretraining: public digits for ``digits-vit``.
-        text_tower: have the head of CLIP and SigLIP made by an adapted text tower.
+        text_tower: whether an adapted text tower makes the head of CLIP and SigLIP.
         revision: commit of the weights' repository on the hub; empty takes the newest.
     """
 
@@ -65,19 +58,20 @@ class Request:
 
 
 class Anatomy(Protocol):
-    """How models of a family are taken apart: a frozen prefix, computed once per sample, and an adapted suffix.
+    """How a model is run in two parts: a frozen prefix, computed once per sample, and an adapted suffix.
 
-    Methods take the bare module or the one that carries PEFT's layers and whose head PEFT wraps. Tokens are one
-    tensor with the samples first; its other dimensions are the family's own affair (texts pack their mask in it).
+    Methods take the bare module or the one that carries PEFT's layers and whose head PEFT wraps. The tokens between
+    the two parts are one tensor with the samples first; its other dimensions are up to the family (texts pack their
+    attention mask in it).
     """
 
     def embed_prefix(self, module: nn.Module, inputs: Tensor, first_block: int) -> Tensor:
         """Run transformed inputs through the embedding and the blocks before ``first_block``.
 
-        The result depends on frozen weights only as long as no adapter sits below ``first_block``.
+        The result depends on frozen weights only, as long as no adapter sits below ``first_block``.
 
         Raises:
-            ValueError: if ``first_block`` is not in [0, number of blocks].
+            ValueError: ``first_block`` is not in [0, number of blocks].
         """
 
     def forward_suffix(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
@@ -87,23 +81,23 @@ class Anatomy(Protocol):
         """Return what the head would receive for tokens: pooled features (n, d)."""
 
 
-class Family(Anatomy, Protocol):
-    """Models that are built and taken apart alike; each file of :mod:`models.backbones.families` has a ``FAMILY``."""
+class Family(Protocol):
+    """Models that are built alike; each file of :mod:`models.backbones.families` has one as its ``FAMILY``."""
 
     def claims(self, request: Request) -> bool:
-        """Tell whether the model asked for is one of this family; raises BackboneError for a name without model."""
+        """Tell whether the requested model is one of this family; raises BackboneError for a name without model."""
 
     def build(self, request: Request) -> Backbone:
         """Build it, frozen and in evaluation mode; raises BackboneError."""
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A list of blocks that are adapted.
+class BlockStack:
+    """A list of blocks with adapted layers.
 
     Attributes:
         blocks: path of the list in the module.
-        layers: linear layers in a block that are adapted, by path; each has one shape over all blocks.
+        layers: adapted linear layers by their path in a block; each has the same shape in all blocks.
         prefix: of the names of their kinds, where a module has several stacks.
     """
 
@@ -114,19 +108,20 @@ class Stack:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen model with a fresh linear head, and what its users have to know of it.
+    """A frozen model with a fresh linear head, and its properties.
 
     Attributes:
         fingerprint: SHA-256 of everything but the head; parties may exchange adapters only if theirs are equal.
         anatomy: how to run the module in two parts.
-        transform: how raw samples become its inputs.
+        transform: turns raw samples into inputs.
         blocks: path of the list of blocks in the module.
-        target_modules: linear layers in a block that are adapted, by path; each has one shape over all blocks.
+        target_modules: adapted linear layers by their path in a block; each has the same shape in all blocks.
         head_name: path of the head, an ``nn.Linear`` with bias.
         embed_dim: width d of the pooled features.
-        num_tokens: tokens of one (longest) sample.
-        targets: what is learned; the labels, unless the family says otherwise.
-        beside: stacks that are adapted as well and do not work on the samples' tokens.
+        num_tokens: tokens of the longest sample.
+        num_heads: attention heads of a block, 1 where there is no attention.
+        targets: targets of the loss; the labels, unless the family says otherwise.
+        extra_stacks: blocks that are adapted as well but do not process the samples' tokens.
     """
 
     name: str
@@ -139,8 +134,9 @@ class Backbone:
     head_name: str
     embed_dim: int
     num_tokens: int
+    num_heads: int
     targets: Targets = lambda inputs, labels: labels
-    beside: tuple[Stack, ...] = ()
+    extra_stacks: tuple[BlockStack, ...] = ()
 
     @property
     def num_blocks(self) -> int:
@@ -148,13 +144,13 @@ class Backbone:
         return len(block_list(self.module, self.blocks))
 
     def adapted_layers(self, last_blocks: int) -> dict[str, list[str]]:
-        """Return by kind the paths of the adapted layers, in the order of the last blocks of their stack."""
-        found: dict[str, list[str]] = {}
-        for stack in (Stack(self.blocks, self.target_modules), *self.beside):
+        """Return the paths of the adapted layers by kind, in the order of the last blocks of their stack."""
+        paths: dict[str, list[str]] = {}
+        for stack in (BlockStack(self.blocks, self.target_modules), *self.extra_stacks):
             count = len(block_list(self.module, stack.blocks))
             indices = range(max(0, count - last_blocks), count)
-            found |= {f"{stack.prefix}{one}": [f"{stack.blocks}.{i}.{one}" for i in indices] for one in stack.layers}
-        return found
+            paths |= {f"{stack.prefix}{kind}": [f"{stack.blocks}.{i}.{kind}" for i in indices] for kind in stack.layers}
+        return paths
 
     def matmul_work(self, batch_size: int) -> int:
         """Return the floating-point operations of the largest matrix product of a block on a batch."""
@@ -168,7 +164,7 @@ class Backbone:
 
 
 def block_list(module: nn.Module, path: str) -> nn.ModuleList | nn.Sequential:
-    """Return the list of blocks at ``path``; raises TypeError for what is none."""
+    """Return the list of blocks at ``path``; raises TypeError for anything else."""
     blocks = module.get_submodule(path)
     if not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
         raise TypeError(f"expected a list of blocks at '{path}', got {type(blocks).__name__}")
@@ -180,21 +176,6 @@ def checked_first_block(first_block: int, num_blocks: int) -> int:
     if not 0 <= first_block <= num_blocks:
         raise ValueError(f"first_block must be in [0, {num_blocks}], got {first_block}")
     return first_block
-
-
-def fingerprint(module: nn.Module, head_name: str = "head") -> str:
-    """Return the SHA-256 (hex) of the sorted names, types, shapes and bytes of all weights but the head's.
-
-    It does not depend on the number of classes, the device or trained heads; it does on every other bit.
-    """
-    digest = hashlib.sha256()
-    tensors = dict(chain(module.named_parameters(), module.named_buffers()))
-    for name in sorted(tensors):
-        if name.split(".")[0] != head_name:
-            values = tensors[name].detach().cpu().contiguous()
-            digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-            digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -211,7 +192,7 @@ def zero_head(width: int, num_classes: int) -> nn.Linear:
 
 
 def linear_kinds(module: nn.Module, blocks: str) -> tuple[str, ...]:
-    """Return the paths, inside a block, of the linear layers that every block has in one shape.
+    """Return the paths, inside a block, of the linear layers that every block has in the same shape.
 
     Raises:
         BackboneError: there are none.
@@ -224,15 +205,3 @@ def linear_kinds(module: nn.Module, blocks: str) -> tuple[str, ...]:
     if not kinds:
         raise BackboneError(f"the blocks of a {type(module).__name__} have no linear layer in common to be adapted")
     return kinds
-
-
-def list_of_blocks(module: nn.Module, count: int) -> str:
-    """Return the path of the first list of ``count`` blocks in ``module``.
-
-    Raises:
-        BackboneError: there is none.
-    """
-    for path, found in module.named_modules():
-        if isinstance(found, nn.ModuleList) and len(found) == count:
-            return str(path)
-    raise BackboneError(f"a {type(module).__name__} has no list of {count} blocks")

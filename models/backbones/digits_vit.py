@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.backbones.backbone import BackboneError, Pretraining, fingerprint
-from models.backbones.weights import misfit, read_weights, weights_bytes
+from models.backbones.backbone import BackboneError, Pretraining
+from models.backbones.weights import fingerprint, misfit, read_weights, weights_bytes
 
 NAME = "digits-vit"
 IMAGE_SIZE = 16

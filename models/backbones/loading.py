@@ -57,6 +57,6 @@ def build_backbone(
 
 
 def _with_text_tower(backbone: Backbone) -> Backbone:
-    if not backbone.beside:
+    if not backbone.extra_stacks:
         raise BackboneError(f"model.text-tower is true, but '{backbone.name}' is neither CLIP nor SigLIP")
     return backbone

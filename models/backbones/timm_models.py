@@ -1,4 +1,4 @@
-"""Models of timm by name, with timm's own weights or those of a safetensors file."""
+"""Models of timm by name, run in two parts, with timm's own weights or those of a safetensors file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,75 @@ from typing import Any, cast
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.backbones import digits_vit
-from models.backbones.backbone import BackboneError, Request
+from models.backbones.backbone import Backbone, BackboneError, Request, checked_first_block, frozen, zero_head
 from models.backbones.transforms import ImageTransform
-from models.backbones.weights import misfit, read_weights
+from models.backbones.weights import fingerprint, misfit, read_weights
 
 log = logging.getLogger(__name__)
 HF_PREFIX = "hf:"
+
+
+class TimmFamily:
+    """Models of timm with ``blocks``, a last ``norm`` and a ``head``; a subclass says which, and how they embed."""
+
+    def embed(self, model: Any, inputs: Tensor) -> Tensor:
+        """Return tokens (n, t, d) before the first block for images (n, c, h, w)."""
+        raise NotImplementedError
+
+    def run_last(self, model: Any, tokens: Tensor, first_block: int) -> Tensor:
+        """Return the tokens that the head reads after the blocks from ``first_block`` on."""
+        for block in model.blocks[first_block:]:
+            tokens = block(tokens)
+        return tokens
+
+    def embed_prefix(self, module: nn.Module, inputs: Tensor, first_block: int) -> Tensor:
+        """Return tokens (n, t, d), prefix tokens (class, register) included, for images (n, c, h, w)."""
+        model: Any = module
+        last = checked_first_block(first_block, len(model.blocks))
+        tokens = self.embed(model, inputs)
+        for block in model.blocks[:last]:
+            tokens = block(tokens)
+        return torch.as_tensor(tokens)
+
+    def forward_suffix(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
+        """Return logits (n, classes) for tokens (n, t, d)."""
+        return torch.as_tensor(cast(Any, module).head(self.pooled_features(module, tokens, first_block)))
+
+    def pooled_features(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
+        """Return pooled features (n, d) for tokens (n, t, d); the head pools as timm declares."""
+        model: Any = module
+        tokens = self.run_last(model, tokens, checked_first_block(first_block, len(model.blocks)))
+        return torch.as_tensor(model.forward_head(model.norm(tokens), pre_logits=True))
+
+    def backbone(
+        self,
+        request: Request,
+        model: Any,
+        transform: ImageTransform,
+        *,
+        target_modules: tuple[str, ...],
+        num_tokens: int,
+        num_heads: int,
+    ) -> Backbone:
+        """Return the backbone of ``model``, which is frozen and gets a head of zeros."""
+        model.reset_classifier(request.num_classes)
+        model.head = zero_head(int(model.num_features), request.num_classes)
+        return Backbone(
+            name=request.name,
+            module=frozen(model),
+            fingerprint=fingerprint(model),
+            anatomy=self,
+            transform=transform,
+            blocks="blocks",
+            target_modules=target_modules,
+            head_name="head",
+            embed_dim=model.embed_dim,
+            num_tokens=num_tokens,
+            num_heads=num_heads,
+        )
 
 
 def is_timm(name: str, kind: type[nn.Module]) -> bool:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
@@ -20,9 +18,10 @@ from transformers.utils import logging as hf_logging
 from models.backbones.backbone import BackboneError, Request
 from models.backbones.timm_models import HF_PREFIX
 from models.backbones.transforms import ImageTransform
-from models.backbones.weights import misfit
+from models.backbones.weights import misfit, read_safetensors
 
 log = logging.getLogger(__name__)
+HALF = (0.5, 0.5, 0.5)
 UNUSED = ("pooler.", "head.", "classifier.")
 """Prefixes of parts that no family uses and a checkpoint may lack."""
 
@@ -67,7 +66,7 @@ def load_encoder(auto_class: Any, request: Request) -> nn.Module:
         BackboneError: the weights cannot be had, or some that are needed are missing.
     """
     place = place_of(request)
-    state = _read_state(request.weights) if Path(request.weights).is_file() else None
+    state = read_safetensors(request.weights) if Path(request.weights).is_file() else None
     config, pinned = read_config(place, request.revision), _pinned(place, request.revision)
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     try:
@@ -105,14 +104,24 @@ def load_tokenizer(request: Request) -> Any:
     return tokenizer
 
 
-def image_transform(request: Request, default: tuple[float, ...]) -> ImageTransform:
-    """Return the normalisation that the model's preprocessor declares, or ``default`` as mean and deviation."""
+def num_patches(request: Request, config: Any) -> int:
+    """Return how many patches of a vision model an image has; raises BackboneError for a size that does not fit."""
+    if request.image_size % config.patch_size:
+        raise BackboneError(
+            f"'{request.name}' needs an image size that is a multiple of {config.patch_size} px, "
+            f"got {request.image_size} px"
+        )
+    return int((request.image_size // config.patch_size) ** 2)
+
+
+def image_transform(request: Request) -> ImageTransform:
+    """Return the normalisation that the model's preprocessor declares; without one, mean and deviation are a half."""
     try:
         place = place_of(request)
         declared, _ = ImageProcessingMixin.get_image_processor_dict(place, **_pinned(place, request.revision))
     except (OSError, ValueError):
         declared = {}
-    mean, std = declared.get("image_mean", default), declared.get("image_std", default)
+    mean, std = declared.get("image_mean", HALF), declared.get("image_std", HALF)
     return ImageTransform(request.name, request.image_size, 3, tuple(mean), tuple(std))
 
 
@@ -131,13 +140,6 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             progress.enable_progress_bar()
-
-
-def _read_state(path: str) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BackboneError(f"'{path}' is not a readable safetensors file: {error}") from error
 
 
 def _unreachable(place: str, what: str, error: Exception) -> BackboneError:

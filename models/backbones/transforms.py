@@ -1,9 +1,4 @@
-"""Raw texts as a backbone takes them: token ids and attention mask, by the backbone's own tokenizer.
-
-Raw images as a backbone takes them: checked and normalised, never resized here.
-
-Prompts with responses as a causal language model takes them: token ids, and which of them are to be learned.
-"""
+"""Raw samples as a backbone takes them: normalised images, and texts as token ids of the backbone's own tokenizer."""
 
 from __future__ import annotations
 
@@ -13,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from models.backbones.backbone import BackboneError, Inputs
+
+log = logging.getLogger(__name__)
+SEPARATOR = "\x1f"
+"""Separates prompt and response in a text; a text without one is all response."""
+PROMPT, RESPONSE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,6 @@ class ImageTransform:
         return images.expand(-1, 3, -1, -1) if self.channels == 3 else images.float().mean(1, keepdim=True).byte()
 
 
-log = logging.getLogger(__name__)
-
-
 class TextTransform:
     """Turns n texts into ids and mask (n, 2, t) int64, padded on the right to the longest of them.
 
@@ -96,34 +92,6 @@ class TextTransform:
         """Return the SHA-256 (hex) of the fingerprint of the weights and the vocabulary, which all parties share."""
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         return hashlib.sha256((weights + repr(vocabulary)).encode()).hexdigest()
-
-
-def longest(mask: Tensor) -> int:
-    """Return the tokens of the longest text under a mask (n, t); texts are padded on the right."""
-    return int(mask.sum(dim=1).max())
-
-
-def pack(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Put hidden states (n, s, d), s at most t, and their mask (n, t) into tokens (n, t, d + 1), padded with zeros."""
-    padded = F.pad(hidden, (0, 0, 0, mask.shape[1] - hidden.shape[1]))
-    return torch.cat([padded, mask[:, :, None].to(hidden.dtype)], dim=2)
-
-
-def unpack(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of :func:`pack`: hidden states (n, s, d) and mask (n, s), cut to the longest text."""
-    mask = tokens[:, :, -1]
-    length = longest(mask)
-    return tokens[:, :length, :-1], mask[:, :length]
-
-
-def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to attention logits for a mask (n, t): 0, or a large negative number, (n, 1, 1, t)."""
-    return (1 - mask[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
-
-
-SEPARATOR = "\x1f"
-"""Stands between prompt and response in a text; a text without one is all response."""
-PROMPT, RESPONSE = 1, 2
 
 
 class InstructionTransform(TextTransform):

@@ -12,10 +12,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.backbones import timm_models
-from models.backbones.backbone import BackboneError, fingerprint
+from models.backbones.backbone import BackboneError
 from models.backbones.families.timm_vit import FAMILY
 from models.backbones.loading import build_backbone
 from models.backbones.transforms import ImageTransform
+from models.backbones.weights import fingerprint
 
 NAME = "test_vit_r160" if timm.is_model("test_vit_r160") else "test_vit"
 SIZE = 160
@@ -104,6 +105,7 @@ def test_a_file_gives_a_frozen_backbone_with_a_zero_head(weights: str) -> None:
     assert not loaded["head.bias"].any()
     assert backbone.transform == ImageTransform(NAME, SIZE, 3, (0.5,) * 3, (0.5,) * 3)
     assert backbone.num_blocks == len(backbone.module.blocks)  # type: ignore[arg-type]
+    assert backbone.num_heads == backbone.module.get_submodule("blocks.0.attn").num_heads
     other = build_backbone(name=NAME, weights=weights, image_size=SIZE, num_classes=3)
     assert other.fingerprint == backbone.fingerprint
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from models.backbones import digits_vit
-from models.backbones.backbone import Backbone, BackboneError, fingerprint
+from models.backbones.backbone import Backbone, BackboneError
 from models.backbones.digits_vit import RECIPE, cache_path, pretrain
 from models.backbones.loading import build_backbone
+from models.backbones.weights import fingerprint
 
 ONCE = {**RECIPE, "epochs": 1}
 

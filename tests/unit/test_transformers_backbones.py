@@ -219,3 +219,8 @@ def test_a_language_model_is_taken_apart_and_learns_responses_only(kind: str, tm
         real = inputs[:, 1] > 0
         torch.testing.assert_close(logits[real], expected[real], rtol=1e-4, atol=1e-5)
     assert backbone.anatomy.pooled_features(backbone.module, tokens, 3).shape == (3, 16)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "vit", "llama", "clip"])
+def test_the_number_of_attention_heads_is_that_of_the_model(kind: str, tmp_path: Path) -> None:
+    assert build(write_model(kind, tmp_path)).num_heads == 2

@@ -1,92 +1,79 @@
 """Causal language models of the Llama kind (Llama, Mistral, Qwen2, Qwen3) for instruction data.
 
 What is learned is the next token of each response; accuracy is that of tokens. The adapter's linear head is not
-part of the model: it stays zero, so that adapters of all families have one form.
+part of the model: it stays zero, so that adapters of all families have one form. Texts are padded on the right, so a
+causal mask alone keeps padding from every real token.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from models.backbones.backbone import (
-    NO_TARGET,
-    Backbone,
-    Request,
-    block_list,
-    checked_first_block,
-    fingerprint,
-    frozen,
-    linear_kinds,
-    zero_head,
-)
-from models.backbones.transformers_models import load_encoder, load_tokenizer, model_type
-from models.backbones.transforms import RESPONSE, InstructionTransform, pack
-
-KINDS = ("llama", "mistral", "qwen2", "qwen3")
-BLOCKS = "language_model.model.layers"
+from models.backbones.backbone import NO_TARGET, Backbone, Request, block_list, zero_head
+from models.backbones.split_model import SplitModel, TransformersFamily, first_output, mean_of_tokens, split_backbone
+from models.backbones.transformers_models import load_encoder, load_tokenizer
+from models.backbones.transforms import RESPONSE, InstructionTransform
 
 
-class LanguageModel(nn.Module):
-    """A causal language model beside a linear head that it does not use."""
+class LanguageModel(SplitModel):
+    """A causal language model, and a linear head that it does not use."""
 
-    def __init__(self, language_model: nn.Module, head: nn.Linear) -> None:
+    blocks = "language_model.model.layers"
+    language_model: Any
+
+    def __init__(self, language_model: Any, num_classes: int) -> None:
         super().__init__()
-        self.language_model, self.classifier = language_model, head
+        self.language_model = language_model
+        self.classifier = zero_head(language_model.config.hidden_size, num_classes)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map ids and roles (n, 2, t) to logits (n, vocabulary, t) of the next token."""
-        return FAMILY.forward_suffix(self, FAMILY.embed_prefix(self, inputs, 0), 0)
+    def embed(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embedded tokens (n, t, d) and the mask (n, t), for ids and roles (n, 2, t)."""
+        return self.language_model.model.embed_tokens(inputs[:, 0]), (inputs[:, 1] > 0).long()
 
+    def run(self, hidden: Tensor, mask: Tensor, first: int, last: int) -> Tensor:
+        """Run the blocks with a causal mask and rotary positions."""
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        rotary = self.language_model.model.rotary_emb(hidden, position_ids=positions)
+        future = torch.full((hidden.shape[1],) * 2, torch.finfo(hidden.dtype).min, device=hidden.device).triu(1)
+        given = {"attention_mask": future[None, None], "position_embeddings": rotary, "position_ids": positions}
+        for block in block_list(self, self.blocks)[first:last]:
+            hidden = first_output(block(hidden, **given))
+        return hidden
 
-class CausalLM:
-    """Texts are padded on the right, so a causal mask alone keeps padding from every real token."""
+    def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean over each text's tokens."""
+        return mean_of_tokens(self.language_model.model.norm(hidden), mask)
 
-    def claims(self, request: Request) -> bool:
-        """Claim the language models named above."""
-        return model_type(request) in KINDS
+    def logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return logits (n, vocabulary, t) of the next token."""
+        return torch.as_tensor(self.language_model.lm_head(self.language_model.model.norm(hidden)).mT)
 
-    def build(self, request: Request) -> Backbone:
-        """Build the model; every linear layer of its blocks is adapted."""
-        model: Any = load_encoder(AutoModelForCausalLM, request)
-        width = int(model.config.hidden_size)
-        module = frozen(LanguageModel(model, zero_head(width, request.num_classes)))
-        limit = min(request.max_length, int(model.config.max_position_embeddings))
-        transform = InstructionTransform(request.name, load_tokenizer(request), limit)
-        return Backbone(
-            name=request.name,
-            module=module,
-            fingerprint=transform.fingerprint(fingerprint(module, "classifier")),
-            anatomy=self,
-            transform=transform,
-            blocks=BLOCKS,
-            target_modules=linear_kinds(module, BLOCKS),
-            head_name="classifier",
-            embed_dim=width,
-            num_tokens=limit,
-            targets=next_tokens,
-        )
-
-    def embed_prefix(self, module: nn.Module, inputs: Tensor, first_block: int) -> Tensor:
-        """Return packed hidden states and mask (n, t, d + 1) for ids and roles (n, 2, t)."""
-        decoder, count = _decoder(module), len(block_list(module, BLOCKS))
-        hidden = decoder.embed_tokens(inputs[:, 0])
-        return pack(_run(module, hidden, 0, checked_first_block(first_block, count)), (inputs[:, 1] > 0).long())
-
-    def forward_suffix(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
-        """Return logits (n, vocabulary, t) of the next token for packed tokens (n, t, d + 1)."""
-        return torch.as_tensor(cast(Any, module).language_model.lm_head(_last(module, tokens, first_block)).mT)
-
-    def pooled_features(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
-        """Return the mean over each text's tokens (n, d) for packed tokens (n, t, d + 1)."""
-        mask = tokens[:, :, -1:]
-        return (_last(module, tokens, first_block) * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+    def unpack(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return hidden states (n, t, d) and mask (n, t), padding included, since every token has a target."""
+        return tokens[:, :, :-1], tokens[:, :, -1]
 
 
-FAMILY = CausalLM()
+def build(request: Request) -> Backbone:
+    """Build the model with its tokenizer."""
+    model: Any = load_encoder(AutoModelForCausalLM, request)
+    limit = min(request.max_length, int(model.config.max_position_embeddings))
+    backbone = split_backbone(
+        request,
+        LanguageModel(model, request.num_classes),
+        InstructionTransform(request.name, load_tokenizer(request), limit),
+        embed_dim=model.config.hidden_size,
+        num_tokens=limit,
+        num_heads=model.config.num_attention_heads,
+    )
+    return replace(backbone, targets=next_tokens)
+
+
+FAMILY = TransformersFamily(("llama", "mistral", "qwen2", "qwen3"), build)
 
 
 def next_tokens(inputs: Tensor, labels: Tensor) -> Tensor:
@@ -95,23 +82,3 @@ def next_tokens(inputs: Tensor, labels: Tensor) -> Tensor:
     targets = torch.full_like(ids, NO_TARGET)
     targets[:, :-1] = torch.where(roles[:, 1:] == RESPONSE, ids[:, 1:], NO_TARGET)
     return targets
-
-
-def _decoder(module: nn.Module) -> Any:
-    return cast(Any, module).language_model.model
-
-
-def _last(module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
-    count = len(block_list(module, BLOCKS))
-    hidden = _run(module, tokens[:, :, :-1], checked_first_block(first_block, count), count)
-    return torch.as_tensor(_decoder(module).norm(hidden))
-
-
-def _run(module: nn.Module, hidden: Tensor, first: int, last: int) -> Tensor:
-    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    rotary = _decoder(module).rotary_emb(hidden, position_ids=positions)
-    future = torch.full((hidden.shape[1],) * 2, torch.finfo(hidden.dtype).min, device=hidden.device).triu(1)
-    for block in block_list(module, BLOCKS)[first:last]:
-        output = block(hidden, attention_mask=future[None, None], position_embeddings=rotary, position_ids=positions)
-        hidden = torch.as_tensor(output[0] if isinstance(output, tuple) else output)
-    return hidden

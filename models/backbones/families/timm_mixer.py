@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.mlp_mixer import MlpMixer
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.backbones.backbone import (
-    Backbone,
-    Request,
-    checked_first_block,
-    fingerprint,
-    frozen,
-    linear_kinds,
-    zero_head,
-)
-from models.backbones.timm_models import is_timm, load_timm, timm_transform
+from models.backbones.backbone import Backbone, Request, linear_kinds
+from models.backbones.timm_models import TimmFamily, is_timm, load_timm, timm_transform
 
 
-class TimmMixer:
+class TimmMixer(TimmFamily):
     """Mixers mix tokens by linear layers over their positions, so weights fit one image size only."""
 
     def claims(self, request: Request) -> bool:
@@ -27,49 +21,19 @@ class TimmMixer:
 
     def build(self, request: Request) -> Backbone:
         """Build a mixer; every linear layer of its blocks is adapted."""
-        mixer = _as_mixer(load_timm(request, "stem.proj.weight"))
-        mixer.reset_classifier(request.num_classes)
-        mixer.head = zero_head(mixer.embed_dim, request.num_classes)
-        frozen(mixer)
-        return Backbone(
-            name=request.name,
-            module=mixer,
-            fingerprint=fingerprint(mixer),
-            anatomy=self,
-            transform=timm_transform(request.name, request.image_size, mixer.stem.proj.in_channels),
-            blocks="blocks",
+        mixer: Any = load_timm(request, "stem.proj.weight")
+        return self.backbone(
+            request,
+            mixer,
+            timm_transform(request.name, request.image_size, mixer.stem.proj.in_channels),
             target_modules=linear_kinds(mixer, "blocks"),
-            head_name="head",
-            embed_dim=mixer.embed_dim,
             num_tokens=mixer.stem.num_patches,
+            num_heads=1,
         )
 
-    def embed_prefix(self, module: nn.Module, inputs: Tensor, first_block: int) -> Tensor:
-        """Return tokens (n, t, d) for images (n, c, h, w)."""
-        mixer = _as_mixer(module)
-        checked_first_block(first_block, len(mixer.blocks))
-        tokens = mixer.stem(inputs)
-        for block in mixer.blocks[:first_block]:
-            tokens = block(tokens)
-        return torch.as_tensor(tokens)
-
-    def forward_suffix(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
-        """Return logits (n, classes) for tokens (n, t, d)."""
-        return torch.as_tensor(_as_mixer(module).head(self.pooled_features(module, tokens, first_block)))
-
-    def pooled_features(self, module: nn.Module, tokens: Tensor, first_block: int) -> Tensor:
-        """Return pooled features (n, d) for tokens (n, t, d)."""
-        mixer = _as_mixer(module)
-        checked_first_block(first_block, len(mixer.blocks))
-        for block in mixer.blocks[first_block:]:
-            tokens = block(tokens)
-        return torch.as_tensor(mixer.forward_head(mixer.norm(tokens), pre_logits=True))
+    def embed(self, model: MlpMixer, inputs: Tensor) -> Tensor:
+        """Return the patches."""
+        return torch.as_tensor(model.stem(inputs))
 
 
 FAMILY = TimmMixer()
-
-
-def _as_mixer(module: nn.Module) -> MlpMixer:
-    if not isinstance(module, MlpMixer):
-        raise TypeError(f"expected an MlpMixer, got {type(module).__name__}")
-    return module
