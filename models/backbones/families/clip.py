@@ -100,7 +100,7 @@ class TwoTowers(ImageTower):
     def logits(self, hidden: Tensor, mask: None) -> Tensor:
         """Return scaled cosines with the classes, plus the head's bias."""
         features = self.pool(hidden, mask)
-        return features @ self.text().mT + torch.as_tensor(self.classifier(torch.zeros_like(features)))
+        return torch.as_tensor(features @ self.text().mT + self.classifier(torch.zeros_like(features)))
 
 
 def build(request: Request) -> Backbone:
