@@ -12,12 +12,12 @@ import torch
 from flwr.serverapp import Grid
 
 from hyperlora.config.schema import ConfigError, RunConfig, Scalar
+from hyperlora.reporting.panels import save_accuracy
 from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients, fresh_adapter
 from models.adapters.adapted_model import AdaptedModel
 from models.personalization.prior import add_prior
 from server_app.console import RunConsole
 from server_app.environment import describe_environment
-from server_app.figure import draw_accuracy
 from server_app.run_directory import EVALUATION, METRICS, RunDirectory
 from server_app.sinks import Sinks, open_sinks
 from strategies.engine.assembly import build_roster, round_settings
@@ -168,5 +168,5 @@ def save_results(strategy: LoraStrategy, model: AdaptedModel, config: RunConfig,
     anchor = strategy.method.anchor(strategy.state)
     if anchor is not None:
         model.save(anchor, directory.path / "adapters" / "anchor")
-    draw_accuracy(directory.path / METRICS, directory.path / "accuracy")
+    save_accuracy(directory.path / METRICS, directory.path / "accuracy")
     directory.write_json(EVALUATION, [asdict(score) for score in strategy.scores])

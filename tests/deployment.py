@@ -15,8 +15,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from hyperlora.cli import flower
-from hyperlora.cli.flower import Connection, RunStatus
-from hyperlora.cli.follow import follow
+from hyperlora.cli.flower import Connection, RunStatus, follow
 from hyperlora.cli.main import app
 from hyperlora.cli.processes import MARKER, end_marked, marked_processes
 from hyperlora.cli.superlink import free_port

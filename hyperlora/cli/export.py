@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hyperlora.cli.output import reports_errors, say
+from hyperlora.cli.output import CommandError, reports_errors, say
+
+if TYPE_CHECKING:
+    from hyperlora.reporting.run_files import RunFiles
+
+ANCHOR = "anchor"
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @reports_errors
@@ -28,7 +35,53 @@ def export(
 
         hyperlora export runs/latest --merged
     """
-    from hyperlora.cli.exporting import export_adapter, export_merged  # torch takes seconds to import
+    from hyperlora.reporting.run_files import RunFiles  # torch takes seconds to import
 
-    directory = export_merged(run, client, to, weights) if merged else export_adapter(run, client, to)
+    opened = RunFiles.open(run)
+    directory = _export_merged(opened, client, to, weights) if merged else _export_adapter(opened, client, to)
     say(f"{directory}: weights, configuration and README.md (model card)")
+
+
+def _export_adapter(run: RunFiles, client: str | None, to: Path | None) -> Path:
+    from hyperlora.reporting.run_files import new_directory
+
+    source, target = _adapter_of(run, client), new_directory(to or run.path / "exports" / (client or ANCHOR))
+    for name in PEFT_FILES:
+        shutil.copyfile(source / name, target / name)
+    _write_card(run, client, target)
+    return target
+
+
+def _export_merged(run: RunFiles, client: str | None, to: Path | None, weights: Path | None) -> Path:
+    from hyperlora.reporting.run_files import new_directory
+    from models.adapters.export import merged, save_merged
+
+    source, names = _adapter_of(run, client), run.require_clients().class_names
+    model = run.rebuild_model(weights)
+    target = new_directory(to or run.path / "exports" / f"{client or ANCHOR}-merged")
+    _write_card(run, client, target, save_merged(merged(model, source), model, names, target))
+    return target
+
+
+def _adapter_of(run: RunFiles, client: str | None) -> Path:
+    """Return the PEFT directory of a client's adapter, or of the anchor; raises CommandError where there is none."""
+    adapters = run.path / "adapters"
+    if not adapters.is_dir():
+        raise CommandError(
+            f"the run in '{run.path}' has not ended, so it wrote no adapters; "
+            f"go on with: hyperlora run --resume {run.path}"
+        )
+    names = sorted(path.name for path in adapters.iterdir() if path.name != ANCHOR)
+    if client and client not in names:
+        raise CommandError(f"the run has no client '{client}'; it has {', '.join(names)}")
+    wanted = adapters / (client or ANCHOR)
+    if not wanted.is_dir():
+        raise CommandError(f"method '{run.config.method}' has no anchor: name a client with --client, as {names[0]}")
+    return wanted
+
+
+def _write_card(run: RunFiles, client: str | None, target: Path, loading: str = "") -> None:
+    from hyperlora.reporting.model_card import accuracy_of_anchor, accuracy_of_client, write_card
+
+    figures = [accuracy_of_client(run, client)] if client else accuracy_of_anchor(run)
+    write_card(run, target, f"adapter of client {client}" if client else ANCHOR, figures=figures, loading=loading)

@@ -1,4 +1,4 @@
-"""The `flwr` commands that a run needs, each as one function."""
+"""The `flwr` commands that a run needs, each as a function, and how a run is followed to its end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from hyperlora.cli.output import CommandError, one_line
 from hyperlora.config.schema import Scalar
 
 NO_DETAILS = ("", "N/A")
+LOOK_EVERY, ASK_EVERY = 0.2, 3.0
 CHATTER = ("Using SuperLink:", "Displaying information", "Stopping run")
 
 
@@ -31,7 +33,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where a run stands, in Flower's own words."""
+    """Where a run stands, in Flower's words."""
 
     status: str
     details: str
@@ -103,6 +105,55 @@ def log_stream(connection: Connection, run_id: str, to: IO[bytes] | None) -> Ite
     finally:
         process.terminate()
         process.wait()
+
+
+class Tail:
+    """The lines that are appended to a text file from now on; the file need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = path.stat().st_size if path.exists() else 0
+
+    def new_lines(self) -> list[str]:
+        """Return the complete lines written since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            complete = file.read().rpartition(b"\n")[0]
+        if not complete:
+            return []
+        self._position += len(complete) + 1
+        return complete.decode("utf-8", errors="replace").splitlines()
+
+
+def follow(connection: Connection, run_id: str, log: subprocess.Popen[bytes], look: Callable[[], None]) -> RunStatus:
+    """Call ``look`` until the run has ended and return how it ended.
+
+    The log stream ends with the run, which costs nothing to notice; each question to Flower costs about
+    two seconds of a CPU, so it is asked only after that.
+    """
+    while log.poll() is None:
+        look()
+        time.sleep(LOOK_EVERY)
+    while not (state := status(connection, run_id)).finished:
+        look()
+        time.sleep(ASK_EVERY)
+    look()
+    return state
+
+
+def failure(state: RunStatus, output_dir: Path | None, since: float) -> str:
+    """Return one sentence that says why a run failed.
+
+    The ServerApp's own ``error.txt``, if it was written after ``since``, knows best; then Flower's details.
+    """
+    written = output_dir / "error.txt" if output_dir else None
+    if written and written.is_file() and written.stat().st_mtime >= since:
+        reason = written.read_text(encoding="utf-8", errors="replace").strip()
+        if reason:
+            return reason
+    return f"the run ended as {state.status}" + (f": {state.details}" if state.details else "")
 
 
 def to_toml(values: Mapping[str, Scalar]) -> str:

@@ -1,4 +1,4 @@
-"""What the commands say on the terminal, and the one way in which they fail."""
+"""What the commands print on the terminal, and the only way in which they fail: one sentence, status 1."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from hyperlora.config.schema import ConfigError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,17 +53,37 @@ def waiting(text: str) -> Iterator[Callable[[], None]]:
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn an expected error of ``command`` into one red sentence on stderr and exit status 1."""
+    """Turn an error of ``command`` that the user can put right into one red sentence on stderr and exit status 1."""
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except (CommandError, ConfigError) as error:
-            say(one_line(str(error)), style="red", stderr=True)
-            raise typer.Exit(1) from None
+        except (typer.Exit, BrokenPipeError):
+            raise
+        except OSError as error:
+            sentence = f"'{error.filename}' cannot be used: {error.strerror}" if error.filename else str(error)
+        except Exception as error:
+            if not isinstance(error, CommandError) and not isinstance(error, user_errors()):
+                raise
+            sentence = str(error)
+        say(one_line(sentence), style="red", stderr=True)
+        raise typer.Exit(1)
 
     return wrapper
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of the layers below whose sentence is for the user; importing them brings torch."""
+    from hyperlora.config.schema import ConfigError
+    from hyperlora.data.federation import DataError
+    from hyperlora.reporting.run_files import RunFilesError
+    from hyperlora.storage.state_tree import StateError
+    from models.adapters.adapter import AdapterError
+    from models.backbones.backbone import BackboneError
+    from strategies.federation.allow_list import AllowListError
+
+    return (AdapterError, AllowListError, BackboneError, ConfigError, DataError, RunFilesError, StateError)
 
 
 def one_line(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from hyperlora.cli.output import CommandError, OutputFormat, reports_errors, say
 
 if TYPE_CHECKING:
-    from hyperlora.cli.personal import Outcome
+    from hyperlora.serving import Personalized
 
 
 @reports_errors
@@ -35,26 +36,24 @@ def personalize(
 
         hyperlora personalize runs/latest my-images --steps 0 --to my-adapter
     """
-    from hyperlora.cli.personal import Wishes
-    from hyperlora.cli.personalizing import make_adapters  # torch takes seconds to import
+    from hyperlora import serving  # torch takes seconds to import
 
     if device not in ("auto", "cpu", "cuda"):
         raise CommandError(f"--device must be auto, cpu or cuda, got '{device}'")
-    wishes = Wishes(name or folder.absolute().name, steps, device, weights)
-    target, outcome = make_adapters(run, folder, wishes, to)
+    options = serving.PersonalizeOptions(name or "", steps, device, weights, target=to)
+    made = serving.personalize(run, folder, options)
     if output is OutputFormat.JSON:
-        say(json.dumps({"directory": str(target), **outcome.as_json()}))
+        say(json.dumps(asdict(made)))
     else:
-        tell(target, outcome)
+        _print_scores(made)
 
 
-def tell(target: Path, outcome: Outcome) -> None:
-    """Print in sentences what came of it."""
-    say(f"{outcome.num_train} images to adapt to, {outcome.num_test} held out to score the result")
-    for steps, accuracy in zip(outcome.steps, outcome.accuracy, strict=True):
+def _print_scores(made: Personalized) -> None:
+    say(f"{made.num_train} images to adapt to, {made.num_test} held out to score the result")
+    for steps, accuracy in zip(made.steps, made.accuracy, strict=True):
         what = f"after {steps} local steps" if steps else "as generated, before any local step"
         say(f"{100 * accuracy:5.1f} % {what}")
-    if len(outcome.steps) > 1 and outcome.num_validation:
-        better = outcome.validation_loss[1] < outcome.validation_loss[0]
-        say(f"lower loss on {outcome.num_validation} validation images: {'after them' if better else 'as generated'}")
-    say(f"PEFT directories in {target}")
+    if len(made.steps) > 1 and made.num_validation:
+        better = made.validation_loss[1] < made.validation_loss[0]
+        say(f"lower loss on {made.num_validation} validation images: {'after them' if better else 'as generated'}")
+    say(f"PEFT directories in {made.directory}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperlora.cli.output import CommandError, OutputFormat, print_table, reports_errors, say
+
+if TYPE_CHECKING:
+    from hyperlora.reporting.page import Page
 
 
 @reports_errors
@@ -28,16 +31,20 @@ def report(
 
         hyperlora report runs/latest --format json
     """
-    from hyperlora.cli.report_files import run_figures, write_report  # torch takes seconds to import
+    from hyperlora.reporting.figures import figures_of, paired_figures  # torch takes seconds to import
+    from hyperlora.reporting.report import report_page
+    from hyperlora.reporting.run_files import RunFiles
 
     if to and len(runs) > 1:
         raise CommandError("--to names one file: give one run, or compare several with: hyperlora compare")
+    base = RunFiles.open(against) if against else None
+    opened = map(RunFiles.open, runs)
     if output is OutputFormat.JSON:
-        figures = [run_figures(run, against) for run in runs]
+        figures = [figures_of(run) | ({"paired": paired_figures(run, base)} if base else {}) for run in opened]
         say(json.dumps(figures[0] if len(figures) == 1 else figures))
         return
-    for run in runs:
-        say(str(write_report(run, to, against)))
+    for run in opened:
+        _write_page(to or run.path / "report.html", report_page(run, base))
 
 
 @reports_errors
@@ -46,7 +53,7 @@ def compare(
     to: Annotated[Path, typer.Option(help="Page to write.")] = Path("comparison.html"),
     output: Annotated[OutputFormat, typer.Option("--format", help="json prints the figures only.")] = OutputFormat.TEXT,
 ) -> None:
-    """Show runs beside each other: a table here, a page in a file. Gains are over FedIT where one of them is that.
+    """Show runs next to each other: a table here, a page in a file. Gains are over FedIT where one of the runs is that.
 
     Examples:
 
@@ -54,14 +61,21 @@ def compare(
 
         hyperlora compare runs/* --format json
     """
-    from hyperlora.cli.report_files import compare_runs, write_comparison
-    from hyperlora.reporting.comparison import SUMMARY, summary_rows
+    from hyperlora.reporting.comparison import SUMMARY, comparison_page, summary_rows
+    from hyperlora.reporting.figures import comparison_figures
+    from hyperlora.reporting.run_files import RunFiles
 
     if len(runs) < 2:
         raise CommandError("a comparison needs two runs or more; the page of one is made by: hyperlora report")
-    figures = compare_runs(runs)
+    opened = [RunFiles.open(run) for run in runs]
+    figures = comparison_figures(opened)
     if output is OutputFormat.JSON:
         say(json.dumps(figures))
         return
     print_table(SUMMARY, summary_rows(figures))
-    say(str(write_comparison(runs, to)))
+    _write_page(to, comparison_page(opened))
+
+
+def _write_page(path: Path, page: Page) -> None:
+    path.write_text(page.html(), encoding="utf-8")
+    say(str(path.absolute()))

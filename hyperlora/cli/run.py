@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hyperlora.cli.execution import simulate, submit_elsewhere
-from hyperlora.cli.expected import as_command_errors
-from hyperlora.cli.output import reports_errors
-from hyperlora.cli.settings import read_settings
-from hyperlora.cli.superlink import simulation_size
-from hyperlora.config.schema import RunConfig
-from hyperlora.task import expected_clients
+from hyperlora.cli import flower
+from hyperlora.cli.flower import Connection, RunStatus, Tail, failure, follow
+from hyperlora.cli.output import CommandError, reports_errors, say, waiting
+from hyperlora.cli.processes import Interrupted, interruptible, shielded
+from hyperlora.cli.settings import Settings, new_output_dir, read_settings, require_inputs
+from hyperlora.cli.superlink import own_superlink, simulation_size
 
 
 @reports_errors
@@ -40,21 +43,95 @@ def run(
 
         hyperlora run --resume runs/first -c federation.rounds=60
     """
+    from hyperlora.task import expected_clients  # torch takes seconds to import
+
     options = {"method": method, "seed": seed, "run.output-dir": str(output_dir) if output_dir else None}
     settings = read_settings(app_dir.absolute(), config or [], override or [], options, resume)
     if superlink:
         size = simulation_size(supernodes, cpus_per_client, gpus_per_client) if supernodes else None
         submit_elsewhere(settings, superlink, size)
     else:
-        nodes = supernodes or default_supernodes(settings.config)
+        nodes = supernodes or expected_clients(settings.config.data)
         simulate(settings, simulation_size(nodes, cpus_per_client, gpus_per_client))
 
 
-def default_supernodes(config: RunConfig) -> int:
-    """Return how many nodes a simulation gets: one for each client that the data are divided over.
+def simulate(settings: Settings, size: str) -> None:
+    """Run the app in a simulation on this machine that leaves nothing running.
 
     Raises:
-        CommandError: the data cannot be read.
+        CommandError: when the run did not complete.
     """
-    with as_command_errors():
-        return expected_clients(config.data)
+    require_inputs(settings.config)
+    output_dir, since = _output_dir(settings), time.time()
+    with stoppable(f"the results so far lie in {output_dir}"):
+        state = _simulate(settings, size, output_dir)
+    if not state.completed:
+        raise CommandError(f"{failure(state, output_dir, since)} (log: {output_dir / 'flower.log'})")
+    say(f"results: {output_dir}")
+
+
+def _simulate(settings: Settings, size: str, output_dir: Path) -> RunStatus:
+    values = {**settings.values, "run.output-dir": str(output_dir)}
+    log, tail = output_dir / "flower.log", Tail(output_dir / "console.log")
+    with waiting("starting Flower simulation") as spinner_off, own_superlink(log) as connection:
+        run_id = flower.submit(connection, settings.app_dir, values, size)
+        with log.open("ab") as sink, flower.log_stream(connection, run_id, sink) as stream:
+            return follow(connection, run_id, stream, look=_printer(tail, spinner_off))
+
+
+def _output_dir(settings: Settings) -> Path:
+    wanted = settings.config.run.output_dir
+    path = Path(wanted) if wanted else new_output_dir(settings.config, Path.cwd() / "runs", datetime.now())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"run directory '{path}' cannot be made: {error.strerror}") from error
+    return path
+
+
+def _printer(tail: Tail, spinner_off: Callable[[], None]) -> Callable[[], None]:
+    def look() -> None:
+        for line in tail.new_lines():
+            spinner_off()
+            say(line)
+
+    return look
+
+
+def submit_elsewhere(settings: Settings, superlink: str, size: str | None) -> None:
+    """Run the app on a SuperLink of the user's own Flower configuration; start and end nothing else.
+
+    Paths in the configuration are those of the SuperLink's and the clients' machines.
+
+    Raises:
+        CommandError: when the run did not complete.
+    """
+    connection, since = Connection(superlink, flower.base_environment()), time.time()
+    output_dir = Path(settings.config.run.output_dir) if settings.config.run.output_dir else None
+    with stoppable(f"the results so far lie in {output_dir or 'the run directory of the SuperLink'}"):
+        run_id = flower.submit(connection, settings.app_dir, settings.values, size)
+        say(f"run {run_id} on {superlink}")
+        state = _follow_elsewhere(connection, run_id)
+    if not state.completed:
+        raise CommandError(failure(state, output_dir, since))
+
+
+def _follow_elsewhere(connection: Connection, run_id: str) -> RunStatus:
+    try:
+        with flower.log_stream(connection, run_id, to=None) as stream:
+            return follow(connection, run_id, stream, look=lambda: None)
+    except Interrupted:
+        with shielded():
+            flower.stop(connection, run_id)
+        raise
+
+
+@contextmanager
+def stoppable(where: str) -> Iterator[None]:
+    """Let an ending signal end the block, say so in one line, and exit with the signal's status."""
+    try:
+        with interruptible():
+            yield
+    except Interrupted as ending:
+        say(f"stopped; {where}", style="yellow", stderr=True)
+        raise typer.Exit(ending.status) from None

@@ -1,4 +1,4 @@
-"""A simulation SuperLink of our own: started for one run, gone after it."""
+"""A simulation SuperLink on this machine: started for one run, gone after it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hyperlora.cli.flower import Connection, base_environment, program
-from hyperlora.cli.guard import guarded
 from hyperlora.cli.output import CommandError
-from hyperlora.cli.processes import MARKER, end_marked
-from hyperlora.cli.signals import shielded
+from hyperlora.cli.processes import MARKER, end_marked, guarded, shielded
 
 NAME = "local"
 START_TIMEOUT = 90.0

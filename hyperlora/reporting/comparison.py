@@ -1,71 +1,35 @@
-"""The comparison of several runs: their figures beside each other, as numbers and as a page."""
+"""Runs next to each other: the page that compares several, and the panels that pair the clients of two."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hyperlora.reporting.draw_accuracy import draw_accuracies
-from hyperlora.reporting.draw_costs import MIB
-from hyperlora.reporting.draw_gain import draw_gain
-from hyperlora.reporting.figures import GROUPS, figures_of, gains, scores_by_client
+from hyperlora.reporting.figures import (
+    GROUPS,
+    STEPS,
+    comparison_figures,
+    differences,
+    scores_by_client,
+    traffic_and_time,
+)
 from hyperlora.reporting.page import Page, Panel, Table
+from hyperlora.reporting.panels import draw_accuracies, draw_gain
 from hyperlora.reporting.run_files import RunFiles
 
-BASE_METHOD = "fedit"
 SUMMARY = ("run", "seen, as received", "seen, after K", "unseen, as received", "unseen, after K", "MiB", "seconds")
-
-
-def comparison_figures(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """Return the figures of all runs, and for each what its clients gain over those of the base run."""
-    labels, base = labels_of(runs), base_of(runs)
-    reference = scores_by_client(base.scores)
-    return {
-        "base": labels[runs.index(base)],
-        "runs": [{"label": label, **figures_of(run)} for label, run in zip(labels, runs, strict=True)],
-        "gain_over_base": {
-            label: gains(scores_by_client(run.scores), reference)
-            for label, run in zip(labels, runs, strict=True)
-            if run is not base
-        },
-    }
-
-
-def base_of(runs: Sequence[RunFiles]) -> RunFiles:
-    """Return the first FedIT run, or the first run where there is none."""
-    return next((run for run in runs if run.config.method == BASE_METHOD), runs[0])
-
-
-def labels_of(runs: Sequence[RunFiles]) -> list[str]:
-    """Return a short name for each run: its method, with seed and number where that is not enough."""
-    plain = [run.config.method for run in runs]
-    seeded = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
-    numbered = [f"{one} ({index})" for index, one in enumerate(seeded, start=1)]
-    return next(names for names in (plain, seeded, numbered) if len(set(names)) == len(names))
-
-
-def summary_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield one row under ``SUMMARY`` for each run."""
-    for one in figures["runs"]:
-        accuracy = [
-            f"{100 * one['accuracy'][group][column]['mean']:.1f} %" if group in one["accuracy"] else "-"
-            for group in GROUPS
-            for column in ("zero_step", "k_step")
-        ]
-        wall = sum(value for name, value in one["seconds"].items() if name != "training")
-        yield (one["label"], *accuracy, f"{sum(one['bytes'].values()) / MIB:.1f}", f"{wall:.0f}")
+PAIRED = ("clients", "", "number", "mean gain (points)", "better off", "equal", "worse off")
 
 
 def comparison_page(runs: Sequence[RunFiles]) -> Page:
-    """Return the page that shows ``runs`` beside each other."""
+    """Return the page that shows ``runs`` next to each other."""
     figures = comparison_figures(runs)
-    differing = list(_differences(runs, [one["label"] for one in figures["runs"]]))
-    labels = [one["label"] for one in figures["runs"]]
+    labels, differing = [run["label"] for run in figures["runs"]], list(differences(runs))
     return Page(
         title=f"Comparison: {', '.join(labels)}",
         subtitle=" / ".join(run.name for run in runs),
         tiles=[],
-        panels=list(_panels(runs, figures)),
+        panels=[*_accuracy_panels(figures), *_gain_panel(runs, figures)],
         tables=[
             Table("Last evaluation", SUMMARY, list(summary_rows(figures)), "Mean over clients; traffic and wall time."),
             Table("What differs in the configuration", ("key", *labels), differing, "" if differing else "Nothing."),
@@ -73,20 +37,38 @@ def comparison_page(runs: Sequence[RunFiles]) -> Page:
     )
 
 
-def _panels(runs: Sequence[RunFiles], figures: Mapping[str, Any]) -> Iterator[Panel]:
+def summary_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield one row under ``SUMMARY`` for each run."""
+    for run in figures["runs"]:
+        accuracy = [
+            f"{100 * run['accuracy'][group][column]['mean']:.1f} %" if group in run["accuracy"] else "-"
+            for group in GROUPS
+            for column in STEPS
+        ]
+        mib, wall = traffic_and_time(run)
+        yield (run["label"], *accuracy, f"{mib:.1f}", f"{wall:.0f}")
+
+
+def _accuracy_panels(figures: Mapping[str, Any]) -> Iterator[Panel]:
     for group in GROUPS:
-        for column, words in (("zero_step", "as received"), ("k_step", "after local steps")):
-            key = f"{group} {column}"
-            lines = {
-                one["label"]: one["accuracy_over_rounds"][key]
-                for one in figures["runs"]
-                if key in one["accuracy_over_rounds"]
-            }
+        for column, words in STEPS.items():
+            series = {run["label"]: run["accuracy_over_rounds"].get(f"{group} {column}") for run in figures["runs"]}
+            lines = {label: points for label, points in series.items() if points}
             if lines:
-                name = key.replace(" ", "-").replace("_", "-")
+                name = f"{group}-{column.replace('_', '-')}"
                 caption = "Mean over clients of the accuracy on each client's own test data."
                 yield Panel(f"{group.capitalize()} clients, {words}", draw_accuracies(lines, name), caption)
-    gain, rows, unseen = _gain_of_clients(runs, figures)
+
+
+def _gain_panel(runs: Sequence[RunFiles], figures: Mapping[str, Any]) -> Iterator[Panel]:
+    gain, rows, unseen = {}, {}, []
+    for run, label in zip(runs, (run["label"] for run in figures["runs"]), strict=True):
+        scores = scores_by_client(run.scores)
+        for client, value in figures["gain_over_base"].get(label, {}).items():
+            key = f"{label}/{client}"
+            gain[key], rows[key] = value, label
+            if not scores[client]["seen"]:
+                unseen.append(key)
     if gain:
         yield Panel(
             f"What each client gains over {figures['base']}",
@@ -95,24 +77,36 @@ def _panels(runs: Sequence[RunFiles], figures: Mapping[str, Any]) -> Iterator[Pa
         )
 
 
-def _gain_of_clients(
-    runs: Sequence[RunFiles], figures: Mapping[str, Any]
-) -> tuple[dict[str, float], dict[str, str], list[str]]:
-    """Return the gain of every client of every run, the run's label for each, and who is unseen."""
-    gain, rows, unseen = {}, {}, []
-    for run, one in zip(runs, figures["runs"], strict=True):
-        scores = scores_by_client(run.scores)
-        for client, value in figures["gain_over_base"].get(one["label"], {}).items():
-            key = f"{one['label']}/{client}"
-            gain[key], rows[key] = value, one["label"]
-            if not scores[client]["seen"]:
-                unseen.append(key)
-    return gain, rows, unseen
+def gain_by_domain(run: RunFiles, gain: Mapping[str, float], name: str, over: str) -> str:
+    """Return the strips of points of a run's clients, a row for each domain."""
+    scores = scores_by_client(run.scores)
+    rows = {client: score["domain"] for client, score in scores.items()}
+    return draw_gain(gain, rows, [client for client, score in scores.items() if not score["seen"]], name, over)
 
 
-def _differences(runs: Sequence[RunFiles], labels: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    flat = [run.config.flat() for run in runs]
-    for key in flat[0]:
-        values = [str(one[key]) for one in flat]
-        if len(set(values)) > 1 and not key.startswith("run."):
-            yield (key, *values)
+def paired_panels(run: RunFiles, figures: Mapping[str, Any]) -> Iterator[Panel]:
+    """Yield a strip of points for the adapters as received and one for those after local steps."""
+    over = str(figures["method"])
+    for column, words in STEPS.items():
+        yield Panel(
+            f"What each client gains over {over}, {words}",
+            gain_by_domain(run, figures["gain"][column], f"paired-{column.replace('_', '-')}", over),
+            f"Test accuracy, {words}, minus that of the same client in the run {figures['against']}; one point for "
+            "each client, by domain; hollow ones never train.",
+        )
+
+
+def paired_table(figures: Mapping[str, Any]) -> Table:
+    """Return how many clients are better off, by group."""
+    rows = [
+        (
+            group,
+            STEPS[column],
+            str(counts["clients"]),
+            f"{100 * counts['mean']:+.1f}",
+            *(str(counts[name]) for name in ("better", "equal", "worse")),
+        )
+        for column, groups in figures["summary"].items()
+        for group, counts in groups.items()
+    ]
+    return Table(f"Against {figures['method']} ({figures['against']})", PAIRED, rows, "Each client against itself.")

@@ -1,17 +1,19 @@
-"""The numbers of a run's report: plain lists and dicts, which `--format json` prints and the panels draw."""
+"""The numbers of reports and comparisons: plain lists and dicts, which ``--format json`` prints and the panels draw."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hyperlora.reporting.run_files import RunFiles
+from hyperlora.reporting.run_files import RunFiles, RunFilesError
 
 GROUPS = ("seen", "unseen")
-COLUMNS = ("zero_step", "k_step")
-START = "start"
+STEPS = {"zero_step": "as received", "k_step": "after local steps"}
 ANCHOR = "anchor"
+BASE_METHOD = "fedit"
+CLIPPED = "cut short: it moved far further than the cohort"
+MIB = 2**20
 
 
 def figures_of(run: RunFiles) -> dict[str, Any]:
@@ -34,11 +36,8 @@ def figures_of(run: RunFiles) -> dict[str, Any]:
 
 def last_accuracy(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Return mean, standard deviation and worst tenth of the last evaluation, by group and number of steps."""
-    evaluated = [one["evaluation"] for one in records if one["evaluation"]]
-    if not evaluated:
-        return {}
-    last = evaluated[-1]
-    return {group: {column: last[group][column] for column in COLUMNS} for group in GROUPS if group in last}
+    last: Mapping[str, Any] = next((record["evaluation"] for record in reversed(records) if record["evaluation"]), {})
+    return {group: {column: last[group][column] for column in STEPS} for group in GROUPS if group in last}
 
 
 def accuracy_over_rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float]]]:
@@ -46,16 +45,16 @@ def accuracy_over_rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, list
     series: dict[str, list[dict[str, float]]] = {}
     for record in records:
         for group in GROUPS:
-            for column in COLUMNS if group in record["evaluation"] else ():
+            for column in STEPS if group in record["evaluation"] else ():
                 spread = record["evaluation"][group][column]
                 point = {"round": record["server_round"], "mean": spread["mean"], "std": spread["std"]}
                 series.setdefault(f"{group} {column}", []).append(point)
     return series
 
 
-def scores_by_client(scores: Sequence[Mapping[str, Any]], track: str = START) -> dict[str, Mapping[str, Any]]:
+def scores_by_client(scores: Sequence[Mapping[str, Any]], track: str = "start") -> dict[str, Mapping[str, Any]]:
     """Return the scores of one track by client-id."""
-    return {one["client_id"]: one for one in scores if one["track"] == track}
+    return {score["client_id"]: score for score in scores if score["track"] == track}
 
 
 def gains(
@@ -66,14 +65,17 @@ def gains(
 
 
 def totals(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
-    """Return the sum over rounds of what stands by name under ``key``."""
+    """Return the sum over rounds of the values under ``key``, by name."""
     total: Counter[str] = Counter()
     for record in records:
         total.update(record[key])
     return dict(total)
 
 
-CLIPPED = "cut short: it moved far further than the cohort"
+def traffic_and_time(figures: Mapping[str, Any]) -> tuple[float, float]:
+    """Return MiB sent and received, and seconds of wall time, of all rounds."""
+    wall = sum(value for name, value in figures["seconds"].items() if name != "training")
+    return sum(figures["bytes"].values()) / MIB, wall
 
 
 def failures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -85,7 +87,6 @@ def failures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             found.setdefault((phase, reason), []).append((client, record["server_round"]))
         for client in record.get("clipped", {}):
             found.setdefault(("train", CLIPPED), []).append((client, record["server_round"]))
-    ordered = sorted(found.items(), key=lambda item: -len(item[1]))
     return [
         {
             "phase": phase,
@@ -94,5 +95,88 @@ def failures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "clients": sorted({client for client, _ in places if client}),
             "rounds": sorted({server_round for _, server_round in places}),
         }
-        for (phase, reason), places in ordered
+        for (phase, reason), places in sorted(found.items(), key=lambda item: -len(item[1]))
     ]
+
+
+def paired_figures(run: RunFiles, against: RunFiles) -> dict[str, Any]:
+    """Return what each client of ``run`` gains over itself in ``against``.
+
+    Returns:
+        ``gain`` (column -> client-id -> accuracy gained, a share) and ``summary`` (column -> group -> counts).
+
+    Raises:
+        RunFilesError: the clients of the two runs do not hold the same data, or one run has no evaluation.
+    """
+    _check_same_clients(run, against)
+    ours, theirs = scores_by_client(run.scores), scores_by_client(against.scores)
+    gain = {column: gains(ours, theirs, column) for column in STEPS}
+    return {
+        "against": against.name,
+        "method": against.config.method,
+        "gain": gain,
+        "summary": {column: _summary(gain[column], ours) for column in STEPS},
+    }
+
+
+def _check_same_clients(run: RunFiles, against: RunFiles) -> None:
+    ours, theirs = run.config.public(), against.config.public()
+    differing = [name for name in ours if name.startswith("data.") or name == "seed" if ours[name] != theirs[name]]
+    if differing:
+        raise RunFilesError(
+            f"the clients of '{run.name}' and '{against.name}' hold other data, so they cannot be paired: "
+            f"{', '.join(differing)} differ"
+        )
+    for each in (run, against):
+        if not each.scores:
+            raise RunFilesError(f"the run in '{each.path}' has not ended, so its clients have no scores to pair")
+
+
+def _summary(gain: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    groups: dict[str, list[float]] = {}
+    for name, value in gain.items():
+        groups.setdefault("seen" if scores[name]["seen"] else "unseen", []).append(value)
+    return {
+        group: {
+            "clients": len(values),
+            "mean": sum(values) / len(values),
+            "better": sum(value > 0 for value in values),
+            "equal": sum(value == 0 for value in values),
+            "worse": sum(value < 0 for value in values),
+        }
+        for group, values in sorted(groups.items())
+    }
+
+
+def comparison_figures(runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """Return the figures of all runs, and what the clients of each gain over those of the base run.
+
+    The base is the first FedIT run, or the first run where there is none.
+    """
+    labels = labels_of(runs)
+    base = next((index for index, run in enumerate(runs) if run.config.method == BASE_METHOD), 0)
+    scores = [scores_by_client(run.scores) for run in runs]
+    return {
+        "base": labels[base],
+        "runs": [{"label": label, **figures_of(run)} for label, run in zip(labels, runs, strict=True)],
+        "gain_over_base": {
+            label: gains(scores[index], scores[base]) for index, label in enumerate(labels) if index != base
+        },
+    }
+
+
+def labels_of(runs: Sequence[RunFiles]) -> list[str]:
+    """Return a short name for each run: its method, with seed and number where that is not enough."""
+    methods = [run.config.method for run in runs]
+    seeded = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
+    numbered = [f"{label} ({number})" for number, label in enumerate(seeded, start=1)]
+    return next(names for names in (methods, seeded, numbered) if len(set(names)) == len(names))
+
+
+def differences(runs: Sequence[RunFiles]) -> Iterator[tuple[str, ...]]:
+    """Yield each configuration key in which the runs differ, with the value of every run."""
+    flat = [run.config.flat() for run in runs]
+    for key in flat[0]:
+        values = [str(each[key]) for each in flat]
+        if len(set(values)) > 1 and not key.startswith("run."):
+            yield (key, *values)

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hyperlora.config.schema import RunConfig
+from hyperlora.reporting.figures import ANCHOR, GROUPS, scores_by_client
 from hyperlora.reporting.run_files import RunFiles
 from models.backbones.digits_vit import NAME as EMBEDDED_BACKBONE
 
-ANCHOR = "anchor"
+LOAD_PEFT = """
+from peft import PeftModel
+
+# backbone: the frozen model named below, with a head of {classes} classes
+model = PeftModel.from_pretrained(backbone, "{directory}")
+"""
 
 
-def model_card(run: RunFiles, name: str, *, loading: str, figures: Sequence[str]) -> str:
-    """Return the card as Markdown with the metadata that the Hugging Face hub reads.
+def write_card(run: RunFiles, directory: Path, name: str, *, figures: Sequence[str], loading: str = "") -> None:
+    """Write the card as ``README.md``: Markdown with the metadata that the Hugging Face hub reads.
 
     Args:
         run: the run that it comes from.
+        directory: where the exported files are.
         name: what was exported, for the title.
-        loading: lines of Python that load it.
-        figures: sentences about its accuracy, one for each line of the list.
+        figures: sentences about its accuracy, each a line of a list.
+        loading: lines of Python that load it; those for PEFT by default.
     """
+    classes = len(run.require_clients().class_names)
+    loading = loading or LOAD_PEFT.format(directory=directory.name, classes=classes)
     config = run.config
     lines = [
         *_metadata(config),
@@ -50,7 +60,7 @@ def model_card(run: RunFiles, name: str, *, loading: str, figures: Sequence[str]
         *(f"| {key} | {value} |" for key, value in config.public().items()),
         "",
     ]
-    return "\n".join(lines)
+    (directory / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _metadata(config: RunConfig) -> list[str]:
@@ -59,28 +69,31 @@ def _metadata(config: RunConfig) -> list[str]:
     return ["---", "library_name: peft", *base, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
 
 
-def accuracy_of_client(run: RunFiles, client_id: str) -> list[str]:
-    """Return sentences on the last evaluation of one client."""
-    own = [one for one in run.scores if one["client_id"] == client_id and one["track"] == "start"]
-    if not own:
-        return ["this client was not evaluated"]
-    return [
-        f"{100 * one['zero_step']:.1f} % of {one['num_test']} held-out samples of the client itself, as received; "
-        f"{100 * one['k_step']:.1f} % after {run.config.train.local_steps} local steps"
-        for one in own
-    ]
+def accuracy_of_client(run: RunFiles, client_id: str) -> str:
+    """Return a sentence on the last evaluation of one client."""
+    score = scores_by_client(run.scores).get(client_id)
+    if score is None:
+        return "this client was not evaluated"
+    return (
+        f"{100 * score['zero_step']:.1f} % of {score['num_test']} held-out samples of the client itself, as received; "
+        f"{100 * score['k_step']:.1f} % after {run.config.train.local_steps} local steps"
+    )
 
 
 def accuracy_of_anchor(run: RunFiles) -> list[str]:
     """Return sentences on the anchor: the mean over clients where it was scored, else what clients received."""
     figures: dict[str, Any] = run.records[-1]["evaluation"]
-    sentences = []
-    for group in ("seen", "unseen"):
-        scored = figures.get(f"{group} {ANCHOR}", figures.get(group))
-        if scored:
-            sentences.append(
-                f"{100 * scored['zero_step']['mean']:.1f} % on the own test data of {scored['clients']} {group} "
-                "clients, mean over clients, before any local step"
-            )
-    prior = "with the class prior of each client in the head's bias; the files here carry no prior"
-    return [*sentences, f"measured {prior}"] if sentences and run.config.prior_strength else sentences
+    scored = {group: figures.get(f"{group} {ANCHOR}", figures.get(group)) for group in GROUPS}
+    sentences = [
+        f"{100 * spread['zero_step']['mean']:.1f} % on the own test data of {spread['clients']} {group} "
+        "clients, mean over clients, before any local step"
+        for group, spread in scored.items()
+        if spread
+    ]
+    if not sentences:
+        return ["not evaluated"]
+    if run.config.prior_strength:
+        sentences.append(
+            "measured with the class prior of each client in the head's bias; the files here carry no prior"
+        )
+    return sentences

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from hyperlora.reporting.draw_accuracy import draw_accuracy
-from hyperlora.reporting.draw_attention import draw_attention
-from hyperlora.reporting.draw_costs import MIB, draw_bytes, draw_seconds
-from hyperlora.reporting.draw_gain import draw_gain
-from hyperlora.reporting.draw_signatures import draw_signatures
-from hyperlora.reporting.draw_spectra import draw_spectra
-from hyperlora.reporting.figures import ANCHOR, COLUMNS, figures_of, scores_by_client
+from hyperlora.reporting.comparison import gain_by_domain, paired_panels, paired_table
+from hyperlora.reporting.figures import ANCHOR, STEPS, figures_of, paired_figures, scores_by_client, traffic_and_time
 from hyperlora.reporting.page import Page, Panel, Table, Tile
-from hyperlora.reporting.paired import STEPS, paired_figures, paired_panels, paired_table
+from hyperlora.reporting.panels import (
+    draw_accuracy,
+    draw_attention,
+    draw_bytes,
+    draw_seconds,
+    draw_signatures,
+    draw_spectra,
+)
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.reporting.state_view import StateView, view_state
 
@@ -26,36 +28,30 @@ def report_page(run: RunFiles, against: RunFiles | None = None) -> Page:
     """
     config, figures = run.config, figures_of(run)
     paired = paired_figures(run, against) if against else None
+    made, planned = figures["rounds"], figures["rounds_asked_for"]
+    unfinished = f"This run made {made} of {planned} rounds so far; go on with: hyperlora run --resume {run.path}"
     return Page(
         title=f"{config.method} on {config.data.name}, seed {config.seed}",
         subtitle=(
-            f"{run.name}: {config.model.name}, LoRA rank {config.lora.rank}, {figures['rounds']} of "
-            f"{config.federation.rounds} rounds, {config.federation.clients_per_round} clients a round, "
+            f"{run.name}: {config.model.name}, LoRA rank {config.lora.rank}, {made} of "
+            f"{planned} rounds, {config.federation.clients_per_round} clients a round, "
             f"{config.train.local_steps} local steps of {config.train.batch_size}"
         ),
         tiles=list(_tiles(figures)),
         panels=list(_panels(run, figures, paired)),
         tables=[*([paired_table(paired)] if paired else []), *_tables(run, figures)],
-        notes=list(_notes(run, figures)),
+        notes=[unfinished] if made < planned else [],
     )
 
 
 def _tiles(figures: dict[str, Any]) -> Iterator[Tile]:
     for group, columns in figures["accuracy"].items():
-        for column in COLUMNS:
-            yield Tile(f"{group}, {STEPS[column]}", f"{100 * columns[column]['mean']:.1f} %")
-    yield Tile("sent and received", f"{sum(figures['bytes'].values()) / MIB:.1f} MiB")
-    wall = sum(value for name, value in figures["seconds"].items() if name != "training")
+        for column, words in STEPS.items():
+            yield Tile(f"{group}, {words}", f"{100 * columns[column]['mean']:.1f} %")
+    mib, wall = traffic_and_time(figures)
+    yield Tile("sent and received", f"{mib:.1f} MiB")
     yield Tile("wall time of all rounds", f"{wall:.0f} s")
     yield Tile("contributions left out or cut", str(sum(one["count"] for one in figures["failures"])))
-
-
-def _notes(run: RunFiles, figures: dict[str, Any]) -> Iterator[str]:
-    if figures["rounds"] < figures["rounds_asked_for"]:
-        yield (
-            f"This run made {figures['rounds']} of {figures['rounds_asked_for']} rounds so far; "
-            f"go on with: hyperlora run --resume {run.path}"
-        )
 
 
 def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | None) -> Iterator[Panel]:
@@ -68,17 +64,10 @@ def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | Non
         )
     if paired:
         yield from paired_panels(run, paired)
-    scores = scores_by_client(run.scores)
     if figures["gain_over_anchor"]:
         yield Panel(
             "What the own adapter is worth",
-            draw_gain(
-                figures["gain_over_anchor"],
-                {name: one["domain"] for name, one in scores.items()},
-                [name for name, one in scores.items() if not one["seen"]],
-                "gain",
-                f"the {ANCHOR}",
-            ),
+            gain_by_domain(run, figures["gain_over_anchor"], "gain", f"the {ANCHOR}"),
             "Test accuracy as received, of the adapter made for the client minus that of the anchor that all share; "
             "one point for each client, by domain.",
         )
@@ -168,7 +157,7 @@ def _client_rows(run: RunFiles, figures: dict[str, Any]) -> Iterator[tuple[str, 
     gain = figures["gain_over_anchor"]
     for name, one in scores_by_client(run.scores).items():
         group = "seen" if one["seen"] else "unseen"
-        accuracy = [f"{100 * one[column]:.1f}" for column in COLUMNS]
+        accuracy = [f"{100 * one[column]:.1f}" for column in STEPS]
         over = f"{100 * gain[name]:+.1f}" if name in gain else "-"
         yield (name, one["domain"], group, str(one["num_test"]), *accuracy, over)
 

@@ -1,4 +1,4 @@
-"""What a run directory holds, read back: configuration, rounds, scores, environment and clients."""
+"""What a run directory holds, read back: configuration, rounds, scores, environment, clients and the backbone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from hyperlora.config.schema import RunConfig
+from hyperlora.task import build_model
+from models.adapters.adapted_model import AdaptedModel
 from strategies.federation.client_list import FILE_NAME, ClientList, ClientListError
 
 
 class RunFilesError(ValueError):
-    """A run directory does not hold what was asked for; the message is one sentence."""
+    """A run directory does not hold what was asked for, or cannot take it; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,9 @@ class RunFiles:
         """
         config = _json_of(path / "config.json")
         try:
-            lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            records = read_records(path / "metrics.jsonl")
         except OSError as error:
             raise RunFilesError(f"the run in '{path}' has no round yet: it has no metrics.jsonl") from error
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
         if not records:
             raise RunFilesError(f"the run in '{path}' has no round yet: its metrics.jsonl is empty")
         return cls(path.absolute(), RunConfig.parse_stored(config), records)
@@ -99,6 +100,46 @@ class RunFiles:
                 f"go on with: hyperlora run --resume {self.path}"
             )
         return self.clients
+
+    def rebuild_model(self, weights: Path | None = None) -> AdaptedModel:
+        """Return the run's backbone, built again on this machine, with an adapter of the run's shape on it.
+
+        Args:
+            weights: a safetensors file (or directory of transformers) to take instead of the configured one.
+
+        Raises:
+            BackboneError, AdapterError: it cannot be built.
+            RunFilesError: its weights are not those of the run.
+        """
+        config = self.config.model
+        if weights:
+            config = config.model_copy(update={"weights": str(weights.absolute())})
+        if config.weights and not Path(config.weights).exists():
+            raise RunFilesError(
+                f"the run's weights '{config.weights}' are not on this machine: name them with --weights"
+            )
+        model = build_model(self.config.data, config, self.config.lora)
+        built = model.backbone.fingerprint
+        if built != self.fingerprint:
+            raise RunFilesError(
+                f"the weights of '{config.name}' here have fingerprint {built[:12]}, the run was made with "
+                f"{self.fingerprint[:12]}: name the run's own file with --weights"
+            )
+        return model
+
+
+def read_records(metrics: Path) -> list[dict[str, Any]]:
+    """Return the rounds in a ``metrics.jsonl``, without a line that is still being written; raises OSError."""
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def new_directory(path: Path) -> Path:
+    """Make the directory ``path`` and return it absolute; raises RunFilesError where there is something in it."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunFilesError(f"'{path}' is there already: name another one with --to")
+    path.mkdir(parents=True, exist_ok=True)
+    return path.absolute()
 
 
 def _json_of(path: Path) -> Any:

@@ -13,7 +13,8 @@ from hyperlora.storage.state_tree import StateError
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import truncate
 from models.personalization.synthesizer import attention
-from strategies.engine.checkpoint import CheckpointStore
+from strategies.engine.checkpoint import Checkpoint, CheckpointStore
+from strategies.methods.base import Method
 from strategies.methods.hyperlora.state import HyperLoraState
 from strategies.methods.registry import build_method
 
@@ -39,11 +40,20 @@ class StateView:
     attention: Tensor | None = None
 
 
+def open_checkpoint(run: RunFiles) -> tuple[Method, Checkpoint | None]:
+    """Return the run's method, which keeps its memory in RAM here, and the last checkpoint; None where there is none.
+
+    Raises:
+        StateError: there are checkpoints, and none can be used.
+    """
+    method = build_method(run.config.with_values({"hyperlora.memory-limit": 0}))
+    return method, CheckpointStore(run.path / "checkpoints", keep=1).latest(method.state_classes)
+
+
 def view_state(run: RunFiles) -> StateView | None:
     """Return what can be shown of the run's last checkpoint, or None where it has none that can be used."""
-    method = build_method(run.config.with_values({"hyperlora.memory-limit": 0}))
     try:
-        found = CheckpointStore(run.path / "checkpoints", keep=1).latest(method.state_classes)
+        method, found = open_checkpoint(run)
     except StateError:
         return None
     if found is None:

@@ -21,7 +21,7 @@ from strategies.engine.checkpoint import CheckpointStore
 from tests.faults.table import Row
 
 LAZY = ("models.adapters.adapted_model", "models.backbones.loading", "sklearn.datasets", "data.digits",
-        "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "server_app.figure")  # fmt: skip
+        "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "hyperlora.reporting.panels")  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "data.clients-per-domain": 1,
     "data.unseen-fraction": 0.0,

@@ -16,8 +16,8 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from hyperlora.cli.certs import make_ca
 from hyperlora.cli.superlink import free_port
-from hyperlora.cli.x509 import make_ca
 from hyperlora.data.digits import digits_public
 from models.backbones import digits_vit
 from strategies.engine.history import sample_cohort

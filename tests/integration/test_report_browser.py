@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from hyperlora.cli.report_files import write_comparison, write_report
+from hyperlora.reporting.comparison import comparison_page
+from hyperlora.reporting.report import report_page
+from hyperlora.reporting.run_files import RunFiles
 from tests.synthetic_run import make_synthetic_run
 
 pytestmark = pytest.mark.browser
@@ -63,14 +65,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("runs")
-    small = make_synthetic_run(root / "small", clients=20, rounds=6)
-    large = make_synthetic_run(root / "large", clients=100, rounds=100)
-    fedit = make_synthetic_run(root / "fedit", clients=20, rounds=6, method="fedit")
-    return {
-        "small": write_report(small, None),
-        "large": write_report(large, None),
-        "comparison": write_comparison([small, fedit], root / "comparison.html"),
-    }
+    small = RunFiles.open(make_synthetic_run(root / "small", clients=20, rounds=6))
+    large = RunFiles.open(make_synthetic_run(root / "large", clients=100, rounds=100))
+    fedit = RunFiles.open(make_synthetic_run(root / "fedit", clients=20, rounds=6, method="fedit"))
+    made = {"small": report_page(small), "large": report_page(large), "comparison": comparison_page([small, fedit])}
+    for name, page in made.items():
+        (root / f"{name}.html").write_text(page.html(), encoding="utf-8")
+    return {name: root / f"{name}.html" for name in made}
 
 
 @pytest.fixture(scope="module")

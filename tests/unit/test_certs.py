@@ -13,8 +13,8 @@ from cryptography.x509 import load_pem_x509_certificate
 from flwr.cli.supernode.register import try_load_public_key
 from typer.testing import CliRunner, Result
 
+from hyperlora.cli.certs import make_ca
 from hyperlora.cli.main import app
-from hyperlora.cli.x509 import make_ca
 from strategies.federation.allow_list import AllowList, AllowListError, AllowListFile
 
 

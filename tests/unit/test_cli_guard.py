@@ -13,13 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hyperlora.cli.guard import guarded
-from hyperlora.cli.processes import MARKER, end_marked
+from hyperlora.cli.processes import MARKER, end_marked, guarded
 
 COMMAND = f"""
 import os, subprocess, sys, time
 from pathlib import Path
-from hyperlora.cli.guard import guarded
+from hyperlora.cli.processes import guarded
 mark, home = sys.argv[1:]
 with guarded(mark, Path(home)):
     child = subprocess.Popen(["sleep", "60"], env={{**os.environ, {MARKER!r}: mark}}, stdout=subprocess.DEVNULL)

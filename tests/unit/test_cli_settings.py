@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from hyperlora.cli.flower import to_toml
 from hyperlora.cli.main import app
-from hyperlora.cli.run import default_supernodes
 from hyperlora.cli.settings import new_output_dir, parse_override, read_settings
 from hyperlora.config.schema import RunConfig
+from hyperlora.task import expected_clients
 
 PROJECT = """
 [tool.flwr.app.config]
@@ -109,7 +109,7 @@ def test_the_command_passes_the_settings_and_the_size_on(app_dir, no_run):
     assert result.exit_code == 0, result.output
     [(settings, size)] = no_run
     assert (settings.config.seed, settings.config.lora.rank) == (5, 2)
-    assert size.startswith(f"num-supernodes={default_supernodes(settings.config)} client-resources-num-cpus=1 ")
+    assert size.startswith(f"num-supernodes={expected_clients(settings.config.data)} client-resources-num-cpus=1 ")
     assert "client-resources-num-gpus=0.5" in size
 
 

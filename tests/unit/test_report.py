@@ -12,11 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from hyperlora.cli.main import app
-from hyperlora.reporting.comparison import comparison_figures, comparison_page, labels_of
-from hyperlora.reporting.draw_signatures import project_signatures
-from hyperlora.reporting.figures import failures, gains, totals
+from hyperlora.reporting.comparison import comparison_page
+from hyperlora.reporting.figures import STEPS, comparison_figures, failures, gains, labels_of, totals
 from hyperlora.reporting.page import Page, Table
-from hyperlora.reporting.paired import STEPS
+from hyperlora.reporting.panels import project_signatures
 from hyperlora.reporting.report import report_page
 from hyperlora.reporting.run_files import RunFiles, RunFilesError
 from hyperlora.reporting.state_view import spectrum, view_state
