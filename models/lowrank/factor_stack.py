@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from models.lowrank.factors import Factors, concatenate
 
 
 class LinearMap(Protocol):
-    """Matrices (..., m, n) that can be multiplied from both sides: what block Lanczos needs to know of them."""
+    """Matrices X (..., m, n) that can be multiplied from both sides: what block Lanczos needs to know of them."""
 
     @property
     def m(self) -> int:
@@ -40,10 +40,10 @@ class LinearMap(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FactorStack:
-    """X = sum_c B_c A_c on the CPU, an (..., m, n) matrix that is formed by :meth:`dense` alone.
+    """X = sum_c B_c A_c on the CPU, a :class:`LinearMap` that is formed by :meth:`dense` alone.
 
     Attributes:
-        chunks: factors of equal m, n and batch dimensions, gone through once per product; half precision is
+        chunks: gives factors of equal m, n and batch dimensions, for one product after the other; half precision is
             widened chunk by chunk.
         m: rows of X.
         n: columns of X.
@@ -52,7 +52,7 @@ class FactorStack:
         dtype: of every product, float32 or float64.
     """
 
-    chunks: Iterable[Factors]
+    chunks: Callable[[], Iterable[Factors]]
     m: int
     n: int
     batch: tuple[int, ...]
@@ -62,46 +62,39 @@ class FactorStack:
     @classmethod
     def of(cls, factors: Factors) -> FactorStack:
         """Return one chunk."""
-        dtype = torch.promote_types(torch.promote_types(factors.B.dtype, factors.A.dtype), torch.float32)
-        *batch, m, rank = factors.B.shape
-        return cls((factors,), m, factors.A.shape[-1], tuple(batch), rank, dtype)
+        *batch, m, n = factors.shape
+        return cls(lambda: (factors,), m, n, tuple(batch), factors.rank, factors.wide_dtype)
 
     def transposed(self) -> FactorStack:
         """Return X^T."""
-        return FactorStack(_Transposed(self.chunks), self.n, self.m, self.batch, self.rank, self.dtype)
+        return FactorStack(
+            lambda: (chunk.transposed() for chunk in self.chunks()), self.n, self.m, self.batch, self.rank, self.dtype
+        )
 
     def times(self, V: Tensor) -> Tensor:
         """Return X V, (..., m, k), for V (..., n, k)."""
         total = V.new_zeros(*self.batch, self.m, V.shape[-1])
-        for chunk in self.chunks:
+        for chunk in self.chunks():
             _add_product(total, chunk.B.to(V.dtype), chunk.A.to(V.dtype) @ V)
         return total
 
     def transposed_times(self, U: Tensor) -> Tensor:
         """Return X^T U, (..., n, k), for U (..., m, k)."""
         total = U.new_zeros(*self.batch, U.shape[-1], self.n)
-        for chunk in self.chunks:
+        for chunk in self.chunks():
             _add_product(total, U.mT @ chunk.B.to(U.dtype), chunk.A.to(U.dtype))
         return total.mT
 
     def dense(self) -> Tensor:
         """Return X in float64, (..., m, n)."""
         total = torch.zeros(*self.batch, self.m, self.n, dtype=torch.float64)
-        for chunk in self.chunks:
+        for chunk in self.chunks():
             _add_product(total, chunk.B.to(torch.float64), chunk.A.to(torch.float64))
         return total
 
     def concatenated(self) -> Factors:
         """Return all chunks as one pair of factors of the whole rank."""
-        return concatenate(list(self.chunks))
-
-
-@dataclass(frozen=True)
-class _Transposed:
-    chunks: Iterable[Factors]
-
-    def __iter__(self) -> Iterator[Factors]:
-        return (Factors(B=one.A.mT, A=one.B.mT) for one in self.chunks)
+        return concatenate(list(self.chunks()))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

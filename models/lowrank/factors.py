@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +31,6 @@ class Factors:
 
     Raises:
         ValueError: if the inner or the batch dimensions of ``B`` and ``A`` differ.
-
     """
 
     B: Tensor
@@ -46,57 +46,61 @@ class Factors:
         """The inner dimension r; the products may have a lower rank."""
         return self.B.shape[-1]
 
-    def product(self) -> Tensor:
-        """Return dW = B A, (..., m, n); for tests and small layers only."""
-        factors = _wide(self)
-        return factors.B @ factors.A
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (..., m, n) of dW."""
+        return (*self.B.shape[:-1], self.A.shape[-1])
 
-    def scaled(self, weight: float | Tensor) -> Factors:
-        """Return the factors of ``weight * dW``; a tensor ``weight`` broadcasts over the batch dimensions."""
-        factors = _wide(self)
-        if isinstance(weight, Tensor):
-            weight = weight.to(factors.B)[..., None, None]
-        return Factors(factors.B * weight, factors.A)
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """The common type of both factors, float32 or wider, that results are computed in."""
+        return torch.promote_types(torch.promote_types(self.B.dtype, self.A.dtype), torch.float32)
 
     def to(self, dtype: torch.dtype) -> Factors:
         """Return the factors in ``dtype``."""
         return Factors(self.B.to(dtype), self.A.to(dtype))
 
+    def product(self) -> Tensor:
+        """Return dW = B A, (..., m, n); for tests and small layers only."""
+        return self.B.to(self.wide_dtype) @ self.A.to(self.wide_dtype)
 
-@dataclass(frozen=True, eq=False)
-class Truncation:
-    """What :func:`truncate` keeps and what it cuts off: kept + residual = input.
+    def scaled(self, weight: float) -> Factors:
+        """Return the factors of ``weight * dW``."""
+        return Factors(self.B.to(self.wide_dtype) * weight, self.A.to(self.wide_dtype))
 
-    ``singular_values`` are those of the input's dW, (..., min(m, n, R)), largest first.
-    """
+    def transposed(self) -> Factors:
+        """Return the factors of dW^T, which share memory with these."""
+        return Factors(B=self.A.mT, A=self.B.mT)
+
+
+class Truncation(NamedTuple):
+    """Result of :func:`truncate`: the kept factors, and the singular values of the input's dW, largest first."""
 
     kept: Factors
-    residual: Factors
     singular_values: Tensor
 
 
-def concatenate(factors: Sequence[Factors], weights: Sequence[float] | Tensor | None = None) -> Factors:
+def concatenate(factors: Sequence[Factors], weights: Sequence[float] | None = None) -> Factors:
     """Return sum_i w_i B_i A_i exactly, as [w_1 B_1 | w_2 B_2 | ...] [A_1; A_2; ...].
 
     Its rank is the sum of the ranks, which may differ (FLoRA, arXiv 2409.05976). Differentiable.
 
     Args:
         factors: N stacks of equal m, n and batch dimensions.
-        weights: N numbers, or a tensor (N,) or (N, ...); none means 1 for each.
+        weights: N numbers; none means 1 for each.
 
     Raises:
         ValueError: if there are no factors, their shapes differ, or there are not N weights.
-
     """
-    _check_same_space(factors)
+    _check_same_shape(factors)
     if weights is not None and len(weights) != len(factors):
         raise ValueError(f"expected {len(factors)} weights, one for each stack of factors, got {len(weights)}")
-    terms = [_wide(f) if weights is None else f.scaled(weights[i]) for i, f in enumerate(factors)]
+    terms = [f.to(f.wide_dtype) if weights is None else f.scaled(weights[i]) for i, f in enumerate(factors)]
     return Factors(torch.cat([t.B for t in terms], dim=-1), torch.cat([t.A for t in terms], dim=-2))
 
 
 def truncate(factors: Factors, rank: int) -> Truncation:
-    """Return the best approximation of dW by rank ``rank`` (Eckart-Young), and what it leaves out.
+    """Return the best approximation of dW by rank ``rank`` (Eckart-Young).
 
     With B = Q_B R_B and A^T = Q_A R_A, the SVD of the small core R_B R_A^T = U S V^T gives the SVD
     dW = (Q_B U) S (Q_A V)^T. The gauge is B = (Q_B U) S / c and A = c (Q_A V)^T with c = :data:`ROW_NORM`:
@@ -110,30 +114,26 @@ def truncate(factors: Factors, rank: int) -> Truncation:
         factors: input of rank R, B (..., m, R) and A (..., R, n).
         rank: rank of the result, 1 to min(m, n).
 
+    Returns:
+        The kept factors of rank ``rank``, and the min(m, n, R) singular values.
+
     Raises:
         ValueError: if ``rank`` is not in 1 to min(m, n).
-
     """
-    dtype = _wide(factors).B.dtype
-    m, n, R = factors.B.shape[-2], factors.A.shape[-1], factors.rank
+    dtype, R, (*_, m, n) = factors.wide_dtype, factors.rank, factors.shape
     if not 1 <= rank <= min(m, n):
         raise ValueError(f"expected a rank from 1 to min(m, n) = {min(m, n)}, got {rank}")
-
     wide = padded(factors.to(torch.float64), max(R, rank))
     Q_B, R_B = torch.linalg.qr(wide.B)
     Q_A, R_A = torch.linalg.qr(wide.A.mT)
     U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
     S[..., R:] = 0
-
     left, right = Q_B @ U, Vh @ Q_A.mT
     sign = left.gather(-2, left.abs().argmax(dim=-2, keepdim=True)).sign()
     B = (left * sign * S[..., None, :] / ROW_NORM).to(dtype)
     A = (right * sign.mT * ROW_NORM).to(dtype)
-    return Truncation(
-        kept=Factors(B[..., :rank].contiguous(), A[..., :rank, :].contiguous()),
-        residual=Factors(B[..., rank:].contiguous(), A[..., rank:, :].contiguous()),
-        singular_values=S[..., :R].to(dtype),
-    )
+    kept = Factors(B[..., :rank].contiguous(), A[..., :rank, :].contiguous())
+    return Truncation(kept, S[..., :R].to(dtype))
 
 
 def padded(factors: Factors, rank: int) -> Factors:
@@ -148,10 +148,9 @@ def inner(x: Factors, y: Factors) -> Tensor:
 
     Raises:
         ValueError: if m, n or the batch dimensions differ.
-
     """
-    _check_same_space([x, y])
-    dtype = torch.promote_types(_wide(x).B.dtype, _wide(y).B.dtype)
+    _check_same_shape([x, y])
+    dtype = torch.promote_types(x.wide_dtype, y.wide_dtype)
     x, y = x.to(torch.float64), y.to(torch.float64)
     return ((x.B.mT @ y.B) * (x.A @ y.A.mT)).sum(dim=(-2, -1)).to(dtype)
 
@@ -163,11 +162,10 @@ def gram(factors: Sequence[Factors]) -> Tensor:
 
     Raises:
         ValueError: if there are no factors or m, n or the batch dimensions differ.
-
     """
-    _check_same_space(factors)
+    _check_same_shape(factors)
     rank = max(f.rank for f in factors)
-    alike = [padded(_wide(f), rank) for f in factors]
+    alike = [padded(f.to(f.wide_dtype), rank) for f in factors]
     B, A = torch.stack([f.B for f in alike]), torch.stack([f.A for f in alike])
     B64, A64 = B.to(torch.float64), A.to(torch.float64)
     left = torch.einsum("i...mr,j...ms->ij...rs", B64, B64)
@@ -180,11 +178,6 @@ def norm(x: Factors) -> Tensor:
     return inner(x, x).clamp(min=0).sqrt()
 
 
-def distance(x: Factors, y: Factors) -> Tensor:
-    """Return ||dW_x - dW_y||_F, shape (...); equal products in different gauges are at distance 0."""
-    return norm(concatenate([x, y], [1.0, -1.0]))
-
-
 def align(factors: Factors, reference: Factors) -> Factors:
     """Turn the gauge of ``factors`` towards ``reference``: (B R^T, R A), whose product is unchanged.
 
@@ -193,29 +186,21 @@ def align(factors: Factors, reference: Factors) -> Factors:
 
     Raises:
         ValueError: if the shapes of the two ``A`` differ.
-
     """
     if factors.A.shape != reference.A.shape:
         expected, got = tuple(reference.A.shape), tuple(factors.A.shape)
         raise ValueError(f"expected an A of the reference's shape {expected}, got {got}")
-    dtype = _wide(factors).B.dtype
-    factors, reference = factors.to(torch.float64), reference.to(torch.float64)
-    U, _, Vh = torch.linalg.svd(reference.A @ factors.A.mT)
+    B, A = factors.B.to(torch.float64), factors.A.to(torch.float64)
+    U, _, Vh = torch.linalg.svd(reference.A.to(torch.float64) @ A.mT)
     R = U @ Vh
-    return Factors(factors.B @ R.mT, R @ factors.A).to(dtype)
+    return Factors(B @ R.mT, R @ A).to(factors.wide_dtype)
 
 
-def _wide(factors: Factors) -> Factors:
-    """Return both factors in one dtype, float32 or wider."""
-    dtype = torch.promote_types(torch.promote_types(factors.B.dtype, factors.A.dtype), torch.float32)
-    return factors.to(dtype)
-
-
-def _check_same_space(factors: Sequence[Factors]) -> None:
+def _check_same_shape(factors: Sequence[Factors]) -> None:
     """Raise ValueError unless there are factors and all share m, n and the batch dimensions."""
     if not factors:
         raise ValueError("expected at least one stack of factors, got none")
-    spaces = [(*f.B.shape[:-1], f.A.shape[-1]) for f in factors]
-    for i, space in enumerate(spaces):
-        if space != spaces[0]:
-            raise ValueError(f"expected (..., m, n) = {spaces[0]} as of the first factors, got {space} at {i}")
+    expected = factors[0].shape
+    for i, one in enumerate(factors):
+        if one.shape != expected:
+            raise ValueError(f"expected (..., m, n) = {expected} as of the first factors, got {one.shape} at {i}")

@@ -1,12 +1,9 @@
-"""Many sums of the same terms, one for each client of a cohort, multiplied for all clients at once.
+"""Mixtures of the same terms, one for each client of a cohort, and their truncations T_r, for all clients at once.
 
-X_i = sum_s c_is b_s a_s^T + O_i: the terms (anchor and remembered deviations) are the clients' own in nothing but their
-weights, so a block of vectors for every client goes through each factor in one large matrix product.
-
-T_r of the mixtures of a whole cohort, in the gauge of a reference (for one: :mod:`models.lowrank.truncation`).
-
-Y_i = X_i V_i V_i^T with V_i from one block Lanczos over all clients and layers. What its bound does not cover after
-``MOST_STEPS`` steps is truncated client by client. Small mixtures go the exact way, all in one batch.
+X_i = sum_s c_is b_s a_s^T + O_i: the terms (anchor and remembered deviations) are shared and only their weights differ,
+so a block of vectors for every client goes through each factor in one large matrix product.
+T_r(X_i) = X_i V_i V_i^T with V_i from one block Lanczos over all clients and layers. A mixture that its bound does not
+cover after ``MOST_STEPS`` steps is truncated alone. Small mixtures are truncated exactly, all in one batch.
 """
 
 from __future__ import annotations
@@ -18,11 +15,13 @@ import torch
 from torch import Tensor
 
 from models.lowrank.block_lanczos import Ritz, leading_right_vectors
-from models.lowrank.factors import ROW_NORM, Factors, align
+from models.lowrank.factors import ROW_NORM, Factors, align, concatenate
 from models.lowrank.truncation import SMALL, TOLERANCE, best_rank
 
 MARKS = 4
 """Numbers of each column by which equal columns are found, before all are compared."""
+MOST_STEPS = 6
+"""Products with X and with X^T before a mixture is truncated the exact way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +31,13 @@ class Mixtures:
     Attributes:
         shared: the terms b_s a_s^T, ``B`` (L, m, S) and ``A`` (L, S, n).
         weights: c, (N, S).
-        own: O_i, ``B`` (N, L, m, K) and ``A`` (N, L, K, n); None where clients have nothing of their own.
+        individual: O_i, ``B`` (N, L, m, K) and ``A`` (N, L, K, n); None where all terms are shared.
         dtype: of the products.
     """
 
     shared: Factors
     weights: Tensor
-    own: Factors | None = None
+    individual: Factors | None = None
     dtype: torch.dtype = torch.float32
 
     @property
@@ -59,12 +58,12 @@ class Mixtures:
     @property
     def rank(self) -> int:
         """The inner dimension S + K of every X_i."""
-        return self.shared.rank + (0 if self.own is None else self.own.rank)
+        return self.shared.rank + (0 if self.individual is None else self.individual.rank)
 
     def transposed(self) -> Mixtures:
         """Return X_i^T."""
-        own = None if self.own is None else _transposed(self.own)
-        return Mixtures(_transposed(self.shared), self.weights, own, self.dtype)
+        individual = None if self.individual is None else self.individual.transposed()
+        return Mixtures(self.shared.transposed(), self.weights, individual, self.dtype)
 
     def times(self, V: Tensor) -> Tensor:
         """Return X_i V_i, (N, L, m, k), for V (N, L, n, k)."""
@@ -76,8 +75,8 @@ class Mixtures:
             inner = (A @ V.permute(1, 2, 0, 3).flatten(2)).view(len(A), -1, count, k)
             inner *= self.weights.T[:, :, None].to(V.dtype)
         total = (B @ inner.flatten(2)).view(len(B), -1, count, k).permute(2, 0, 1, 3).contiguous()
-        if self.own is not None:
-            total += self.own.B.to(V.dtype) @ (self.own.A.to(V.dtype) @ V)
+        if self.individual is not None:
+            total += self.individual.B.to(V.dtype) @ (self.individual.A.to(V.dtype) @ V)
         return total
 
     def transposed_times(self, U: Tensor) -> Tensor:
@@ -87,22 +86,16 @@ class Mixtures:
     def concatenated(self) -> Factors:
         """Return all X_i in factors of rank S + K, (N, L, m, S + K) and (N, L, S + K, n)."""
         B = self.shared.B * self.weights[:, None, None, :]
-        A = self.shared.A.expand(len(B), -1, -1, -1)
-        if self.own is None:
-            return Factors(B, A)
-        return Factors(torch.cat([B, self.own.B], dim=-1), torch.cat([A, self.own.A], dim=-2))
+        shared = Factors(B, self.shared.A.expand(len(B), -1, -1, -1))
+        return shared if self.individual is None else concatenate([shared, self.individual])
 
-    def one(self, index: int) -> Factors:
+    def of_client(self, index: int) -> Factors:
         """Return X_i of one client, (L, m, R) and (L, R, n), without the terms whose weight is zero."""
         used = self.weights[index].nonzero().flatten()
-        B, A = self.shared.B[..., used] * self.weights[index, used], self.shared.A[:, used]
-        if self.own is None:
-            return Factors(B, A)
-        return Factors(torch.cat([B, self.own.B[index]], dim=-1), torch.cat([A, self.own.A[index]], dim=-2))
-
-
-def _transposed(factors: Factors) -> Factors:
-    return Factors(B=factors.A.mT, A=factors.B.mT)
+        shared = Factors(self.shared.B[..., used] * self.weights[index, used], self.shared.A[:, used])
+        if self.individual is None:
+            return shared
+        return concatenate([shared, Factors(self.individual.B[index], self.individual.A[index])])
 
 
 def distinct_terms(terms: Sequence[Factors]) -> tuple[Factors, Tensor]:
@@ -117,7 +110,8 @@ def distinct_terms(terms: Sequence[Factors]) -> tuple[Factors, Tensor]:
         The different columns of B, with their rows of A, as factors of rank S, and the membership (T, S): how often
         each is in each term, so that sum_t w_t term_t has the weights ``w @ membership``.
     """
-    B, A = torch.cat([one.B for one in terms], dim=-1), torch.cat([one.A for one in terms], dim=-2)
+    columns = concatenate(terms)
+    B, A = columns.B, columns.A
     owner = torch.arange(len(terms)).repeat_interleave(torch.tensor([one.rank for one in terms]))
     first, place = _first_alike(B, A)
     membership = torch.zeros(len(terms), len(first))
@@ -144,9 +138,6 @@ def _first_alike(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     return first, order.argsort()[groups]
 
 
-MOST_STEPS = 6
-
-
 def truncated_mixtures(X: Mixtures, rank: int, reference: Factors) -> Factors:
     """Return the best approximation of every X_i by rank ``rank``, (N, L, m, r) and (N, L, r, n).
 
@@ -157,21 +148,17 @@ def truncated_mixtures(X: Mixtures, rank: int, reference: Factors) -> Factors:
         ValueError: as :func:`models.lowrank.truncation.best_rank`.
     """
     if X.rank <= SMALL or min(X.m, X.n) <= SMALL:
-        return _aligned(best_rank(X.concatenated(), rank), reference)
+        best = best_rank(X.concatenated(), rank)
+        return align(best, Factors(reference.B.expand_as(best.B), reference.A.expand_as(best.A)))
     wide = X.n > X.m
     side = X.transposed() if wide else X
     found = leading_right_vectors(side, (rank,), tolerance=TOLERANCE, most_steps=MOST_STEPS)
     result = _in_gauge(found, wide, reference)
     missed = (torch.maximum(found.excess, found.noise) > TOLERANCE).any(dim=1)
     for index in missed.nonzero().flatten().tolist():
-        exact = align(best_rank(X.one(index), rank), reference)
+        exact = align(best_rank(X.of_client(index), rank), reference)
         result.B[index], result.A[index] = exact.B, exact.A
     return result
-
-
-def _aligned(factors: Factors, reference: Factors) -> Factors:
-    expanded = Factors(reference.B.expand_as(factors.B), reference.A.expand_as(factors.A))
-    return align(factors, expanded)
 
 
 def _in_gauge(found: Ritz, wide: bool, reference: Factors) -> Factors:

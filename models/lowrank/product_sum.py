@@ -2,15 +2,13 @@
 
 The sum is kept exactly: as the factors themselves, float32 or wider, in chunks of several clients. Chunks beyond
 ``ram_limit`` lie in a temporary file without a name, gone with the process, and are mapped one at a time. That is
-cheaper than an m x n matrix: adding a client of rank r to that costs 2 m n r operations, going through its factors
-2 r (m + n) for each of some 16 columns, about five times; see docs/performance.md.
+cheaper than an m x n matrix: adding a client of rank r to the matrix costs 2 m n r operations, multiplying its factors
+by some 16 columns about five times costs 2 r (m + n) per column; see docs/performance.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -41,7 +39,7 @@ class ProductSum:
         self._filled = 0
         self._dtype = torch.float32
         self._chunks: list[StoredTensors] = []
-        self._space: tuple[int, ...] | None = None
+        self._shape: tuple[int, ...] | None = None
         self.rank = 0
 
     @property
@@ -55,11 +53,9 @@ class ProductSum:
         Raises:
             ValueError: another m, n or batch dimensions than those of the first.
         """
-        space = (*factors.B.shape[:-1], factors.A.shape[-1])
-        if self._space not in (None, space):
-            raise ValueError(f"expected (..., m, n) = {self._space} as of the first factors, got {space}")
-        self._space = space
-        dtype = torch.promote_types(torch.promote_types(factors.B.dtype, factors.A.dtype), torch.float32)
+        if self._shape not in (None, factors.shape):
+            raise ValueError(f"expected (..., m, n) = {self._shape} as of the first factors, got {factors.shape}")
+        self._shape, dtype = factors.shape, factors.wide_dtype
         self._dtype = torch.promote_types(self._dtype, dtype)
         target, place = self._room_for(factors.rank, dtype), slice(self._filled, self._filled + factors.rank)
         target.B[..., place] = factors.B
@@ -81,17 +77,20 @@ class ProductSum:
         Raises:
             ValueError: nothing was added.
         """
-        if self._space is None:
+        if self._shape is None:
             raise ValueError("expected at least one stack of factors in the sum, got none")
         self._close_chunk()
-        *batch, m, n = self._space
-        return FactorStack(_Chunks(tuple(self._chunks)), m, n, tuple(batch), self.rank, self._dtype)
+        *batch, m, n = self._shape
+        stored = tuple(self._chunks)
+        return FactorStack(
+            lambda: (Factors(**one.tensors()) for one in stored), m, n, tuple(batch), self.rank, self._dtype
+        )
 
     def _room_for(self, rank: int, dtype: torch.dtype) -> Factors:
         """Return the open chunk, or a fresh one where that has too little room."""
         if self._open is None or self._open.rank < self._filled + rank or self._open.B.dtype != dtype:
             self._close_chunk()
-            *batch, m, n = self._space or ()
+            *batch, m, n = self._shape or ()
             columns = max(rank, self._chunk_bytes // (math.prod(batch) * (m + n) * dtype.itemsize))
             self._open = Factors(
                 torch.empty(*batch, m, columns, dtype=dtype), torch.empty(*batch, columns, n, dtype=dtype)
@@ -104,13 +103,3 @@ class ProductSum:
             chunk = Factors(self._open.B[..., filled].contiguous(), self._open.A[..., filled, :].contiguous())
             self._chunks.append(self._store.put({"B": chunk.B, "A": chunk.A}))
         self._open, self._filled = None, 0
-
-
-@dataclass(frozen=True)
-class _Chunks:
-    """Goes through the chunks, one of those on disk at a time."""
-
-    chunks: tuple[StoredTensors, ...]
-
-    def __iter__(self) -> Iterator[Factors]:
-        return (Factors(**one.tensors()) for one in self.chunks)

@@ -1,7 +1,8 @@
-"""T_r of a sum of many clients' factors, by whichever of four ways is cheapest and still exact.
+"""T_r(X), the best approximation by rank r of a sum X of many clients' factors.
 
-All ways end alike: right singular vectors V (n, r) are found, X V is computed from the factors, and Y = X V V^T is
-brought to the gauge of :func:`models.lowrank.factors.truncate`. They differ in how V is found:
+Of four ways, all exact, the cheapest is taken. All end alike: right singular vectors V (n, r) are found, X V is
+computed from the factors, and Y = X V V^T is brought to the gauge of :func:`models.lowrank.factors.truncate`. They
+differ in how V is found:
 
 - ``qr``: QR of both stacks and SVD of the core, in float64; where nothing is large, or where products cancel.
 - ``gram``: eigenvectors of the R x R core (B^T B)^(1/2) A A^T (B^T B)^(1/2), in float64; a few clients.
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from models.lowrank.block_lanczos import NOT_FINITE, OVERSAMPLING, leading_right_vectors
 from models.lowrank.factor_stack import FactorStack
-from models.lowrank.factors import Factors, concatenate, truncate
+from models.lowrank.factors import Factors, truncate
 
 TOLERANCE = 1e-6
 SMALL = 48
@@ -32,25 +33,18 @@ GRAM_NOISE = 1e-15
 """Relative error of the eigenvalues of the core, a few float64 roundings."""
 
 
-def weighted_sum(factors: Sequence[Factors], weights: Sequence[float] | Tensor | None, rank: int) -> Factors:
-    """Return T_r(sum_i w_i B_i A_i), the product average cut to ``rank`` (FlexLoRA, arXiv 2402.11505).
-
-    Raises:
-        ValueError: as :func:`models.lowrank.factors.concatenate` and :func:`best_rank`.
-
-    """
-    return best_rank(concatenate(factors, weights), rank)
-
-
 def best_rank(total: Factors | FactorStack, *cuts: int, method: str | None = None) -> Factors:
-    """Return the best approximation of X by rank ``max(cuts)``, whose first r components are the best for every cut.
+    """Return the best approximation of X by rank ``max(cuts)``, whose first r components are the best for every cut r.
 
     The same call gives the same bits. The order of the terms of X moves the result by no more than their rounding does.
-    ``method`` names one of the four ways instead of the cost model; it is for tests and measurements.
+
+    Args:
+        total: X, (..., m, n).
+        cuts: ranks, from 1 to min(m, n).
+        method: one of the four ways, instead of the cost model's choice; for tests and measurements.
 
     Raises:
         ValueError: a cut is not in 1 to min(m, n), or the factors are not finite.
-
     """
     X = FactorStack.of(total) if isinstance(total, Factors) else total
     if not all(1 <= cut <= min(X.m, X.n) for cut in cuts):

@@ -20,19 +20,20 @@ def factors(m: int, n: int, rank: int, *batch: int, seed: int = 0) -> Factors:
     return Factors(torch.randn(*batch, m, rank, generator=g) * decay, torch.randn(*batch, rank, n, generator=g))
 
 
-def mixtures(m: int, n: int, terms: int = TERMS, own: bool = True) -> Mixtures:
+def mixtures(m: int, n: int, terms: int = TERMS, individual: bool = True) -> Mixtures:
     weights = torch.rand(CLIENTS, terms, generator=chance(1)) * (torch.rand(CLIENTS, terms, generator=chance(2)) < 0.7)
-    return Mixtures(factors(m, n, terms, LAYERS), weights, factors(m, n, 5, CLIENTS, LAYERS, seed=3) if own else None)
+    more = factors(m, n, 5, CLIENTS, LAYERS, seed=3) if individual else None
+    return Mixtures(factors(m, n, terms, LAYERS), weights, more)
 
 
 def dense(X: Mixtures, client: int) -> torch.Tensor:
     total = (X.shared.B * X.weights[client]) @ X.shared.A
-    return total if X.own is None else total + X.own.B[client] @ X.own.A[client]
+    return total if X.individual is None else total + X.individual.B[client] @ X.individual.A[client]
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_products_are_those_of_the_matrices(own: bool) -> None:
-    X, k = mixtures(11, 7, own=own), 6
+@pytest.mark.parametrize("individual", [True, False])
+def test_products_are_those_of_the_matrices(individual: bool) -> None:
+    X, k = mixtures(11, 7, individual=individual), 6
     V, U = torch.randn(CLIENTS, LAYERS, 7, k), torch.randn(CLIENTS, LAYERS, 11, k)
     same = V[:1, :1].expand(CLIENTS, LAYERS, -1, -1)
     for client in range(CLIENTS):
@@ -40,7 +41,7 @@ def test_products_are_those_of_the_matrices(own: bool) -> None:
         torch.testing.assert_close(X.times(same)[client], dense(X, client) @ same[client], rtol=1e-4, atol=1e-4)
         expected = dense(X, client).mT @ U[client]
         torch.testing.assert_close(X.transposed_times(U)[client], expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(X.one(client).product(), dense(X, client), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(X.of_client(client).product(), dense(X, client), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(X.concatenated().product()[client], dense(X, client), rtol=1e-4, atol=1e-4)
 
 
@@ -49,7 +50,7 @@ def test_the_truncation_of_many_is_that_of_each_in_the_same_gauge(m: int, n: int
     X, reference = mixtures(m, n, terms), factors(m, n, RANK, LAYERS, seed=9)
     got = truncated_mixtures(X, RANK, reference)
     for client in range(CLIENTS):
-        expected = align(best_rank(X.one(client), RANK), reference)
+        expected = align(best_rank(X.of_client(client), RANK), reference)
         torch.testing.assert_close(got.B[client], expected.B, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(got.A[client], expected.A, rtol=1e-4, atol=1e-5)
 

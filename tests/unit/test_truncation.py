@@ -1,4 +1,4 @@
-"""Tests of models/truncation.py: every way against the dense SVD, and the bound against the error it bounds."""
+"""Truncation: every way against the dense SVD, and the bound against the error it bounds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models.lowrank.block_lanczos import leading_right_vectors
 from models.lowrank.factor_stack import FactorStack
 from models.lowrank.factors import ROW_NORM, Factors, concatenate, truncate
-from models.lowrank.truncation import TOLERANCE, best_rank, estimate_costs, weighted_sum
+from models.lowrank.truncation import TOLERANCE, best_rank, estimate_costs
 
 WAYS = ("qr", "gram", "lanczos", "dense")
 quick = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -86,7 +86,7 @@ def test_the_bound_of_lanczos_bounds_the_error(case, steps):
 @pytest.mark.parametrize("way", WAYS)
 def test_order_of_arrival_moves_the_product_by_rounding_only(way):
     clients = [draw(150, 90, 3, seed, (2,), 0.6) for seed in range(1, 31)]
-    there, back = (weighted_sum(order, [1 / 30] * 30, 3) for order in (clients, clients[::-1]))
+    there, back = (best_rank(concatenate(order, [1 / 30] * 30), 3) for order in (clients, clients[::-1]))
     scale = torch.linalg.matrix_norm(there.product())
     assert (torch.linalg.matrix_norm(there.product() - back.product()) <= 1e-6 * scale).all()
 
