@@ -118,7 +118,7 @@ def test_atoms_generalise_to_unseen_members_of_a_low_dimensional_family(seed: in
     family = Family(seed)
     seen, unseen = family.draw(MEMBERS, LATENT), family.draw(64, LATENT)
     memory, true = family.deviations(seen), dense(family.deviations(unseen))
-    generator = build("atoms", rank=8, input_size=LATENT, seed=seed)
+    generator = build("atoms", rank=8, embedding_size=LATENT, seed=seed)
     generator.seed(memory)
     distill(
         generator,
@@ -141,7 +141,7 @@ def test_atoms_generalise_to_unseen_members_of_a_low_dimensional_family(seed: in
 def test_every_kind_learns_its_training_members(kind: str) -> None:
     family = Family(0)
     seen = family.draw(MEMBERS, LATENT)
-    memory, generator = family.deviations(seen), build(kind, rank=5, input_size=LATENT)
+    memory, generator = family.deviations(seen), build(kind, rank=5, embedding_size=LATENT)
     generator.seed(memory)
     report = distill(
         generator,

@@ -25,9 +25,11 @@ def random_batch(count: int, rank: int, seed: int) -> AdapterBatch:
     return AdapterBatch(low_rank, torch.randn(count, CLASSES, WIDTH + 1, generator=generator))
 
 
-def build(kind: str, *, rank: int = RANK, seed: int = 0, input_size: int = SIGNATURE) -> Generator:
+def build(kind: str, *, rank: int = RANK, seed: int = 0, embedding_size: int = SIGNATURE) -> Generator:
     template = random_batch(1, 6, seed=1)[0]
-    return build_generator(kind, template=template, input_size=input_size, rank=rank, hidden=16, seed=seed, num_heads=3)
+    return build_generator(
+        kind, template=template, embedding_size=embedding_size, rank=rank, hidden=16, seed=seed, num_heads=3
+    )
 
 
 def signatures(count: int, seed: int = 0) -> torch.Tensor:
@@ -75,7 +77,7 @@ def test_kinds_may_differ_in_their_number_of_blocks(kind: str) -> None:
     fc1 = template.low_rank["mlp.fc1"]
     template = Adapter({**template.low_rank, "mlp.fc1": Factors(fc1.B[:3], fc1.A[:3])}, template.head)
     generator = build_generator(
-        kind, template=template, input_size=SIGNATURE, rank=RANK, hidden=16, seed=0, num_heads=3
+        kind, template=template, embedding_size=SIGNATURE, rank=RANK, hidden=16, seed=0, num_heads=3
     )
     assert shaken(generator)(signatures(9)).low_rank["mlp.fc1"].B.shape == (9, 3, 11, RANK)
 
@@ -149,7 +151,7 @@ def unexplained(atoms: torch.Tensor, deviations: torch.Tensor) -> float:
 def test_seeded_atoms_span_the_deviations_and_coefficients_are_of_order_one() -> None:
     memory, generator = planted_memory(9, terms=5), build("atoms", rank=5)
     assert isinstance(generator, AtomGenerator)
-    generator.seed_atoms(memory)
+    generator.seed(memory)
     for kind in SHAPES:
         atoms, deviations = generator._atoms(kind).factors(), memory.low_rank[kind].product()
         single = torch.einsum("lmk,lkn->lkmn", atoms.B, atoms.A).flatten(2).detach()

@@ -1,6 +1,6 @@
 """The default generator: a few coefficients over learned rank-1 atoms, dW_l = B_l diag(c_l) A_l.
 
-The signature only chooses coefficients; what a deviation can look like is learned for all clients together.
+A signature only chooses coefficients; what a deviation can look like is learned for all clients together.
 That is the bottleneck which keeps the generator from memorising two dozen clients.
 """
 
@@ -59,7 +59,7 @@ class RankOneAtoms(nn.Module):
 
 
 class AtomGenerator(Generator):
-    """Signature -> code -> per layer K coefficients of that layer's atoms; the head likewise.
+    """Embedding -> code -> per layer K coefficients of that layer's atoms; the head likewise.
 
     c_l = W_kind silu(code * (1 + gain_l) + shift_l), with a learned embedding (gain_l, shift_l) of the block
     that all kinds share. W is zero at birth.
@@ -67,10 +67,10 @@ class AtomGenerator(Generator):
 
     head_scale: Tensor
 
-    def __init__(self, template: Adapter, *, input_size: int, rank: int, hidden: int) -> None:
+    def __init__(self, template: Adapter, *, embedding_size: int, rank: int, hidden: int) -> None:
         super().__init__()
         self.shapes = kind_shapes(template)
-        self.trunk = make_trunk(input_size, hidden)
+        self.trunk = make_trunk(embedding_size, hidden)
         blocks = max(shape.blocks for shape in self.shapes.values())
         self.layers = nn.Parameter(0.5 * torch.randn(2, blocks, hidden))
         self.coefficient_heads = nn.ModuleDict({slot(kind): zero_linear(hidden, rank) for kind in self.shapes})
@@ -79,30 +79,30 @@ class AtomGenerator(Generator):
         self.head_atoms = nn.Parameter(torch.randn(rank, *template.head.shape))
         self.register_buffer("head_scale", torch.full((rank, 1, 1), 1 / math.sqrt(template.head.numel())))
 
-    def forward(self, inputs: Tensor) -> AdapterBatch:
+    def forward(self, embeddings: Tensor) -> AdapterBatch:
         """Return the deviations; its ``A`` is one tensor seen N times."""
-        coefficients, low_rank = self.coefficients(inputs), {}
+        coefficients, low_rank = self.coefficients(embeddings), {}
         for kind in self.shapes:
             atoms, c = self._atoms(kind).factors(), coefficients[kind]
-            low_rank[kind] = Factors(atoms.B * c[:, :, None, :], atoms.A.expand(len(inputs), -1, -1, -1))
+            low_rank[kind] = Factors(atoms.B * c[:, :, None, :], atoms.A.expand(len(embeddings), -1, -1, -1))
         return AdapterBatch(
             low_rank, torch.einsum("nk,kcw->ncw", coefficients[HEAD], self.head_atoms * self.head_scale)
         )
 
-    def coefficients(self, inputs: Tensor) -> dict[str, Tensor]:
+    def coefficients(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Return c by part: (N, L, K) for a kind, (N, K) for the head."""
-        code = self.trunk(inputs)
+        code = self.trunk(embeddings)
         gain, shift = self.layers
         mixed = silu(code[:, None, :] * (1 + gain) + shift)
         parts = {kind: self.coefficient_heads[slot(kind)](mixed[:, : s.blocks]) for kind, s in self.shapes.items()}
         return parts | {HEAD: self.head_coefficients(code)}
 
-    def products(self, inputs: Tensor, memory: StackedMemory) -> dict[str, Products]:
-        """Return the products with the memory from those of the atoms, which all inputs share.
+    def products(self, embeddings: Tensor, memory: StackedMemory) -> dict[str, Products]:
+        """Return the products with the memory from those of the atoms, which all clients share.
 
         ||G||^2 = c^T Gram(atoms) c and <G, D_j> = sum_k c_k <atom_k, D_j>, each summed over the layers.
         """
-        coefficients, parts = self.coefficients(inputs), {}
+        coefficients, parts = self.coefficients(embeddings), {}
         for kind in self.shapes:
             atoms, stacked = self._atoms(kind).factors(), memory.low_rank[kind]
             gram = (atoms.B.mT @ atoms.B) * (atoms.A @ atoms.A.mT)
@@ -112,12 +112,8 @@ class AtomGenerator(Generator):
         gram, met = head @ head.T, head @ memory.heads.flatten(1).T
         return parts | {HEAD: _combined(coefficients[HEAD][:, None], gram[None], met[None])}
 
-    def seed(self, memory: AdapterBatch) -> None:
-        """See :meth:`seed_atoms`."""
-        self.seed_atoms(memory)
-
     @torch.no_grad()
-    def seed_atoms(self, memory: AdapterBatch) -> None:
+    def seed(self, memory: AdapterBatch) -> None:
         """Start from atoms that span the remembered deviations as well as K atoms can.
 
         Coefficients of order 1 then give typical deviations. The output stays zero on a fresh generator; a

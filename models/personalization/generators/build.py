@@ -1,4 +1,4 @@
-"""The generator G_phi (hypernetwork): a client's deviation from the anchor out of its signature alone.
+"""The generator G_phi (hypernetwork): a client's deviation from the anchor, made from its signature alone.
 
 It serves clients that never trained, join later or are offline. The contract is
 :class:`~models.personalization.generators.base.Generator`; the kinds differ in what a signature may decide:
@@ -12,16 +12,14 @@ It serves clients that never trained, join later or are offline. The contract is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 
 from models.adapters.adapter import Adapter
 from models.personalization.generators.atoms import AtomGenerator
-from models.personalization.generators.attention import AttentionGenerator
 from models.personalization.generators.base import Generator
-from models.personalization.generators.heads import HeadwiseGenerator
-from models.personalization.generators.mlp import MlpGenerator
+from models.personalization.generators.direct import AttentionGenerator, HeadwiseGenerator, MlpGenerator
 
 __all__ = ["GENERATOR_KINDS", "Generator", "build_generator"]
 
@@ -29,35 +27,30 @@ GENERATOR_KINDS = ("atoms", "mlp", "attention", "heads")
 
 
 def build_generator(
-    kind: str, *, template: Adapter, input_size: int, rank: int, hidden: int, seed: int, num_heads: int
+    kind: str, *, template: Adapter, embedding_size: int, rank: int, hidden: int, seed: int, num_heads: int
 ) -> Generator:
     """Return a fresh generator, the same one for the same ``seed``; the global random state stays as it is.
 
     Args:
         kind: one of ``GENERATOR_KINDS``.
         template: any adapter of the backbone, for kinds and shapes; its rank plays no part.
-        input_size: numbers k in a standardised signature.
+        embedding_size: numbers k in the embedding of a signature.
         rank: atoms K per module for ``atoms``, else the rank r of the factors; a deviation's rank.
         hidden: width of the code.
         seed: of the weights at birth.
-        num_heads: attention heads of the backbone, for ``heads`` only.
+        num_heads: attention heads of the backbone (``Backbone.num_heads``), for ``heads`` only.
 
     Raises:
         ValueError: if the kind is unknown or a size is below 1.
-
     """
-    builders = _builders(num_heads)
+    headwise = functools.partial(HeadwiseGenerator, num_heads=num_heads)
+    classes: tuple[Callable[..., Generator], ...] = (AtomGenerator, MlpGenerator, AttentionGenerator, headwise)
+    builders = dict(zip(GENERATOR_KINDS, classes, strict=True))
     if kind not in builders:
         raise ValueError(f"expected a generator kind among {', '.join(GENERATOR_KINDS)}, got {kind!r}")
-    sizes = {"input_size": input_size, "rank": rank, "hidden": hidden, "num_heads": num_heads}
+    sizes = {"embedding_size": embedding_size, "rank": rank, "hidden": hidden, "num_heads": num_heads}
     if min(sizes.values()) < 1:
         raise ValueError(f"expected sizes of at least 1, got {sizes}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return builders[kind](template, input_size=input_size, rank=rank, hidden=hidden)
-
-
-def _builders(num_heads: int) -> Mapping[str, Callable[..., Generator]]:
-    """Return the class of each kind, with what only one of them needs filled in."""
-    headwise = functools.partial(HeadwiseGenerator, num_heads=num_heads)
-    return {"atoms": AtomGenerator, "mlp": MlpGenerator, "attention": AttentionGenerator, "heads": headwise}
+        return builders[kind](template, embedding_size=embedding_size, rank=rank, hidden=hidden)

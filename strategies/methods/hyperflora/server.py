@@ -105,7 +105,7 @@ class HyperFLora(Plain):
         return build_generator(
             "mlp",
             template=state.initial,
-            input_size=state.projection.basis.shape[1],
+            embedding_size=state.projection.basis.shape[1],
             rank=state.initial.rank,
             hidden=self.hidden,
             seed=derive_seed(self.seed, "generator"),

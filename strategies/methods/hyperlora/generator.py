@@ -144,7 +144,7 @@ class ServedGenerator:
         return build_generator(
             self.kind,
             template=template,
-            input_size=input_size,
+            embedding_size=input_size,
             rank=self.rank,
             hidden=self.hidden,
             seed=derive_seed(self.seed, "generator"),
