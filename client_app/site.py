@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt
+from pydantic import NonNegativeInt
 
 from hyperlora.config.schema import RunConfig
-from hyperlora.config.section import ConfigError, Rule, Scalar, Section, keys_of, nearest, parse_section
+from hyperlora.config.section import ConfigError, Rule, Scalar, Section, key, keys_of, nearest, parse_section
 from hyperlora.data.federation import ClientData, DataError, Federation
 from hyperlora.messages.signature import RULE, is_client_id
 
@@ -22,16 +22,12 @@ ClientName = Annotated[str, Rule(is_client_id, RULE)]
 class Site(Section):
     """One client on a machine of its own, as ``flower-supernode --node-config`` describes it."""
 
-    client_id: ClientName = Field("", description="the client that this node hosts")
-    data_path: AbsolutePath = Field(
-        "", description="absolute path of its own data; empty takes its part of the run's data set"
-    )
-    state_dir: AbsolutePath = Field("", description="absolute path of a folder for the site's caches; empty keeps none")
-    weights: AbsolutePath = Field(
-        "", description="absolute path of its copy of the backbone's weights; empty takes model.weights"
-    )
-    rank: NonNegativeInt = Field(0, description="largest LoRA rank that this client can train; 0 takes the run's")
-    device: Literal["", "auto", "cpu", "cuda"] = Field("", description="device to train on; empty takes train.device")
+    client_id: ClientName = key("", "the client that this node hosts")
+    data_path: AbsolutePath = key("", "absolute path of its own data; empty takes its part of the run's data set")
+    state_dir: AbsolutePath = key("", "absolute path of a folder for the site's caches; empty keeps none")
+    weights: AbsolutePath = key("", "absolute path of its copy of the backbone's weights; empty takes model.weights")
+    rank: NonNegativeInt = key(0, "largest LoRA rank that this client can train; 0 takes the run's")
+    device: Literal["", "auto", "cpu", "cuda"] = key("", "device to train on; empty takes train.device")
 
     def settings(self, config: RunConfig) -> RunConfig:
         """Return the run's configuration as it holds at this site: with its own paths, device and rank.

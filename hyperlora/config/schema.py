@@ -21,6 +21,7 @@ from hyperlora.config.section import (
     S,
     Scalar,
     Section,
+    key,
     keys_of,
     nearest,
     parse_section,
@@ -69,61 +70,47 @@ MethodName = Annotated[str, Rule(lambda value: bool(find_method(value)), METHOD_
 class DataConfig(Section):
     """Which data the clients hold and how a simulation divides it."""
 
-    name: DataName = Field(
-        "digits", description="digits (embedded), a kind of own data (folder, csv, ...) or a known set"
+    name: DataName = key("digits", "digits (embedded), a kind of own data (folder, csv, ...) or a known set")
+    path: str = key("", "absolute path of own data or a local copy; empty loads a known set from the hub")
+    revision: Commit = key(
+        "", "commit of a known set's repository on the hub; empty takes the commit that is known for it"
     )
-    path: str = Field("", description="absolute path of own data or a local copy; empty loads a known set from the hub")
-    revision: Commit = Field(
-        "", description="commit of a known set's repository on the hub; empty takes the commit that is known for it"
-    )
-    classes: str = Field(
-        "", description="names of the classes, separated by commas; empty takes those that the data have"
-    )
-    first_classes: NonNegativeInt = Field(0, description="classes that are used, those of the lowest labels; 0 is all")
-    text_column: str = Field("text", description="column of the texts in a table")
-    label_column: str = Field("label", description="column of their classes")
-    domain_column: str = Field("domain", description="column of their domains, which a table need not have")
-    partition: Partition = Field("dirichlet", description="how a domain's samples are divided over clients")
-    split: Split = Field(
-        "hash", description="parts of a client by a hash of each sample, or tested on the set's official test split"
-    )
-    classes_per_client: PositiveInt = Field(2, description="classes of a client where data.partition is pathological")
-    max_samples: NonNegativeInt = Field(0, description="most samples of a client, the others are left alone; 0 is all")
-    clients_per_domain: PositiveInt = Field(5, description="clients that share one domain's samples")
-    dirichlet_alpha: NonNegativeFloat = Field(0.5, description="label skew inside a domain; 0 divides evenly")
-    unseen_fraction: Fraction = Field(0.2, description="share of each domain's clients that never train")
-    validation_fraction: Fraction = Field(0.15, description="share of a client's samples held out for validation")
-    test_fraction: Fraction = Field(0.25, description="share of a client's samples held out for its own test")
+    classes: str = key("", "names of the classes, separated by commas; empty takes those that the data have")
+    first_classes: NonNegativeInt = key(0, "classes that are used, those of the lowest labels; 0 is all")
+    text_column: str = key("text", "column of the texts in a table")
+    label_column: str = key("label", "column of their classes")
+    domain_column: str = key("domain", "column of their domains, which a table need not have")
+    partition: Partition = key("dirichlet", "how a domain's samples are divided over clients")
+    split: Split = key("hash", "parts of a client by a hash of each sample, or tested on the set's official test split")
+    classes_per_client: PositiveInt = key(2, "classes of a client where data.partition is pathological")
+    max_samples: NonNegativeInt = key(0, "most samples of a client, the others are left alone; 0 is all")
+    clients_per_domain: PositiveInt = key(5, "clients that share one domain's samples")
+    dirichlet_alpha: NonNegativeFloat = key(0.5, "label skew inside a domain; 0 divides evenly")
+    unseen_fraction: Fraction = key(0.2, "share of each domain's clients that never train")
+    validation_fraction: Fraction = key(0.15, "share of a client's samples held out for validation")
+    test_fraction: Fraction = key(0.25, "share of a client's samples held out for its own test")
 
 
 class ModelConfig(Section):
     """The frozen backbone that all parties share."""
 
-    name: str = Field(
-        "digits-vit", description="digits-vit (embedded), a timm model, or hf: and a hub name or absolute directory"
-    )
-    weights: str = Field(
-        "", description="absolute path of a safetensors file or, for hf:, a directory; empty takes the model's own"
-    )
-    revision: Commit = Field("", description="commit of the weights' repository on the hub; empty takes the newest")
-    image_size: PositiveInt = Field(16, description="side of square images in pixels")
-    max_length: PositiveInt = Field(128, description="most tokens of a text; longer ones are truncated")
-    prompt: Prompt = Field("a photo of a {}.", description="text of a class for CLIP, {} is its name")
-    text_tower: bool = Field(False, description="adapt the text tower of CLIP or SigLIP too and have it make the head")
-    ship: bool = Field(
-        False, description="send the backbone to sites with a state-dir, once; for digits-vit and timm models"
-    )
+    name: str = key("digits-vit", "digits-vit (embedded), a timm model, or hf: and a hub name or absolute directory")
+    weights: str = key("", "absolute path of a safetensors file or, for hf:, a directory; empty takes the model's own")
+    revision: Commit = key("", "commit of the weights' repository on the hub; empty takes the newest")
+    image_size: PositiveInt = key(16, "side of square images in pixels")
+    max_length: PositiveInt = key(128, "most tokens of a text; longer ones are truncated")
+    prompt: Prompt = key("a photo of a {}.", "text of a class for CLIP, {} is its name")
+    text_tower: bool = key(False, "adapt the text tower of CLIP or SigLIP too and have it make the head")
+    ship: bool = key(False, "send the backbone to sites with a state-dir, once; for digits-vit and timm models")
 
 
 class LoraConfig(Section):
     """The shape of the adapter."""
 
-    rank: PositiveInt = Field(4, description="rank r of every adapted module")
-    ranks: StepList = Field(
-        "", description="ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it"
-    )
-    alpha: PositiveFloat = Field(8.0, description="numerator of scaling = alpha / rank")
-    last_blocks: PositiveInt = Field(2, description="number of last transformer blocks that are adapted")
+    rank: PositiveInt = key(4, "rank r of every adapted module")
+    ranks: StepList = key("", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it")
+    alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")
+    last_blocks: PositiveInt = key(2, "number of last transformer blocks that are adapted")
 
     @property
     def client_ranks(self) -> tuple[int, ...]:
@@ -134,110 +121,92 @@ class LoraConfig(Section):
 class TrainConfig(Section):
     """The local budget and the local optimiser."""
 
-    local_steps: NonNegativeInt = Field(10, description="optimiser steps K a client makes per round")
-    batch_size: PositiveInt = Field(16, description="samples per local step")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="local optimiser")
-    learning_rate: PositiveFloat = Field(3e-3, description="local learning rate")
-    weight_decay: NonNegativeFloat = Field(0.0, description="local weight decay")
-    prefix_cache_mb: NonNegativeInt = Field(
-        1024, description="most MiB of frozen-prefix activations a client process keeps"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto, cpu or cuda; cuda fails where no GPU is given to the client"
+    local_steps: NonNegativeInt = key(10, "optimiser steps K a client makes per round")
+    batch_size: PositiveInt = key(16, "samples per local step")
+    optimizer: Literal["adamw", "sgd"] = key("adamw", "local optimiser")
+    learning_rate: PositiveFloat = key(3e-3, "local learning rate")
+    weight_decay: NonNegativeFloat = key(0.0, "local weight decay")
+    prefix_cache_mb: NonNegativeInt = key(1024, "most MiB of frozen-prefix activations a client process keeps")
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", "auto, cpu or cuda; cuda fails where no GPU is given to the client"
     )
 
 
 class PriorConfig(Section):
     """The class prior of a client in the bias of its head."""
 
-    use: Literal["method", "on", "off"] = Field("method", description="method (as the method declares), on or off")
-    gamma: NonNegativeFloat = Field(1.0, description="strength of the log class frequencies")
+    use: Literal["method", "on", "off"] = key("method", "method (as the method declares), on or off")
+    gamma: NonNegativeFloat = key(1.0, "strength of the log class frequencies")
 
 
 class SignatureConfig(Section):
     """What a client tells of its data."""
 
-    max_samples: PositiveInt = Field(512, description="most local training samples behind one signature")
-    smoothing: PositiveFloat = Field(1.0, description="pseudo-count added to every class frequency")
+    max_samples: PositiveInt = key(512, "most local training samples behind one signature")
+    smoothing: PositiveFloat = key(1.0, "pseudo-count added to every class frequency")
 
 
 class FederationConfig(Section):
     """Rounds, cohorts and deadlines."""
 
-    rounds: PositiveInt = Field(30, description="training rounds")
-    clients_per_round: PositiveInt = Field(8, description="clients in the cohort of a round")
-    evaluate_every: PositiveInt = Field(5, description="rounds between evaluations; the last round is always evaluated")
-    evaluate_steps: StepList = Field(
-        "", description="numbers of local steps after which a client is scored, as 0,1,5; 0 and K are always among them"
+    rounds: PositiveInt = key(30, "training rounds")
+    clients_per_round: PositiveInt = key(8, "clients in the cohort of a round")
+    evaluate_every: PositiveInt = key(5, "rounds between evaluations; the last round is always evaluated")
+    evaluate_steps: StepList = key(
+        "", "numbers of local steps after which a client is scored, as 0,1,5; 0 and K are always among them"
     )
-    allowed_clients: str = Field(
-        "",
-        description="absolute path, at the server, of the list of clients and their node keys; empty admits every node",
+    allowed_clients: str = key(
+        "", "absolute path, at the server, of the list of clients and their node keys; empty admits every node"
     )
-    min_clients: NonNegativeInt = Field(
-        0, description="clients to wait for before round 1; 0 means all that the data set defines"
-    )
-    min_replies: PositiveInt = Field(1, description="usable replies without which a round changes nothing")
-    join_timeout: PositiveFloat = Field(120.0, description="seconds to wait for them")
-    round_timeout: PositiveFloat = Field(600.0, description="seconds after which a missing reply is given up")
+    min_clients: NonNegativeInt = key(0, "clients to wait for before round 1; 0 means all that the data set defines")
+    min_replies: PositiveInt = key(1, "usable replies without which a round changes nothing")
+    join_timeout: PositiveFloat = key(120.0, "seconds to wait for them")
+    round_timeout: PositiveFloat = key(600.0, "seconds after which a missing reply is given up")
 
 
 class DefenceConfig(Section):
     """What the server does about updates that lie apart from the cohort's."""
 
-    norm_rule: NormRule = Field("clip", description="a movement far longer than the others': clip, reject or off")
-    factor: PositiveFloat = Field(
-        5.0,
-        description="how far: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms",
+    norm_rule: NormRule = key("clip", "a movement far longer than the others': clip, reject or off")
+    factor: PositiveFloat = key(
+        5.0, "how far: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms"
     )
-    aggregation: Aggregation = Field(
-        "mean",
-        description="mean, median (weights of the geometric median) or trimmed (those farthest from it are left out)",
+    aggregation: Aggregation = key(
+        "mean", "mean, median (weights of the geometric median) or trimmed (those farthest from it are left out)"
     )
-    trim: Fraction = Field(0.3, description="share of a cohort that trimmed leaves out")
+    trim: Fraction = key(0.3, "share of a cohort that trimmed leaves out")
 
 
 class PrivacyConfig(Section):
     """Differential privacy at the clients; the accountant is in :mod:`strategies.engine.privacy_ledger`."""
 
-    signature_noise: NonNegativeFloat = Field(
-        0.0, description="noise on signatures, in units of their sensitivity to one sample; 0 is none"
+    signature_noise: NonNegativeFloat = key(
+        0.0, "noise on signatures, in units of their sensitivity to one sample; 0 is none"
     )
-    signature_clip: PositiveFloat = Field(
-        1.0, description="root mean square that the features of a sample are clipped to"
+    signature_clip: PositiveFloat = key(1.0, "root mean square that the features of a sample are clipped to")
+    adapter_noise: NonNegativeFloat = key(
+        0.0, "noise on trained adapters, in units of their sensitivity to a client's data; 0 is none"
     )
-    adapter_noise: NonNegativeFloat = Field(
-        0.0, description="noise on trained adapters, in units of their sensitivity to a client's data; 0 is none"
-    )
-    adapter_clip: PositiveFloat = Field(
-        1.0, description="L2 norm that a client's movement is clipped to where there is noise"
-    )
-    delta: PositiveFloat = Field(1e-5, description="delta of the privacy that the accountant tells")
-    epsilon: NonNegativeFloat = Field(
-        0.0, description="budget of a client: when it is spent, the client trains no more; 0 is none"
-    )
+    adapter_clip: PositiveFloat = key(1.0, "L2 norm that a client's movement is clipped to where there is noise")
+    delta: PositiveFloat = key(1e-5, "delta of the privacy that the accountant tells")
+    epsilon: NonNegativeFloat = key(0.0, "budget of a client: when it is spent, the client trains no more; 0 is none")
 
 
 class WireConfig(Section):
     """How adapters travel."""
 
-    dtype: WireDtype = Field("float32", description="numbers of adapters in messages: float32, float16 or int8")
+    dtype: WireDtype = key("float32", "numbers of adapters in messages: float32, float16 or int8")
 
 
 class RunDirectoryConfig(Section):
     """Where results go."""
 
-    output_dir: str = Field(
-        "", description="absolute path of the run directory; empty makes a new one under ~/hyperlora-runs"
-    )
-    resume: bool = Field(False, description="go on from the last checkpoint in run.output-dir")
-    checkpoint_every: NonNegativeInt = Field(
-        1, description="rounds between checkpoints; the last round always has one; 0 makes none"
-    )
-    checkpoints_kept: PositiveInt = Field(2, description="newest checkpoints that are kept")
-    sinks: SinkList = Field(
-        "auto",
-        description="where live metrics go besides metrics.jsonl: auto (TensorBoard if installed), names, or empty",
+    output_dir: str = key("", "absolute path of the run directory; empty makes a new one under ~/hyperlora-runs")
+    resume: bool = key(False, "go on from the last checkpoint in run.output-dir")
+    checkpoint_every: NonNegativeInt = key(1, "rounds between checkpoints; the last round always has one; 0 makes none")
+    checkpoints_kept: PositiveInt = key(2, "newest checkpoints that are kept")
+    sinks: SinkList = key(
+        "auto", "where live metrics go besides metrics.jsonl: auto (TensorBoard if installed), names, or empty"
     )
 
 
@@ -248,8 +217,8 @@ class RunConfig(Section):
     :meth:`of` returns one of them.
     """
 
-    method: MethodName = Field("hyperlora", description="federated LoRA method")
-    seed: NonNegativeInt = Field(0, description="seed of data division, cohorts, initial factors and local batches")
+    method: MethodName = key("hyperlora", "federated LoRA method")
+    seed: NonNegativeInt = key(0, "seed of data division, cohorts, initial factors and local batches")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()

@@ -61,6 +61,11 @@ class Section(BaseModel):
         """Raise ConfigError where the settings of the method do not go with the rest of a run."""
 
 
+def key(default: Scalar, meaning: str) -> Any:
+    """Declare a key of a section: its default and its meaning with the unit; its range is in its type."""
+    return Field(default, description=meaning)
+
+
 S = TypeVar("S", bound=Section)
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
-from hyperlora.config.section import Section
+from hyperlora.config.section import Section, key
 
 
 class HyperFLoraSettings(Section):
     """The hypernetwork."""
 
     prefix: ClassVar[str] = "hyperflora"
-    learning_rate: PositiveFloat = Field(0.01, description="of the hypernetwork of method = hyperflora")
-    hidden: PositiveInt = Field(64, description="width of its hidden layers")
-    inputs: PositiveInt = Field(16, description="numbers that a signature is reduced to")
+    learning_rate: PositiveFloat = key(0.01, "of the hypernetwork of method = hyperflora")
+    hidden: PositiveInt = key(64, "width of its hidden layers")
+    inputs: PositiveInt = key(16, "numbers that a signature is reduced to")
 
 
 SECTIONS = (HyperFLoraSettings,)

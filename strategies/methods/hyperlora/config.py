@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from hyperlora.config.section import ConfigError, Fraction, Rule, Section
+from hyperlora.config.section import ConfigError, Fraction, Rule, Section, key
 
 if TYPE_CHECKING:
     from hyperlora.config.schema import RunConfig
@@ -28,31 +28,22 @@ class HyperLoraSettings(Section):
 
     prefix: ClassVar[str] = "hyperlora"
 
-    temperature: PositiveFloat = Field(
-        0.3, description="temperature of the attention over the memory, before it is learned"
+    temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory, before it is learned")
+    self_logit: float = key(0.0, "added to the attention logit of a client's own deviation, before it is learned")
+    strength: NonNegativeFloat = key(
+        1.0, "factor on the attended deviations, before it is learned; 0 is no synthesizer"
     )
-    self_logit: float = Field(
-        0.0, description="added to the attention logit of a client's own deviation, before it is learned"
+    server_step: PositiveFloat = key(1.0, "step of the anchor along the averaged movements")
+    gradient: GradientKind = key("sketch", "what train replies tell of the validation gradient")
+    sketch_size: PositiveInt = key(256, "numbers of a sketched gradient per module kind and head")
+    learn: LearnableList = key("gates", "which of attention, trust, strength and gates are learned")
+    learning_rate: NonNegativeFloat = key(0.05, "of what is learned; 0 keeps everything as it is")
+    memory_limit: NonNegativeInt = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all")
+    merge_own: bool = key(False, "clients merge their start with their own last adapter at use (Potara's gate)")
+    probe_clients: NonNegativeInt = key(
+        16, "clients that score before an evaluation how strongly newcomers should be personalised; 0 is none"
     )
-    strength: NonNegativeFloat = Field(
-        1.0, description="factor on the attended deviations, before it is learned; 0 is no synthesizer"
-    )
-    server_step: PositiveFloat = Field(1.0, description="step of the anchor along the averaged movements")
-    gradient: GradientKind = Field("sketch", description="what train replies tell of the validation gradient")
-    sketch_size: PositiveInt = Field(256, description="numbers of a sketched gradient per module kind and head")
-    learn: LearnableList = Field("gates", description="which of attention, trust, strength and gates are learned")
-    learning_rate: NonNegativeFloat = Field(0.05, description="of what is learned; 0 keeps everything as it is")
-    memory_limit: NonNegativeInt = Field(
-        0, description="clients whose deviations stay in RAM, the others lie on disk; 0 is all"
-    )
-    merge_own: bool = Field(
-        False, description="clients merge their start with their own last adapter at use (Potara's gate)"
-    )
-    probe_clients: NonNegativeInt = Field(
-        16,
-        description="clients that score before an evaluation how strongly newcomers should be personalised; 0 is none",
-    )
-    shuffle_signatures: bool = Field(False, description="describe clients by each other's signatures (an ablation)")
+    shuffle_signatures: bool = key(False, "describe clients by each other's signatures (an ablation)")
 
     def check(self, config: RunConfig) -> None:
         """Refuse noise on adapters that a gradient without noise would go round."""
@@ -67,17 +58,15 @@ class GeneratorSettings(Section):
 
     prefix: ClassVar[str] = "generator"
 
-    kind: GeneratorKind = Field("atoms", description="variant of the generator, or off")
-    rank: PositiveInt = Field(16, description="learned atoms (or rank) per module")
-    hidden: PositiveInt = Field(64, description="width of its hidden layers")
-    inputs: PositiveInt = Field(16, description="numbers that a signature is reduced to")
-    steps: NonNegativeInt = Field(20, description="optimiser steps of its distillation per round")
-    learning_rate: PositiveFloat = Field(0.01, description="of its distillation")
-    virtual_samples: NonNegativeInt = Field(48, description="mixed and noised signatures per distillation")
-    newcomer_share: Fraction = Field(
-        0.0, description="least share of the generator in the start of a client that never trained"
-    )
-    noise: NonNegativeFloat = Field(0.2, description="standard deviation of their noise, in standardised units")
+    kind: GeneratorKind = key("atoms", "variant of the generator, or off")
+    rank: PositiveInt = key(16, "learned atoms (or rank) per module")
+    hidden: PositiveInt = key(64, "width of its hidden layers")
+    inputs: PositiveInt = key(16, "numbers that a signature is reduced to")
+    steps: NonNegativeInt = key(20, "optimiser steps of its distillation per round")
+    learning_rate: PositiveFloat = key(0.01, "of its distillation")
+    virtual_samples: NonNegativeInt = key(48, "mixed and noised signatures per distillation")
+    newcomer_share: Fraction = key(0.0, "least share of the generator in the start of a client that never trained")
+    noise: NonNegativeFloat = key(0.2, "standard deviation of their noise, in standardised units")
 
 
 class CorrectorSettings(Section):
@@ -85,9 +74,7 @@ class CorrectorSettings(Section):
 
     prefix: ClassVar[str] = "corrector"
 
-    rank: NonNegativeInt = Field(
-        8, description="most rank that is carried of what truncation cut off; 0 is no corrector"
-    )
+    rank: NonNegativeInt = key(8, "most rank that is carried of what truncation cut off; 0 is no corrector")
 
 
 SECTIONS = (HyperLoraSettings, GeneratorSettings, CorrectorSettings)
