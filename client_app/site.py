@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt
 
 from hyperlora.config.schema import RunConfig
 from hyperlora.config.section import ConfigError, Rule, Scalar, Section, key, keys_of, nearest, parse_section
-from hyperlora.data.federation import ClientData, DataError, Federation
+from hyperlora.data.federation import Federation, SingleClient
 from hyperlora.messages.signature import RULE, is_client_id
 
 SIMULATION_KEYS = ("partition-id", "num-partitions")
@@ -94,32 +94,9 @@ def _some(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
-@dataclass(frozen=True)
-class OwnData:
-    """A site's own data, which know of no other client, under the client-id that the site has in the run."""
-
-    source: Federation
-    client_id: str
-
-    @property
-    def client_ids(self) -> tuple[str, ...]:
-        """Return the site's client-id."""
-        return (self.client_id,)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Return the names of the labels."""
-        return self.source.class_names
-
-    def load(self, client_id: str) -> ClientData:
-        """Return the site's data; raises DataError for another client."""
-        if client_id != self.client_id:
-            raise DataError(f"this site holds the data of client '{self.client_id}' only, not of '{client_id}'")
-        return replace(self.source.load(self.source.client_ids[0]), client_id=client_id)
-
-
 def federation_of(site: Site | None, federation: Federation) -> Federation:
     """Return what a node reads from: data of a single client under ``data-path`` go by the site's client-id."""
     if site is None or not site.data_path or len(federation.client_ids) != 1:
         return federation
-    return OwnData(federation, site.client_id)
+    (name,) = federation.client_ids
+    return SingleClient(site.client_id, partial(federation.load, name), federation.class_names)

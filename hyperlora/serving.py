@@ -15,8 +15,8 @@ import torch
 from client_app.keeping import NothingKept
 from client_app.tasks import describe_clients, evaluate_adapter, personal_adapter
 from client_app.workplace import TokenCache, Workplace, choose_device, worthwhile_threads
-from hyperlora.data.federation import ClientData, DataError
-from hyperlora.data.image_folder import read_image_folder
+from hyperlora.data.federation import SingleClient
+from hyperlora.data.images import read_image_folder
 from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import LocalPlan, whole
 from hyperlora.messages.signature import ClientCard
@@ -138,30 +138,11 @@ def _open_workplace(run: RunFiles, images: Path, options: PersonalizeOptions) ->
         validation_fraction=config.data.validation_fraction,
         test_fraction=config.data.test_fraction,
     )
-    federation = SingleClient(client, tuple(known.class_names))
+    federation = SingleClient(options.name, lambda: client, tuple(known.class_names))
     model.to(choose_device(options.device))
     torch.set_num_threads(worthwhile_threads(model.backbone, config.train.batch_size))
     cache = TokenCache(model, federation, limit=config.train.prefix_cache_mb * 2**20)
     return Workplace(config, model, federation, cache)
-
-
-@dataclass(frozen=True)
-class SingleClient:
-    """A federation of a single client: the person's own data."""
-
-    data: ClientData
-    class_names: tuple[str, ...]
-
-    @property
-    def client_ids(self) -> tuple[str, ...]:
-        """The only client-id."""
-        return (self.data.client_id,)
-
-    def load(self, client_id: str) -> ClientData:
-        """Return its data; raises DataError for another client-id."""
-        if client_id != self.data.client_id:
-            raise DataError(f"there is no client '{client_id}' here")
-        return self.data
 
 
 def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Adapter, LocalPlan]:

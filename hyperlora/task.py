@@ -6,18 +6,17 @@ import logging
 from typing import TYPE_CHECKING
 
 from hyperlora.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig
-from hyperlora.data.digits import digits_public
 from hyperlora.data.federation import DataSetInfo, Division, Federation
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import OWN_DATA, describe_data, open_federation
 from hyperlora.seeds import derive_seed
-from models.adapters.adapter import Adapter
-
-log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
+    from models.adapters.adapter import Adapter
     from models.backbones.backbone import Backbone
+
+log = logging.getLogger(__name__)
 
 
 def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> AdaptedModel:
@@ -44,6 +43,7 @@ def backbone_file(data: DataConfig, model: ModelConfig) -> bytes:
 
 
 def _backbone(data: DataConfig, model: ModelConfig) -> Backbone:
+    from hyperlora.data.digits import digits_public
     from models.backbones.loading import build_backbone  # brings timm
 
     class_names = data_set_info(data).class_names

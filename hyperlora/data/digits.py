@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hyperlora.data.federation import DataError
 from hyperlora.data.listing import Listing, Origin, Source
-from hyperlora.data.plans import unit_interval
+from hyperlora.seeds import unit_interval
 
 PUBLIC_FRACTION = 0.5
 MIN_IMAGE_SIZE = 8
@@ -31,7 +31,7 @@ def digits_public(image_size: int = 16) -> tuple[Tensor, Tensor]:
     return images[rows], labels[rows]
 
 
-def list_digits(origin: Origin) -> Listing:
+def list_digits(name: str, origin: Origin) -> Listing:
     """List the private half in every domain.
 
     Raises:

@@ -5,11 +5,12 @@ What is known of each data set before any sample is read: its domains and its cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DataError(ValueError):
@@ -62,6 +63,26 @@ class Federation(Protocol):
         Raises:
             DataError: for an id that is not among ``client_ids`` or data that cannot be read.
         """
+
+
+@dataclass(frozen=True)
+class SingleClient:
+    """The data of one client alone, which know of no other client, under a client id of its choice."""
+
+    client_id: str
+    data: Callable[[], ClientData]
+    class_names: tuple[str, ...]
+
+    @property
+    def client_ids(self) -> tuple[str, ...]:
+        """Return the one client id."""
+        return (self.client_id,)
+
+    def load(self, client_id: str) -> ClientData:
+        """Return the data; raises DataError for another client."""
+        if client_id != self.client_id:
+            raise DataError(f"this site holds the data of client '{self.client_id}' only, not of '{client_id}'")
+        return replace(self.data(), client_id=client_id)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets, lo
 
 from hyperlora.data.federation import DataError
 from hyperlora.data.images import read_images
-from hyperlora.data.listing import Listing, Origin, Source
+from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, rows_by_domain
 
 log = logging.getLogger(__name__)
-ONE_DOMAIN = "all"
 TEST = "test"
 
 
@@ -71,9 +70,7 @@ def list_hub_images(name: str, origin: Origin) -> Listing:
         raise DataError(f"images need at least 1 px, got an image size of {origin.image_size} px")
     table, num_test = _table(known, origin.path, origin.revision)
     labels = list(table[known.label])
-    domains: dict[str, list[int]] = {}
-    for row, domain in enumerate(_domain_names(table, known)):
-        domains.setdefault(domain, []).append(row)
+    domains = rows_by_domain(_domain_names(table, known), labels)
 
     def read(domain: str, rows: Sequence[int]) -> Source:
         return read_images(_encoded(table, rows, known), domain, origin.image_size)

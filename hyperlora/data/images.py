@@ -1,14 +1,13 @@
-"""A directory of images: ``root/class/image`` or ``root/domain/class/image``.
+"""Images in directories: ``root/class/image`` or ``root/domain/class/image``, or one client's own ``root/class/image``.
 
 Encoded images as tensors; what cannot be decoded is left out and counted.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,53 +15,68 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hyperlora.data.federation import DataError
-from hyperlora.data.listing import Listing, Origin, Source, number_labels
+from hyperlora.data.federation import ClientData, DataError, Samples
+from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, number_labels, rows_by_domain
+from hyperlora.data.plans import split_by_key
+from hyperlora.seeds import content_key
 
 log = logging.getLogger(__name__)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+PERSONAL_SUFFIXES = SUFFIXES[:3]
+LEAST_IMAGES = 3
+MODES = {1: "L", 3: "RGB"}
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def decode_image(encoded: bytes, image_size: int, channels: int = 3) -> Tensor:
+    """Return an encoded image as (channels, image_size, image_size) uint8, grey or RGB; raises :data:`UNREADABLE`."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        resized = image.convert(MODES[channels]).resize((image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = np.array(resized).reshape(image_size, image_size, channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def read_images(samples: Iterable[tuple[bytes, int]], domain: str, image_size: int) -> Source:
     """Decode pairs of encoded image and label; the key of a sample is the hash of its bytes."""
-    images, labels, keys, total = [], [], [], 0
+    images, labels, keys, unreadable = [], [], [], 0
     for encoded, label in samples:
-        total += 1
-        pixels = decode_image(encoded, image_size)
-        if pixels is not None:
-            images.append(pixels)
-            labels.append(label)
-            keys.append(hashlib.blake2b(encoded, digest_size=16).hexdigest())
-    if len(images) < total:
-        log.warning("%d of %d images of domain '%s' are unreadable and left out", total - len(images), total, domain)
+        try:
+            images.append(decode_image(encoded, image_size))
+        except UNREADABLE:
+            unreadable += 1
+            continue
+        labels.append(label)
+        keys.append(content_key(encoded))
+    if unreadable:
+        total = len(images) + unreadable
+        log.warning("%d of %d images of domain '%s' are unreadable and left out", unreadable, total, domain)
     stacked = torch.stack(images) if images else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
     return Source(stacked, torch.tensor(labels, dtype=torch.int64), keys)
 
 
-def file_bytes(path: Path) -> bytes:
-    """Return what is in a file; nothing, with a warning, where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        log.warning("'%s' cannot be read: %s", path, error.strerror)
-        return b""
+def listing_of_files(
+    files: Sequence[Path],
+    domains: Sequence[str],
+    labels: Sequence[str],
+    classes: Sequence[str],
+    origin: Origin,
+    test: frozenset[int] = frozenset(),
+) -> Listing:
+    """Return the listing of image files with a domain and the name of a class each; decoded when a client is loaded.
+
+    Raises:
+        DataError: none of the labels is among the classes.
+    """
+    names, numbers = number_labels(labels, classes, origin.path)
+
+    def read(domain: str, rows: Sequence[int]) -> Source:
+        return read_images(((_file_bytes(files[row]), numbers[row]) for row in rows), domain, origin.image_size)
+
+    return Listing(names, rows_by_domain(domains, numbers), numbers, read, test)
 
 
-def decode_image(encoded: bytes, image_size: int) -> Tensor | None:
-    """Return an encoded image as RGB (3, image_size, image_size) uint8, or None if it is unreadable."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            resized = image.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
-
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-ONE_DOMAIN = "all"
-
-
-def list_folder(origin: Origin) -> Listing:
-    """List a directory; images are decoded when a client is loaded.
+def list_folder(name: str, origin: Origin) -> Listing:
+    """List a directory of images.
 
     A class is a directory, also an empty one; hidden files are passed over. Without domains all images are of one
     domain, ``all``.
@@ -74,17 +88,10 @@ def list_folder(origin: Origin) -> Listing:
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
     depth = _depth(root, files)
     parts = [path.relative_to(root).parts for path in files]
-    classes = origin.classes or tuple(sorted(_class_names(root, depth)))
-    names, numbers = number_labels([part[-2] for part in parts], classes, str(root))
-    domains: dict[str, list[int]] = {}
-    for row, (part, number) in enumerate(zip(parts, numbers, strict=True)):
-        if number >= 0:
-            domains.setdefault(part[0] if depth == 3 else ONE_DOMAIN, []).append(row)
-
-    def read(domain: str, rows: Sequence[int]) -> Source:
-        return read_images(((file_bytes(files[row]), numbers[row]) for row in rows), domain, origin.image_size)
-
-    return Listing(names, domains, numbers, read)
+    folders = root.glob("/".join("*" * (depth - 1)))
+    classes = origin.classes or sorted({path.name for path in folders if path.is_dir() and not _hidden(path, root)})
+    domains = [part[0] if depth == 3 else ONE_DOMAIN for part in parts]
+    return listing_of_files(files, domains, [part[-2] for part in parts], classes, origin)
 
 
 def _directory(path: str) -> Path:
@@ -111,9 +118,78 @@ def _depth(root: Path, files: Sequence[Path]) -> int:
     return depths.pop()
 
 
-def _class_names(root: Path, depth: int) -> set[str]:
-    return {path.name for path in root.glob("/".join("*" * (depth - 1))) if path.is_dir() and not _hidden(path, root)}
-
-
 def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        log.warning("'%s' cannot be read: %s", path, error.strerror)
+        return b""
+
+
+def read_image_folder(
+    root: Path,
+    client_id: str,
+    class_names: Sequence[str],
+    *,
+    image_size: int,
+    channels: int,
+    validation_fraction: float,
+    test_fraction: float,
+) -> ClientData:
+    """Return a person's images as one unseen client, ordered and divided by a hash of every file's content.
+
+    So the first images of a part, behind its signature, are of all classes, and no part depends on a file's name.
+
+    Args:
+        root: directory with one directory for each class; a class may be missing.
+        client_id: the name of the client.
+        class_names: the classes of the task, in the order of the labels.
+        image_size: side in pixels that the images are resized to (bicubic).
+        channels: 1 (grey) or 3 (RGB).
+        validation_fraction: share held out for validation.
+        test_fraction: share held out for test.
+
+    Raises:
+        DataError: a directory is no class of the task, an image cannot be read, or there are too few.
+    """
+    files = list(_labelled_files(root, class_names))
+    if len(files) < LEAST_IMAGES:
+        raise DataError(
+            f"'{root}' has {len(files)} images below its class directories, expected at least {LEAST_IMAGES}; "
+            f"put them as {class_names[0]}/*.jpg, with .jpg, .jpeg or .png"
+        )
+    keyed = sorted((content_key(file.read_bytes()), file, label) for file, label in files)
+    images = torch.stack([_readable(file, image_size, channels) for _, file, _ in keyed])
+    labels = torch.tensor([label for _, _, label in keyed], dtype=torch.int64)
+    keys = [key for key, _, _ in keyed]
+    parts = split_by_key(
+        keys, validation_fraction=validation_fraction, test_fraction=test_fraction, client_id=client_id
+    )
+    train, validation, test = (Samples(images[part], labels[part]) for part in parts)
+    return ClientData(client_id, client_id, False, train, validation, test)
+
+
+def _labelled_files(root: Path, class_names: Sequence[str]) -> Iterator[tuple[Path, int]]:
+    if not root.is_dir():
+        raise DataError(f"there is no directory '{root}'")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    unknown = [path.name for path in folders if path.name not in class_names]
+    if unknown:
+        raise DataError(
+            f"'{root}' has directories that are no class of the run: {', '.join(unknown)}; "
+            f"its classes are {', '.join(class_names)}"
+        )
+    for folder in folders:
+        label = list(class_names).index(folder.name)
+        yield from ((file, label) for file in sorted(folder.rglob("*")) if file.suffix.lower() in PERSONAL_SUFFIXES)
+
+
+def _readable(file: Path, image_size: int, channels: int) -> Tensor:
+    try:
+        return decode_image(file.read_bytes(), image_size, channels)
+    except UNREADABLE as error:
+        raise DataError(f"the image '{file}' cannot be read: remove or repair it ({type(error).__name__})") from error

@@ -1,19 +1,21 @@
-"""What is known of a data set before its samples are read: names, labels, domains, and how to read a row.
-
-Labels as people write them, turned into numbers; those that are not among the classes are left out.
-"""
+"""What is known of a data set before its samples are read: names, labels, domains, and how to read a row."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from hyperlora.data.federation import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+ONE_DOMAIN = "all"
+"""The domain of a data set that has no others."""
 
 
 class Source(NamedTuple):
@@ -81,7 +83,13 @@ class Listing:
         return replace(self, class_names=self.class_names[:count], domains={k: v for k, v in kept.items() if v})
 
 
-log = logging.getLogger(__name__)
+def rows_by_domain(domains: Iterable[str], numbers: Iterable[int]) -> dict[str, list[int]]:
+    """Return the rows of each domain, without those whose label has no number (-1)."""
+    rows: dict[str, list[int]] = {}
+    for row, (domain, number) in enumerate(zip(domains, numbers, strict=True)):
+        if number >= 0:
+            rows.setdefault(domain, []).append(row)
+    return rows
 
 
 def number_labels(labels: Sequence[str], classes: Sequence[str], origin: str) -> tuple[tuple[str, ...], list[int]]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import lru_cache
+from importlib import import_module
 
 from hyperlora.data.federation import DATA_SETS, DataError, DataSetInfo, Division, Federation
 from hyperlora.data.listing import Listing, Origin
 from hyperlora.data.plans import DividedFederation, plan_clients
 
 OWN_DATA = ("folder", "csv", "jsonl", "parquet", "instructions")
+READERS = {
+    "digits": "digits.list_digits",
+    "folder": "images.list_folder",
+    "instructions": "tables.list_instructions",
+    **dict.fromkeys(("csv", "jsonl", "parquet", "fdu-mtl"), "tables.list_table"),
+    **dict.fromkeys(("pacs", "office-home", "cifar100"), "hub_images.list_hub_images"),
+    **dict.fromkeys(("domainnet", "nico++"), "split_lists.list_listed_images"),
+}
+"""By name of the data set, the function that lists it; imported at use, for scikit-learn and datasets take seconds."""
 
 
 def open_federation(name: str, origin: Origin, division: Division) -> Federation:
@@ -47,56 +55,8 @@ def describe_data(name: str, origin: Origin) -> DataSetInfo:
 @lru_cache(maxsize=4)
 def list_samples(name: str, origin: Origin) -> Listing:
     """Return the rows of a data set; kept, so that a process reads them once."""
-    opener = _OPENERS.get(name)
-    if opener is None:
-        raise DataError(f"there is no data set '{name}'; known are {', '.join(sorted(_OPENERS))}")
-    listing = opener(origin)
+    if name not in READERS:
+        raise DataError(f"there is no data set '{name}'; known are {', '.join(sorted(READERS))}")
+    module, _, function = READERS[name].partition(".")
+    listing: Listing = getattr(import_module(f"hyperlora.data.{module}"), function)(name, origin)
     return listing.of_first_classes(origin.first_classes) if origin.first_classes else listing
-
-
-def _digits(origin: Origin) -> Listing:
-    from hyperlora.data.digits import list_digits  # scikit-learn takes seconds to import
-
-    return list_digits(origin)
-
-
-def _hub_images(name: str, origin: Origin) -> Listing:
-    from hyperlora.data.hub_images import list_hub_images  # so does datasets
-
-    return list_hub_images(name, origin)
-
-
-def _listed_images(name: str, origin: Origin) -> Listing:
-    from hyperlora.data.split_lists import find_lists, list_split_files
-
-    lists = find_lists(Path(origin.path)) if Path(origin.path).is_absolute() else {}
-    return list_split_files(lists, origin) if lists else _hub_images(name, origin)
-
-
-def _folder(origin: Origin) -> Listing:
-    from hyperlora.data.images import list_folder
-
-    return list_folder(origin)
-
-
-def _table(kind: str, origin: Origin) -> Listing:
-    from hyperlora.data.tables import list_table
-
-    return list_table(kind, origin)
-
-
-def _instructions(origin: Origin) -> Listing:
-    from hyperlora.data.tables import list_instructions
-
-    return list_instructions(origin)
-
-
-_OPENERS: dict[str, Callable[[Origin], Listing]] = {
-    "digits": _digits,
-    "folder": _folder,
-    "instructions": _instructions,
-    "fdu-mtl": partial(_table, "parquet"),
-    **{name: partial(_hub_images, name) for name in ("pacs", "office-home", "cifar100")},
-    **{name: partial(_listed_images, name) for name in ("domainnet", "nico++")},
-    **{kind: partial(_table, kind) for kind in ("csv", "jsonl", "parquet")},
-}

@@ -1,29 +1,30 @@
-"""Which client holds which rows, and the federation that results from it.
+"""Which client holds which rows, and which of them it trains on: the federation that results from a division.
 
-The parts of one client's samples: train, validation and test, by a hash of each sample's own key.
-
-A sample stays in its part when other samples are added or the division over clients changes, and samples
-with equal keys fall into the same part, save where a part would otherwise be empty.
-
-The division of a domain's official test split over the clients that share the domain's training split.
+Train, validation and test are divided by a hash of each sample's own key. A sample stays in its part when other samples
+are added or the division over clients changes, and samples with equal keys fall into the same part, save where a part
+would otherwise be empty.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from hyperlora.data.federation import ClientData, DataError, Division, Samples
 from hyperlora.data.listing import Reader
 from hyperlora.data.partition import divide_domain
+from hyperlora.seeds import unit_interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CACHED_CLIENTS = 256
+Rows = Mapping[str, Sequence[int]]
 
 
 class Parts(NamedTuple):
@@ -32,12 +33,6 @@ class Parts(NamedTuple):
     train: list[int]
     validation: list[int]
     test: list[int]
-
-
-def unit_interval(key: str, purpose: str) -> float:
-    """Return a number in [0, 1) that depends on ``key`` and ``purpose`` only, as if drawn uniformly."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8, salt=purpose.encode()[:16]).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 def split_by_key(keys: Sequence[str], *, validation_fraction: float, test_fraction: float, client_id: str) -> Parts:
@@ -86,9 +81,6 @@ def divide_test(labels: Sequence[int], parts: Sequence[Sequence[int]], test: Seq
     return [sorted(share) for share in shares]
 
 
-CACHED_CLIENTS = 256
-
-
 @dataclass(frozen=True)
 class ClientPlan:
     """Which rows of the data set a client holds; ``test`` are those of an official test split, not in ``rows``."""
@@ -100,10 +92,7 @@ class ClientPlan:
 
 
 def plan_clients(
-    domains: Mapping[str, Sequence[int]],
-    labels: Sequence[int],
-    division: Division,
-    test: Collection[int] = frozenset(),
+    domains: Rows, labels: Sequence[int], division: Division, test: Collection[int] = frozenset()
 ) -> dict[str, ClientPlan]:
     """Divide each domain's rows; return the clients by id, sorted by it.
 
@@ -122,14 +111,11 @@ def plan_clients(
     _check_names(domains)
     training = {domain: [row for row in rows if row not in test] for domain, rows in domains.items()}
     testing = {domain: [row for row in rows if row in test] for domain, rows in domains.items()}
-    natural = division.partition == "natural"
-    plans = (
-        _natural_plans(training, testing, division) if natural else _divided_plans(training, testing, labels, division)
-    )
+    if division.partition == "natural":
+        plans = _natural_plans(training, testing, division)
+    else:
+        plans = _divided_plans(training, testing, labels, division)
     return {name: _capped(name, plan, division.max_samples) for name, plan in sorted(plans.items())}
-
-
-Rows = Mapping[str, Sequence[int]]
 
 
 def _divided_plans(training: Rows, testing: Rows, labels: Sequence[int], division: Division) -> dict[str, ClientPlan]:
@@ -164,7 +150,7 @@ def _capped(client_id: str, plan: ClientPlan, limit: int) -> ClientPlan:
     return ClientPlan(plan.domain, plan.trains, *chosen)
 
 
-def _check_names(domains: Mapping[str, Sequence[int]]) -> None:
+def _check_names(domains: Rows) -> None:
     first: dict[str, str] = {}
     for domain in domains:
         if first.setdefault(safe_id(domain), domain) != domain:
@@ -221,4 +207,4 @@ class DividedFederation:
 
 
 def _chosen(inputs: Tensor | Sequence[str], part: list[int]) -> Tensor | Sequence[str]:
-    return inputs[part] if isinstance(inputs, Tensor) else [inputs[position] for position in part]
+    return [inputs[position] for position in part] if isinstance(inputs, Sequence) else inputs[part]

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hyperlora.data.federation import DataError
-from hyperlora.data.images import file_bytes, read_images
-from hyperlora.data.listing import Listing, Origin, Source, number_labels
+from hyperlora.data.hub_images import list_hub_images
+from hyperlora.data.images import listing_of_files
+from hyperlora.data.listing import Listing, Origin
 
 PLACES = ("", "splits", "txt", "NICO_DG_official")
 IMAGES = ("", "NICO_DG")
@@ -29,6 +30,16 @@ class Entry(NamedTuple):
     domain: str
     class_name: str
     label: int
+
+
+def list_listed_images(name: str, origin: Origin) -> Listing:
+    """List a data set by its split lists, or by its parquet files where there are no lists at its path.
+
+    Raises:
+        DataError: the lists are incomplete or wrong, or as :func:`~hyperlora.data.hub_images.list_hub_images`.
+    """
+    lists = find_lists(Path(origin.path)) if Path(origin.path).is_absolute() else {}
+    return list_split_files(lists, origin) if lists else list_hub_images(name, origin)
 
 
 def find_lists(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -60,17 +71,9 @@ def list_split_files(lists: Mapping[str, tuple[Path, Path]], origin: Origin) -> 
     train = list(chain.from_iterable(_entries(root, domain, first) for domain, (first, _) in lists.items()))
     test = list(chain.from_iterable(_entries(root, domain, second) for domain, (_, second) in lists.items()))
     entries = train + test
+    files, domains, labels, _ = zip(*entries, strict=True) if entries else ((), (), (), ())
     classes = origin.classes or _class_names(entries)
-    names, numbers = number_labels([entry.class_name for entry in entries], classes, origin.path)
-    domains: dict[str, list[int]] = {}
-    for row, (entry, number) in enumerate(zip(entries, numbers, strict=True)):
-        if number >= 0:
-            domains.setdefault(entry.domain, []).append(row)
-
-    def read(domain: str, rows: Sequence[int]) -> Source:
-        return read_images(((file_bytes(entries[row].file), numbers[row]) for row in rows), domain, origin.image_size)
-
-    return Listing(names, domains, numbers, read, frozenset(range(len(train), len(entries))))
+    return listing_of_files(files, domains, labels, classes, origin, frozenset(range(len(train), len(entries))))
 
 
 def _entries(root: Path, domain: str, file: Path) -> Iterator[Entry]:

@@ -6,7 +6,6 @@ Instruction data: jsonl, csv or parquet files with the columns prompt and respon
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,36 +15,38 @@ from typing import Any
 import torch
 
 from hyperlora.data.federation import DataError
-from hyperlora.data.listing import Listing, Origin, Source, number_labels
+from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, number_labels, rows_by_domain
+from hyperlora.seeds import content_key
 
-ONE_DOMAIN = "all"
 Row = Mapping[str, Any]
 
 log = logging.getLogger(__name__)
 
 
-def list_table(kind: str, origin: Origin) -> Listing:
+def list_table(name: str, origin: Origin) -> Listing:
     """List the rows of a file, or of all files of one kind in a directory.
 
     Without a domain column the domain of a row is the name of its file, or ``all`` where there is one file only.
     Rows without text or label are left out and counted.
 
     Args:
-        kind: ``csv``, ``jsonl`` or ``parquet``.
+        name: ``csv``, ``jsonl`` or ``parquet``, or a known set, of parquet files.
         origin: path, classes, and the names of the columns.
 
     Raises:
         DataError: no such file, an unreadable one, or one without a column that is needed.
     """
     needed = (origin.text_column, origin.label_column)
-    rows = list(read_rows(kind, origin, needed))
+    rows = list(_read_rows(name if name in _READERS else "parquet", origin, needed))
     whole = [(cells, domain) for cells, domain in rows if all(cells)]
     if len(whole) < len(rows):
         log.warning("%d rows of '%s' have no text or no label and are left out", len(rows) - len(whole), origin.path)
-    return text_listing([c[0] for c, _ in whole], [c[1] for c, _ in whole], [domain for _, domain in whole], origin)
+    texts, labels = [text for (text, _), _ in whole], [label for (_, label), _ in whole]
+    names, numbers = number_labels(labels, origin.classes, origin.path)
+    return _text_listing(texts, names, numbers, [domain for _, domain in whole])
 
 
-def read_rows(kind: str, origin: Origin, columns: Sequence[str]) -> Iterator[tuple[list[str], str]]:
+def _read_rows(kind: str, origin: Origin, columns: Sequence[str]) -> Iterator[tuple[list[str], str]]:
     """Yield the cells of ``columns``, stripped, and the domain of every row; raises DataError as above."""
     files = _files(kind, origin.path)
     for file in files:
@@ -54,26 +55,17 @@ def read_rows(kind: str, origin: Origin, columns: Sequence[str]) -> Iterator[tup
             yield [_cell(row, column) for column in columns], _cell(row, origin.domain_column) or fallback
 
 
-def text_listing(texts: Sequence[str], labels: Sequence[str], domains: Sequence[str], origin: Origin) -> Listing:
-    """Return a listing of texts with their labels as they are written."""
-    return numbered_listing(texts, *number_labels(labels, origin.classes, origin.path), domains)
-
-
-def numbered_listing(
+def _text_listing(
     texts: Sequence[str], names: tuple[str, ...], numbers: Sequence[int], domains: Sequence[str]
 ) -> Listing:
     """Return a listing of texts, without those of number -1; the key of a sample is the hash of its text."""
-    rows: dict[str, list[int]] = {}
-    for row, number in enumerate(numbers):
-        if number >= 0:
-            rows.setdefault(domains[row], []).append(row)
 
     def read(domain: str, chosen: Sequence[int]) -> Source:
         held = [texts[row] for row in chosen]
-        keys = [hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in held]
+        keys = [content_key(text.encode()) for text in held]
         return Source(held, torch.tensor([numbers[row] for row in chosen], dtype=torch.int64), keys)
 
-    return Listing(names, rows, numbers, read)
+    return Listing(names, rows_by_domain(domains, numbers), numbers, read)
 
 
 def _files(kind: str, path: str) -> list[Path]:
@@ -141,7 +133,7 @@ LENGTHS = ("64", "128", "256", "512", "1024", "2048", "more")
 """Classes of a sample: the characters that it has at most. Their frequencies tell the lengths of a client's texts."""
 
 
-def list_instructions(origin: Origin) -> Listing:
+def list_instructions(name: str, origin: Origin) -> Listing:
     """List prompts with responses, joined by a separator; the label of a sample is the class of its length.
 
     Raises:
@@ -153,7 +145,7 @@ def list_instructions(origin: Origin) -> Listing:
         log.warning("%d rows of '%s' have no response and are left out", len(rows) - len(whole), origin.path)
     texts = [prompt + SEPARATOR + response for prompt, response, _ in whole]
     numbers = [_length_class(len(text)) for text in texts]
-    return numbered_listing(texts, LENGTHS, numbers, [domain for _, _, domain in whole])
+    return _text_listing(texts, LENGTHS, numbers, [domain for _, _, domain in whole])
 
 
 def _instruction_rows(origin: Origin) -> list[tuple[list[str], str]]:
@@ -162,11 +154,11 @@ def _instruction_rows(origin: Origin) -> list[tuple[list[str], str]]:
         raise DataError(f"instructions are jsonl, csv or parquet files, got '{origin.path}'")
     for columns in COLUMNS[:-1]:
         try:
-            return list(read_rows(kind, origin, columns))
+            return list(_read_rows(kind, origin, columns))
         except DataError as error:
             if "has no column" not in str(error):
                 raise
-    return list(read_rows(kind, origin, COLUMNS[-1]))
+    return list(_read_rows(kind, origin, COLUMNS[-1]))
 
 
 def _length_class(characters: int) -> int:

@@ -16,7 +16,7 @@ from client_app.training import evaluate
 from client_app.workplace import open_workplace
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
-from hyperlora.data.image_folder import read_image_folder
+from hyperlora.data.images import read_image_folder
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.serving import start_for
 from hyperlora.task import build_model

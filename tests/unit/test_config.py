@@ -112,10 +112,10 @@ def test_a_method_from_outside_has_its_own_settings(tmp_path: Path, monkeypatch:
         RunConfig.parse({"fedprox.mu": 1})
 
 
-def test_the_configuration_is_read_without_torch_and_without_flower() -> None:
-    code = (
-        "import sys, hyperlora.config.reference as r; r.reference(); print(sorted({'torch', 'flwr'} & {*sys.modules}))"
-    )
+@pytest.mark.parametrize("module", ["hyperlora.config.reference", "hyperlora.data.opening", "hyperlora.task"])
+def test_configuration_and_data_sets_are_known_without_torch_and_without_flower(module: str) -> None:
+    use = "from hyperlora.config.schema import RunConfig; RunConfig.parse({'method': 'lora-fair'})"
+    code = f"import sys, {module}; {use}; print(sorted({{'torch', 'flwr'}} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from hyperlora.data import hub_images, images
 from hyperlora.data.federation import DataError, Division, Federation
 from hyperlora.data.hub_images import encoded_images
-from hyperlora.data.image_folder import read_image_folder
+from hyperlora.data.images import read_image_folder
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import list_samples, open_federation
 from hyperlora.data.plans import DividedFederation

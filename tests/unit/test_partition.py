@@ -8,14 +8,14 @@ import pytest
 from hyperlora.data.federation import DataError, Division
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import open_federation
-from hyperlora.data.partition import partition_labels
+from hyperlora.data.partition import divide_domain
 from hyperlora.data.plans import plan_clients, safe_id
 
 LABELS = [i % 7 for i in range(700)]
 
 
 def divide(alpha: float, seed: int = 0, domain: str = "photo", clients: int = 5) -> list[list[int]]:
-    return partition_labels(LABELS, domain=domain, num_clients=clients, alpha=alpha, seed=seed)
+    return divide_domain(LABELS, domain, Division(seed, clients, alpha, 0.0, 0.1, 0.1))
 
 
 def class_counts(part: list[int]) -> np.ndarray:

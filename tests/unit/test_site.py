@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from client_app.site import OwnData, Site, clients_of, federation_of, read_site
+from client_app.site import Site, clients_of, federation_of, read_site
 from hyperlora.config.schema import ConfigError, RunConfig
-from hyperlora.data.federation import ClientData, DataError, Samples
+from hyperlora.data.federation import ClientData, DataError, Samples, SingleClient
 
 IDS = ("clean-0", "clean-1", "noisy-0")
 
@@ -66,7 +66,7 @@ def test_a_wrong_node_config_is_one_sentence(node_config: dict[str, Any], senten
 
 def test_data_of_a_single_client_go_by_the_sites_client_id() -> None:
     own = federation_of(Site(client_id="hospital-3", data_path="/mnt/own"), OneClient())
-    assert isinstance(own, OwnData)
+    assert isinstance(own, SingleClient)
     assert (own.client_ids, own.class_names) == (("hospital-3",), ("a", "b"))
     assert own.load("hospital-3").client_id == "hospital-3"
     with pytest.raises(DataError, match="holds the data of client 'hospital-3' only, not of 'hospital-4'"):

@@ -3,7 +3,8 @@
 import pytest
 
 from hyperlora.data.federation import DataError
-from hyperlora.data.plans import Parts, split_by_key, unit_interval
+from hyperlora.data.plans import Parts, split_by_key
+from hyperlora.seeds import unit_interval
 
 
 def split(keys: list[str], validation: float = 0.15, test: float = 0.25) -> Parts:
