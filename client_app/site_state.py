@@ -22,14 +22,14 @@ from torch import Tensor
 from client_app.training import TokenSet
 from hyperlora.config.schema import ConfigError
 from hyperlora.data.federation import Samples
-from hyperlora.storage.state_file import read_state, write_state
-from hyperlora.storage.state_tree import StateError
+from hyperlora.storage.state import StateError, read_state, write_state
 from models.personalization.signature import Signature
 
-VERSION = 1
+VERSION = 2
 """Count up when a cached value would come out differently from the same key."""
 PRIVATE = 0o700
 ADAPTER = "adapter"
+KEPT = (Signature, TokenSet)
 Kept = TypeVar("Kept", Signature, TokenSet)
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class SiteState:
         """Return what was kept under ``name`` for ``key``, else make and keep it, in place of what was there."""
         path = self.folder / f"{name}.state"
         try:
-            known, value = read_state(path, (Signature, TokenSet), kind=f"site {VERSION}")
+            known, value = read_state(path, KEPT, kind="site", version=VERSION)
             if known == key:
                 kept: Kept = value
                 return kept
@@ -66,7 +66,7 @@ class SiteState:
                 log.warning("made again: %s", error)
         value = make()
         try:
-            write_state(path, (key, value), kind=f"site {VERSION}", durable=False)
+            write_state(path, (key, value), KEPT, kind="site", version=VERSION, durable=False)
         except StateError as error:
             log.warning("not kept: %s", error)
         return value

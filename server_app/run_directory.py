@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +15,13 @@ from filelock import FileLock, Timeout
 
 from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import ConfigError, RunConfig
-from hyperlora.storage.state_file import replace_file
+from hyperlora.storage.files import append_bytes, remove_unfinished, write_json, write_text
 
 log = logging.getLogger(__name__)
 LOCK, PATIENCE = ".lock", 10.0
 """Who writes to a run directory holds this file's lock; a run that is just being ended gets so many seconds."""
 CONFIG, METRICS, EVALUATION = "config.json", "metrics.jsonl", "evaluation.json"
 MAY_CHANGE = ("run.", "federation.rounds", "federation.evaluate", "federation.join", "federation.round-timeout")
-
-
-class RunDirectoryError(RuntimeError):
-    """A file of the run cannot be written; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,7 @@ class RunDirectory:
         lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=patience)
-            for leftover in self.path.glob(".*.tmp"):
-                leftover.unlink()
+            remove_unfinished(self.path)
         except Timeout:
             raise ConfigError(f"another run writes to run.output-dir '{self.path}': let it end, or stop it") from None
         except OSError as error:
@@ -79,15 +73,12 @@ class RunDirectory:
             lock.release()
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``value`` as indented JSON, in one step: a reader finds the old file or the new one."""
-        self._replace(name, json.dumps(value, indent=2) + "\n")
+        """Write ``value`` as indented JSON, in one step; raises StorageError."""
+        write_json(self.path / name, value)
 
     def append_json(self, name: str, value: Any) -> None:
-        """Append ``value`` as one line of JSON and wait until it is on the disk; raises RunDirectoryError."""
-        with self._writing(name), (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append ``value`` as one line of JSON and wait until it is on the disk; raises StorageError."""
+        append_bytes(self.path / name, (json.dumps(value) + "\n").encode())
 
     def keep_config(self, config: RunConfig) -> None:
         """Write ``config.json``; where there is one, the run goes on and only ``MAY_CHANGE`` may differ from it.
@@ -119,25 +110,13 @@ class RunDirectory:
     def forget_rounds_after(self, last_round: int) -> None:
         """Drop the lines of metrics.jsonl that are of later rounds: they will be made again."""
         lines = self._complete_lines()
-        self._replace(METRICS, "".join(line for line in lines if json.loads(line)["server_round"] <= last_round))
+        kept = "".join(line for line in lines if json.loads(line)["server_round"] <= last_round)
+        write_text(self.path / METRICS, kept)
 
     def _complete_lines(self) -> list[str]:
         path = self.path / METRICS
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         return [line for line in lines if line.endswith("\n")]
-
-    def _replace(self, name: str, text: str) -> None:
-        path = self.path / name
-        with self._writing(name):
-            replace_file(path, text.encode(), durable=True)
-
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise RunDirectoryError(f"'{self.path / name}' cannot be written: {reason}") from error
 
     @contextmanager
     def recording_errors(self) -> Iterator[None]:

@@ -78,12 +78,12 @@ def user_errors() -> tuple[type[Exception], ...]:
     from hyperlora.config.schema import ConfigError
     from hyperlora.data.federation import DataError
     from hyperlora.reporting.run_files import RunFilesError
-    from hyperlora.storage.state_tree import StateError
+    from hyperlora.storage.files import StorageError
     from models.adapters.adapter import AdapterError
     from models.backbones.backbone import BackboneError
     from strategies.federation.allow_list import AllowListError
 
-    return (AdapterError, AllowListError, BackboneError, ConfigError, DataError, RunFilesError, StateError)
+    return (AdapterError, AllowListError, BackboneError, ConfigError, DataError, RunFilesError, StorageError)
 
 
 def one_line(text: str) -> str:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hyperlora.reporting.run_files import RunFiles
-from hyperlora.storage.state_tree import StateError
+from hyperlora.storage.state import StateError
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import truncate
 from models.personalization.synthesizer import attention
-from strategies.engine.checkpoint import Checkpoint, CheckpointStore
+from strategies.engine.checkpoint import Checkpoint, CheckpointStore, OldRunError
 from strategies.methods.base import Method
 from strategies.methods.hyperlora.state import HyperLoraState
 from strategies.methods.registry import build_method
@@ -51,9 +51,15 @@ def open_checkpoint(run: RunFiles) -> tuple[Method, Checkpoint | None]:
 
 
 def view_state(run: RunFiles) -> StateView | None:
-    """Return what can be shown of the run's last checkpoint, or None where it has none that can be used."""
+    """Return what can be shown of the run's last checkpoint, or None where it has none that can be used.
+
+    Raises:
+        OldRunError: the run was made by a version whose checkpoints are no longer read.
+    """
     try:
         method, found = open_checkpoint(run)
+    except OldRunError:
+        raise
     except StateError:
         return None
     if found is None:

@@ -11,14 +11,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from flwr.app import Error, Message
 
 from benchmarks.faulty_grid import Call, Fault, FaultyGrid, anothers, late, not_finite, raises, silent, wrong_shape
 from benchmarks.local_grid import CLIENT_ERROR
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.train import TrainRequest
-from hyperlora.storage.state_tree import pack
 from strategies.engine.records import RoundRecord
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
@@ -26,6 +24,7 @@ from strategies.federation.roster import FederationError, Roster
 from strategies.methods.registry import build_method
 from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card
 from tests.faults.table import Row
+from tests.trees import same
 
 CARDS = [make_card(f"client-{index}", trains=index < 6) for index in range(8)]
 NAMES = [card.client_id for card in CARDS]
@@ -166,12 +165,11 @@ def make_strategy(settings: RoundSettings) -> LoraStrategy:
 
 def same_state(one: LoraStrategy, other: LoraStrategy) -> bool:
     """Tell whether two states are equal to the last bit, and all that is known of the clients is."""
-    (mine, described), (theirs, expected) = pack(one.state), pack(other.state)
     cards = all(
         card.signature.digest() == other.roster.cards[name].signature.digest()
         for name, card in one.roster.cards.items()
     )
-    return cards and described == expected and all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    return cards and same(one.state, other.state)
 
 
 @contextmanager

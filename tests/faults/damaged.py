@@ -6,15 +6,14 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from benchmarks.local_grid import LocalGrid
-from hyperlora.storage.state_tree import StateError, pack
+from hyperlora.storage.state import StateError
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
 from strategies.engine.strategy import LoraStrategy
 from tests.builders import fake_client_app
 from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
 from tests.faults.table import Row
+from tests.trees import same
 
 
 def damage(content: bytes, chance: random.Random) -> bytes:
@@ -62,7 +61,7 @@ class Damager:
         strategy.start(
             LocalGrid(fake_client_app(CARDS), {}, 3), num_rounds=2, on_round=lambda record: self._save(strategy)
         )
-        self.older, self.newer = (self.store.directory / f"round-0000{number}.safetensors" for number in (1, 2))
+        self.older, self.newer = (self.store.directory / f"round-0000{number}.pt" for number in (1, 2))
         self.contents = {path: path.read_bytes() for path in (self.older, self.newer)}
 
     def _save(self, strategy: LoraStrategy) -> None:
@@ -100,9 +99,3 @@ class Damager:
     def _write(path: Path, content: bytes) -> None:
         path.unlink(missing_ok=True)
         path.write_bytes(content)
-
-
-def same(one: Checkpoint, other: Checkpoint) -> bool:
-    """Tell whether two checkpoints are equal to the last bit."""
-    (mine, described), (theirs, expected) = (pack(vars(checkpoint)) for checkpoint in (one, other))
-    return described == expected and all(torch.equal(mine[name], theirs[name]) for name in theirs)

@@ -18,7 +18,6 @@ from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import LocalPlan, as_received, core_shapes
 from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
-from hyperlora.storage.state_tree import pack
 from models.adapters.adapter import Adapter
 from models.adapters.gradient import GradientSpec, part_vectors
 from strategies.federation.client_list import ClientList, ClientListError
@@ -26,6 +25,7 @@ from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapte
 from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
 from tests.faults.mutation import mutate, mutate_json
 from tests.faults.table import Row
+from tests.trees import tensors_in
 
 FRESH = make_adapter(5, fresh=True)
 
@@ -162,7 +162,7 @@ def state_row(tries: int, chance: random.Random) -> Row:
 def _changed(state: Any, before: Any, cards: dict[str, ClientCard], known: dict[str, ClientCard]) -> str:
     if state is before:
         return "" if cards == known else "a refused reply changed a card"
-    return "" if all(bool(torch.isfinite(one.float()).all()) for one in pack(state)[0].values()) else "NaN in the state"
+    return "" if all(bool(torch.isfinite(one.float()).all()) for one in tensors_in(state)) else "NaN in the state"
 
 
 def _copy(content: RecordDict) -> RecordDict:

@@ -17,8 +17,9 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 PRESETS = sorted((ROOT / "benchmarks" / "presets").glob("*.toml"))
 SERIALISERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-CALLS = {"torch.load", "torch.save", "torch.hub.load", "eval", "exec", "yaml.load"}
-FLAGS = {"allow_pickle", "trust_remote_code", "weights_only"}
+CALLS = {"torch.load", "torch.hub.load", "eval", "exec", "yaml.load"}
+CALLS |= {f"torch.serialization.{name}" for name in ("safe_globals", "add_safe_globals")}
+FLAGS = {"allow_pickle", "trust_remote_code"}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -30,12 +31,10 @@ def findings(source: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in SERIALISERS:
             yield str(node.module)
         elif isinstance(node, ast.Call):
-            yield from [ast.unparse(node.func)] if ast.unparse(node.func) in CALLS else []
-            yield from (str(one.arg) for one in node.keywords if one.arg in FLAGS and not _false(one.value))
-
-
-def _false(value: ast.expr) -> bool:
-    return isinstance(value, ast.Constant) and value.value is False
+            name, flags = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
+            if name in CALLS and (name, flags.get("weights_only")) != ("torch.load", "True"):
+                yield name
+            yield from (flag for flag in FLAGS & set(flags) if flags[flag] != "False")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -51,6 +50,9 @@ def test_nothing_in_a_package_unpickles_or_runs_what_it_loads(package: str) -> N
         "import pickle",
         "from joblib import load",
         "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=flag)",
+        "torch.serialization.add_safe_globals([eval])",
         "np.load(path, allow_pickle=True)",
         "AutoModel.from_pretrained(name, trust_remote_code=flag)",
         "eval(text)",

@@ -1,0 +1,187 @@
+"""One state, one file: torch's format behind a line with the kind, the version and a SHA-256 of all that follows.
+
+A state is made of dataclasses, tensors, mappings, lists, tuples, strings, numbers and None. In the file a dataclass is
+a dict of its fields with its name under the key None, so the file holds nothing but built-in types and tensors, which
+``torch.load(weights_only=True)`` reads without running code. Dataclasses are made again by their constructors, and only
+those that the reader lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperlora.storage.files import StorageError, write_bytes
+
+MAGIC = "hyperlora-state"
+LONGEST_INT = 2000
+"""Bits of a whole number that every unpickler reads."""
+
+
+class StateError(StorageError):
+    """A state cannot be saved or restored; the message is one sentence."""
+
+
+def write_state(
+    path: Path, value: Any, classes: Sequence[type], *, kind: str, version: int, durable: bool = True
+) -> None:
+    """Write ``value`` to ``path`` in one step; the value and its copy as bytes are held in memory at once.
+
+    Mappings come back as dict, tensors detached and on the CPU; tensors that share a whole storage still do.
+
+    Args:
+        path: the file; an old one is replaced.
+        value: the state; its mappings have keys str or int.
+        classes: the dataclasses it may contain, as :func:`read_state` will be given them.
+        kind: one word for what the value is, for example ``checkpoint``.
+        version: of its content.
+        durable: wait until the file is on the disk (fsync).
+
+    Raises:
+        StateError: a part of the value could not be restored, or the file cannot be written; the old file stays.
+    """
+    payload = BytesIO()
+    try:
+        torch.save(_plain(value, frozenset(classes), "state"), payload)
+    except StateError as error:
+        raise StateError(f"the state file '{path}' cannot be written: {error}") from error
+    except RecursionError as error:
+        reason = "the state is nested too deeply, or contains itself"
+        raise StateError(f"the state file '{path}' cannot be written: {reason}") from error
+    content = payload.getvalue()
+    try:
+        write_bytes(path, _header(kind, version, content) + content, durable=durable)
+    except StorageError as error:
+        raise StateError(f"the state file {error}") from error
+
+
+def read_state(path: Path, classes: Sequence[type], *, kind: str, version: int) -> Any:
+    """Return the value that :func:`write_state` wrote.
+
+    Raises:
+        StateError: the file is missing, damaged, of another kind or version, or holds a class that is not listed.
+    """
+    try:
+        return _decoded(path.read_bytes(), classes, kind, version)
+    except OSError as error:
+        raise StateError(f"the state file '{path}' cannot be read: {error.strerror or error}") from error
+    except StateError as error:
+        raise StateError(f"the state file '{path}' cannot be used: {error}") from error
+    except Exception as error:
+        reason = f"it is damaged ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        raise StateError(f"the state file '{path}' cannot be used: {reason}") from error
+
+
+def _header(kind: str, version: int, payload: bytes) -> bytes:
+    digest = hashlib.sha256(f"{kind} {version}\n".encode() + payload)
+    return f"{MAGIC} {kind} {version} {digest.hexdigest()}\n".encode()
+
+
+def _decoded(content: bytes, classes: Sequence[type], kind: str, version: int) -> Any:
+    header, _, payload = content.partition(b"\n")
+    magic, found_kind, found_version, _ = header.decode().split(" ")
+    if magic != MAGIC:
+        raise StateError("it is no state file")
+    if found_kind != kind:
+        raise StateError(f"it holds a '{found_kind}', expected a '{kind}'")
+    if found_version != str(version):
+        raise StateError(f"it is of version {found_version}, this program reads version {version}")
+    if _header(kind, version, payload) != header + b"\n":
+        raise StateError("it is damaged (its checksum does not match)")
+    with zipfile.ZipFile(BytesIO(payload)) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise StateError("it is damaged (a part is compressed)")
+    loaded = torch.load(BytesIO(payload), map_location="cpu", weights_only=True)
+    return _Builder({cls.__name__: cls for cls in classes}, len(payload)).build(loaded)
+
+
+def _plain(value: Any, classes: frozenset[type], where: str) -> Any:
+    """Return ``value`` in built-in types; ``where`` is the path of a part, for error messages."""
+    if value is None or type(value) in (bool, float, str):
+        return value
+    if type(value) is int and value.bit_length() <= LONGEST_INT:
+        return value
+    if isinstance(value, Tensor):
+        return _dense(value, where)
+    if type(value) in (list, tuple):
+        return type(value)(_plain(part, classes, f"{where}[{index}]") for index, part in enumerate(value))
+    if isinstance(value, Mapping):
+        return {_key(key, where): _plain(part, classes, f"{where}[{key!r}]") for key, part in value.items()}
+    if type(value) not in classes:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise StateError(f"{where} is a {kind}, which is not among the classes that can be restored")
+    parts = {part.name: getattr(value, part.name) for part in fields(value)}
+    return {None: type(value).__name__} | {
+        name: _plain(part, classes, f"{where}.{name}") for name, part in parts.items()
+    }
+
+
+def _key(key: Any, where: str) -> str | int:
+    if type(key) not in (str, int):
+        raise StateError(f"{where} has the key {key!r}, expected a string or a whole number")
+    return key  # type: ignore[no-any-return]
+
+
+def _dense(tensor: Tensor, where: str) -> Tensor:
+    """Return the tensor on the CPU, with a storage that holds nothing else."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise StateError(f"{where} is a tensor of {tensor.layout} on {tensor.device}, which cannot be saved")
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if plain.untyped_storage().nbytes() != plain.nbytes:
+        plain = plain.clone(memory_format=torch.contiguous_format)
+    return plain
+
+
+@dataclass
+class _Builder:
+    """Makes a state from what a file holds.
+
+    Attributes:
+        classes: the dataclasses that may be made, by name.
+        parts_left: how many parts the file can hold by its size; one that refers to itself would have more.
+    """
+
+    classes: Mapping[str, type]
+    parts_left: int
+
+    def build(self, value: Any) -> Any:
+        self.parts_left -= 1
+        if self.parts_left < 0:
+            raise StateError("it is damaged (it holds more parts than bytes)")
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if type(value) is Tensor:
+            return self._checked(value)
+        if type(value) in (list, tuple):
+            return type(value)(self.build(part) for part in value)
+        if type(value) is not dict:
+            raise StateError(f"it holds a {type(value).__name__}, which no state does")
+        name = value.pop(None, None)
+        parts = {_key(key, "the file"): self.build(part) for key, part in value.items()}
+        return parts if name is None else self._made(name, parts)
+
+    def _checked(self, tensor: Tensor) -> Tensor:
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_contiguous()
+        if not dense or tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.requires_grad:
+            raise StateError("it holds a tensor that is not dense")
+        return tensor
+
+    def _made(self, name: Any, parts: Mapping[Any, Any]) -> Any:
+        cls = self.classes.get(name)
+        if cls is None:
+            raise StateError(f"the class {name} is not among those that can be restored: {sorted(self.classes)}")
+        known = {part.name for part in fields(cls)}
+        if set(parts) != known:
+            raise StateError(f"{name} has the fields {sorted(known)}, saved are {sorted(map(str, parts))}")
+        try:
+            return cls(**parts)
+        except Exception as error:
+            raise StateError(f"{name} cannot be made from what was saved: {error}") from error
