@@ -22,15 +22,8 @@ from client_app.private_release import noise_seed
 from client_app.site import Site, federation_of
 from client_app.site_state import SiteState, cache_key, digest_of
 from client_app.training import TokenSet
-from hyperlora.config.schema import (
-    ConfigError,
-    DataConfig,
-    LoraConfig,
-    ModelConfig,
-    PrivacyConfig,
-    RunConfig,
-    SignatureConfig,
-)
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig, PrivacyConfig, SignatureConfig
 from hyperlora.data.federation import ClientData, Federation, Samples
 from hyperlora.task import build_federation, build_model
 from models.adapters.adapter import Adapter

@@ -8,7 +8,7 @@ from hyperlora.config.schema import ConfigKey, config_keys
 
 HEAD = """# Configuration
 
-Every key of a run, made by `python -m hyperlora.config.reference` from `hyperlora/config/schema.py` and
+Every key of a run, made by `python -m hyperlora.config.reference` from `hyperlora/config/settings.py` and
 the `config.py` of each method. Set one with `-c key=value`, several in a TOML file with `--config`;
 an unknown key is answered with the nearest known one.
 """

@@ -1,22 +1,20 @@
-"""The run configuration: every key, its type, its default and its meaning, parsed and checked once.
+"""The run configuration: parsed and checked once, from the flat mapping that Flower hands an app.
 
-Flower hands an app a flat mapping such as ``{"lora.rank": 4}``. :meth:`RunConfig.parse` turns it into
-frozen sections; from there on values travel as plain arguments. The settings of a method are its own sections.
+:meth:`RunConfig.parse` turns ``{"lora.rank": 4}`` into frozen sections; from there on values travel as plain arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt
 
-from hyperlora.config.methods import METHOD_NAMES, METHODS, all_sections, find_method, sections_of
+from hyperlora.config.methods import METHOD_NAMES, all_sections, find_method, sections_of
 from hyperlora.config.renamed import RENAMED, current_names
 from hyperlora.config.section import (
     ConfigError,
     ConfigKey,
-    Fraction,
     Rule,
     S,
     Scalar,
@@ -27,187 +25,24 @@ from hyperlora.config.section import (
     parse_section,
     values_of,
 )
+from hyperlora.config.settings import (
+    DataConfig,
+    DefenceConfig,
+    FederationConfig,
+    LoraConfig,
+    ModelConfig,
+    PriorConfig,
+    PrivacyConfig,
+    RunDirectoryConfig,
+    SignatureConfig,
+    TrainConfig,
+    WireConfig,
+)
 
 __all__ = ["PATH_KEYS", "ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
 
-DataName = Literal[
-    "digits", "folder", "csv", "jsonl", "parquet", "instructions",
-    "pacs", "office-home", "domainnet", "nico++", "cifar100", "fdu-mtl",
-]  # fmt: skip
-Partition = Literal["dirichlet", "iid", "pathological", "natural"]
-Split = Literal["hash", "official"]
-WireDtype = Literal["float32", "float16", "int8"]
-NormRule = Literal["clip", "reject", "off"]
-Aggregation = Literal["mean", "median", "trimmed"]
-WIRE_DTYPES: tuple[WireDtype, ...] = get_args(WireDtype)
-SINKS = ("tensorboard", "wandb", "mlflow")
 PATH_KEYS = ("data.path", "model.weights", "run.output-dir", "federation.allowed-clients")
-
-Prompt = Annotated[str, Rule(lambda value: value.count("{}") == 1, "a text with one {} in it")]
-Commit = Annotated[
-    str,
-    Rule(
-        lambda value: not value or (len(value) == 40 and set(value) <= set("0123456789abcdef")),
-        "the 40 hexadecimal digits of a commit, or empty",
-    ),
-]
-SinkList = Annotated[
-    str,
-    Rule(
-        lambda value: value == "auto" or all(part in SINKS for part in value.split(",") if value),
-        "auto, or names out of tensorboard, wandb and mlflow, separated by commas",
-    ),
-]
-StepList = Annotated[
-    str,
-    Rule(
-        lambda value: all(part.strip().isdigit() for part in value.split(",") if value), "numbers separated by commas"
-    ),
-]
 MethodName = Annotated[str, Rule(lambda value: bool(find_method(value)), METHOD_NAMES)]
-
-
-class DataConfig(Section):
-    """Which data the clients hold and how a simulation divides it."""
-
-    name: DataName = key("digits", "digits (embedded), a kind of own data (folder, csv, ...) or a known set")
-    path: str = key("", "absolute path of own data or a local copy; empty loads a known set from the hub")
-    revision: Commit = key(
-        "", "commit of a known set's repository on the hub; empty takes the commit that is known for it"
-    )
-    classes: str = key("", "names of the classes, separated by commas; empty takes those that the data have")
-    first_classes: NonNegativeInt = key(0, "classes that are used, those of the lowest labels; 0 is all")
-    text_column: str = key("text", "column of the texts in a table")
-    label_column: str = key("label", "column of their classes")
-    domain_column: str = key("domain", "column of their domains, which a table need not have")
-    partition: Partition = key("dirichlet", "how a domain's samples are divided over clients")
-    split: Split = key("hash", "parts of a client by a hash of each sample, or tested on the set's official test split")
-    classes_per_client: PositiveInt = key(2, "classes of a client where data.partition is pathological")
-    max_samples: NonNegativeInt = key(0, "most samples of a client, the others are left alone; 0 is all")
-    clients_per_domain: PositiveInt = key(5, "clients that share one domain's samples")
-    dirichlet_alpha: NonNegativeFloat = key(0.5, "label skew inside a domain; 0 divides evenly")
-    unseen_fraction: Fraction = key(0.2, "share of each domain's clients that never train")
-    validation_fraction: Fraction = key(0.15, "share of a client's samples held out for validation")
-    test_fraction: Fraction = key(0.25, "share of a client's samples held out for its own test")
-
-
-class ModelConfig(Section):
-    """The frozen backbone that all parties share."""
-
-    name: str = key("digits-vit", "digits-vit (embedded), a timm model, or hf: and a hub name or absolute directory")
-    weights: str = key("", "absolute path of a safetensors file or, for hf:, a directory; empty takes the model's own")
-    revision: Commit = key("", "commit of the weights' repository on the hub; empty takes the newest")
-    image_size: PositiveInt = key(16, "side of square images in pixels")
-    max_length: PositiveInt = key(128, "most tokens of a text; longer ones are truncated")
-    prompt: Prompt = key("a photo of a {}.", "text of a class for CLIP, {} is its name")
-    text_tower: bool = key(False, "adapt the text tower of CLIP or SigLIP too and have it make the head")
-    ship: bool = key(False, "send the backbone to sites with a state-dir, once; for digits-vit and timm models")
-
-
-class LoraConfig(Section):
-    """The shape of the adapter."""
-
-    rank: PositiveInt = key(4, "rank r of every adapted module")
-    ranks: StepList = key("", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it")
-    alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")
-    last_blocks: PositiveInt = key(2, "number of last transformer blocks that are adapted")
-
-    @property
-    def client_ranks(self) -> tuple[int, ...]:
-        """The ranks that clients take in turn; empty where all have ``rank``."""
-        return tuple(int(part) for part in self.ranks.split(",") if part)
-
-
-class TrainConfig(Section):
-    """The local budget and the local optimiser."""
-
-    local_steps: NonNegativeInt = key(10, "optimiser steps K a client makes per round")
-    batch_size: PositiveInt = key(16, "samples per local step")
-    optimizer: Literal["adamw", "sgd"] = key("adamw", "local optimiser")
-    learning_rate: PositiveFloat = key(3e-3, "local learning rate")
-    weight_decay: NonNegativeFloat = key(0.0, "local weight decay")
-    prefix_cache_mb: NonNegativeInt = key(1024, "most MiB of frozen-prefix activations a client process keeps")
-    device: Literal["auto", "cpu", "cuda"] = key(
-        "auto", "auto, cpu or cuda; cuda fails where no GPU is given to the client"
-    )
-
-
-class PriorConfig(Section):
-    """The class prior of a client in the bias of its head."""
-
-    use: Literal["method", "on", "off"] = key("method", "method (as the method declares), on or off")
-    gamma: NonNegativeFloat = key(1.0, "strength of the log class frequencies")
-
-
-class SignatureConfig(Section):
-    """What a client tells of its data."""
-
-    max_samples: PositiveInt = key(512, "most local training samples behind one signature")
-    smoothing: PositiveFloat = key(1.0, "pseudo-count added to every class frequency")
-
-
-class FederationConfig(Section):
-    """Rounds, cohorts and deadlines."""
-
-    rounds: PositiveInt = key(30, "training rounds")
-    clients_per_round: PositiveInt = key(8, "clients in the cohort of a round")
-    evaluate_every: PositiveInt = key(5, "rounds between evaluations; the last round is always evaluated")
-    evaluate_steps: StepList = key(
-        "", "numbers of local steps after which a client is scored, as 0,1,5; 0 and K are always among them"
-    )
-    allowed_clients: str = key(
-        "", "absolute path, at the server, of the list of clients and their node keys; empty admits every node"
-    )
-    min_clients: NonNegativeInt = key(0, "clients to wait for before round 1; 0 means all that the data set defines")
-    min_replies: PositiveInt = key(1, "usable replies without which a round changes nothing")
-    join_timeout: PositiveFloat = key(120.0, "seconds to wait for them")
-    round_timeout: PositiveFloat = key(600.0, "seconds after which a missing reply is given up")
-
-
-class DefenceConfig(Section):
-    """What the server does about updates that lie apart from the cohort's."""
-
-    norm_rule: NormRule = key("clip", "a movement far longer than the others': clip, reject or off")
-    factor: PositiveFloat = key(
-        5.0, "how far: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms"
-    )
-    aggregation: Aggregation = key(
-        "mean", "mean, median (weights of the geometric median) or trimmed (those farthest from it are left out)"
-    )
-    trim: Fraction = key(0.3, "share of a cohort that trimmed leaves out")
-
-
-class PrivacyConfig(Section):
-    """Differential privacy at the clients; the accountant is in :mod:`strategies.engine.privacy_ledger`."""
-
-    signature_noise: NonNegativeFloat = key(
-        0.0, "noise on signatures, in units of their sensitivity to one sample; 0 is none"
-    )
-    signature_clip: PositiveFloat = key(1.0, "root mean square that the features of a sample are clipped to")
-    adapter_noise: NonNegativeFloat = key(
-        0.0, "noise on trained adapters, in units of their sensitivity to a client's data; 0 is none"
-    )
-    adapter_clip: PositiveFloat = key(1.0, "L2 norm that a client's movement is clipped to where there is noise")
-    delta: PositiveFloat = key(1e-5, "delta of the privacy that the accountant tells")
-    epsilon: NonNegativeFloat = key(0.0, "budget of a client: when it is spent, the client trains no more; 0 is none")
-
-
-class WireConfig(Section):
-    """How adapters travel."""
-
-    dtype: WireDtype = key("float32", "numbers of adapters in messages: float32, float16 or int8")
-
-
-class RunDirectoryConfig(Section):
-    """Where results go."""
-
-    output_dir: str = key("", "absolute path of the run directory; empty makes a new one under ~/hyperlora-runs")
-    resume: bool = key(False, "go on from the last checkpoint in run.output-dir")
-    checkpoint_every: NonNegativeInt = key(1, "rounds between checkpoints; the last round always has one; 0 makes none")
-    checkpoints_kept: PositiveInt = key(2, "newest checkpoints that are kept")
-    sinks: SinkList = key(
-        "auto", "where live metrics go besides metrics.jsonl: auto (TensorBoard if installed), names, or empty"
-    )
 
 
 class RunConfig(Section):
@@ -243,13 +78,8 @@ class RunConfig(Section):
                 each other.
         """
         top = parse_section(cls, values)
-        known = [entry.key for entry in config_keys(top.method)]
-        for name in values:
-            if name in RENAMED:
-                raise ConfigError(f"configuration key '{name}' is now called '{RENAMED[name]}'")
-            if name not in known:
-                raise ConfigError(f"unknown configuration key '{name}'{nearest(name, known)}")
-        core = {name: parse_section(kind, values, f"{name}.") for name, kind in _core_sections()}
+        _refuse_unknown(values, [entry.key for entry in config_keys(top.method)])
+        core = {name: parse_section(kind, values, f"{name}.") for name, kind in _core_sections().items()}
         settings = [parse_section(kind, values, f"{kind.prefix}.") for kind in all_sections(top.method)]
         config = top.model_copy(update={**core, "method_settings": tuple(settings)})
         config._check()
@@ -287,71 +117,43 @@ class RunConfig(Section):
 
     def flat(self) -> dict[str, Scalar]:
         """Return the flat mapping that :meth:`parse` accepts, every key present."""
-        values = dict(values_of(self))
-        for name, _ in _core_sections():
-            values.update(values_of(getattr(self, name), f"{name}."))
-        for section in self.method_settings:
-            values.update(values_of(section, f"{section.prefix}."))
-        return values
+        return {name: value for prefix, section in self._sections() for name, value in values_of(section, prefix)}
 
     def public(self) -> dict[str, Scalar]:
         """Return :meth:`flat` without paths of a machine: what may stand in what is handed on."""
         return {name: value for name, value in self.flat().items() if name not in PATH_KEYS}
 
-    def _check(self) -> None:
-        _check_ranks(self)
-        _check_shipping(self)
-        _check_quorum(self)
+    def _sections(self) -> Iterator[tuple[str, Section]]:
+        yield "", self
+        for name in _core_sections():
+            yield f"{name}.", getattr(self, name)
         for section in self.method_settings:
-            if type(section) in sections_of(self.method):
-                section.check(self)
-        _check_budget(self)
+            yield f"{section.prefix}.", section
+
+    def _check(self) -> None:
+        core = [getattr(self, name) for name in _core_sections()]
+        of_method = [section for section in self.method_settings if type(section) in sections_of(self.method)]
+        for section in [*core, *of_method]:
+            section.check(self)
 
 
 def config_keys(method: str = "hyperlora") -> Iterator[ConfigKey]:
     """Yield every configuration key in the order of its declaration, for ``method`` from outside with its settings."""
     yield from keys_of(RunConfig)
-    for name, kind in _core_sections():
+    for name, kind in _core_sections().items():
         yield from keys_of(kind, f"{name}.")
     for kind in all_sections(method):
         yield from keys_of(kind, f"{kind.prefix}.")
 
 
-def _core_sections() -> Iterator[tuple[str, type[Section]]]:
-    for name, field in RunConfig.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield name, field.annotation
+def _core_sections() -> dict[str, type[Section]]:
+    annotated = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    return {name: kind for name, kind in annotated.items() if isinstance(kind, type) and issubclass(kind, Section)}
 
 
-def _check_ranks(config: RunConfig) -> None:
-    ranks, most = config.lora.client_ranks, config.lora.rank
-    if any(not 1 <= rank <= most for rank in ranks):
-        raise ConfigError(f"lora.ranks '{config.lora.ranks}' must lie between 1 and lora.rank {most}")
-    if ranks and not find_method(config.method).any_rank:
-        able = ", ".join(name for name, info in METHODS.items() if info.any_rank)
-        raise ConfigError(f"method '{config.method}' needs one rank for all clients; lora.ranks works with {able}")
-
-
-def _check_shipping(config: RunConfig) -> None:
-    if config.model.ship and config.model.name.startswith("hf:"):
-        raise ConfigError(
-            "model.ship sends one safetensors file, a transformers model has a directory: "
-            "copy it to the sites and name it by 'weights' in their node config"
-        )
-
-
-def _check_quorum(config: RunConfig) -> None:
-    needed, asked = config.federation.min_replies, config.federation.clients_per_round
-    if needed > asked:
-        raise ConfigError(
-            f"federation.min-replies is {needed}, but federation.clients-per-round asks {asked} clients for one"
-        )
-
-
-def _check_budget(config: RunConfig) -> None:
-    privacy = config.privacy
-    if privacy.epsilon and not (privacy.adapter_noise and privacy.signature_noise):
-        raise ConfigError(
-            "privacy.epsilon needs privacy.signature-noise and privacy.adapter-noise: "
-            "what is sent without noise has no bound"
-        )
+def _refuse_unknown(names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name in RENAMED:
+            raise ConfigError(f"configuration key '{name}' is now called '{RENAMED[name]}'")
+        if name not in known:
+            raise ConfigError(f"unknown configuration key '{name}'{nearest(name, known)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -47,6 +47,15 @@ class Rule:
         return value
 
 
+def names_out_of(names: Sequence[str], instead: str = "") -> Rule:
+    """Return the rule that a text is some of ``names`` separated by commas, or the word ``instead``."""
+    listed = f"names out of {', '.join(names[:-1])} and {names[-1]}, separated by commas"
+    return Rule(
+        lambda value: value == instead or all(part in names for part in value.split(",") if part),
+        f"{instead}, or {listed}" if instead else listed,
+    )
+
+
 class Section(BaseModel):
     """A group of settings that share the first part of their key, as ``lora`` in ``lora.rank``.
 
@@ -58,7 +67,7 @@ class Section(BaseModel):
     prefix: ClassVar[str] = ""
 
     def check(self, config: RunConfig) -> None:
-        """Raise ConfigError where the settings of the method do not go with the rest of a run."""
+        """Raise ConfigError where the section contradicts itself or the rest of a run."""
 
 
 def key(default: Scalar, meaning: str) -> Any:

@@ -19,7 +19,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from hyperlora.config.schema import WIRE_DTYPES
+from hyperlora.config.settings import WIRE_DTYPES
 from models.adapters.adapter import Adapter
 
 SCALE = ".scale"

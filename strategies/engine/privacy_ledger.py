@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hyperlora.config.schema import PrivacyConfig
+from hyperlora.config.settings import PrivacyConfig
 
 
 class PrivacyError(RuntimeError):

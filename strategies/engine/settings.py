@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hyperlora.config.schema import PrivacyConfig
+from hyperlora.config.settings import PrivacyConfig
 from strategies.engine.screening import Screen
 
 

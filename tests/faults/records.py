@@ -12,7 +12,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from benchmarks.local_grid import LocalGrid
-from hyperlora.config.schema import WIRE_DTYPES
+from hyperlora.config.settings import WIRE_DTYPES
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import LocalPlan, as_received, core_shapes

@@ -15,7 +15,8 @@ from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
-from hyperlora.config.schema import DataConfig, RunConfig
+from hyperlora.config.schema import RunConfig
+from hyperlora.config.settings import DataConfig
 from hyperlora.messages.backbone import BackbonePart
 from hyperlora.messages.train import TrainRequest
 from hyperlora.task import build_model, data_set_info

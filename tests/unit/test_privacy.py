@@ -14,7 +14,8 @@ from benchmarks.local_grid import LocalGrid
 from client_app.private_release import noise_seed, private
 from client_app.site import Site
 from client_app.workplace import open_workplace
-from hyperlora.config.schema import ConfigError, PrivacyConfig, RunConfig
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.config.settings import PrivacyConfig
 from hyperlora.messages.plan import chosen
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter

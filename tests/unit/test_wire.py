@@ -6,7 +6,7 @@ import pytest
 import torch
 from flwr.app import Array
 
-from hyperlora.config.schema import WIRE_DTYPES
+from hyperlora.config.settings import WIRE_DTYPES
 from hyperlora.messages.codec import ProtocolError, count_bytes, pack, packed_shapes, unpack
 from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan, as_received

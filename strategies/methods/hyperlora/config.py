@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from hyperlora.config.section import ConfigError, Fraction, Rule, Section, key
+from hyperlora.config.section import ConfigError, Fraction, Section, key, names_out_of
 
 if TYPE_CHECKING:
     from hyperlora.config.schema import RunConfig
@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 GradientKind = Literal["off", "sketch", "adapter"]
 GeneratorKind = Literal["off", "atoms", "mlp", "attention", "heads"]
 LEARNABLE = ("attention", "trust", "strength", "gates")
-LearnableList = Annotated[
-    str,
-    Rule(
-        lambda value: all(part in LEARNABLE for part in value.split(",") if value),
-        "names out of attention, trust, strength and gates, separated by commas",
-    ),
-]
+LearnableList = Annotated[str, names_out_of(LEARNABLE)]
 
 
 class HyperLoraSettings(Section):

@@ -1,0 +1,216 @@
+"""The sections of settings that every run has; those of a method are in its own ``config.py``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from hyperlora.config.methods import METHODS, find_method
+from hyperlora.config.section import ConfigError, Fraction, Rule, Section, key, names_out_of
+
+if TYPE_CHECKING:
+    from hyperlora.config.schema import RunConfig
+
+DataName = Literal[
+    "digits", "folder", "csv", "jsonl", "parquet", "instructions",
+    "pacs", "office-home", "domainnet", "nico++", "cifar100", "fdu-mtl",
+]  # fmt: skip
+Partition = Literal["dirichlet", "iid", "pathological", "natural"]
+Split = Literal["hash", "official"]
+WireDtype = Literal["float32", "float16", "int8"]
+NormRule = Literal["clip", "reject", "off"]
+Aggregation = Literal["mean", "median", "trimmed"]
+WIRE_DTYPES: tuple[WireDtype, ...] = get_args(WireDtype)
+SINKS = ("tensorboard", "wandb", "mlflow")
+
+Prompt = Annotated[str, Rule(lambda value: value.count("{}") == 1, "a text with one {} in it")]
+Commit = Annotated[
+    str,
+    Rule(
+        lambda value: not value or (len(value) == 40 and set(value) <= set("0123456789abcdef")),
+        "the 40 hexadecimal digits of a commit, or empty",
+    ),
+]
+SinkList = Annotated[str, names_out_of(SINKS, instead="auto")]
+StepList = Annotated[
+    str,
+    Rule(
+        lambda value: all(part.strip().isdigit() for part in value.split(",") if value), "numbers separated by commas"
+    ),
+]
+
+
+class DataConfig(Section):
+    """Which data the clients hold and how a simulation divides it."""
+
+    name: DataName = key("digits", "digits (embedded), a kind of own data (folder, csv, ...) or a known set")
+    path: str = key("", "absolute path of own data or a local copy; empty loads a known set from the hub")
+    revision: Commit = key(
+        "", "commit of a known set's repository on the hub; empty takes the commit that is known for it"
+    )
+    classes: str = key("", "names of the classes, separated by commas; empty takes those that the data have")
+    first_classes: NonNegativeInt = key(0, "classes that are used, those of the lowest labels; 0 is all")
+    text_column: str = key("text", "column of the texts in a table")
+    label_column: str = key("label", "column of their classes")
+    domain_column: str = key("domain", "column of their domains, which a table need not have")
+    partition: Partition = key("dirichlet", "how a domain's samples are divided over clients")
+    split: Split = key("hash", "parts of a client by a hash of each sample, or tested on the set's official test split")
+    classes_per_client: PositiveInt = key(2, "classes of a client where data.partition is pathological")
+    max_samples: NonNegativeInt = key(0, "most samples of a client, the others are left alone; 0 is all")
+    clients_per_domain: PositiveInt = key(5, "clients that share one domain's samples")
+    dirichlet_alpha: NonNegativeFloat = key(0.5, "label skew inside a domain; 0 divides evenly")
+    unseen_fraction: Fraction = key(0.2, "share of each domain's clients that never train")
+    validation_fraction: Fraction = key(0.15, "share of a client's samples held out for validation")
+    test_fraction: Fraction = key(0.25, "share of a client's samples held out for its own test")
+
+
+class ModelConfig(Section):
+    """The frozen backbone that all parties share."""
+
+    name: str = key("digits-vit", "digits-vit (embedded), a timm model, or hf: and a hub name or absolute directory")
+    weights: str = key("", "absolute path of a safetensors file or, for hf:, a directory; empty takes the model's own")
+    revision: Commit = key("", "commit of the weights' repository on the hub; empty takes the newest")
+    image_size: PositiveInt = key(16, "side of square images in pixels")
+    max_length: PositiveInt = key(128, "most tokens of a text; longer ones are truncated")
+    prompt: Prompt = key("a photo of a {}.", "text of a class for CLIP, {} is its name")
+    text_tower: bool = key(False, "adapt the text tower of CLIP or SigLIP too and have it make the head")
+    ship: bool = key(False, "send the backbone to sites with a state-dir, once; for digits-vit and timm models")
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse to send a model that is a directory."""
+        if self.ship and self.name.startswith("hf:"):
+            raise ConfigError(
+                "model.ship sends one safetensors file, a transformers model has a directory: "
+                "copy it to the sites and name it by 'weights' in their node config"
+            )
+
+
+class LoraConfig(Section):
+    """The shape of the adapter."""
+
+    rank: PositiveInt = key(4, "rank r of every adapted module")
+    ranks: StepList = key("", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it")
+    alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")
+    last_blocks: PositiveInt = key(2, "number of last transformer blocks that are adapted")
+
+    @property
+    def client_ranks(self) -> tuple[int, ...]:
+        """The ranks that clients take in turn; empty where all have ``rank``."""
+        return tuple(int(part) for part in self.ranks.split(",") if part)
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse ranks that the method or the model cannot give to clients."""
+        if any(not 1 <= rank <= self.rank for rank in self.client_ranks):
+            raise ConfigError(f"lora.ranks '{self.ranks}' must lie between 1 and lora.rank {self.rank}")
+        if self.client_ranks and not find_method(config.method).any_rank:
+            able = ", ".join(name for name, info in METHODS.items() if info.any_rank)
+            raise ConfigError(f"method '{config.method}' needs one rank for all clients; lora.ranks works with {able}")
+
+
+class TrainConfig(Section):
+    """The local budget and the local optimiser."""
+
+    local_steps: NonNegativeInt = key(10, "optimiser steps K a client makes per round")
+    batch_size: PositiveInt = key(16, "samples per local step")
+    optimizer: Literal["adamw", "sgd"] = key("adamw", "local optimiser")
+    learning_rate: PositiveFloat = key(3e-3, "local learning rate")
+    weight_decay: NonNegativeFloat = key(0.0, "local weight decay")
+    prefix_cache_mb: NonNegativeInt = key(1024, "most MiB of frozen-prefix activations a client process keeps")
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", "auto, cpu or cuda; cuda fails where no GPU is given to the client"
+    )
+
+
+class PriorConfig(Section):
+    """The class prior of a client in the bias of its head."""
+
+    use: Literal["method", "on", "off"] = key("method", "method (as the method declares), on or off")
+    gamma: NonNegativeFloat = key(1.0, "strength of the log class frequencies")
+
+
+class SignatureConfig(Section):
+    """What a client tells of its data."""
+
+    max_samples: PositiveInt = key(512, "most local training samples behind one signature")
+    smoothing: PositiveFloat = key(1.0, "pseudo-count added to every class frequency")
+
+
+class FederationConfig(Section):
+    """Rounds, cohorts and deadlines."""
+
+    rounds: PositiveInt = key(30, "training rounds")
+    clients_per_round: PositiveInt = key(8, "clients in the cohort of a round")
+    evaluate_every: PositiveInt = key(5, "rounds between evaluations; the last round is always evaluated")
+    evaluate_steps: StepList = key(
+        "", "numbers of local steps after which a client is scored, as 0,1,5; 0 and K are always among them"
+    )
+    allowed_clients: str = key(
+        "", "absolute path, at the server, of the list of clients and their node keys; empty admits every node"
+    )
+    min_clients: NonNegativeInt = key(0, "clients to wait for before round 1; 0 means all that the data set defines")
+    min_replies: PositiveInt = key(1, "usable replies without which a round changes nothing")
+    join_timeout: PositiveFloat = key(120.0, "seconds to wait for them")
+    round_timeout: PositiveFloat = key(600.0, "seconds after which a missing reply is given up")
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse to need more replies than clients are asked."""
+        if self.min_replies > self.clients_per_round:
+            raise ConfigError(
+                f"federation.min-replies is {self.min_replies}, "
+                f"but federation.clients-per-round asks {self.clients_per_round} clients for one"
+            )
+
+
+class DefenceConfig(Section):
+    """What the server does about updates that lie apart from the cohort's."""
+
+    norm_rule: NormRule = key("clip", "a movement far longer than the others': clip, reject or off")
+    factor: PositiveFloat = key(
+        5.0, "how far: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms"
+    )
+    aggregation: Aggregation = key(
+        "mean", "mean, median (weights of the geometric median) or trimmed (those farthest from it are left out)"
+    )
+    trim: Fraction = key(0.3, "share of a cohort that trimmed leaves out")
+
+
+class PrivacyConfig(Section):
+    """Differential privacy at the clients; the accountant is in :mod:`strategies.engine.privacy_ledger`."""
+
+    signature_noise: NonNegativeFloat = key(
+        0.0, "noise on signatures, in units of their sensitivity to one sample; 0 is none"
+    )
+    signature_clip: PositiveFloat = key(1.0, "root mean square that the features of a sample are clipped to")
+    adapter_noise: NonNegativeFloat = key(
+        0.0, "noise on trained adapters, in units of their sensitivity to a client's data; 0 is none"
+    )
+    adapter_clip: PositiveFloat = key(1.0, "L2 norm that a client's movement is clipped to where there is noise")
+    delta: PositiveFloat = key(1e-5, "delta of the privacy that the accountant tells")
+    epsilon: NonNegativeFloat = key(0.0, "budget of a client: when it is spent, the client trains no more; 0 is none")
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a budget for what is sent without noise."""
+        if self.epsilon and not (self.adapter_noise and self.signature_noise):
+            raise ConfigError(
+                "privacy.epsilon needs privacy.signature-noise and privacy.adapter-noise: "
+                "what is sent without noise has no bound"
+            )
+
+
+class WireConfig(Section):
+    """How adapters travel."""
+
+    dtype: WireDtype = key("float32", "numbers of adapters in messages: float32, float16 or int8")
+
+
+class RunDirectoryConfig(Section):
+    """Where results go."""
+
+    output_dir: str = key("", "absolute path of the run directory; empty makes a new one under ~/hyperlora-runs")
+    resume: bool = key(False, "go on from the last checkpoint in run.output-dir")
+    checkpoint_every: NonNegativeInt = key(1, "rounds between checkpoints; the last round always has one; 0 makes none")
+    checkpoints_kept: PositiveInt = key(2, "newest checkpoints that are kept")
+    sinks: SinkList = key(
+        "auto", "where live metrics go besides metrics.jsonl: auto (TensorBoard if installed), names, or empty"
+    )
