@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.figures import draw_methods, draw_steps
-from benchmarks.pages import fill_pages, hours, tables_of
+from benchmarks.pages import FIGURES, fill_pages, hours, tables_of
 from benchmarks.perf.run import run_perf
-from benchmarks.pool import run_all
-from benchmarks.result import is_there, load_results
+from benchmarks.result import load_results, missing_jobs, pack_runs
+from benchmarks.run_job import run_all
 from benchmarks.suite import Job, SuiteError, has_grid, load_jobs, suite_title
 from benchmarks.tuning import choose
 from hyperlora.cli.output import CommandError
@@ -37,11 +36,11 @@ def main(
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="seed to run instead of the suite's; may be repeated")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="variant to run; may be repeated; all by default")] = None,
-    results: Annotated[Path, typer.Option(help="folder of the json files and figures")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="folder of the results and figures")] = RESULTS,
     jobs: Annotated[int, typer.Option(min=1, help="runs at the same time, one core each")] = 2,
     reference: Annotated[str, typer.Option(help="variant that differences are to; the first by default")] = "",
 ) -> None:
-    """Run a suite's missing runs, then print its tables and draw its figures; they need the json files alone."""
+    """Run a suite's missing runs, then print its tables and draw its figures; they need the results alone."""
     logging.basicConfig(level=logging.WARNING)
     if suite == "pages":
         fill_pages(results, say)
@@ -55,16 +54,17 @@ def main(
     except (SuiteError, ConfigError, CommandError) as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
-    missing = [job for job in wanted if not is_there(job, job.file(results))]
+    missing = missing_jobs(wanted, results)
     console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there, {len(missing)} to do")
     failed = run_all(missing, results, jobs, say=console.print)
-    shown = [show(place, wanted, results / place, reference) for place in dict.fromkeys(job.suite for job in wanted)]
+    pack_runs(results, suite)
+    shown = [show(place, wanted, results, reference) for place in dict.fromkeys(job.suite for job in wanted)]
     raise typer.Exit(0 if any(shown) and not failed else 1)
 
 
-def show(suite: str, wanted: list[Job], folder: Path, reference: str) -> bool:
+def show(suite: str, wanted: list[Job], results: Path, reference: str) -> bool:
     """Print the tables and draw the figures of what is there of a suite or one of its settings; tell whether any is."""
-    order, found = list(dict.fromkeys(job.variant for job in wanted)), load_results(folder)
+    order, found = list(dict.fromkeys(job.variant for job in wanted)), load_results(results, suite)
     if not found:
         return False
     if has_grid(suite):
@@ -73,8 +73,9 @@ def show(suite: str, wanted: list[Job], folder: Path, reference: str) -> bool:
     title = [suite_title(suite)] if "/" in suite else []
     for text in [*title, *tables_of(found, order, reference or order[0]), hours(found, order)]:
         say(text)
-    draw_steps(found, order, folder / "figures" / "steps")
-    draw_methods(found, order, folder / "figures" / "methods")
+    name = suite.replace("/", "-")
+    for kind, draw in FIGURES.items():
+        draw(found, order, results / "figures" / f"{name}-{kind}.svg")
     return True
 
 

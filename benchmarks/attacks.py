@@ -8,17 +8,15 @@ end (y becomes C - 1 - y). The first three as in Blanchard et al. 2017 and Bagda
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from statistics import mean
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 
-from benchmarks.markdown import cell, markdown
 from client_app import workplace
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import ClientData, Federation, Samples
@@ -133,31 +131,3 @@ def poisoned_data(attackers: frozenset[str]) -> Iterator[None]:
             yield
     finally:
         workplace._open_parts.cache_clear()
-
-
-def attack_table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], order: Sequence[str]) -> str:
-    """Return a markdown table: honest seen clients' accuracy as received in percent, by setting and variant.
-
-    Args:
-        results: setting -> variant -> runs.
-        order: the variants.
-    """
-    rows = {
-        setting: [cell([honest_accuracy(run) for run in found.get(name, [])]) for name in order]
-        for setting, found in results.items()
-        if found
-    }
-    return markdown("attack, share of bad clients", list(order), rows)
-
-
-def honest_accuracy(run: Mapping[str, Any]) -> float:
-    """Return the mean accuracy as received of the seen clients that do not attack, in percent.
-
-    0 where no client could use what it was sent: an adapter of numbers that no client accepts.
-    """
-    shares = [
-        float(client["zero_step"])
-        for client in run["clients"]
-        if client["track"] == "start" and client["seen"] and client["client_id"] not in run["attackers"]
-    ]
-    return 100 * mean(shares) if shares else 0.0

@@ -25,8 +25,8 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
+from benchmarks.attack_tables import membership_table
 from benchmarks.local_grid import LocalGrid
-from benchmarks.membership_table import membership_table
 from benchmarks.result import current_commit, write_json
 from benchmarks.run_job import NODES
 from client_app.keeping import NothingKept

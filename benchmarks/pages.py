@@ -1,4 +1,4 @@
-"""The tables in ``docs/``: each block between two marks is printed from the json files, never typed.
+"""The tables in ``docs/``: each block between two marks is printed from the results, never typed.
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suite ``membership`` is the table of
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attacks import attack_table
-from benchmarks.membership_table import membership_table
-from benchmarks.result import load_results
+from benchmarks.attack_tables import attack_table, membership_table
+from benchmarks.figures import draw_methods, draw_steps
+from benchmarks.result import load_results, load_settings
 from benchmarks.suite import SuiteError, setting_names, suite_title, variant_names
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
@@ -35,6 +35,7 @@ TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
     "cost": lambda found, order, _: cost_table(found, order),
     "target": lambda found, order, _: target_table(found, order, TARGET_REFERENCE),
 }
+FIGURES = {"steps": draw_steps, "methods": draw_methods}
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,21 @@ def pages() -> list[Path]:
 
 
 def filled(page: str, results: Path) -> str:
-    """Return the text of a page with every block printed anew from the json files under ``results``."""
+    """Return the text of a page with every block printed anew from the results in the folder ``results``."""
     return BLOCK.sub(lambda block: f"{block['head']}\n{_text(block['wanted'], results)}\n\n{block['tail']}", page)
 
 
 def fill_pages(results: Path, say: Callable[[str], None]) -> None:
-    """Print every block of every page anew and say which pages changed."""
+    """Print every block of every page anew, draw the figures of the pages anew, and say which pages changed."""
     for path in pages():
         before = path.read_text(encoding="utf-8")
         after = filled(before, results)
         if after != before:
             path.write_text(after, encoding="utf-8")
             say(f"{path.relative_to(ROOT)} is new")
+    for path in sorted((ROOT / "docs" / "figures").glob("*.svg")):
+        suite, _, kind = path.stem.rpartition("-")
+        FIGURES[kind](load_results(results, suite), variant_names(suite), path)
 
 
 def _text(wanted: str, results: Path) -> str:
@@ -104,15 +108,16 @@ def _text(wanted: str, results: Path) -> str:
         path = results / f"{MEMBERSHIP}.json"
         return membership_table(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else ""
     if block.tables == ("attacks",):
-        found = {place: load_results(results / place) for place in setting_names(block.suites[0])}
-        return attack_table({place.rsplit("/", 1)[-1]: runs for place, runs in found.items()}, block.variants)
-    found = {suite: load_results(results / suite) for suite in block.suites}
-    first = found[block.suites[0]]
-    if len(found) == 1:
+        found = load_settings(results, block.suites[0])
+        settings = {name.rsplit("/", 1)[-1]: found.get(name, {}) for name in setting_names(block.suites[0])}
+        return attack_table(settings, block.variants)
+    suites = {suite: load_results(results, suite) for suite in block.suites}
+    first = suites[block.suites[0]]
+    if len(suites) == 1:
         return "\n\n".join(
             [*tables_of(first, block.variants, block.reference, block.tables), hours(first, block.variants)]
         )
-    return side_by_side({suite_title(suite): runs for suite, runs in found.items()}, block.variants)
+    return side_by_side({suite_title(suite): runs for suite, runs in suites.items()}, block.variants)
 
 
 def _names(text: str, between: str) -> tuple[str, ...]:

@@ -21,9 +21,9 @@ import typer
 from rich.console import Console
 
 from benchmarks.local_grid import LocalGrid
-from benchmarks.markdown import markdown
 from benchmarks.result import current_commit, write_json
 from benchmarks.run_job import NODES
+from benchmarks.table import markdown
 from hyperlora.cli.output import CommandError
 from hyperlora.cli.settings import PATH_KEYS, absolute, flatten, parse_override, read_toml
 from hyperlora.config.schema import RunConfig, Scalar

@@ -1,16 +1,25 @@
-"""What one run of a suite leaves: a json file with everything that tables and figures are made from."""
+"""Results of suites: everything that tables and figures are made from.
+
+A run that ends is written to ``results/.runs/SUITE/NAME.json``, whole or not at all. At the end of a suite its runs are
+packed into ``results/SUITE.jsonl.xz``, one line per run; a suite that was killed goes on from both.
+"""
 
 from __future__ import annotations
 
 import json
+import lzma
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite import Job
+from filelock import FileLock
+
+from benchmarks.suite import Job, split_name
 from hyperlora.config.renamed import current_names
 
+Run = Mapping[str, Any]
+RUNS = ".runs"
 MACHINE_KEYS = ("data.path", "model.weights")
 FILES_ONLY = "run."
 """Prefix of the keys that say where and how often a run writes, and change no figure."""
@@ -44,29 +53,89 @@ def job_result(
     }
 
 
-def is_there(job: Job, target: Path) -> bool:
-    """Tell whether ``target`` holds this run: the keys that both configurations have are equal.
+def run_file(results: Path, job: Job) -> Path:
+    """Return where a run of a suite is written when it ends."""
+    return results / RUNS / job.suite / f"{job.name}.json"
 
-    A file of other settings (other overrides, an edited suite) is not this run and will be replaced.
+
+def packed_file(results: Path, suite: str) -> Path:
+    """Return the file with all packed runs of a suite and its settings."""
+    return results / f"{split_name(suite)[0]}.jsonl.xz"
+
+
+def read_runs(results: Path, suite: str) -> dict[str, Run]:
+    """Return the runs of a suite and its settings by name; where a run was repeated, the one not packed yet."""
+    runs = {_name(run): run for run in map(json.loads, _packed_text(results, suite).splitlines())}
+    for path in _unpacked(results, suite):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        runs[_name(run)] = run
+    return runs
+
+
+def load_results(results: Path, suite: str) -> dict[str, list[Run]]:
+    """Return the runs of a suite without settings, or of one setting, by variant; seeds in order."""
+    return load_settings(results, suite).get(suite, {})
+
+
+def load_settings(results: Path, suite: str) -> dict[str, dict[str, list[Run]]]:
+    """Return the runs of every setting of a suite by variant; seeds in order."""
+    found: dict[str, dict[str, list[Run]]] = {}
+    for run in sorted(read_runs(results, suite).values(), key=lambda run: int(run["seed"])):
+        found.setdefault(run["suite"], {}).setdefault(run["variant"], []).append(run)
+    return found
+
+
+def pack_runs(results: Path, suite: str) -> None:
+    """Move the finished runs of a suite and its settings into its packed file; equal runs give equal bytes."""
+    (results / RUNS).mkdir(parents=True, exist_ok=True)
+    with FileLock(results / RUNS / f"{split_name(suite)[0]}.lock"):
+        done = _unpacked(results, suite)
+        runs = read_runs(results, suite)
+        text = "".join(_line(runs[name]) for name in sorted(runs))
+        if text != _packed_text(results, suite):
+            partial = packed_file(results, suite).with_suffix(".partial")
+            partial.write_bytes(lzma.compress(text.encode()))
+            partial.replace(packed_file(results, suite))
+        for path in done:
+            path.unlink()
+
+
+def is_run(run: Run | None, job: Job) -> bool:
+    """Tell whether ``run`` is the result of ``job``: the keys that both configurations have are equal.
+
+    A result of other settings (other overrides, an edited suite) is not, and will be replaced.
     """
-    if not target.exists():
+    if run is None:
         return False
-    there = current_names(json.loads(target.read_text(encoding="utf-8"))["config"])
     flat = job.config.flat()
     return all(
         flat[name] == value
-        for name, value in there.items()
+        for name, value in current_names(run["config"]).items()
         if name in flat and name not in MACHINE_KEYS and not name.startswith(FILES_ONLY)
     )
 
 
-def load_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the results of a folder by variant, seeds in order."""
-    results: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        results.setdefault(result["variant"], []).append(result)
-    return {name: sorted(runs, key=lambda run: run["seed"]) for name, runs in results.items()}
+def missing_jobs(jobs: Sequence[Job], results: Path) -> list[Job]:
+    """Return the jobs of a suite that have no result yet."""
+    runs = read_runs(results, jobs[0].suite) if jobs else {}
+    return [job for job in jobs if not is_run(runs.get(f"{job.suite}/{job.variant}/{job.config.seed}"), job)]
+
+
+def _name(run: Run) -> str:
+    return f"{run['suite']}/{run['variant']}/{run['seed']}"
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":")) + "\n"
+
+
+def _packed_text(results: Path, suite: str) -> str:
+    path = packed_file(results, suite)
+    return lzma.decompress(path.read_bytes()).decode() if path.exists() else ""
+
+
+def _unpacked(results: Path, suite: str) -> list[Path]:
+    return sorted((results / RUNS / split_name(suite)[0]).rglob("*.json"))
 
 
 def current_commit() -> str:
@@ -81,5 +150,5 @@ def write_json(target: Path, value: Mapping[str, Any]) -> None:
     """Write ``value`` so that the file is there whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(value, separators=(",", ":")) + "\n", encoding="utf-8")
+    partial.write_text(_line(value), encoding="utf-8")
     partial.replace(target)

@@ -1,17 +1,48 @@
-"""One run of a suite, in this process, to one json file."""
+"""Runs of a suite: one in this process, or several at the same time in processes that end with the benchmark."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from benchmarks.result import job_result, write_json
+from benchmarks.result import job_result, run_file, write_json
 from benchmarks.suite import Job
 
 NODES = 4
+
+
+def run_all(jobs: list[Job], results: Path, workers: int, *, say: Callable[[str], None]) -> int:
+    """Run ``jobs`` in ``workers`` processes, say how each ended and how long is left; return the failures."""
+    began, failed = time.perf_counter(), 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+        futures: dict[Future[float], Job] = {pool.submit(run_job, job, run_file(results, job)): job for job in jobs}
+        for done, future in enumerate(as_completed(futures), start=1):
+            left = (time.perf_counter() - began) / done * (len(jobs) - done)
+            error = future.exception()
+            outcome = f"[red]{error}[/red]" if error else f"{future.result():.0f} s"
+            failed += error is not None
+            say(f"{done}/{len(jobs)} {futures[future].name}: {outcome}, about {left / 60:.0f} min left")
+    return failed
+
+
+def end_with_parent() -> None:
+    """Have this process end when its parent does, so that a killed benchmark leaves no run behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_job(job: Job, target: Path) -> float:

@@ -21,8 +21,8 @@ import typer
 from flwr.app import Message
 
 from benchmarks.faulty_grid import FaultyGrid, at_random, not_finite, raises, silent, wrong_shape
-from benchmarks.markdown import markdown
 from benchmarks.perf.measure import machine
+from benchmarks.table import markdown
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.messages.train import TrainRequest
 

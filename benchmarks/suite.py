@@ -2,8 +2,12 @@
 
 A suite file has ``seeds`` and ``variants`` (or ``variants-of``: those of another suite), and may have a ``title``, a
 ``preset``, a ``base`` of settings for all runs, a ``grid`` (a key and its values, every variant is run with each), and
-``tuned``: the suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`), and ``axes``
-(:mod:`benchmarks.axes`).
+``tuned``: the suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`).
+
+It may also have ``axes``; every combination of one choice on each axis is then a setting: ``[axes.backbone.vit]`` and
+``[axes.data.domainnet]`` make ``vit-domainnet``. A choice or a setting may follow the name of the suite:
+``paper/domainnet`` is all settings with it, ``paper/vit-domainnet-6-clients`` is one. A suite without axes is its only
+setting.
 """
 
 from __future__ import annotations
@@ -12,10 +16,10 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.axes import settings_of, split_name
 from hyperlora.config.schema import RunConfig, Scalar
 
 HERE = Path(__file__).parent
@@ -43,12 +47,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The name of the run's file, without suffix."""
+        """The name of the run's own file, without suffix."""
         return f"{re.sub(r'[^a-z0-9.]+', '-', self.variant.lower()).strip('-')}-seed{self.config.seed}"
-
-    def file(self, results: Path) -> Path:
-        """Return the run's file in the folder of all results."""
-        return results / self.suite / f"{self.name}.json"
 
 
 def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], variants: list[str]) -> list[Job]:
@@ -89,6 +89,40 @@ def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], var
 def _job(place: str, label: str, values: dict[str, Scalar], reference: str) -> Job:
     attack, share = str(values.pop("attack", "")), float(values.pop("attack-share", 0.0))
     return Job(place, label, RunConfig.parse(values), reference, attack, share)
+
+
+def split_name(suite: str) -> tuple[str, str]:
+    """Return the name of a suite's file and what stands after the slash."""
+    name, _, wanted = suite.partition("/")
+    return name, wanted
+
+
+def settings_of(suite: str, table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings that ``suite`` names, ``file/setting`` to configuration tables, the last axis fastest.
+
+    They are empty where ``suite`` names a setting or choice that there is not.
+    """
+    name, wanted = split_name(suite)
+    axes = [list(choices.items()) for choices in table.get("axes", {}).values()]
+    if not axes:
+        return {} if wanted else {name: {}}
+    settings = {}
+    for chosen in product(*axes):
+        setting = "-".join(choice for choice, _ in chosen)
+        if wanted in ("", setting, *(choice for choice, _ in chosen)):
+            settings[f"{name}/{setting}"] = _merged([values for _, values in chosen])
+    return settings
+
+
+def _merged(tables: list[Mapping[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for one in tables:
+        for section, values in one.items():
+            if isinstance(values, Mapping):
+                merged[section] = {**merged.get(section, {}), **values}
+            else:
+                merged[section] = values
+    return merged
 
 
 def has_grid(suite: str) -> bool:

@@ -1,12 +1,10 @@
-"""Tables made from the json files of a suite and from nothing else."""
+"""Markdown tables made from the results of a suite and from nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
-
-from benchmarks.markdown import cell, markdown
 
 COLUMNS = {
     "seen, as received": ("seen", "zero_step", "mean"),
@@ -17,8 +15,25 @@ COLUMNS = {
     "unseen, after K steps": ("unseen", "k_step", "mean"),
 }
 
-
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def markdown(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """Return a markdown table with ``corner`` over the names of the rows."""
+    lines = [f"| {corner} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+    return "\n".join(lines)
+
+
+def cell(values: Sequence[float], sign: str = "") -> str:
+    """Return the mean, with the standard deviation where there are several values; ``sign`` is a format sign.
+
+    Without any value the cell is empty.
+    """
+    if not values:
+        return ""
+    middle = f"{mean(values):{sign}.1f}"
+    return f"{middle} ± {stdev(values):.1f}" if len(values) > 1 else middle
 
 
 def accuracy_table(results: Results, order: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from benchmarks.markdown import cell, markdown
+from benchmarks.table import cell, markdown
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 NO_GLOBAL_MODEL = ("local", "fedsa-lora", "feddpa", "potara", "hyperflora")

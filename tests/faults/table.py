@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.markdown import markdown
+from benchmarks.table import markdown
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.result import load_results
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -20,7 +21,7 @@ def test_a_suite_runs_prints_its_tables_and_is_not_run_again(tmp_path: Path) -> 
     first = benchmark(tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "| hyperlora |" in first.stdout
-    result = json.loads((tmp_path / "smoke" / "hyperlora-seed0.json").read_text())
+    (result,) = load_results(tmp_path, "smoke")["hyperlora"]
     assert len(result["rounds"]) == 1
     assert result["config"]["federation.rounds"] == 1
     again = benchmark(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.pages import tables_of
-from benchmarks.result import load_results
+from benchmarks.result import load_results, run_file
 from benchmarks.run_job import run_federation
 from benchmarks.suite import load_jobs
 from tests import tiny_mixer
@@ -53,9 +52,9 @@ def test_a_setting_runs_and_scores_the_official_test_split(
     own: dict[str, Any] = {"model.name": name, "model.weights": places[backbone], "model.image-size": size}
     suite = f"paper/{backbone}-{data}-{division}"
     (job,) = load_jobs(suite, {**SMALL, **own, "data.path": places[data]}, [0], ["fedit"])
-    run_federation(job, job.file(tmp_path))
-    found = load_results(tmp_path / suite)
-    clients = json.loads(job.file(tmp_path).read_text())["clients"]
+    run_federation(job, run_file(tmp_path, job))
+    found = load_results(tmp_path, suite)
+    clients = found["fedit"][0]["clients"]
     assert len({client["client_id"] for client in clients}) == int(division.split("-")[0])
     assert all(client["seen"] for client in clients)
     domains = DOMAINS["domainnet" if data == "domainnet" else "nico++"]

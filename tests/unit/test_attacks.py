@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.attacks import ATTACKS, AttackedApp, FlippedFederation, choose_attackers, honest_accuracy
+from benchmarks.attack_tables import honest_accuracy
+from benchmarks.attacks import ATTACKS, AttackedApp, FlippedFederation, choose_attackers
 from benchmarks.local_grid import LocalGrid
 from hyperlora.config.schema import RunConfig
 from hyperlora.task import build_federation

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from benchmarks.figures import draw_methods, draw_steps
-from benchmarks.result import is_there, load_results
-from benchmarks.suite import HERE, SuiteError, chosen_settings, flatten, load_jobs, suite_title
+from benchmarks.pages import FIGURES
+from benchmarks.result import load_results, missing_jobs, pack_runs, packed_file, run_file, write_json
+from benchmarks.suite import HERE, Job, SuiteError, chosen_settings, flatten, load_jobs, suite_title
 from benchmarks.table import accuracy_table, paired_table, steps_table
 from benchmarks.tracks import domain_table, target_table
 from benchmarks.tuning import choose
@@ -20,7 +19,7 @@ SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_parses_and_names_its_runs_apart(suite: str) -> None:
     jobs = load_jobs(suite, {}, [], [])
-    assert len({job.file(HERE) for job in jobs}) == len(jobs)
+    assert len({run_file(HERE, job) for job in jobs}) == len(jobs)
 
 
 @pytest.mark.parametrize("preset", sorted((HERE / "presets").glob("*.toml")), ids=lambda path: path.stem)
@@ -49,6 +48,7 @@ def _result(variant: str, seed: int, share: float) -> dict:
         name: {"mean": share, "std": 0.1, "worst_tenth": share / 2} for name in ("zero_step", "k_step", "chosen")
     }
     return {
+        "suite": "any",
         "variant": variant,
         "seed": seed,
         "commit": "abc",
@@ -58,9 +58,10 @@ def _result(variant: str, seed: int, share: float) -> dict:
 
 def test_the_table_shows_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     for seed, share in enumerate((0.5, 0.6, 0.7)):
-        (tmp_path / f"a-{seed}.json").write_text(json.dumps(_result("a", seed, share)))
-    (tmp_path / "b-0.json").write_text(json.dumps(_result("b", 0, 0.25)))
-    lines = accuracy_table(load_results(tmp_path), ["b", "a"]).splitlines()
+        write_json(tmp_path / ".runs" / "any" / f"a-{seed}.json", _result("a", seed, share))
+    pack_runs(tmp_path, "any")
+    write_json(tmp_path / ".runs" / "any" / "b-0.json", _result("b", 0, 0.25))
+    lines = accuracy_table(load_results(tmp_path, "any"), ["b", "a"]).splitlines()
     assert lines[2].startswith("| b | 25.0 | 25.0 | 12.5 | 25.0 |")
     assert lines[3].startswith("| a | 60.0 ± 10.0 | 60.0 ± 10.0 | 30.0 ± 5.0 | 60.0 ± 10.0 |")
     assert "commit abc" in lines[-1]
@@ -68,19 +69,47 @@ def test_the_table_shows_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     for seed, share in enumerate((0.5, 0.6, 0.7)):
-        (tmp_path / f"a-{seed}.json").write_text(json.dumps(_result("a", seed, share)))
-        (tmp_path / f"b-{seed}.json").write_text(json.dumps(_result("b", seed, share + 0.1)))
-    lines = paired_table(load_results(tmp_path), ["a", "b"], "a").splitlines()
+        write_json(tmp_path / ".runs" / "any" / f"a-{seed}.json", _result("a", seed, share))
+        write_json(tmp_path / ".runs" / "any" / f"b-{seed}.json", _result("b", seed, share + 0.1))
+    lines = paired_table(load_results(tmp_path, "any"), ["a", "b"], "a").splitlines()
     assert lines[-1].startswith("| b | +10.0 ± 0.0 | +10.0 ± 0.0 | +5.0 ± 0.0 |")
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    target = tmp_path / "hyperlora-seed0.json"
-    job = load_jobs("digits", {"federation.rounds": 3}, [0], ["hyperlora"])[0]
-    assert not is_there(job, target)
-    target.write_text(json.dumps({"config": {**job.config.flat(), "run.output-dir": "elsewhere", "old.key": 1}}))
-    assert is_there(job, target)
-    assert not is_there(load_jobs("digits", {"federation.rounds": 4}, [0], ["hyperlora"])[0], target)
+    (job,) = load_jobs("digits", {"federation.rounds": 3}, [0], ["hyperlora"])
+    assert missing_jobs([job], tmp_path) == [job]
+    _write_run(tmp_path, job)
+    assert missing_jobs([job], tmp_path) == []
+    (longer,) = load_jobs("digits", {"federation.rounds": 4}, [0], ["hyperlora"])
+    assert missing_jobs([longer], tmp_path) == [longer]
+
+
+def test_packed_runs_are_found_again_and_the_bytes_are_the_same_each_time(tmp_path: Path) -> None:
+    jobs = load_jobs("digits", {"federation.rounds": 3}, [0, 1], ["hyperlora", "fedit"])
+    for folder, order in (("a", jobs), ("b", jobs[::-1])):
+        for job in order:
+            _write_run(tmp_path / folder, job)
+            pack_runs(tmp_path / folder, "digits")
+        assert missing_jobs(jobs, tmp_path / folder) == []
+        assert not list((tmp_path / folder).rglob("*.json"))
+    first, second = (packed_file(tmp_path / folder, "digits").read_bytes() for folder in ("a", "b"))
+    assert first == second
+
+
+def test_a_run_made_again_replaces_the_packed_one(tmp_path: Path) -> None:
+    for rounds in (3, 4):
+        (job,) = load_jobs("digits", {"federation.rounds": rounds}, [0], ["fedit"])
+        _write_run(tmp_path, job)
+        assert missing_jobs([job], tmp_path) == []
+        pack_runs(tmp_path, "digits")
+        (run,) = load_results(tmp_path, "digits")["fedit"]
+        assert run["config"]["federation.rounds"] == rounds
+
+
+def _write_run(results: Path, job: Job) -> None:
+    config = {**job.config.flat(), "run.output-dir": "elsewhere", "old.key": 1}
+    content = {"suite": job.suite, "variant": job.variant, "seed": job.config.seed, "config": config}
+    write_json(run_file(results, job), content)
 
 
 def test_a_grid_runs_every_variant_with_each_choice_and_the_best_by_validation_loss_is_kept(
@@ -176,8 +205,11 @@ def test_variants_scored_after_other_numbers_of_steps_share_one_header() -> None
 
 def test_figures_are_drawn_from_results_alone(tmp_path: Path) -> None:
     found = {name: [_run(name, [0.1], {"0": 0.5, "10": 0.7})] for name in ("fedit", "hyperlora")}
-    draw_steps(found, list(found), tmp_path / "figures" / "steps")
-    draw_methods(found, list(found), tmp_path / "figures" / "methods")
-    assert {one.name for one in (tmp_path / "figures").iterdir()} == {
-        f"{name}.{suffix}" for name in ("steps", "methods") for suffix in ("png", "svg")
-    }
+    for name, draw in FIGURES.items():
+        texts = []
+        for place in ("one", "two"):
+            target = tmp_path / place / f"{name}.svg"
+            draw(found, list(found), target)
+            texts.append(target.read_text())
+        assert "hyperlora" in texts[0]
+        assert texts[0] == texts[1]

@@ -12,7 +12,7 @@ RESULTS = HERE / "results"
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_table_of_a_page_is_what_the_json_files_say(page: Path) -> None:
+def test_every_table_of_a_page_is_what_the_results_say(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert filled(text, RESULTS) == text, "run 'python -m benchmarks pages'"
 
