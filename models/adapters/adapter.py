@@ -161,21 +161,21 @@ class AdapterSum:
         """
         return Adapter({kind: total.truncated(rank) for kind, total in self._products.items()}, self.head())
 
-    def split(self, rank: int, rest_rank: int) -> tuple[Adapter, Adapter]:
-        """Return the best adapter of rank ``rank`` and the best of rank ``rest_rank`` of what it leaves out.
+    def split(self, rank: int, residual_rank: int) -> tuple[Adapter, Adapter]:
+        """Return the best adapter of rank ``rank``, and the best of rank ``residual_rank`` of what it leaves out.
 
-        The head is kept whole, its rest is zero. Where a module has fewer than ``rank + rest_rank`` rows or columns,
-        the rest has so much less rank.
+        The head is kept whole, its residual is zero. Where a module has fewer than ``rank + residual_rank`` rows or
+        columns, the residual has so much less rank.
         """
-        kept, rest = {}, {}
+        kept, residual = {}, {}
         for kind, total in self._products.items():
             stack = total.stack()
             most = min(stack.m, stack.n)
-            first, both = min(rank, most), min(rank + rest_rank, most)
+            first, both = min(rank, most), min(rank + residual_rank, most)
             best = total.truncated(first, both)
             kept[kind] = Factors(best.B[..., :first].contiguous(), best.A[..., :first, :].contiguous())
-            rest[kind] = Factors(best.B[..., first:].contiguous(), best.A[..., first:, :].contiguous())
-        return Adapter(kept, self.head()), Adapter(rest, torch.zeros_like(self.head()))
+            residual[kind] = Factors(best.B[..., first:].contiguous(), best.A[..., first:, :].contiguous())
+        return Adapter(kept, self.head()), Adapter(residual, torch.zeros_like(self.head()))
 
     def head(self) -> Tensor:
         """Return the sum of the heads.

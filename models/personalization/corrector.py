@@ -1,7 +1,7 @@
-"""The corrector C_omega: what truncation to rank r cut off is carried and offered again (error feedback).
+"""The corrector C_omega: the residual that truncation to rank r cut off is offered again later (error feedback).
 
-kept, cut = T_r( dW + sigmoid(omega_part) E ), and E <- T_R(cut) is carried to the next round. With a gate of 0 it is
-plain truncation. Error feedback: Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2.
+kept, residual = T_r( dW + sigmoid(omega_part) E ), and E <- T_R(residual) goes to the next round. With a gate of 0 it
+is plain truncation. Error feedback: Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from models.adapters.adapter import Adapter, AdapterSum
 
 
 def correct(
-    total: AdapterSum, carried: Adapter | None, gates: Mapping[str, float], *, rank: int, carried_rank: int
+    total: AdapterSum, residual: Adapter | None, gates: Mapping[str, float], *, rank: int, residual_rank: int
 ) -> tuple[Adapter, Adapter | None]:
-    """Truncate ``total`` to ``rank`` with what earlier truncations cut off offered again.
+    """Truncate ``total`` to ``rank`` with the residual of earlier truncations offered again.
 
     Args:
-        total: a sum of adapters; what is offered again is added to it.
-        carried: what was cut off before, or None.
-        gates: share of it that is offered, by part, from 0 to 1.
-        rank: rank of the result.
-        carried_rank: most rank that is carried on; 0 carries nothing.
+        total: the sum dW; the gated residual is added to it.
+        residual: E, what earlier truncations cut off, or None.
+        gates: share sigmoid(omega_part) of it that is offered, by part, from 0 to 1.
+        rank: r, rank of the result.
+        residual_rank: R, rank of the new residual; 0 keeps none.
 
     Returns:
-        The adapter of rank ``rank``, and what is carried to the next round.
+        The adapter of rank r, and the residual for the next round.
     """
-    if carried is not None:
-        total.add(carried, gates)
-    kept, cut = total.split(rank, carried_rank)
-    return kept, cut if carried_rank else None
+    if residual is not None:
+        total.add(residual, gates)
+    kept, cut = total.split(rank, residual_rank)
+    return kept, cut if residual_rank else None

@@ -1,10 +1,10 @@
 """Distillation: the generator learns, in product space, to give what the memory gives.
 
-The target of an input s is a mixture of the N remembered deviations, for each part (a kind, or ``head``)
+The target of an embedding s is a mixture of the N remembered deviations, for each part (a kind, or ``head``)
 target(s) = sum_j C[s, j, part] D_j. With <., .> summed over the layers of a part,
 ||G(s) - target(s)||^2 = ||G(s)||^2 - 2 sum_j C_sj <G(s), D_j> + C_s^T Gram(D) C_s,
 so r x r products are all it takes. The *error* of a part is that, over the mean of ||D_j||^2; the loss is the
-mean over parts and inputs. 0 is perfect; a generator of zeros has an error of about the coefficients' square.
+mean over parts and embeddings. 0 is perfect; a generator of zeros has an error of about the coefficients' square.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,50 +26,54 @@ EVALUATE_EVERY = 5
 
 @dataclass(frozen=True)
 class DistillationReport:
-    """What :func:`distill` reached; errors are as the module says, nan where no input was held out.
+    """What :func:`distill` reached with the weights that were kept.
 
-    ``train_error`` and ``held_out_error`` are those of the weights that were kept.
+    Attributes:
+        train_error: error on the embeddings trained on.
+        held_out_error: error on those held out; nan where there are none.
+        steps_made: steps until it stopped.
     """
 
     train_error: float
-    held_out_error_before: float
     held_out_error: float
     steps_made: int
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Mixtures of remembered deviations for S inputs.
+    """Mixtures of remembered deviations for S embeddings.
 
     Attributes:
-        inputs: (S, k) signatures.
+        embeddings: (S, k) of signatures.
         coefficients: part -> C (S, N).
         squares: part -> C_s^T Gram(D) C_s, (S,).
         scales: part -> mean over the memory of ||D_j||^2.
         memory: the deviations.
     """
 
-    inputs: Tensor
+    embeddings: Tensor
     coefficients: Mapping[str, Tensor]
     squares: Mapping[str, Tensor]
     scales: Mapping[str, float]
     memory: StackedMemory
 
     def chosen(self, which: Tensor) -> Targets:
-        """Return the targets of the inputs that ``which`` (S,) marks."""
-        coefficients = {part: c[which] for part, c in self.coefficients.items()}
-        squares = {part: square[which] for part, square in self.squares.items()}
-        return Targets(self.inputs[which], coefficients, squares, self.scales, self.memory)
+        """Return the targets of the embeddings that ``which`` (S,) marks."""
+        return replace(
+            self,
+            embeddings=self.embeddings[which],
+            coefficients={part: c[which] for part, c in self.coefficients.items()},
+            squares={part: square[which] for part, square in self.squares.items()},
+        )
 
 
-def make_targets(inputs: Tensor, coefficients: Mapping[str, Tensor], memory: AdapterBatch) -> Targets:
+def make_targets(embeddings: Tensor, coefficients: Mapping[str, Tensor], memory: AdapterBatch) -> Targets:
     """Prepare the targets; the gram of the memory (N deviations) is computed here, once, in float64.
 
     Raises:
         ValueError: if the coefficients lack a part of the memory or are not (S, N).
-
     """
-    parts, expected = {*memory.low_rank, HEAD}, (len(inputs), len(memory.head))
+    parts, expected = {*memory.low_rank, HEAD}, (len(embeddings), len(memory))
     if set(coefficients) != parts or any(tuple(c.shape) != expected for c in coefficients.values()):
         got = {part: tuple(c.shape) for part, c in coefficients.items()}
         raise ValueError(f"expected coefficients (S, N) = {expected} for the parts {sorted(parts)}, got {got}")
@@ -77,35 +81,35 @@ def make_targets(inputs: Tensor, coefficients: Mapping[str, Tensor], memory: Ada
     gram = stacked.double().gram()
     scales = {part: float(g.diagonal().mean()) or 1.0 for part, g in gram.items()}
     squares = {part: ((c.double() @ gram[part]) * c.double()).sum(dim=1).to(c) for part, c in coefficients.items()}
-    return Targets(inputs, coefficients, squares, scales, stacked)
+    return Targets(embeddings, coefficients, squares, scales, stacked)
 
 
 def distillation_loss(generator: Generator, targets: Targets) -> Tensor:
-    """Return the mean over parts and inputs of ||G(s) - target(s)||^2 / mean_j ||D_j||^2; differentiable."""
+    """Return the mean over parts and embeddings of ||G(s) - target(s)||^2 / mean_j ||D_j||^2; differentiable."""
     errors = []
-    for part, (squares, inners) in generator.products(targets.inputs, targets.memory).items():
+    for part, (squares, inners) in generator.products(targets.embeddings, targets.memory).items():
         crossed = (targets.coefficients[part] * inners).sum(dim=1)
         errors.append((squares - 2 * crossed + targets.squares[part]).mean() / targets.scales[part])
     return torch.stack(errors).mean()
 
 
-def virtual_inputs(inputs: Tensor, count: int, noise: float, generator: torch.Generator) -> Tensor:
-    """Return ``count`` signatures of clients that do not exist: t s_i + (1 - t) s_j + noise * N(0, 1).
+def virtual_embeddings(embeddings: Tensor, count: int, noise: float, generator: torch.Generator) -> Tensor:
+    """Return ``count`` embeddings of clients that do not exist: t s_i + (1 - t) s_j + noise * N(0, 1).
 
-    i and j are two different clients of ``inputs`` (N, k) where there are two, and t is uniform in [0, 1].
+    i and j are two different clients of ``embeddings`` (N, k) where there are two, and t is uniform in [0, 1].
     """
-    size, width = inputs.shape
+    size, width = embeddings.shape
     first = torch.randint(size, (count,), generator=generator)
     step = torch.randint(1, max(size, 2), (count,), generator=generator)
-    share = torch.rand(count, 1, generator=generator).to(inputs)
-    spread = noise * torch.randn(count, width, generator=generator).to(inputs)
-    return share * inputs[first] + (1 - share) * inputs[(first + step) % size] + spread
+    share = torch.rand(count, 1, generator=generator).to(embeddings)
+    spread = noise * torch.randn(count, width, generator=generator).to(embeddings)
+    return share * embeddings[first] + (1 - share) * embeddings[(first + step) % size] + spread
 
 
 def distill(
     generator: Generator,
     *,
-    inputs: Tensor,
+    embeddings: Tensor,
     coefficients: Mapping[str, Tensor],
     memory: AdapterBatch,
     held_out: Tensor,
@@ -118,10 +122,10 @@ def distill(
 
     Args:
         generator: changed in place.
-        inputs: (S, k) signatures: real, mixed, noised.
-        coefficients: part -> C (S, N), what of the memory each input should give.
+        embeddings: (S, k) of signatures: real, mixed, noised.
+        coefficients: part -> C (S, N), the mixture of the memory that each embedding should give.
         memory: the N deviations.
-        held_out: (S,) True for the inputs that only decide when to stop; with none of them all steps are made.
+        held_out: (S,) True for the embeddings that only decide when to stop; with none of them all steps are made.
         steps: at most so many.
         learning_rate: of Adam; also set in ``optimizer``.
         patience: stop after so many evaluations, one every ``EVALUATE_EVERY`` steps, without improvement.
@@ -129,53 +133,31 @@ def distill(
             are those of the last step, also where earlier weights are restored.
 
     Raises:
-        ValueError: if every input is held out, or as :func:`make_targets`.
-
+        ValueError: if every embedding is held out, or as :func:`make_targets`.
     """
     if bool(held_out.all()):
         raise ValueError(f"expected inputs to train on, got all {len(held_out)} held out")
-    targets = make_targets(inputs, coefficients, memory)
+    targets = make_targets(embeddings, coefficients, memory)
     train, held = targets.chosen(~held_out), targets.chosen(held_out)
-    before = _error(generator, held)
-    adam = _adam(generator, optimizer, learning_rate)
-    steps_made, after = _descend(generator, train, held, before, steps, patience, adam)
-    return DistillationReport(_error(generator, train), before, after, steps_made)
-
-
-def _descend(
-    generator: Generator,
-    train: Targets,
-    held: Targets,
-    best: float,
-    steps: int,
-    patience: int,
-    optimizer: torch.optim.Adam,
-) -> tuple[int, float]:
-    """Make the steps; return their number and the held-out error of the weights left in place."""
-    kept, waited, step = copy.deepcopy(generator.state_dict()), 0, 0
+    adam = optimizer or torch.optim.Adam(generator.parameters())
+    for group in adam.param_groups:
+        group["lr"] = learning_rate
+    best, kept, waited, step = _error(generator, held), copy.deepcopy(generator.state_dict()), 0, 0
     while step < steps and waited < patience:
         for _ in range(min(EVALUATE_EVERY, steps - step)):
-            optimizer.zero_grad(set_to_none=True)
+            adam.zero_grad(set_to_none=True)
             torch.autograd.backward(distillation_loss(generator, train))
-            optimizer.step()
+            adam.step()
             step += 1
         error = _error(generator, held)
         waited += 1
         if math.isnan(best) or error < best:
             best, kept, waited = error, copy.deepcopy(generator.state_dict()), 0
     generator.load_state_dict(kept)
-    return step, best
+    return DistillationReport(_error(generator, train), best, step)
 
 
 @torch.no_grad()
 def _error(generator: Generator, targets: Targets) -> float:
-    """Return the loss as a number, nan without inputs."""
-    return float(distillation_loss(generator, targets)) if len(targets.inputs) else math.nan
-
-
-def _adam(generator: Generator, optimizer: torch.optim.Adam | None, learning_rate: float) -> torch.optim.Adam:
-    """Return the caller's optimizer, or a fresh one, with the learning rate set."""
-    optimizer = optimizer or torch.optim.Adam(generator.parameters(), lr=learning_rate)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    return optimizer
+    """Return the loss as a number, nan without embeddings."""
+    return float(distillation_loss(generator, targets)) if len(targets.embeddings) else math.nan

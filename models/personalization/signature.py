@@ -1,6 +1,7 @@
 """The signature: a few hundred numbers that describe a client's data, computed with the frozen backbone.
 
-A signature under differential privacy: clipped moments with Gaussian noise, released once for one data set.
+A private signature is made of clipped moments with Gaussian noise, released once for one data set. Embeddings, which
+clients are compared by and which the generator reads, are signatures that are standardised, or projected as well.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Signature:
-    """What a client tells of its data.
+    """Statistics of a client's training samples.
 
     Attributes:
         feature_mean: (d,) mean of the pooled features of the frozen backbone.
@@ -65,11 +66,11 @@ def class_frequencies(labels: Tensor, num_classes: int, smoothing: float) -> Ten
 
 
 def compute_signature(features: Tensor, labels: Tensor, *, num_classes: int, smoothing: float) -> Signature:
-    """Describe a client's training samples.
+    """Return the signature of a client's training samples.
 
     Args:
-        features: (M, d) pooled features of at most M of them.
-        labels: (n,) labels of all of them.
+        features: (M, d) pooled features of M of them.
+        labels: (n,) labels of all of them, n >= M.
         num_classes: number of classes of the task.
         smoothing: pseudo-count per class.
     """
@@ -82,7 +83,7 @@ def compute_signature(features: Tensor, labels: Tensor, *, num_classes: int, smo
 
 
 def drift(before: Signature, after: Signature, known: Sequence[Signature]) -> float:
-    """Return how far a signature moved: root mean square over coordinates, in standard deviations of those known."""
+    """Return how far a signature moved: root mean square over coordinates, in standard deviations of ``known`` ones."""
     scale = Standardizer.fit(torch.stack([one.vector() for one in known])).std
     moved = (after.vector() - before.vector()) / scale.clamp_min(1e-3)
     return float(moved.square().mean().sqrt())
@@ -90,11 +91,11 @@ def drift(before: Signature, after: Signature, known: Sequence[Signature]) -> fl
 
 @dataclass(frozen=True)
 class Standardizer:
-    """Mean and standard deviation of the signatures seen so far, for inputs of comparable scale.
+    """Brings the coordinates of signatures to comparable scale.
 
     Attributes:
-        mean: (k,) running mean.
-        std: (k,) running standard deviation, floored so that a constant coordinate stays 0.
+        mean: (k,) mean over the signatures that it was fitted to.
+        std: (k,) their standard deviation, at least 1e-6, so that a constant coordinate stays 0.
     """
 
     mean: Tensor
@@ -102,20 +103,20 @@ class Standardizer:
 
     @classmethod
     def fit(cls, vectors: Tensor) -> Standardizer:
-        """Fit to signatures (N, k)."""
+        """Fit to the signatures (N, k) of all clients known."""
         return cls(vectors.mean(dim=0), vectors.std(dim=0, correction=0).clamp_min(1e-6))
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Return (vectors - mean) / std."""
+        """Return (vectors - mean) / std, for signatures (..., k)."""
         return (vectors - self.mean) / self.std
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Standardised descriptions reduced to their directions of largest variance, for inputs of a fixed meaning.
+    """Reduces signatures to their directions of largest variance; once fitted, coordinates keep their meaning.
 
     Attributes:
-        standardizer: scale of the descriptions when the projection was fitted.
+        standardizer: fitted to the same signatures.
         basis: (k, p) directions; a projected coordinate has variance at most 1 over the clients fitted to.
         fitted: number of those clients.
     """
@@ -125,33 +126,33 @@ class Projection:
     fitted: int
 
     @classmethod
-    def fit(cls, descriptions: Tensor, weights: Tensor, size: int) -> Projection:
-        """Fit to descriptions (N, k) whose coordinates count by ``weights`` (k,); p is at most ``size`` and N - 1."""
-        standardizer = Standardizer.fit(descriptions)
-        scaled = standardizer(descriptions) * weights
+    def fit(cls, vectors: Tensor, weights: Tensor, size: int) -> Projection:
+        """Fit to signatures (N, k) whose coordinates count by ``weights`` (k,); p is at most ``size`` and N - 1."""
+        standardizer = Standardizer.fit(vectors)
+        scaled = standardizer(vectors) * weights
         _, singular, directions = torch.linalg.svd(scaled, full_matrices=False)
-        count = max(1, min(size, descriptions.shape[0] - 1, directions.shape[0]))
-        scale = singular[0].clamp_min(1e-6) / descriptions.shape[0] ** 0.5
-        return cls(standardizer, directions[:count].mT * weights[:, None] / scale, descriptions.shape[0])
+        count = max(1, min(size, vectors.shape[0] - 1, directions.shape[0]))
+        scale = singular[0].clamp_min(1e-6) / vectors.shape[0] ** 0.5
+        return cls(standardizer, directions[:count].mT * weights[:, None] / scale, vectors.shape[0])
 
-    def __call__(self, descriptions: Tensor) -> Tensor:
-        """Return coordinates (..., p) of descriptions (..., k)."""
-        return self.standardizer(descriptions) @ self.basis
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Return the embeddings (..., p) of signatures (..., k)."""
+        return self.standardizer(vectors) @ self.basis
 
 
-BLOCKS = math.sqrt(8.0)
+SENSITIVITY = math.sqrt(8.0)
 """Joint L2 sensitivity of the three normalised sums: replacing a sample moves their entries by 2, sqrt 2 and sqrt 2."""
 
 
 def private_signature(
     features: Tensor, labels: Tensor, *, num_classes: int, smoothing: float, clip: float, noise: float, seed: int
 ) -> Signature:
-    """Describe a client's training samples so that one sample more or less different can hardly be told.
+    """Return a signature by which a training sample and any other in its place can hardly be told apart.
 
     The Gaussian mechanism (Dwork and Roth, "The Algorithmic Foundations of Differential Privacy", theorem A.1; exact
     epsilon by Balle and Wang, 2018) on the mean features, their mean squares and the label frequencies at once.
     Neighbours differ in one sample that is replaced; the number of samples is taken to be public. Standard deviations
-    and frequencies are made of the noised moments, which costs no more.
+    and frequencies are computed from the noised moments, which costs no more privacy.
 
     Args:
         features: (M, d) pooled features of at most M samples.
@@ -169,12 +170,12 @@ def private_signature(
     squares_bound = clip * largest * math.sqrt(2.0)
     squares = _within(bounded.square(), squares_bound)
     frequencies = torch.bincount(labels, minlength=num_classes).float() / labels.numel()
-    step = noise * BLOCKS / count
+    step = noise * SENSITIVITY / count
     mean = bounded.mean(dim=0) + step * largest * _normal(width, chance)
     second = squares.mean(dim=0) + step * squares_bound * _normal(width, chance)
-    told = (frequencies + step * _normal(num_classes, chance)).clamp_min(0.0)
-    told = told / told.sum().clamp_min(1e-6)
-    smooth = told * labels.numel() + smoothing
+    noisy = (frequencies + step * _normal(num_classes, chance)).clamp_min(0.0)
+    noisy = noisy / noisy.sum().clamp_min(1e-6)
+    smooth = noisy * labels.numel() + smoothing
     return Signature(
         feature_mean=mean,
         feature_std=(second - mean.square()).clamp_min(0.0).sqrt(),

@@ -18,15 +18,15 @@ Psi = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Keys:
-    """The memory as the attention sees it.
+    """The N entries of the memory as the attention sees them.
 
     Attributes:
-        descriptions: (N, k) standardised descriptions of the clients behind the entries.
-        counts: (N,) training samples behind each deviation.
+        embeddings: (N, k) of the clients' signatures.
+        num_examples: (N,) training samples behind each deviation.
     """
 
-    descriptions: Tensor
-    counts: Tensor
+    embeddings: Tensor
+    num_examples: Tensor
 
 
 def initial_psi(
@@ -36,9 +36,9 @@ def initial_psi(
 
     Args:
         temperature: scale of the squared distance.
-        self_logit: what a client's own deviation gets on top.
+        self_logit: added to the logit of a client's entry of its past.
         strength: factor on the attended deviations, the same for all ``parts`` (module kinds and head).
-        metric: weight of each group of coordinates of a description.
+        metric: weight of each group of coordinates of an embedding.
     """
     return {
         "log_temperature": torch.tensor(temperature).log(),
@@ -48,28 +48,29 @@ def initial_psi(
     }
 
 
-def attention(psi: Psi, query: Tensor, keys: Keys, own: Tensor, groups: Tensor) -> Tensor:
+def attention(psi: Psi, queries: Tensor, keys: Keys, is_own_entry: Tensor, groups: Tensor) -> Tensor:
     """Return alpha (..., N), positive with sum 1, differentiable in psi.
 
     Args:
         psi: parameters, see :func:`initial_psi`.
-        query: (..., k) standardised descriptions of clients.
+        queries: (..., k) embeddings of the clients that attend.
         keys: the memory.
-        own: (..., N) boolean, True where the entry is the client's own.
+        is_own_entry: (..., N) boolean, True where the entry is the client's own.
         groups: (k,) group of each coordinate, integers from 0.
     """
-    return torch.softmax(_logits(psi, query, keys, own, groups), dim=-1)
+    return torch.softmax(_logits(psi, queries, keys, is_own_entry, groups), dim=-1)
 
 
-def attention_to_others(psi: Psi, query: Tensor, keys: Keys, own: Tensor, groups: Tensor) -> Tensor:
+def attention_to_others(psi: Psi, queries: Tensor, keys: Keys, is_own_entry: Tensor, groups: Tensor) -> Tensor:
     """Return alpha (..., N) as if the clients had no entry of their own; zero for who is alone in the memory."""
-    logits = _logits(psi, query, keys, own, groups)
-    alone = own.all(dim=-1, keepdim=True)
-    return torch.softmax(logits.masked_fill(own & ~alone, -torch.inf), dim=-1).masked_fill(own, 0.0)
+    logits = _logits(psi, queries, keys, is_own_entry, groups)
+    alone = is_own_entry.all(dim=-1, keepdim=True)
+    return torch.softmax(logits.masked_fill(is_own_entry & ~alone, -torch.inf), dim=-1).masked_fill(is_own_entry, 0.0)
 
 
-def _logits(psi: Psi, query: Tensor, keys: Keys, own: Tensor, groups: Tensor) -> Tensor:
+def _logits(psi: Psi, queries: Tensor, keys: Keys, is_own_entry: Tensor, groups: Tensor) -> Tensor:
     metric = psi["log_metric"].exp()
     weights = metric[groups] / torch.bincount(groups, minlength=metric.numel())[groups]
-    distance = ((keys.descriptions - query[..., None, :]).square() * weights).sum(dim=-1)
-    return -distance / psi["log_temperature"].exp() + keys.counts.log() + psi["self_logit"] * own.to(query.dtype)
+    distance = ((keys.embeddings - queries[..., None, :]).square() * weights).sum(dim=-1)
+    own = psi["self_logit"] * is_own_entry.to(queries.dtype)
+    return -distance / psi["log_temperature"].exp() + keys.num_examples.log() + own

@@ -17,37 +17,37 @@ def test_what_is_kept_and_what_is_cut_make_the_whole() -> None:
 
 
 def test_a_shut_gate_is_plain_truncation() -> None:
-    kept, _ = correct(AdapterSum.of(TOTAL), make_adapter(9), SHUT, rank=RANK, carried_rank=4)
+    kept, _ = correct(AdapterSum.of(TOTAL), make_adapter(9), SHUT, rank=RANK, residual_rank=4)
     assert_same_products(kept, TOTAL.truncated(RANK), 1e-4)
 
 
 def test_an_open_gate_offers_what_was_cut_again() -> None:
-    kept, carried = correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, carried_rank=8)
-    again, _ = correct(AdapterSum.of(kept), carried, OPEN, rank=3 * RANK - 1, carried_rank=8)
+    kept, residual = correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, residual_rank=8)
+    again, _ = correct(AdapterSum.of(kept), residual, OPEN, rank=3 * RANK - 1, residual_rank=8)
     assert_same_products(again, TOTAL.truncated(3 * RANK - 1), 1e-4)
 
 
 def test_error_feedback_loses_nothing_over_rounds() -> None:
-    """The sum of what entered is the anchor plus what is carried, whatever the rank."""
-    anchor, carried, entered = make_adapter(0, fresh=True), None, []
+    """The sum of what entered is the anchor plus what is residual, whatever the rank."""
+    anchor, residual, entered = make_adapter(0, fresh=True), None, []
     for seed in range(1, 5):
         entered.append(make_adapter(seed))
         moved = combine([anchor, entered[-1]], [1.0, 1.0])
-        anchor, carried = correct(AdapterSum.of(moved), carried, OPEN, rank=RANK, carried_rank=100)
-    assert carried is not None
-    whole = combine([anchor, carried], [1.0, 1.0])
+        anchor, residual = correct(AdapterSum.of(moved), residual, OPEN, rank=RANK, residual_rank=100)
+    assert residual is not None
+    whole = combine([anchor, residual], [1.0, 1.0])
     assert_same_products(whole, combine(entered, [1.0] * len(entered)), 1e-3)
 
 
-def test_carried_rank_is_bounded_and_zero_is_none() -> None:
-    carried = correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, carried_rank=1)[1]
-    assert carried is not None
-    assert all(factors.rank == 1 for factors in carried.low_rank.values())
-    assert correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, carried_rank=0)[1] is None
+def test_residual_rank_is_bounded_and_zero_is_none() -> None:
+    residual = correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, residual_rank=1)[1]
+    assert residual is not None
+    assert all(factors.rank == 1 for factors in residual.low_rank.values())
+    assert correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, residual_rank=0)[1] is None
 
 
 def test_the_head_is_never_cut() -> None:
-    kept, carried = correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, carried_rank=4)
+    kept, residual = correct(AdapterSum.of(TOTAL), None, OPEN, rank=RANK, residual_rank=4)
     assert torch.equal(kept.head, TOTAL.head)
-    assert carried is not None
-    assert float(carried.head.abs().sum()) == 0
+    assert residual is not None
+    assert float(residual.head.abs().sum()) == 0

@@ -13,7 +13,7 @@ OWN = torch.tensor([True, False, False])
 
 def test_weights_match_the_formula() -> None:
     distance = torch.tensor([0.0, 1.0 * (1 + 1) / 2, 0.25 * 4])
-    logits = -distance / 0.5 + KEYS.counts.log() + torch.tensor([2.0, 0.0, 0.0])
+    logits = -distance / 0.5 + KEYS.num_examples.log() + torch.tensor([2.0, 0.0, 0.0])
     torch.testing.assert_close(attention(PSI, QUERY, KEYS, OWN, GROUPS), logits.softmax(0))
 
 

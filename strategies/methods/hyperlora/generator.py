@@ -19,7 +19,7 @@ from torch.func import functional_call
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
 from models.adapters.batch import AdapterBatch
-from models.personalization.distillation import DistillationReport, distill, virtual_inputs
+from models.personalization.distillation import DistillationReport, distill, virtual_embeddings
 from models.personalization.generators.build import Generator, build_generator
 from models.personalization.synthesizer import Keys, attention
 from strategies.methods.hyperlora.state import HyperLoraState
@@ -101,7 +101,7 @@ class ServedGenerator:
         descriptions, coefficients, held_out = self._lessons(state, names)
         return distill(
             module,
-            inputs=project(state, descriptions),
+            embeddings=project(state, descriptions),
             coefficients=coefficients,
             memory=memory,
             held_out=held_out,
@@ -125,7 +125,7 @@ class ServedGenerator:
         real = state.standardize(torch.stack([state.descriptions[name] for name in names]))
         counts = torch.tensor([float(state.num_examples[name]) for name in names])
         chance = torch.Generator().manual_seed(derive_seed(self.seed, "virtual", float(real.sum()).hex()))
-        virtual = virtual_inputs(real, self.teaching.virtual, self.teaching.noise, chance)
+        virtual = virtual_embeddings(real, self.teaching.virtual, self.teaching.noise, chance)
         lessons = torch.cat([real, virtual])
         own = torch.cat([torch.eye(len(real)), torch.zeros(len(virtual), len(real))]).bool()
         keys = Keys(real, counts)

@@ -210,7 +210,7 @@ class HyperLoRA:
         total = moved_anchor(state.anchor, updates, self.server_step)
         gates = by_part(state, torch.sigmoid(state.gates["carried"]))
         rank = state.anchor.rank
-        kept, carried = correct(total, state.carried, gates, rank=rank, carried_rank=self.carried_rank)
+        kept, carried = correct(total, state.carried, gates, rank=rank, residual_rank=self.carried_rank)
         return replace(state, anchor=kept.aligned(state.anchor), carried=carried)
 
 

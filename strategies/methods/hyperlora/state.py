@@ -115,7 +115,7 @@ def attended(state: HyperLoraState, cards: Sequence[ClientCard], *, own: bool = 
     """
     queries = state.standardize(torch.stack([state.description_of(card) for card in cards]))
     mine, weigh = state.own([card.client_id for card in cards]), attention if own else attention_to_others
-    rows = max(1, NUMBERS_AT_A_TIME // max(1, state.keys.descriptions.numel()))
+    rows = max(1, NUMBERS_AT_A_TIME // max(1, state.keys.embeddings.numel()))
     pairs = zip(torch.split(queries, rows), torch.split(mine, rows), strict=True)
     alpha = torch.cat([weigh(state.psi, query, state.keys, flags, state.groups) for query, flags in pairs])
     order = torch.argsort(alpha, dim=1, descending=True, stable=True)[:, :MOST_ATTENDED]
