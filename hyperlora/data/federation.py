@@ -1,7 +1,4 @@
-"""What a federated data set is: clients with an id, a domain and three parts of samples each.
-
-What is known of each data set before any sample is read: its domains and its classes.
-"""
+"""What a federated data set is: clients with an id, a domain and three parts of samples each."""
 
 from __future__ import annotations
 
@@ -33,10 +30,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class ClientData:
-    """All that one client holds. An unseen client (``trains`` is false) has a train part as well.
-
-    The unseen client's train part is what its signature is computed from and what it personalises on.
-    """
+    """All that one client holds. An unseen client (``trains`` is false) has a train part for signature and use."""
 
     client_id: str
     domain: str
@@ -89,17 +83,12 @@ class SingleClient:
 class Division:
     """How a data set is divided: over clients, then each client's samples into parts.
 
+    Its values are those of the keys under ``data`` (:class:`hyperlora.config.settings.DataConfig`). Only the division
+    over clients depends on ``seed``, the parts of a client do not.
+
     Attributes:
-        seed: of the division over clients; the parts of a client do not depend on it.
-        clients_per_domain: clients among which one domain's samples are divided, at least 1.
-        dirichlet_alpha: label skew inside a domain; 0 divides evenly.
-        unseen_fraction: share of each domain's clients (``natural``: of the domains) that never train.
-        validation_fraction: share of each client's samples held out for validation.
-        test_fraction: share of each client's samples held out for test.
         partition: ``dirichlet``; ``iid`` (at random); ``pathological`` (few classes per client); or ``natural`` (a
-            domain is a client, its id the domain's name).
-        classes_per_client: for ``pathological``.
-        max_samples: most samples of a client, the others are not read; 0 is all.
+            domain is a client, its id the domain's name, and ``unseen_fraction`` is of the domains).
         split: ``hash`` divides a client's samples into parts by their own keys; ``official`` tests on the test split
             that the data set comes with, and divides only its training split over clients, training and validation.
     """
@@ -129,7 +118,7 @@ class Division:
 
     @property
     def num_unseen(self) -> int:
-        """Return how many clients of each domain never train."""
+        """How many clients of each domain never train."""
         return round(self.unseen_fraction * self.clients_per_domain)
 
 

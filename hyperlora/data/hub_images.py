@@ -6,13 +6,12 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets, load_dataset
 
 from hyperlora.data.federation import DataError
 from hyperlora.data.images import read_images
-from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, rows_by_domain
+from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, absolute_path, rows_by_domain
 
 log = logging.getLogger(__name__)
 TEST = "test"
@@ -99,9 +98,7 @@ def _table(known: HubSet, path: str, revision: str = "") -> tuple[Dataset, int]:
 
 def _local(path: str, known: HubSet) -> dict[str, Dataset]:
     """Return the parquet files below ``path`` by split, the test split last: files whose name begins with its name."""
-    directory = Path(path)
-    if not directory.is_absolute():
-        raise DataError(f"the path of {known.title} must be absolute, got '{path}'")
+    directory = absolute_path(path, known.title)
     if not directory.is_dir():
         raise DataError(f"there is no directory with {known.title} at '{path}'")
     files = sorted(directory.rglob("*.parquet"), key=str)
@@ -110,12 +107,9 @@ def _local(path: str, known: HubSet) -> dict[str, Dataset]:
         raise DataError(f"there are no parquet files{lists} of {known.title} in '{path}'")
     tests = [str(file) for file in files if TEST in known.split and file.name.startswith(TEST)]
     others = [str(file) for file in files if str(file) not in tests]
+    chosen = {split: part for split, part in (("train", others), (TEST, tests)) if part}
     try:
-        return {
-            split: load_dataset("parquet", data_files=chosen, split="train")
-            for split, chosen in (("train", others), (TEST, tests))
-            if chosen
-        }
+        return {split: load_dataset("parquet", data_files=part, split="train") for split, part in chosen.items()}
     except Exception as error:  # datasets wraps whatever pyarrow raises in several unrelated types
         raise DataError(f"the parquet files in '{path}' cannot be read ({type(error).__name__})") from error
 
@@ -154,13 +148,12 @@ def _checked(table: Dataset, path: str, known: HubSet) -> Dataset:
     return table
 
 
-def _domain_names(table: Dataset, known: HubSet) -> Iterator[str]:
+def _domain_names(table: Dataset, known: HubSet) -> list[str]:
     if not known.domain:
-        yield from [ONE_DOMAIN] * len(table)
-        return
-    feature, values = table.features[known.domain], table[known.domain]
-    names = feature.int2str(list(values)) if isinstance(feature, ClassLabel) else values
-    yield from (re.sub(r"\s+", "_", str(name)) for name in names)
+        return [ONE_DOMAIN] * len(table)
+    feature, values = table.features[known.domain], list(table[known.domain])
+    names = feature.int2str(values) if isinstance(feature, ClassLabel) else values
+    return [re.sub(r"\s+", "_", str(name)) for name in names]
 
 
 def _encoded(table: Dataset, rows: Sequence[int], known: HubSet) -> Iterator[tuple[bytes, int]]:

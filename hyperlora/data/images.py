@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hyperlora.data.federation import ClientData, DataError, Samples
-from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, number_labels, rows_by_domain
+from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, absolute_path, number_labels, rows_by_domain
 from hyperlora.data.plans import split_by_key
 from hyperlora.seeds import content_key
 
@@ -97,9 +97,7 @@ def list_folder(name: str, origin: Origin) -> Listing:
 def _directory(path: str) -> Path:
     if not path:
         raise DataError("data.name is 'folder'; set data.path to the directory of the images")
-    root = Path(path)
-    if not root.is_absolute():
-        raise DataError(f"the path of the images must be absolute, got '{path}'")
+    root = absolute_path(path, "the images")
     if not root.is_dir():
         raise DataError(f"there is no directory with images at '{path}'")
     return root
@@ -142,7 +140,7 @@ def read_image_folder(
 ) -> ClientData:
     """Return a person's images as one unseen client, ordered and divided by a hash of every file's content.
 
-    So the first images of a part, behind its signature, are of all classes, and no part depends on a file's name.
+    So the first images of a part, from which its signature is made, are of all classes.
 
     Args:
         root: directory with one directory for each class; a class may be missing.

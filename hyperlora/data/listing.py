@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hyperlora.data.federation import DataError
@@ -32,15 +33,11 @@ Reader = Callable[[str, Sequence[int]], Source]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where samples are and how they are named.
+    """Where samples are and how they are named; the values are those of the keys under ``data``.
 
     Attributes:
-        path: absolute path of a file or directory; empty for a data set's own source.
         image_size: side in pixels that images are resized to.
         classes: names of the classes in the order of the labels; empty takes those that the data have.
-        first_classes: how many of the classes are used, those of the lowest labels; 0 is all.
-        text_column, label_column, domain_column: of tables.
-        revision: commit of the hub's repository; empty takes the one that is known for the set.
     """
 
     path: str = ""
@@ -81,6 +78,13 @@ class Listing:
             raise DataError(f"data.first-classes is {count}, but the data have {len(self.class_names)} classes")
         kept = {name: [row for row in rows if self.labels[row] < count] for name, rows in self.domains.items()}
         return replace(self, class_names=self.class_names[:count], domains={k: v for k, v in kept.items() if v})
+
+
+def absolute_path(path: str, what: str) -> Path:
+    """Return where ``what`` is; raises DataError for a relative path."""
+    if not Path(path).is_absolute():
+        raise DataError(f"the path of {what} must be absolute, got '{path}'")
+    return Path(path)
 
 
 def rows_by_domain(domains: Iterable[str], numbers: Iterable[int]) -> dict[str, list[int]]:

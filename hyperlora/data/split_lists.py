@@ -9,7 +9,6 @@ public loaders of FedRA (arXiv 2311.11227) read them; the archives themselves we
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,8 +67,9 @@ def list_split_files(lists: Mapping[str, tuple[Path, Path]], origin: Origin) -> 
         DataError: a list cannot be read, a domain has no directory, or a label stands for two classes.
     """
     root = Path(origin.path)
-    train = list(chain.from_iterable(_entries(root, domain, first) for domain, (first, _) in lists.items()))
-    test = list(chain.from_iterable(_entries(root, domain, second) for domain, (_, second) in lists.items()))
+    train, test = (
+        [entry for domain, files in lists.items() for entry in _entries(root, domain, files[part])] for part in (0, 1)
+    )
     entries = train + test
     files, domains, labels, _ = zip(*entries, strict=True) if entries else ((), (), (), ())
     classes = origin.classes or _class_names(entries)

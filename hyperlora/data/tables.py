@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from typing import Any
 import torch
 
 from hyperlora.data.federation import DataError
-from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, number_labels, rows_by_domain
+from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, absolute_path, number_labels, rows_by_domain
 from hyperlora.seeds import content_key
 
 Row = Mapping[str, Any]
-
+SEPARATOR = "\x1f"
+COLUMNS = (("prompt", "response"), ("instruction", "output"))
+LENGTHS = ("64", "128", "256", "512", "1024", "2048", "more")
+"""Classes of a sample: the characters that it has at most. Their frequencies tell the lengths of a client's texts."""
 log = logging.getLogger(__name__)
 
 
@@ -71,9 +75,7 @@ def _text_listing(
 def _files(kind: str, path: str) -> list[Path]:
     if not path:
         raise DataError(f"data.name is '{kind}'; set data.path to the file")
-    place = Path(path)
-    if not place.is_absolute():
-        raise DataError(f"the path of the data must be absolute, got '{path}'")
+    place = absolute_path(path, "the data")
     if place.is_file():
         return [place]
     files = sorted(place.glob(f"*.{kind}"))
@@ -127,12 +129,6 @@ def _cell(row: Row, column: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-SEPARATOR = "\x1f"
-COLUMNS = (("prompt", "response"), ("instruction", "output"))
-LENGTHS = ("64", "128", "256", "512", "1024", "2048", "more")
-"""Classes of a sample: the characters that it has at most. Their frequencies tell the lengths of a client's texts."""
-
-
 def list_instructions(name: str, origin: Origin) -> Listing:
     """List prompts with responses, joined by a separator; the label of a sample is the class of its length.
 
@@ -144,22 +140,17 @@ def list_instructions(name: str, origin: Origin) -> Listing:
     if len(whole) < len(rows):
         log.warning("%d rows of '%s' have no response and are left out", len(rows) - len(whole), origin.path)
     texts = [prompt + SEPARATOR + response for prompt, response, _ in whole]
-    numbers = [_length_class(len(text)) for text in texts]
+    numbers = [bisect_left([int(name) for name in LENGTHS[:-1]], len(text)) for text in texts]
     return _text_listing(texts, LENGTHS, numbers, [domain for _, _, domain in whole])
 
 
 def _instruction_rows(origin: Origin) -> list[tuple[list[str], str]]:
     kind = Path(origin.path).suffix.removeprefix(".") or "jsonl"
-    if kind not in ("jsonl", "csv", "parquet"):
+    if kind not in _READERS:
         raise DataError(f"instructions are jsonl, csv or parquet files, got '{origin.path}'")
-    for columns in COLUMNS[:-1]:
-        try:
-            return list(_read_rows(kind, origin, columns))
-        except DataError as error:
-            if "has no column" not in str(error):
-                raise
-    return list(_read_rows(kind, origin, COLUMNS[-1]))
-
-
-def _length_class(characters: int) -> int:
-    return next((number for number, name in enumerate(LENGTHS[:-1]) if characters <= int(name)), len(LENGTHS) - 1)
+    try:
+        return list(_read_rows(kind, origin, COLUMNS[0]))
+    except DataError as error:
+        if "has no column" not in str(error):
+            raise
+    return list(_read_rows(kind, origin, COLUMNS[1]))

@@ -12,6 +12,7 @@ from benchmarks.suite import flatten
 from hyperlora.config.schema import ConfigError, RunConfig, config_keys
 from strategies.methods.hyperflora.config import HyperFLoraSettings
 from strategies.methods.lora_fair.config import LoraFairSettings
+from strategies.methods.registry import build_method
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
 
@@ -110,6 +111,19 @@ def test_a_method_from_outside_has_its_own_settings(tmp_path: Path, monkeypatch:
         RunConfig.parse({**values, "fedprox.mo": 1})
     with pytest.raises(ConfigError, match=r"unknown configuration key 'fedprox.mu'"):
         RunConfig.parse({"fedprox.mu": 1})
+
+
+def test_a_method_from_outside_can_be_a_single_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = PACKAGE["config.py"]
+    (tmp_path / "outside_method.py").write_text(settings + "def build(config):\n    return config.of(Proximal).mu\n")
+    (tmp_path / "outside_settings.py").write_text(settings)
+    (tmp_path / "outside_broken.py").write_text("import loaded_too_early")
+    assert build_method(RunConfig.parse({"method": "outside_method", "fedprox.mu": 0.3})) == 0.3
+    with pytest.raises(ConfigError, match=r"method 'outside_settings' .* has no function 'build\(config\)'"):
+        build_method(RunConfig.parse({"method": "outside_settings"}))
+    with pytest.raises(ConfigError, match="method 'outside_broken' cannot be imported: No module named 'loaded_too_e"):
+        RunConfig.parse({"method": "outside_broken"})
 
 
 @pytest.mark.parametrize("module", ["hyperlora.config.reference", "hyperlora.data.opening", "hyperlora.task"])
