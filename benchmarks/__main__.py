@@ -16,7 +16,7 @@ from benchmarks.run_job import run_all
 from benchmarks.suite import Job, SuiteError, has_grid, load_jobs, suite_title
 from benchmarks.tuning import choose
 from hyperlora.cli.output import CommandError
-from hyperlora.cli.settings import PATH_KEYS, absolute, parse_override
+from hyperlora.cli.settings import parse_override, with_absolute_paths
 from hyperlora.config.schema import ConfigError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
@@ -48,8 +48,7 @@ def main(
     if suite == "perf":
         raise typer.Exit(0 if run_perf(variant or [], results / suite, say) else 1)
     try:
-        overrides = dict(parse_override(one) for one in override or [])
-        overrides |= {name: absolute(overrides[name]) for name in PATH_KEYS if name in overrides}
+        overrides = with_absolute_paths(dict(map(parse_override, override or [])))
         wanted = load_jobs(suite, overrides, seed or [], variant or [])
     except (SuiteError, ConfigError, CommandError) as error:
         console.print(f"[red]{error}[/red]")

@@ -25,7 +25,7 @@ from benchmarks.result import current_commit, write_json
 from benchmarks.run_job import NODES
 from benchmarks.table import markdown
 from hyperlora.cli.output import CommandError
-from hyperlora.cli.settings import PATH_KEYS, absolute, flatten, parse_override, read_toml
+from hyperlora.cli.settings import flatten, parse_override, read_toml, with_absolute_paths
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.data.hub_images import encoded_images
 from hyperlora.data.plans import DividedFederation
@@ -66,7 +66,7 @@ def make_run(preset: str, overrides: Sequence[str], directory: Path) -> Path:
     path = HERE / "presets" / f"{preset}.toml"
     values: dict[str, Scalar] = {**flatten(read_toml(path), path), **dict(map(parse_override, overrides))}
     values |= {"run.output-dir": str(directory.absolute())}
-    config = RunConfig.parse({**values, **{name: absolute(values[name]) for name in PATH_KEYS if name in values}})
+    config = RunConfig.parse(with_absolute_paths(values))
     return run(LocalGrid(app, config.flat(), NODES), config.flat(), echo=True)
 
 

@@ -20,6 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from hyperlora.cli.settings import flatten
 from hyperlora.config.schema import RunConfig, Scalar
 
 HERE = Path(__file__).parent
@@ -172,19 +173,6 @@ def chosen_settings(suite: str) -> dict[str, dict[str, Scalar]]:
     if not path.exists():
         return {}
     return {name: dict(flatten(one["set"])) for name, one in tomllib.loads(path.read_text(encoding="utf-8")).items()}
-
-
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    """Return nested toml tables as Flower's flat mapping with dotted keys."""
-    return dict(_flatten(table, prefix))
-
-
-def _flatten(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Scalar]]:
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _table(suite: str) -> dict[str, Any]:

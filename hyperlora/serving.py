@@ -5,7 +5,6 @@ personalize(Path("runs/latest"), Path("my-images"), PersonalizeOptions(steps=10)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.reporting.model_card import write_card
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory
 from hyperlora.reporting.state_view import open_checkpoint
+from hyperlora.storage.files import write_json
 from models.adapters.adapter import Adapter
 from models.backbones.transforms import ImageTransform
 
@@ -80,7 +80,7 @@ def personalize(run_directory: Path, images: Path, options: PersonalizeOptions |
         options: name, local steps, device, weights and target.
 
     Raises:
-        RunFilesError, DataError, BackboneError, AdapterError, StateError: it cannot be done; one sentence.
+        RunFilesError, DataError, BackboneError, AdapterError, StorageError: it cannot be done.
     """
     options = options or PersonalizeOptions()
     options = replace(options, name=options.name or images.absolute().name)
@@ -91,7 +91,7 @@ def personalize(run_directory: Path, images: Path, options: PersonalizeOptions |
         figures = [f"{100 * accuracy:.1f} % of {scored.num_test} held-out images, {steps} local steps"]
         write_card(run, target / adapter_name(steps), f"adapter {options.name}", figures=figures)
     scores = {name: value for name, value in asdict(scored).items() if name != "directory"}
-    (target / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    write_json(target / "scores.json", scores)
     return scored
 
 

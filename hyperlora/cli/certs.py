@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hyperlora.cli.output import CommandError, reports_errors, say
+from hyperlora.storage.files import write_text
 from strategies.federation.allow_list import AllowList, Permission, one_line_key
 
 Key = ec.EllipticCurvePrivateKey
@@ -97,10 +98,7 @@ def allow(
     for name, known in clients.items():
         if name == client_id or known.key == permission.key:
             raise CommandError(f"'{allow_list}' has an entry for client '{name}' already; remove it first")
-    temporary = allow_list.with_name(f"{allow_list.name}.new")
-    temporary.unlink(missing_ok=True)
-    _write(temporary, AllowList({**clients, client_id: permission}).as_text().encode(), PUBLIC)
-    temporary.replace(allow_list)
+    write_text(allow_list, AllowList({**clients, client_id: permission}).as_text(), mode=PUBLIC)
     say(f"client '{client_id}' may take part until {permission.valid_until.date()}")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hyperlora.cli.output import CommandError, OutputFormat, print_table, reports_errors, say
+from hyperlora.storage.files import write_text
 
 if TYPE_CHECKING:
     from hyperlora.reporting.page import Page
@@ -77,5 +78,5 @@ def compare(
 
 
 def _write_page(path: Path, page: Page) -> None:
-    path.write_text(page.html(), encoding="utf-8")
+    write_text(path, page.html())
     say(str(path.absolute()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,15 +13,14 @@ from typing import Any
 
 from hyperlora.cli.output import CommandError
 from hyperlora.config.renamed import current_names
-from hyperlora.config.schema import PATH_KEYS as PATH_KEYS
-from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.config.schema import PATH_KEYS, RunConfig, Scalar
 
 INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run is made of: the app, its checked configuration, and the values Flower is told."""
+    """The app, its checked configuration, and the values that Flower is given."""
 
     app_dir: Path
     config: RunConfig
@@ -50,7 +49,7 @@ def read_settings(
         values.update(flatten(read_toml(file), file))
     values.update(parse_override(text) for text in overrides)
     values.update({name: value for name, value in options.items() if value is not None})
-    values.update({name: absolute(values[name]) for name in PATH_KEYS if name in values})
+    values = with_absolute_paths(values)
     config = RunConfig.parse(values)
     require_declared(values, defaults, app_dir)
     return Settings(app_dir, config, {name: value for name, value in config.flat().items() if name in values})
@@ -90,21 +89,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise CommandError(f"'{path}' is not valid TOML: {error}") from error
 
 
-def flatten(table: Mapping[str, Any], source: Path) -> dict[str, Scalar]:
-    """Return nested tables as one flat mapping with dotted keys; only scalars may stand in them."""
-    flat = dict(_leaves(table, prefix=""))
-    for name, value in flat.items():
-        if not isinstance(value, (bool, int, float, str)):
-            raise CommandError(f"'{name}' in '{source}' must be a number, a string or a boolean, got {value!r}")
-    return flat
+def flatten(table: Mapping[str, Any], source: Path | str = "the settings", prefix: str = "") -> dict[str, Scalar]:
+    """Return nested TOML tables as a flat mapping with dotted keys.
 
-
-def _leaves(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    Raises:
+        CommandError: a value is no scalar; the sentence names its key and ``source``.
+    """
+    flat: dict[str, Scalar] = {}
     for name, value in table.items():
         if isinstance(value, dict):
-            yield from _leaves(value, prefix=f"{prefix}{name}.")
+            flat |= flatten(value, source, f"{prefix}{name}.")
+        elif isinstance(value, (bool, int, float, str)):
+            flat[prefix + name] = value
         else:
-            yield prefix + name, value
+            raise CommandError(f"'{prefix}{name}' in '{source}' must be a number, a string or a boolean, got {value!r}")
+    return flat
 
 
 def parse_override(text: str) -> tuple[str, Scalar]:
@@ -119,11 +118,12 @@ def parse_override(text: str) -> tuple[str, Scalar]:
     return name.strip(), value if isinstance(value, (bool, int, float, str)) else raw
 
 
-def absolute(path: Scalar) -> Scalar:
-    """Return a path seen from the current directory; an empty one, and what is no text, as it is."""
-    if not isinstance(path, str) or not path:
-        return path
-    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100  (a link stays the name that was given)
+def with_absolute_paths(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return ``values`` with the paths in them seen from the current directory; an empty one stays empty."""
+    given = {name: value for name in PATH_KEYS if isinstance(value := values.get(name), str) and value}
+    # abspath and not resolve: a link stays the name that was given
+    paths = {name: os.path.abspath(Path(value).expanduser()) for name, value in given.items()}  # noqa: PTH100
+    return {**values, **paths}
 
 
 def require_declared(values: Mapping[str, Scalar], defaults: Mapping[str, Scalar], app_dir: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from hyperlora.config.schema import RunConfig
 from hyperlora.reporting.figures import ANCHOR, GROUPS, scores_by_client
 from hyperlora.reporting.run_files import RunFiles
+from hyperlora.storage.files import write_text
 from models.backbones.digits_vit import NAME as EMBEDDED_BACKBONE
 
 LOAD_PEFT = """
@@ -60,7 +61,7 @@ def write_card(run: RunFiles, directory: Path, name: str, *, figures: Sequence[s
         *(f"| {key} | {value} |" for key, value in config.public().items()),
         "",
     ]
-    (directory / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(directory / "README.md", "\n".join(lines))
 
 
 def _metadata(config: RunConfig) -> list[str]:

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One headline figure."""
-
-    label: str
-    value: str
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure with its title and caption; ``svg`` is trusted markup."""
+    """A figure with its title and caption; ``svg`` is trusted markup."""
 
     title: str
     svg: str
     caption: str
-
-    @property
-    def markup(self) -> Markup:
-        """The figure, not to be escaped."""
-        return Markup(self.svg)
 
 
 @dataclass(frozen=True)
@@ -45,20 +31,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """A report."""
+    """A report; ``tiles`` are the headline figures, each a label and a value."""
 
     title: str
     subtitle: str
-    tiles: Sequence[Tile]
+    tiles: Sequence[tuple[str, str]]
     panels: Sequence[Panel]
     tables: Sequence[Table]
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
 
     def html(self) -> str:
         """Return the page; all text but the figures is escaped."""
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        template = environment.from_string(_asset("page.html"))
-        return template.render(page=self, style=Markup(_asset("page.css")))
+        return environment.from_string(_asset("page.html")).render(page=self, style=_asset("page.css"))
 
 
 def _asset(name: str) -> str:

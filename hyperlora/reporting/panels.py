@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -15,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from hyperlora.messages.signature import ClientCard
-from hyperlora.reporting.figures import MIB, accuracy_over_rounds
+from hyperlora.reporting.figures import GROUPS, MIB, STEPS, accuracy_over_rounds
 from hyperlora.reporting.run_files import read_records
 from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_svg
 
@@ -23,25 +22,21 @@ FADE = LinearSegmentedColormap.from_list("fade", [(0.12, 0.52, 0.82, 0.0), (0.12
 MOST_NAMED = 24
 SMALLEST = 1e-9
 FILE_COLORS = ("#0072B2", "#D55E00")
-LINES = {
-    "seen zero_step": ("seen, as received", 0, "-", "o"),
-    "seen k_step": ("seen, after local steps", 0, "--", "s"),
-    "unseen zero_step": ("unseen, as received", 1, "-", "o"),
-    "unseen k_step": ("unseen, after local steps", 1, "--", "s"),
-}
-BYTES = {
-    "train_down": "training, down",
-    "train_up": "training, up",
-    "evaluate_down": "evaluation, down",
-    "evaluate_up": "evaluation, up",
-    "rehearse_down": "rehearsal, down",
-    "rehearse_up": "rehearsal, up",
-}
-SECONDS = {
-    "waiting": "waiting for clients",
-    "aggregating": "server work",
-    "evaluating": "evaluation",
-    "rehearsing": "rehearsal",
+PHASES = {
+    "bytes": {
+        "train_down": "training, down",
+        "train_up": "training, up",
+        "evaluate_down": "evaluation, down",
+        "evaluate_up": "evaluation, up",
+        "rehearse_down": "rehearsal, down",
+        "rehearse_up": "rehearsal, up",
+    },
+    "seconds": {
+        "waiting": "waiting for clients",
+        "aggregating": "server work",
+        "evaluating": "evaluation",
+        "rehearsing": "rehearsal",
+    },
 }
 Point = Mapping[str, float]
 
@@ -80,9 +75,10 @@ def draw_accuracies(runs: Mapping[str, Sequence[Point]], name: str) -> str:
 
 
 def _accuracy_lines(axes: Axes, series: Mapping[str, Sequence[Point]], colors: Sequence[str]) -> None:
-    for key, (label, color, line, marker) in LINES.items():
-        if points := series.get(key):
-            _line(axes, points, label, colors[color], line, marker, band=key.endswith("zero_step"))
+    for group, color in zip(GROUPS, colors, strict=False):
+        for (column, words), style, marker in zip(STEPS.items(), ("-", "--"), "os", strict=True):
+            if points := series.get(f"{group} {column}"):
+                _line(axes, points, f"{group}, {words}", color, style, marker, band=column == "zero_step")
     _label_accuracy(axes)
 
 
@@ -140,15 +136,11 @@ def project_signatures(cards: Sequence[ClientCard]) -> tuple[np.ndarray, np.ndar
     Returns:
         coordinates (N, 2), and the share of the variance that each direction has, (2,).
     """
-    table = torch.stack([card.signature.vector() for card in cards]).double()
-    table = (table - table.mean(dim=0)) / table.std(dim=0, correction=0).clamp_min(1e-6)
-    left, singular, _ = torch.linalg.svd(table, full_matrices=False)
-    count = min(2, singular.numel())
-    points = torch.zeros(len(cards), 2, dtype=torch.float64)
-    points[:, :count] = left[:, :count] * singular[:count]
-    shares = torch.zeros(2, dtype=torch.float64)
-    shares[:count] = singular[:count].square() / singular.square().sum().clamp_min(1e-12)
-    return points.numpy(), shares.numpy()
+    table = np.stack([card.signature.vector().double().numpy() for card in cards])
+    table = (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-6)
+    left, singular, _ = np.linalg.svd(np.vstack([table, np.zeros_like(table[:1])]), full_matrices=False)
+    variance = singular**2 / max((singular**2).sum(), 1e-12)
+    return (left * singular)[:-1, :2], variance[:2]
 
 
 def draw_signatures(cards: Sequence[ClientCard], name: str) -> str:
@@ -233,23 +225,13 @@ def draw_spectra(anchor: Mapping[str, Tensor], residual: Mapping[str, Tensor], n
         return inline_svg(figure, name, "Singular values of the anchor and of what the corrector carries")
 
 
-def draw_bytes(records: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Return stacked bars of MiB by round, by phase."""
-    return _bars(records, name, "bytes", BYTES, 1 / MIB, "MiB in a round")
-
-
-def draw_seconds(records: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Return stacked bars of wall seconds by round, by phase."""
-    return _bars(records, name, "seconds", SECONDS, 1.0, "seconds of a round")
-
-
-def _bars(
-    records: Sequence[Mapping[str, Any]], name: str, key: str, phases: Mapping[str, str], scale: float, label: str
-) -> str:
+def draw_phases(records: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Return stacked bars by round, by phase: MiB where ``key`` is ``bytes``, wall time where it is ``seconds``."""
+    scale, label = (1 / MIB, "MiB in a round") if key == "bytes" else (1.0, "seconds of a round")
     rounds = [record["server_round"] for record in records]
     with canvas(3.2) as (figure, axes):
         base = np.zeros(len(records))
-        for color, (phase, text) in zip(SERIES, phases.items(), strict=False):
+        for color, (phase, text) in zip(SERIES, PHASES[key].items(), strict=False):
             heights = scale * np.array([record[key].get(phase, 0.0) for record in records])
             if heights.any():
                 axes.bar(rounds, heights, bottom=base, width=0.8, color=color, label=text)
@@ -258,4 +240,4 @@ def _bars(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside upper left", ncols=2)
-        return inline_svg(figure, name, f"{label}, by phase")
+        return inline_svg(figure, key, f"{label}, by phase")

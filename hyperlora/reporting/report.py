@@ -7,21 +7,22 @@ from typing import Any
 
 from hyperlora.reporting.comparison import gain_by_domain, paired_panels, paired_table
 from hyperlora.reporting.figures import ANCHOR, STEPS, figures_of, paired_figures, scores_by_client, traffic_and_time
-from hyperlora.reporting.page import Page, Panel, Table, Tile
+from hyperlora.reporting.page import Page, Panel, Table
 from hyperlora.reporting.panels import (
     draw_accuracy,
     draw_attention,
-    draw_bytes,
-    draw_seconds,
+    draw_phases,
     draw_signatures,
     draw_spectra,
 )
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.reporting.state_view import StateView, view_state
 
+CLIENT_COLUMNS = ("client", "domain", "", "test samples", "as received (%)", "after local steps (%)", "gain (points)")
+
 
 def report_page(run: RunFiles, against: RunFiles | None = None) -> Page:
-    """Return the page of a run, beside a base run if there is one; what the run has nothing for is left out.
+    """Return the page of a run, with a base run if there is one; a panel that the run has no data for is left out.
 
     Raises:
         RunFilesError: the clients of the two runs cannot be paired.
@@ -44,14 +45,14 @@ def report_page(run: RunFiles, against: RunFiles | None = None) -> Page:
     )
 
 
-def _tiles(figures: dict[str, Any]) -> Iterator[Tile]:
+def _tiles(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for group, columns in figures["accuracy"].items():
         for column, words in STEPS.items():
-            yield Tile(f"{group}, {words}", f"{100 * columns[column]['mean']:.1f} %")
+            yield f"{group}, {words}", f"{100 * columns[column]['mean']:.1f} %"
     mib, wall = traffic_and_time(figures)
-    yield Tile("sent and received", f"{mib:.1f} MiB")
-    yield Tile("wall time of all rounds", f"{wall:.0f} s")
-    yield Tile("contributions left out or cut", str(sum(one["count"] for one in figures["failures"])))
+    yield "sent and received", f"{mib:.1f} MiB"
+    yield "wall time of all rounds", f"{wall:.0f} s"
+    yield "contributions left out or cut", str(sum(failure["count"] for failure in figures["failures"]))
 
 
 def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | None) -> Iterator[Panel]:
@@ -66,7 +67,7 @@ def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | Non
         yield from paired_panels(run, paired)
     if figures["gain_over_anchor"]:
         yield Panel(
-            "What the own adapter is worth",
+            "What a personal adapter is worth",
             gain_by_domain(run, figures["gain_over_anchor"], "gain", f"the {ANCHOR}"),
             "Test accuracy as received, of the adapter made for the client minus that of the anchor that all share; "
             "one point for each client, by domain.",
@@ -79,17 +80,9 @@ def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | Non
             "unseen.",
         )
     yield from _state_panels(run, view_state(run))
-    yield Panel(
-        "Traffic",
-        draw_bytes(run.records, "bytes"),
-        "Content of all messages of a round, measured on the messages.",
-    )
-    yield Panel(
-        "Time",
-        draw_seconds(run.records, "seconds"),
-        f"Wall time of a round. Clients trained {figures['seconds'].get('training', 0.0):.0f} s in all, summed over "
-        "clients.",
-    )
+    yield Panel("Traffic", draw_phases(run.records, "bytes"), "Size of the messages of each round.")
+    trained = f"Clients trained {figures['seconds'].get('training', 0.0):.0f} s in all, summed over clients."
+    yield Panel("Time", draw_phases(run.records, "seconds"), f"Wall time of each round. {trained}")
 
 
 def _state_panels(run: RunFiles, view: StateView | None) -> Iterator[Panel]:
@@ -129,7 +122,9 @@ def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
         "" if faults else f"None: every reply of {figures['rounds']} rounds was usable.",
     )
     drifted = [
-        (str(one["server_round"]), name, f"{moved:.2f}") for one in run.records for name, moved in one["drift"].items()
+        (str(record["server_round"]), name, f"{moved:.2f}")
+        for record in run.records
+        for name, moved in record["drift"].items()
     ]
     if drifted:
         columns = ("round", "client", "moved by (standard deviations)")
@@ -146,20 +141,18 @@ def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
 def _faults(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for who, reason in sorted(figures["left_out"].items()):
         yield ("joining", reason, "1", who, "all")
-    for one in figures["failures"]:
-        yield (one["phase"], one["reason"], str(one["count"]), _listed(one["clients"]), _listed(one["rounds"]))
-
-
-CLIENT_COLUMNS = ("client", "domain", "", "test samples", "as received (%)", "after local steps (%)", "gain (points)")
+    for failure in figures["failures"]:
+        who, when = _listed(failure["clients"]), _listed(failure["rounds"])
+        yield (failure["phase"], failure["reason"], str(failure["count"]), who, when)
 
 
 def _client_rows(run: RunFiles, figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     gain = figures["gain_over_anchor"]
-    for name, one in scores_by_client(run.scores).items():
-        group = "seen" if one["seen"] else "unseen"
-        accuracy = [f"{100 * one[column]:.1f}" for column in STEPS]
+    for name, score in scores_by_client(run.scores).items():
+        group = "seen" if score["seen"] else "unseen"
+        accuracy = [f"{100 * score[column]:.1f}" for column in STEPS]
         over = f"{100 * gain[name]:+.1f}" if name in gain else "-"
-        yield (name, one["domain"], group, str(one["num_test"]), *accuracy, over)
+        yield (name, score["domain"], group, str(score["num_test"]), *accuracy, over)
 
 
 def _listed(values: list[Any], most: int = 6) -> str:

@@ -26,7 +26,7 @@ from tests.synthetic_run import make_synthetic_run
 
 PANELS = (
     "Accuracy over rounds",
-    "What the own adapter is worth",
+    "What a personal adapter is worth",
     "Map of signatures",
     "Attention between clients",
     "Singular values",
