@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt
 
+from hyperlora.config import settings
 from hyperlora.config.methods import METHOD_NAMES, all_sections, find_method, sections_of
 from hyperlora.config.renamed import RENAMED, current_names
 from hyperlora.config.section import (
@@ -24,19 +25,6 @@ from hyperlora.config.section import (
     nearest,
     parse_section,
     values_of,
-)
-from hyperlora.config.settings import (
-    DataConfig,
-    DefenceConfig,
-    FederationConfig,
-    LoraConfig,
-    ModelConfig,
-    PriorConfig,
-    PrivacyConfig,
-    RunDirectoryConfig,
-    SignatureConfig,
-    TrainConfig,
-    WireConfig,
 )
 
 __all__ = ["PATH_KEYS", "ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
@@ -54,17 +42,17 @@ class RunConfig(Section):
 
     method: MethodName = key("hyperlora", "federated LoRA method")
     seed: NonNegativeInt = key(0, "seed of data division, cohorts, initial factors and local batches")
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    lora: LoraConfig = LoraConfig()
-    train: TrainConfig = TrainConfig()
-    prior: PriorConfig = PriorConfig()
-    signature: SignatureConfig = SignatureConfig()
-    federation: FederationConfig = FederationConfig()
-    defence: DefenceConfig = DefenceConfig()
-    privacy: PrivacyConfig = PrivacyConfig()
-    wire: WireConfig = WireConfig()
-    run: RunDirectoryConfig = RunDirectoryConfig()
+    data: settings.DataConfig = settings.DataConfig()
+    model: settings.ModelConfig = settings.ModelConfig()
+    lora: settings.LoraConfig = settings.LoraConfig()
+    train: settings.TrainConfig = settings.TrainConfig()
+    prior: settings.PriorConfig = settings.PriorConfig()
+    signature: settings.SignatureConfig = settings.SignatureConfig()
+    federation: settings.FederationConfig = settings.FederationConfig()
+    defence: settings.DefenceConfig = settings.DefenceConfig()
+    privacy: settings.PrivacyConfig = settings.PrivacyConfig()
+    wire: settings.WireConfig = settings.WireConfig()
+    run: settings.RunDirectoryConfig = settings.RunDirectoryConfig()
     method_settings: tuple[Section, ...] = Field(
         default_factory=lambda values: tuple(kind() for kind in all_sections(values["method"]))
     )
@@ -80,8 +68,8 @@ class RunConfig(Section):
         top = parse_section(cls, values)
         _refuse_unknown(values, [entry.key for entry in config_keys(top.method)])
         core = {name: parse_section(kind, values, f"{name}.") for name, kind in _core_sections().items()}
-        settings = [parse_section(kind, values, f"{kind.prefix}.") for kind in all_sections(top.method)]
-        config = top.model_copy(update={**core, "method_settings": tuple(settings)})
+        of_methods = [parse_section(kind, values, f"{kind.prefix}.") for kind in all_sections(top.method)]
+        config = top.model_copy(update={**core, "method_settings": tuple(of_methods)})
         config._check()
         return config
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from annotated_types import Ge, Gt, Lt
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from annotated_types import Predicate
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, core_schema
 
 if TYPE_CHECKING:
     from hyperlora.config.schema import RunConfig
 
 Scalar = bool | int | float | str
+PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+BOUNDS = {"ge": "at least {}", "gt": "greater than {}", "lt": "below {}", "le": "at most {}"}
 
 
 class ConfigError(ValueError):
@@ -26,25 +27,10 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A check of a field's value that pydantic has no constraint for, to stand in ``Annotated``.
+class Rule(Predicate):
+    """A check of a value that pydantic has no constraint for, to stand in ``Annotated``; ``text`` follows "must be"."""
 
-    Args:
-        holds: whether a value is allowed.
-        text: what is allowed, to follow "must be".
-    """
-
-    holds: Callable[[Any], bool]
     text: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Add the check to the schema of the type."""
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
-
-    def _checked(self, value: Any) -> Any:
-        if not self.holds(value):
-            raise ValueError(self.text)
-        return value
 
 
 def names_out_of(names: Sequence[str], instead: str = "") -> Rule:
@@ -70,12 +56,12 @@ class Section(BaseModel):
         """Raise ConfigError where the section contradicts itself or the rest of a run."""
 
 
+S = TypeVar("S", bound=Section)
+
+
 def key(default: Scalar, meaning: str) -> Any:
     """Declare a key of a section: its default and its meaning with the unit; its range is in its type."""
     return Field(default, description=meaning)
-
-
-S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -83,6 +69,7 @@ class ConfigKey:
     """One entry of the configuration reference; ``range`` is empty where every value of the type is allowed."""
 
     key: str
+    field: str
     type: type
     default: Any
     meaning: str
@@ -93,25 +80,30 @@ class ConfigKey:
 def keys_of(section: type[Section], prefix: str = "") -> tuple[ConfigKey, ...]:
     """Return the keys of a section in the order of their declaration; a ``prefix`` ends in a dot."""
     fields = section.model_fields.items()
-    return tuple(_config_key(key_of(name, prefix), field) for name, field in fields if field.description)
+    return tuple(_config_key(name, prefix, field) for name, field in fields if field.description)
 
 
-def _config_key(key: str, field: FieldInfo) -> ConfigKey:
+def _config_key(name: str, prefix: str, field: FieldInfo) -> ConfigKey:
     names = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     kind: Any = type(names[0]) if names else field.annotation
-    allowed = one_of(names) if names else _range(field.metadata, kind)
-    return ConfigKey(key, kind, field.default, field.description or "", allowed)
+    allowed = one_of(names) if names else _range(field.metadata)
+    return ConfigKey(prefix + name.replace("_", "-"), name, kind, field.default, field.description or "", allowed)
 
 
-def key_of(field: str, prefix: str = "") -> str:
-    """Return the key of a field: names of fields have underscores, keys have dashes."""
-    return prefix + field.replace("_", "-")
+def one_of(names: Iterable[str]) -> str:
+    """Return the range of a key that takes one of ``names``."""
+    return "one of " + ", ".join(f"'{name}'" for name in names)
+
+
+def _range(rules: Sequence[Any]) -> str:
+    texts = [text.format(getattr(rule, name)) for rule in rules for name, text in BOUNDS.items() if hasattr(rule, name)]
+    texts += [rule.text for rule in rules if isinstance(rule, Rule)]
+    return "0 or more" if texts == ["at least 0"] else " and ".join(texts)
 
 
 def values_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
     """Yield every key of a section with its value."""
-    for entry in keys_of(type(section)):
-        yield prefix + entry.key, getattr(section, entry.key.replace("-", "_"))
+    return ((entry.key, getattr(section, entry.field)) for entry in keys_of(type(section), prefix))
 
 
 def parse_section(section: type[S], values: Mapping[str, Any], prefix: str = "") -> S:
@@ -120,53 +112,25 @@ def parse_section(section: type[S], values: Mapping[str, Any], prefix: str = "")
     Raises:
         ConfigError: a value has another type or is outside its range.
     """
-    entries = {entry.key: entry for entry in keys_of(section, prefix)}
-    fields = {key[len(prefix) :].replace("-", "_"): values[key] for key in entries if key in values}
+    entries = {entry.field: entry for entry in keys_of(section, prefix)}
+    given = {name: values[entry.key] for name, entry in entries.items() if entry.key in values}
     try:
-        return section.model_validate(fields)
+        return section.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
+        first: Any = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, ConfigError):
-            raise cause from None
-        raise ConfigError(_sentence(entries[key_of(str(first["loc"][0]), prefix)], first)) from None
+        raise (cause if isinstance(cause, ConfigError) else _error(entries[first["loc"][0]], first)) from None
+
+
+def _error(entry: ConfigKey, error: Any) -> ConfigError:
+    value = float(error["input"]) if entry.type is float and type(error["input"]) is int else error["input"]
+    wanted = f"must be {entry.range or error['msg']}, got {value!r}"
+    if type(value) is not entry.type:
+        wanted = f"takes {TYPE_NAMES[entry.type]}, got {value!r} ({type(value).__name__})"
+    return ConfigError(f"configuration key '{entry.key}' {wanted}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a sentence that names the known key most like ``name``, if any is."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def one_of(names: Iterable[str]) -> str:
-    """Return the range of a key that takes one of ``names``."""
-    return "one of " + ", ".join(f"'{name}'" for name in names)
-
-
-def _sentence(entry: ConfigKey, error: Any) -> str:
-    value = error["input"]
-    if entry.type is float and type(value) is int:
-        value = float(value)
-    if type(value) is not entry.type:
-        return f"configuration key '{entry.key}' takes {TYPE_NAMES[entry.type]}, got {value!r} ({type(value).__name__})"
-    return f"configuration key '{entry.key}' must be {entry.range or error['msg']}, got {value!r}"
-
-
-def _range(constraints: Iterable[Any], kind: type) -> str:
-    texts = [text for constraint in constraints if (text := _constraint(constraint, kind))]
-    return "0 or more" if texts == ["at least 0"] else " and ".join(texts)
-
-
-def _constraint(constraint: Any, kind: type) -> str:
-    match constraint:
-        case Rule(text=text):
-            return text
-        case Ge(ge=bound):
-            return f"at least {bound}"
-        case Gt(gt=int(bound)) if kind is int:
-            return f"at least {bound + 1}"
-        case Gt(gt=bound):
-            return f"greater than {bound}"
-        case Lt(lt=bound):
-            return f"below {bound}"
-    return ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from hyperlora.config.methods import METHODS, find_method
-from hyperlora.config.section import ConfigError, Fraction, Rule, Section, key, names_out_of
+from hyperlora.config.section import ConfigError, Fraction, PositiveInt, Rule, Section, key, names_out_of
 
 if TYPE_CHECKING:
     from hyperlora.config.schema import RunConfig
@@ -16,21 +17,14 @@ DataName = Literal[
     "digits", "folder", "csv", "jsonl", "parquet", "instructions",
     "pacs", "office-home", "domainnet", "nico++", "cifar100", "fdu-mtl",
 ]  # fmt: skip
-Partition = Literal["dirichlet", "iid", "pathological", "natural"]
-Split = Literal["hash", "official"]
 WireDtype = Literal["float32", "float16", "int8"]
-NormRule = Literal["clip", "reject", "off"]
-Aggregation = Literal["mean", "median", "trimmed"]
 WIRE_DTYPES: tuple[WireDtype, ...] = get_args(WireDtype)
 SINKS = ("tensorboard", "wandb", "mlflow")
 
 Prompt = Annotated[str, Rule(lambda value: value.count("{}") == 1, "a text with one {} in it")]
 Commit = Annotated[
     str,
-    Rule(
-        lambda value: not value or (len(value) == 40 and set(value) <= set("0123456789abcdef")),
-        "the 40 hexadecimal digits of a commit, or empty",
-    ),
+    Rule(lambda value: bool(re.fullmatch("([0-9a-f]{40})?", value)), "the 40 hexadecimal digits of a commit, or empty"),
 ]
 SinkList = Annotated[str, names_out_of(SINKS, instead="auto")]
 StepList = Annotated[
@@ -54,8 +48,12 @@ class DataConfig(Section):
     text_column: str = key("text", "column of the texts in a table")
     label_column: str = key("label", "column of their classes")
     domain_column: str = key("domain", "column of their domains, which a table need not have")
-    partition: Partition = key("dirichlet", "how a domain's samples are divided over clients")
-    split: Split = key("hash", "parts of a client by a hash of each sample, or tested on the set's official test split")
+    partition: Literal["dirichlet", "iid", "pathological", "natural"] = key(
+        "dirichlet", "how a domain's samples are divided over clients"
+    )
+    split: Literal["hash", "official"] = key(
+        "hash", "parts of a client by a hash of each sample, or tested on the set's official test split"
+    )
     classes_per_client: PositiveInt = key(2, "classes of a client where data.partition is pathological")
     max_samples: NonNegativeInt = key(0, "most samples of a client, the others are left alone; 0 is all")
     clients_per_domain: PositiveInt = key(5, "clients that share one domain's samples")
@@ -165,11 +163,13 @@ class FederationConfig(Section):
 class DefenceConfig(Section):
     """What the server does about updates that lie apart from the cohort's."""
 
-    norm_rule: NormRule = key("clip", "a movement far longer than the others': clip, reject or off")
+    norm_rule: Literal["clip", "reject", "off"] = key(
+        "clip", "a movement far longer than the others': clip, reject or off"
+    )
     factor: PositiveFloat = key(
         5.0, "how far: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms"
     )
-    aggregation: Aggregation = key(
+    aggregation: Literal["mean", "median", "trimmed"] = key(
         "mean", "mean, median (weights of the geometric median) or trimmed (those farthest from it are left out)"
     )
     trim: Fraction = key(0.3, "share of a cohort that trimmed leaves out")

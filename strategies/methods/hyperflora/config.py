@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
-from hyperlora.config.section import Section, key
+from hyperlora.config.section import PositiveInt, Section, key
 
 
 class HyperFLoraSettings(Section):

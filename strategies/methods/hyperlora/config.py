@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from hyperlora.config.section import ConfigError, Fraction, Section, key, names_out_of
+from hyperlora.config.section import ConfigError, Fraction, PositiveInt, Section, key, names_out_of
 
 if TYPE_CHECKING:
     from hyperlora.config.schema import RunConfig
