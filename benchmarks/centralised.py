@@ -23,7 +23,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from hyperlora.task import fresh_adapter
 from models.adapters.adapter import Adapter
-from server_app.environment import describe_environment
+from server_app.run_directory import describe_environment
 from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures
 
 

@@ -8,8 +8,8 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from client_app.shipped_backbone import BackboneMissingError, store_of, with_shipped
 from client_app.site import clients_of, read_site
+from client_app.site_store import BackboneMissingError, backbone_store, with_shipped
 from client_app.tasks import describe_clients, evaluate_adapter, personal_adapter, train_start
 from client_app.workplace import Workplace, open_workplace
 from hyperlora.config.schema import RunConfig
@@ -46,7 +46,7 @@ def signature(message: Message, context: Context) -> Message:
 @app.query("backbone")
 def backbone(message: Message, context: Context) -> Message:
     """Keep a part of the backbone that the server ships."""
-    store = store_of(RunConfig.parse(context.run_config), read_site(context.node_config))
+    store = backbone_store(RunConfig.parse(context.run_config), read_site(context.node_config))
     if store is None:
         raise ProtocolError("this node keeps no backbones: it has no state-dir, or weights of its own")
     return Message(BackboneReceipt(store.add(BackbonePart.decode(message.content))).encode(), reply_to=message)

@@ -20,7 +20,7 @@ import torch
 
 from client_app.private_release import noise_seed
 from client_app.site import Site, federation_of
-from client_app.site_state import SiteState, cache_key, digest_of
+from client_app.site_store import SiteStore, cache_key, digest_of
 from client_app.training import TokenSet
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig, PrivacyConfig, SignatureConfig
@@ -45,7 +45,7 @@ class TokenCache:
     With a ``disk`` they are read from there and written there too, save where ``limit`` is 0.
     """
 
-    def __init__(self, model: AdaptedModel, federation: Federation, limit: int, disk: SiteState | None = None) -> None:
+    def __init__(self, model: AdaptedModel, federation: Federation, limit: int, disk: SiteStore | None = None) -> None:
         self._model, self._federation, self._limit, self.disk = model, federation, limit, disk
         self._kept: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
         self.signatures: dict[tuple[str, SignatureConfig, PrivacyConfig], Signature] = {}
@@ -184,7 +184,7 @@ def _open_parts(
 ) -> tuple[AdaptedModel, Federation, TokenCache]:
     adapted = _open_model(data, model, lora, device)
     federation = federation_of(site, build_federation(data, image_size=model.image_size, seed=seed))
-    disk = SiteState(Path(site.state_dir), site.client_id) if site and site.state_dir else None
+    disk = SiteStore(Path(site.state_dir), site.client_id) if site and site.state_dir else None
     return adapted, federation, TokenCache(adapted, federation, limit=cache_mb * 2**20, disk=disk)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from hyperlora.config.schema import RunConfig
+from hyperlora.storage.files import StorageError, append_bytes
 from strategies.engine.records import RoundRecord
 
 log = logging.getLogger(__name__)
@@ -84,10 +85,9 @@ class RunConsole:
     def _say(self, line: str) -> None:
         self._screen.print(line, markup=False, soft_wrap=True)
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            log.warning("'%s' cannot be written: %s", self._path, error.strerror)
+            append_bytes(self._path, f"{line}\n".encode(), durable=False)
+        except StorageError as error:
+            log.warning("%s", error)
 
 
 def _training(record: RoundRecord) -> str:

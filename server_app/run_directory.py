@@ -1,26 +1,33 @@
-"""The run directory: everything that a run leaves behind."""
+"""The run directory: everything that a run leaves behind, and what it was made with."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import ConfigError, RunConfig
-from hyperlora.storage.files import append_bytes, remove_unfinished, write_json, write_text
+from hyperlora.reporting.run_files import read_records
+from hyperlora.storage.files import StorageError, append_bytes, remove_unfinished, write_json, write_text
 
 log = logging.getLogger(__name__)
 LOCK, PATIENCE = ".lock", 10.0
 """Who writes to a run directory holds this file's lock; a run that is just being ended gets so many seconds."""
 CONFIG, METRICS, EVALUATION = "config.json", "metrics.jsonl", "evaluation.json"
+ENVIRONMENT, LEFT_OUT, ERROR = "environment.json", "left_out.json", "error.txt"
+PACKAGES = ("hyperlora", "flwr", "ray", "torch", "torchvision", "timm", "peft", "transformers", "datasets", "numpy")
 MAY_CHANGE = ("run.", "federation.rounds", "federation.evaluate", "federation.join", "federation.round-timeout")
 
 
@@ -96,7 +103,7 @@ class RunDirectory:
 
     def recorded_rounds(self) -> int:
         """Return how many rounds have their line in metrics.jsonl."""
-        return len(self._complete_lines())
+        return len(self._records())
 
     @property
     def has_results(self) -> bool:
@@ -109,14 +116,12 @@ class RunDirectory:
 
     def forget_rounds_after(self, last_round: int) -> None:
         """Drop the lines of metrics.jsonl that are of later rounds: they will be made again."""
-        lines = self._complete_lines()
-        kept = "".join(line for line in lines if json.loads(line)["server_round"] <= last_round)
-        write_text(self.path / METRICS, kept)
+        kept = [json.dumps(record) + "\n" for record in self._records() if record["server_round"] <= last_round]
+        write_text(self.path / METRICS, "".join(kept))
 
-    def _complete_lines(self) -> list[str]:
+    def _records(self) -> list[dict[str, Any]]:
         path = self.path / METRICS
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [line for line in lines if line.endswith("\n")]
+        return read_records(path) if path.exists() else []
 
     @contextmanager
     def recording_errors(self) -> Iterator[None]:
@@ -126,10 +131,33 @@ class RunDirectory:
         except Exception as error:
             sentence = str(error) or type(error).__name__
             try:
-                (self.path / "error.txt").write_text(sentence + "\n", encoding="utf-8")
-            except OSError as full:
-                log.warning("error.txt cannot be written: %s", full.strerror)
+                write_text(self.path / ERROR, sentence + "\n", durable=False)
+            except StorageError as full:
+                log.warning("%s", full)
             raise
+
+
+def describe_environment(seed: int, fingerprint: str) -> dict[str, Any]:
+    """Return versions, seed, backbone fingerprint and machine as JSON values."""
+    return {
+        "seed": seed,
+        "backbone_fingerprint": fingerprint,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _default_path() -> Path:

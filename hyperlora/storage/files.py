@@ -23,12 +23,12 @@ class StorageError(ValueError):
 
 
 @contextmanager
-def storage_errors(path: Path | str) -> Iterator[None]:
-    """Turn what the system refuses inside the block into a StorageError: ``path`` cannot be written."""
+def storage_errors(path: Path | str, failure: str = "cannot be written") -> Iterator[None]:
+    """Turn what the system refuses inside the block into a StorageError with ``path`` and ``failure``."""
     try:
         yield
     except OSError as error:
-        raise StorageError(f"'{path}' cannot be written: {error.strerror or error}") from error
+        raise StorageError(f"'{path}' {failure}: {error.strerror or error}") from error
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True, mode: int = ORDINARY_FILE) -> None:
@@ -70,17 +70,18 @@ def write_json(path: Path, value: Any, *, durable: bool = True, mode: int = ORDI
     write_text(path, json.dumps(value, indent=2) + "\n", durable=durable, mode=mode)
 
 
-def append_bytes(path: Path, content: bytes) -> None:
-    """Append ``content`` and wait until it is on the disk; raises StorageError."""
+def append_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Append ``content``, ``durable`` as in :func:`write_bytes`; raises StorageError."""
     with storage_errors(path), path.open("ab") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
 
 
 def private_directory(path: Path) -> Path:
     """Make a folder that its owner alone may enter, or make the one there private; raises StorageError."""
-    with storage_errors(path):
+    with storage_errors(path, "cannot be made private"):
         path.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         path.chmod(PRIVATE_DIRECTORY)
     return path

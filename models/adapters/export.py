@@ -5,7 +5,6 @@ A merged transformers model: a ``save_pretrained`` directory that AutoModel load
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import PreTrainedModel, ViTImageProcessor
 
+from hyperlora.storage.files import write_json
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import AdapterError
 from models.backbones import digits_vit
@@ -128,7 +128,7 @@ def save_merged(network: nn.Module, model: AdaptedModel, class_names: Sequence[s
             "export it without --merged, as a PEFT directory"
         )
     description = _timm_description(model, class_names)
-    (directory / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "config.json", description)
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return LOAD_TIMM.format(directory=directory.name)

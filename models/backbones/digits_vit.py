@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from hyperlora.storage.files import StorageError, write_bytes
 from models.backbones.backbone import BackboneError, Pretraining
 from models.backbones.weights import fingerprint, misfit, read_weights, weights_bytes
 
@@ -140,14 +140,11 @@ def _read_cache(path: Path) -> VisionTransformer | None:
 
 
 def _write_cache(path: Path, vit: VisionTransformer) -> None:
-    """Write atomically: processes that race each write the same bytes, readers see a whole file or none."""
+    """Write in one step: processes that race each write the same bytes, readers see a whole file or none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(weights_bytes(vit, fingerprint=fingerprint(vit)))
-        Path(file.name).replace(path)
-    except OSError as error:
-        _log.warning("the pretrained weights cannot be cached in %s and are made each time: %s", path, error)
+        write_bytes(path, weights_bytes(vit, fingerprint=fingerprint(vit)), durable=False)
+    except StorageError as error:
+        _log.warning("the pretrained weights cannot be cached and are made each time: %s", error)
 
 
 def _loaded(path: str) -> VisionTransformer:

@@ -20,7 +20,7 @@ from server_app.run import run
 from strategies.engine.checkpoint import CheckpointStore
 from tests.faults.table import Row
 
-LAZY = ("models.adapters.adapted_model", "models.backbones.loading", "sklearn.datasets", "data.digits",
+LAZY = ("models.adapters.adapted_model", "models.backbones.loading", "sklearn.datasets", "hyperlora.data.digits",
         "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "hyperlora.reporting.panels")  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "data.clients-per-domain": 1,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from client_app.site_state import SiteState, cache_key, digest_of
+from client_app.site_store import SiteStore, cache_key, digest_of
 from client_app.training import TokenSet
 from hyperlora.config.schema import ConfigError
 from hyperlora.data.federation import Samples
@@ -33,8 +33,8 @@ def tokens() -> Maker:
 
 
 def test_what_was_kept_is_found_by_another_process_state(tmp_path: Path, tokens: Maker) -> None:
-    SiteState(tmp_path, "a").cached("tokens-train", "key", tokens)
-    again = SiteState(tmp_path, "a").cached("tokens-train", "key", tokens)
+    SiteStore(tmp_path, "a").cached("tokens-train", "key", tokens)
+    again = SiteStore(tmp_path, "a").cached("tokens-train", "key", tokens)
     assert tokens.made == 1
     assert torch.equal(again.tokens, tokens.value.tokens)
     assert torch.equal(again.labels, tokens.value.labels)
@@ -43,14 +43,14 @@ def test_what_was_kept_is_found_by_another_process_state(tmp_path: Path, tokens:
 def test_a_signature_comes_back_as_it_was(tmp_path: Path) -> None:
     signature = Signature(torch.randn(4), torch.rand(4), torch.tensor([0.25, 0.75]), 2.5)
     maker = Maker(signature)
-    SiteState(tmp_path, "a").cached("signature", "key", maker)
-    again = SiteState(tmp_path, "a").cached("signature", "key", maker)
+    SiteStore(tmp_path, "a").cached("signature", "key", maker)
+    again = SiteStore(tmp_path, "a").cached("signature", "key", maker)
     assert maker.made == 1
     assert again.digest() == signature.digest()
 
 
 def test_another_key_is_made_again_and_takes_the_place(tmp_path: Path, tokens: Maker) -> None:
-    state = SiteState(tmp_path, "a")
+    state = SiteStore(tmp_path, "a")
     for key in ("old", "new", "new"):
         state.cached("tokens-train", key, tokens)
     assert tokens.made == 2
@@ -58,8 +58,8 @@ def test_another_key_is_made_again_and_takes_the_place(tmp_path: Path, tokens: M
 
 
 def test_clients_of_one_state_dir_do_not_share(tmp_path: Path, tokens: Maker) -> None:
-    SiteState(tmp_path, "a").cached("tokens-train", "key", tokens)
-    SiteState(tmp_path, "b").cached("tokens-train", "key", tokens)
+    SiteStore(tmp_path, "a").cached("tokens-train", "key", tokens)
+    SiteStore(tmp_path, "b").cached("tokens-train", "key", tokens)
     assert tokens.made == 2
 
 
@@ -67,7 +67,7 @@ def test_clients_of_one_state_dir_do_not_share(tmp_path: Path, tokens: Maker) ->
 def test_a_damaged_or_deleted_file_is_made_again(
     tmp_path: Path, tokens: Maker, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = SiteState(tmp_path, "a")
+    state = SiteStore(tmp_path, "a")
     state.cached("tokens-train", "key", tokens)
     path = state.folder / "tokens-train.state"
     content = bytearray(path.read_bytes())
@@ -86,19 +86,19 @@ def test_a_damaged_or_deleted_file_is_made_again(
 
 def test_the_folder_is_private_even_if_it_was_not(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(mode=0o755)
-    assert SiteState(tmp_path, "a").folder.stat().st_mode & 0o777 == 0o700
+    assert SiteStore(tmp_path, "a").folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_state_dir_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be made private"):
-        SiteState(tmp_path / "file", "a")
+        SiteStore(tmp_path / "file", "a")
 
 
 def test_a_full_disk_costs_the_cache_and_not_the_value(
     tmp_path: Path, tokens: Maker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = SiteState(tmp_path, "a")
+    state = SiteStore(tmp_path, "a")
     (state.folder / "tokens-train.state").mkdir()  # what cannot be replaced by a file
     with caplog.at_level(logging.WARNING):
         assert state.cached("tokens-train", "key", tokens) is tokens.value
@@ -109,7 +109,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_value(
 def test_the_adapter_is_always_whole_and_only_the_last_one_stays(
     tmp_path: Path, failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = SiteState(tmp_path, "a")
+    state = SiteStore(tmp_path, "a")
 
     def save(text: str, directory: Path) -> None:
         directory.mkdir()
