@@ -92,27 +92,21 @@ def data_set_info(data: DataConfig) -> DataSetInfo:
     return describe_data(data.name, _origin(data, image_size=1))
 
 
-def expected_clients(data: DataConfig) -> int:
-    """Return how many clients a simulation divides the data over."""
-    domains = len(data_set_info(data).domains)
-    return domains if data.partition == "natural" else domains * data.clients_per_domain
+def expected_clients(data: DataConfig, *, training: bool = False) -> int:
+    """Return how many clients a simulation divides the data over, or how many of them train."""
+    domains, clients = len(data_set_info(data).domains), data.clients_per_domain
+    if data.partition == "natural":
+        domains, clients = 1, domains
+    return domains * (clients - round(data.unseen_fraction * clients) if training else clients)
 
 
 def cohort_size(data: DataConfig, wanted: int) -> int:
     """Return how many clients a round has: ``wanted``, or all that train where own data make fewer of them."""
-    training = training_clients(data)
+    training = expected_clients(data, training=True)
     if data.name not in OWN_DATA or training >= wanted or not training:
         return wanted
     log.warning("federation.clients-per-round is %d, but the data make %d clients that train", wanted, training)
     return training
-
-
-def training_clients(data: DataConfig) -> int:
-    """Return how many of the clients of :func:`expected_clients` train."""
-    domains = len(data_set_info(data).domains)
-    if data.partition == "natural":
-        return domains - round(data.unseen_fraction * domains)
-    return domains * (data.clients_per_domain - round(data.unseen_fraction * data.clients_per_domain))
 
 
 def _origin(data: DataConfig, image_size: int) -> Origin:

@@ -30,6 +30,7 @@ from hyperlora.config.section import (
 __all__ = ["PATH_KEYS", "ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
 
 PATH_KEYS = ("data.path", "model.weights", "run.output-dir", "federation.allowed-clients")
+DEFAULT_METHOD = "hyperlora"
 MethodName = Annotated[str, Rule(lambda value: bool(find_method(value)), METHOD_NAMES)]
 
 
@@ -40,7 +41,7 @@ class RunConfig(Section):
     :meth:`of` returns one of them.
     """
 
-    method: MethodName = key("hyperlora", "federated LoRA method")
+    method: MethodName = key(DEFAULT_METHOD, "federated LoRA method")
     seed: NonNegativeInt = key(0, "seed of data division, cohorts, initial factors and local batches")
     data: settings.DataConfig = settings.DataConfig()
     model: settings.ModelConfig = settings.ModelConfig()
@@ -54,7 +55,7 @@ class RunConfig(Section):
     wire: settings.WireConfig = settings.WireConfig()
     run: settings.RunDirectoryConfig = settings.RunDirectoryConfig()
     method_settings: tuple[Section, ...] = Field(
-        default_factory=lambda values: tuple(kind() for kind in all_sections(values["method"]))
+        default_factory=lambda: tuple(kind() for kind in all_sections(DEFAULT_METHOD))
     )
 
     @classmethod
@@ -125,7 +126,7 @@ class RunConfig(Section):
             section.check(self)
 
 
-def config_keys(method: str = "hyperlora") -> Iterator[ConfigKey]:
+def config_keys(method: str = DEFAULT_METHOD) -> Iterator[ConfigKey]:
     """Yield every configuration key in the order of its declaration, for ``method`` from outside with its settings."""
     yield from keys_of(RunConfig)
     for name, kind in _core_sections().items():
