@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""The mathematics of the system in pure PyTorch: adapters, low-rank algebra, backbones and personalization."""

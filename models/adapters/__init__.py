@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""LoRA adapters as values, the model that trains them, their gradients and their export."""

@@ -1,4 +1,4 @@
-"""A frozen backbone with LoRA modules (PEFT) and a trainable head, read and written by declared keys."""
+"""A frozen backbone with LoRA modules (PEFT) and a trainable head, whose adapter is read and written as a value."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AdaptedModel:
     Args:
         backbone: the frozen model; see :func:`models.backbones.loading.build_backbone`.
         rank: r of every adapted module.
-        alpha: scaling = alpha / rank.
+        alpha: numerator of the scaling alpha / rank of every product B A.
         last_blocks: number of last blocks that are adapted.
 
     Raises:
@@ -97,7 +97,7 @@ class AdaptedModel:
         return read_core(self._layers)
 
     def take_gradient(self) -> Adapter:
-        """Return the gradient by the adapter's parts (zero where there is none) and clear it."""
+        """Return the gradient in the shape of the adapter (zero where there is none) and clear it."""
         low_rank = {kind: _stack(layers, _gradient_of) for kind, layers in self._layers.items()}
         head = self._head()
         gradient = torch.cat([_gradient_of(head.weight), _gradient_of(head.bias)[:, None]], dim=1)
@@ -105,7 +105,7 @@ class AdaptedModel:
         return Adapter(low_rank, gradient)
 
     def clear_gradient(self) -> None:
-        """Forget the gradient of whatever was computed last."""
+        """Forget the gradient that was computed last."""
         for parameter in self.trainable_parameters():
             parameter.grad = None
 
@@ -118,9 +118,9 @@ class AdaptedModel:
         Raises:
             AdapterError: a part is missing, unknown or of another shape.
         """
-        there = self.extract()
-        adapter = resized(adapter, there.rank) if adapter.rank < there.rank else adapter
-        check_same_shapes(adapter, there)
+        present = self.extract()
+        adapter = resized(adapter, present.rank) if adapter.rank < present.rank else adapter
+        check_same_shapes(adapter, present)
         self.clear_gradient()
         for kind, layers in self._layers.items():
             factors = adapter.low_rank[kind]
@@ -150,12 +150,12 @@ class AdaptedModel:
 
     def save(self, adapter: Adapter, directory: Path) -> None:
         """Write ``adapter``, of any rank, as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads."""
-        own = self.extract()
-        if adapter.rank == own.rank:
+        present = self.extract()
+        if adapter.rank == present.rank:
             self.load(adapter)
             self.peft_model.save_pretrained(str(directory), save_embedding_layers=False)
             return
-        self.load(Adapter(own.low_rank, adapter.head))
+        self.load(Adapter(present.low_rank, adapter.head))
         config = cast(LoraConfig, copy.copy(self.peft_model.peft_config[ADAPTER_NAME]))
         config.lora_alpha = config.lora_alpha / config.r * adapter.rank  # type: ignore[assignment]  # any number works
         config.r, config.inference_mode = adapter.rank, True
@@ -192,10 +192,10 @@ class AdaptedModel:
 
 
 def lora_config(backbone: Backbone, *, rank: int, alpha: float, last_blocks: int) -> LoraConfig:
-    """Return PEFT's description of the adapter: declared modules of the last blocks, and the head."""
+    """Return PEFT's configuration of the adapter: the adapted layers of the last blocks, and the head."""
     if backbone.extra_stacks:
-        every = [path for paths in backbone.adapted_layers(last_blocks).values() for path in paths]
-        layers: dict[str, Any] = {"target_modules": every}
+        paths = backbone.adapted_layers(last_blocks).values()
+        layers: dict[str, Any] = {"target_modules": [path for of_kind in paths for path in of_kind]}
     else:
         first = backbone.num_blocks - last_blocks
         layers = {

@@ -1,9 +1,8 @@
-"""An adapter as a value: the LoRA factors of every adapted module and the head.
+"""An adapter as a value: the LoRA factors of every adapted module and the head, and sums of adapters.
 
-Modules of one kind have one shape, so the factors of a kind are stacked over its blocks and every operation
+Modules of one kind have the same shape, so the factors of a kind are stacked over its blocks and every operation
 of :mod:`models.lowrank.factors` runs on a whole kind at once. The head is one more module, kept at full rank.
-
-A weighted sum of many adapters in product space, folded in one by one in bounded memory.
+Sums and differences are taken in product space: they are adapters of a higher rank, not ones that anybody trains.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from models.lowrank.truncation import best_rank
 
 HEAD = "head"
 Weight = float | Mapping[str, float]
+"""A factor for a whole adapter, or one for each part (module kinds and ``head``)."""
 
 
 class AdapterError(ValueError):
@@ -64,12 +64,13 @@ class Adapter:
         return cls(low_rank, tensors[HEAD])
 
     def map(self, function: Callable[[Factors], Factors]) -> Adapter:
-        """Apply ``function`` to the factors of every kind and leave the head as it is."""
+        """Return the adapter with ``function`` applied to the factors of every kind, and the same head."""
         return Adapter({kind: function(factors) for kind, factors in self.low_rank.items()}, self.head)
 
     def scaled(self, weight: float) -> Adapter:
         """Return ``weight`` times this adapter, in product space."""
-        return Adapter(self.map(lambda factors: factors.scaled(weight)).low_rank, weight * self.head)
+        scaled = self.map(lambda factors: factors.scaled(weight))
+        return Adapter(scaled.low_rank, weight * self.head)
 
     def truncated(self, rank: int) -> Adapter:
         """Return the best adapter of rank ``rank`` in every module (Eckart-Young)."""
@@ -82,10 +83,7 @@ class Adapter:
 
 
 def combine(adapters: Sequence[Adapter], weights: Sequence[Weight]) -> Adapter:
-    """Return sum_i w_i adapter_i exactly: products by concatenation of factors (ranks add up), heads densely.
-
-    A weight is one number, or one for each part (module kinds and ``head``).
-    """
+    """Return sum_i w_i adapter_i exactly: products by concatenation of factors (ranks add up), heads densely."""
     kinds = adapters[0].low_rank
     low_rank = {
         kind: concatenate([one.low_rank[kind] for one in adapters], [part_of(weight, kind) for weight in weights])
@@ -143,7 +141,7 @@ class AdapterSum:
         return total
 
     def add(self, adapter: Adapter, weight: Weight = 1.0) -> None:
-        """Add ``weight`` times ``adapter``, of any rank; a weight is one number, or one for each part.
+        """Add ``weight`` times ``adapter``, of any rank.
 
         Raises:
             ValueError: its shapes are not those of the first.

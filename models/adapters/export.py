@@ -1,6 +1,6 @@
 """The merged model: an adapter added into the backbone's weights, written so that timm or transformers loads it.
 
-A merged transformers model: a ``save_pretrained`` directory that AutoModel loads, and the head beside it.
+A merged transformers model is a ``save_pretrained`` directory that AutoModel loads, next to a file with the head.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import Any, cast
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTImageProcessor
 
 from hyperlora.storage.files import write_json
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import AdapterError
 from models.backbones import digits_vit
-from models.backbones.backbone import Transform
 from models.backbones.transforms import ImageTransform, TextTransform
 
 HEAD_FILE = "head.safetensors"
@@ -29,65 +28,21 @@ FEATURES = {
     "text": "features: the mean of last_hidden_state over the tokens of the text",
     "encoder": "features: last_hidden_state[:, 0], the class token",
 }
+LOAD_LANGUAGE_MODEL = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+model = AutoModelForCausalLM.from_pretrained("{directory}")
+tokenizer = AutoTokenizer.from_pretrained("{directory}")
+"""
+LOAD_TRANSFORMERS = """
+from safetensors.torch import load_file
+from transformers import AutoModel
 
-def pretrained_part(network: nn.Module) -> tuple[str, PreTrainedModel] | None:
-    """Return name and module of the transformers model inside a backbone's network; None where there is none."""
-    parts = ((name, part) for name, part in network.named_children() if isinstance(part, PreTrainedModel))
-    return next(parts, None)
-
-
-def save_merged_transformers(
-    network: nn.Module, transform: Transform, class_names: Sequence[str], directory: Path
-) -> None:
-    """Write the transformers model, its tokenizer or image processor, and ``head.safetensors`` with all other weights.
-
-    A causal language model predicts by a head of its own, so there is no ``head.safetensors``.
-
-    Raises:
-        AdapterError: there is no transformers model in the network.
-    """
-    found = pretrained_part(network)
-    if found is None:
-        raise AdapterError("there is no transformers model in the network")
-    name, part = found
-    if name != LANGUAGE_MODEL:
-        part.config.id2label = dict(enumerate(class_names))
-        part.config.label2id = {label: index for index, label in enumerate(class_names)}
-        rest = {key: value for key, value in network.state_dict().items() if not key.startswith(f"{name}.")}
-        save_file({key: value.detach().cpu().contiguous() for key, value in rest.items()}, directory / HEAD_FILE)
-    part.save_pretrained(str(directory))
-    if isinstance(transform, TextTransform):
-        transform.tokenizer.save_pretrained(str(directory))
-    elif isinstance(transform, ImageTransform):
-        _processor(transform).save_pretrained(str(directory))
-
-
-def how_to_load(network: nn.Module, transform: Transform, directory: str) -> str:
-    """Return Python lines that load what was written, and say what the head is applied to."""
-    found = pretrained_part(network)
-    if found is not None and found[0] == LANGUAGE_MODEL:
-        return (
-            "\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'model = AutoModelForCausalLM.from_pretrained("{directory}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{directory}")\n'
-        )
-    kind = "text" if isinstance(transform, TextTransform) else "vision" if found and found[0] == "vision" else "encoder"
-    return (
-        "\nfrom safetensors.torch import load_file\nfrom transformers import AutoModel\n\n"
-        f'model = AutoModel.from_pretrained("{directory}")\n'
-        f'head = load_file("{directory}/{HEAD_FILE}")\n'
-        f"# {FEATURES[kind]}\n"
-        '# logits = features @ head["classifier.weight"].T + head["classifier.bias"]\n'
-    )
-
-
-def _processor(transform: ImageTransform) -> ViTImageProcessor:
-    size = {"height": transform.size, "width": transform.size}
-    mean, std = list(transform.mean), list(transform.std)
-    return ViTImageProcessor(size=size, image_mean=mean, image_std=std)
-
-
+model = AutoModel.from_pretrained("{directory}")
+head = load_file("{directory}/{head_file}")
+# {features}
+# logits = features @ head["classifier.weight"].T + head["classifier.bias"]
+"""
 LOAD_TIMM = """
 import timm
 
@@ -97,7 +52,7 @@ DIGITS_ARCHITECTURE = "vit_tiny_patch16_224"
 
 
 def merged(model: AdaptedModel, adapter: Path) -> nn.Module:
-    """Return the bare network with the adapter of a PEFT directory added into its weights; uses ``model`` up.
+    """Return the bare network with the adapter of a PEFT directory added into its weights; ``model`` is used up.
 
     Raises:
         AdapterError: the directory holds no adapter, or one of another shape.
@@ -113,31 +68,53 @@ def merged(model: AdaptedModel, adapter: Path) -> nn.Module:
 
 
 def save_merged(network: nn.Module, model: AdaptedModel, class_names: Sequence[str], directory: Path) -> str:
-    """Write ``model.safetensors`` and ``config.json`` for timm or transformers; return Python lines that load them.
+    """Write a merged network for timm or transformers, and return Python lines that load it.
 
     Raises:
         AdapterError: the network is neither a VisionTransformer of timm nor a model of transformers.
     """
-    if pretrained_part(network) is not None:
-        transform = model.backbone.transform
-        save_merged_transformers(network, transform, class_names, directory)
-        return how_to_load(network, transform, directory.name)
+    parts = {name: part for name, part in network.named_children() if isinstance(part, PreTrainedModel)}
+    if parts:
+        return _save_for_transformers(network, next(iter(parts)), model.backbone.transform, class_names, directory)
     if not isinstance(network, VisionTransformer):
         raise AdapterError(
             f"'{model.backbone.name}' is no ViT of timm and no model of transformers: "
             "export it without --merged, as a PEFT directory"
         )
-    description = _timm_description(model, class_names)
-    write_json(directory / "config.json", description)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    write_json(directory / "config.json", _timm_description(model, class_names))
+    save_file(_on_cpu(network.state_dict()), directory / "model.safetensors", {"format": "pt"})
     return LOAD_TIMM.format(directory=directory.name)
 
 
+def _save_for_transformers(
+    network: nn.Module, name: str, transform: Any, class_names: Sequence[str], directory: Path
+) -> str:
+    """Write the child ``name`` of ``network``, its tokenizer or image processor, and all other weights as the head.
+
+    A causal language model predicts by a head of its own, so there is no ``head.safetensors``.
+    """
+    part = cast(PreTrainedModel, network.get_submodule(name))
+    if name != LANGUAGE_MODEL:
+        part.config.id2label = dict(enumerate(class_names))
+        part.config.label2id = {label: index for index, label in enumerate(class_names)}
+        rest = {key: value for key, value in network.state_dict().items() if not key.startswith(f"{name}.")}
+        save_file(_on_cpu(rest), directory / HEAD_FILE)
+    part.save_pretrained(str(directory))
+    if isinstance(transform, TextTransform):
+        transform.tokenizer.save_pretrained(str(directory))
+    else:
+        size = {"height": transform.size, "width": transform.size}
+        processor = ViTImageProcessor(size=size, image_mean=list(transform.mean), image_std=list(transform.std))
+        processor.save_pretrained(str(directory))
+    if name == LANGUAGE_MODEL:
+        return LOAD_LANGUAGE_MODEL.format(directory=directory.name)
+    features = FEATURES["text" if isinstance(transform, TextTransform) else name]
+    return LOAD_TRANSFORMERS.format(directory=directory.name, head_file=HEAD_FILE, features=features)
+
+
 def _timm_description(model: AdaptedModel, class_names: Sequence[str]) -> dict[str, Any]:
-    backbone, transform = model.backbone, model.backbone.transform
-    if not isinstance(transform, ImageTransform):
-        raise AdapterError(f"'{backbone.name}' takes no images: export it without --merged, as a PEFT directory")
+    """Return the ``config.json`` by which timm builds the model."""
+    backbone, transform = model.backbone, cast(ImageTransform, model.backbone.transform)
     embedded = backbone.name == digits_vit.NAME
     return {
         "architecture": DIGITS_ARCHITECTURE if embedded else backbone.name.split(".")[0],
@@ -153,3 +130,7 @@ def _timm_description(model: AdaptedModel, class_names: Sequence[str]) -> dict[s
             "classifier": backbone.head_name,
         },
     }
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}

@@ -32,7 +32,7 @@ Parts = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class GradientSpec:
-    """What a train reply is to tell of the validation gradient.
+    """Which form of the validation gradient a train reply holds.
 
     Attributes:
         kind: ``off``; ``sketch``, ``size`` numbers per part; or ``adapter``, all numbers.
@@ -55,11 +55,11 @@ class GradientSpec:
             return dict(vectors)
         return {part: count_sketch(vector, self.size, part) for part, vector in vectors.items()}
 
-    def expanded(self, told: Parts, like: AdapterBatch) -> AdapterBatch:
+    def expanded(self, sent: Parts, like: AdapterBatch) -> AdapterBatch:
         """Return the transpose of :meth:`compress` of what n clients sent, in the shape of ``like``."""
         pieces: dict[str, Tensor] = {}
         for part, vector in part_vectors(like).items():
-            pieces[part] = told[part] if self.kind == "adapter" else _unsketched(told[part], vector.shape[-1], part)
+            pieces[part] = sent[part] if self.kind == "adapter" else _unsketched(sent[part], vector.shape[-1], part)
         low_rank = {}
         for kind, factors in like.low_rank.items():
             B, A = torch.tensor_split(pieces[kind], [factors.B.shape[-3:].numel()], dim=-1)
@@ -108,28 +108,28 @@ def _hashes(length: int, size: int, part: str) -> tuple[Tensor, Tensor]:
 def pulled_back(gradient: Parts, starts: AdapterBatch, spec: GradientSpec) -> AdapterBatch:
     """Return the gradients in product space, whose inner product with a deviation is the derivative along it.
 
-    G = g_B A^+^T + B^+^T g_A (I - A^+ A), of rank 2 r, with g_B, g_A the dL/dB, dL/dA told or, of a sketch, what
-    its transpose makes of it: <S g, S delta> = <S^T S g, delta>.
+    G = g_B A^+^T + B^+^T g_A (I - A^+ A), of rank 2 r, with g_B, g_A the dL/dB, dL/dA that were sent. A sketch S g is
+    replaced by S^T S g: <S g, S delta> = <S^T S g, delta>.
 
     Args:
-        gradient: part -> what n clients told, (n, ...).
+        gradient: part -> what n clients sent, (n, ...).
         starts: those clients' n starts.
-        spec: what was told.
+        spec: its form.
     """
-    told = spec.expanded(gradient, starts)
-    low_rank = {kind: _pulled_back(factors, told.low_rank[kind]) for kind, factors in starts.low_rank.items()}
-    return AdapterBatch(low_rank, told.head)
+    sent = spec.expanded(gradient, starts)
+    low_rank = {kind: _pulled_back(factors, sent.low_rank[kind]) for kind, factors in starts.low_rank.items()}
+    return AdapterBatch(low_rank, sent.head)
 
 
-def _pulled_back(start: Factors, told: Factors) -> Factors:
+def _pulled_back(start: Factors, sent: Factors) -> Factors:
     A, B = start.A.double(), start.B.double()
     right = torch.linalg.solve(A @ A.mT, A)
     gram = B.mT @ B
     scale = gram.diagonal(dim1=-2, dim2=-1).mean(dim=-1)[..., None, None].clamp_min(1e-12)
     left = torch.linalg.solve(gram + DAMPING * scale * torch.eye(B.shape[-1], dtype=B.dtype), B.mT).mT
-    rows = told.A.double()
+    rows = sent.A.double()
     outside = rows - (rows @ right.mT) @ A
-    return Factors(B=torch.cat([told.B, left.float()], dim=-1), A=torch.cat([right, outside], dim=-2).float())
+    return Factors(B=torch.cat([sent.B, left.float()], dim=-1), A=torch.cat([right, outside], dim=-2).float())
 
 
 def slopes_along(gradients: AdapterBatch, deviations: Sequence[Adapter]) -> dict[str, Tensor]:

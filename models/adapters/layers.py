@@ -1,11 +1,10 @@
-"""What a local plan changes of PEFT's LoRA layers while a client works: trained factors, cores, a base.
+"""PEFT's LoRA layers while a client works: what a local plan trains, and one large product instead of three.
 
-PEFT's LoRA layer computed in one large product: x (W + s B A)^T instead of x W^T + s (x A^T) B^T.
-
-Forming W + s B A costs 2 r operations for each of its numbers, and saves, forward and backward, two thin products and
-the passes over all activations that scale and add them up. Backward only the factors get a gradient, through matrices
-of r rows: dB = s ((A X^T) dY)^T, dA = s (B^T dY^T) X. With r columns, as in X A^T and dY B, the products take up to
-five times as long at r = 4. W + s B A is formed anew there, so no more memory is held than without.
+A fused layer computes x (W + s B A)^T instead of x W^T + s (x A^T) B^T. Forming W + s B A costs 2 r operations for each
+of its numbers, and saves, forward and backward, two thin products and the passes over all activations that scale and
+add them up. Backward only the factors get a gradient, through matrices of r rows: dB = s ((A X^T) dY)^T,
+dA = s (B^T dY^T) X. With r columns, as in X A^T and dY B, the products take up to five times as long at r = 4.
+W + s B A is formed anew in the backward pass, so no more memory is held than without.
 """
 
 from __future__ import annotations
@@ -25,10 +24,14 @@ from torch.nn.utils import parametrize
 from models.adapters.adapter import Adapter
 
 Layers = Mapping[str, Sequence[LoraLayer]]
+FEWEST_ROWS = 64
+"""Rows of the input from which forming W + s B A pays."""
+FROZEN = {"all": (), "A": ("lora_B",), "B": ("lora_A",), "core": ("lora_A", "lora_B")}
+"""The factors that a plan keeps as they are, by what it trains."""
 
 
 def factor(factors: nn.ModuleDict) -> nn.Linear:
-    """Return the linear layer that holds ``lora_A`` or ``lora_B`` of the one adapter there is."""
+    """Return the linear layer that holds ``lora_A`` or ``lora_B`` of the only adapter that a layer has."""
     return cast(nn.Linear, next(iter(factors.values())))
 
 
@@ -46,7 +49,7 @@ class CoreFactor(nn.Module):
 
 @contextmanager
 def prepared(layers: Layers, trains: str, core: Mapping[str, Tensor], base: Adapter | None) -> Iterator[None]:
-    """Have ``layers`` train what a plan says on top of its base; afterwards they are as before, adapter apart.
+    """Have ``layers`` train the factors that a plan names, on top of its base; afterwards all but these is as before.
 
     Args:
         layers: kind -> LoRA layers in the order of the blocks, their adapter loaded.
@@ -55,68 +58,45 @@ def prepared(layers: Layers, trains: str, core: Mapping[str, Tensor], base: Adap
         base: added to the frozen weights, times the layers' scaling.
     """
     with ExitStack() as stack:
-        if base is not None:
-            stack.enter_context(_on_base(layers, base))
-        if trains != "all":
-            frozen = [one.lora_A for kind in layers.values() for one in kind] if trains != "A" else []
-            frozen += [one.lora_B for kind in layers.values() for one in kind] if trains != "B" else []
-            stack.enter_context(_frozen(frozen))
-        if trains == "core":
-            stack.enter_context(_with_core(layers, core))
+        for kind, ones in layers.items():
+            if base is not None:
+                for layer, product in zip(ones, base.low_rank[kind].product(), strict=True):
+                    stack.enter_context(_on_base(layer, product))
+            for index, layer in enumerate(ones):
+                for name in FROZEN[trains]:
+                    stack.callback(getattr(layer, name).requires_grad_(False).requires_grad_, True)
+                if trains == "core":
+                    stack.enter_context(_with_core(factor(layer.lora_A), core[kind][index]))
         yield
+
+
+@contextmanager
+def _with_core(lora_A: nn.Linear, core: Tensor) -> Iterator[None]:
+    parametrize.register_parametrization(lora_A, "weight", CoreFactor(core.to(lora_A.weight.device)))
+    try:
+        yield
+    finally:
+        parametrize.remove_parametrizations(lora_A, "weight", leave_parametrized=False)
+
+
+@contextmanager
+def _on_base(layer: LoraLayer, product: Tensor) -> Iterator[None]:
+    weight = cast(nn.Linear, layer.get_base_layer()).weight
+    before = weight.detach().clone()
+    weight.data.add_(product.to(weight), alpha=next(iter(layer.scaling.values())))
+    try:
+        yield
+    finally:
+        weight.data.copy_(before)
 
 
 def read_core(layers: Layers) -> dict[str, Tensor]:
     """Return kind -> R (blocks, r, r) of layers that train a core."""
-    return {kind: torch.stack([_core_of(layer) for layer in ones]) for kind, ones in layers.items()}
-
-
-def _core_of(layer: LoraLayer) -> Tensor:
-    core = factor(layer.lora_A).get_parameter("parametrizations.weight.0.core")
-    return core.detach().cpu().clone()
-
-
-@contextmanager
-def _frozen(factors: Sequence[nn.ModuleDict]) -> Iterator[None]:
-    for one in factors:
-        one.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for one in factors:
-            one.requires_grad_(True)
-
-
-@contextmanager
-def _with_core(layers: Layers, core: Mapping[str, Tensor]) -> Iterator[None]:
-    places = [(factor(layer.lora_A), core[kind][index]) for kind in layers for index, layer in enumerate(layers[kind])]
-    for place, value in places:
-        parametrize.register_parametrization(place, "weight", CoreFactor(value.to(place.weight.device)))
-    try:
-        yield
-    finally:
-        for place, _ in places:
-            parametrize.remove_parametrizations(place, "weight", leave_parametrized=False)
-
-
-@contextmanager
-def _on_base(layers: Layers, base: Adapter) -> Iterator[None]:
-    kept = []
-    for kind, ones in layers.items():
-        for layer, product in zip(ones, base.low_rank[kind].product(), strict=True):
-            weight = cast(nn.Linear, layer.get_base_layer()).weight
-            kept.append((weight, weight.detach().clone()))
-            scaling = next(iter(layer.scaling.values()))
-            weight.data.add_(product.to(weight), alpha=scaling)
-    try:
-        yield
-    finally:
-        for weight, before in kept:
-            weight.data.copy_(before)
-
-
-FEWEST_ROWS = 64
-"""Rows of the input from which forming W + s B A pays."""
+    path = "parametrizations.weight.0.core"
+    return {
+        kind: torch.stack([factor(layer.lora_A).get_parameter(path).detach().cpu().clone() for layer in ones])
+        for kind, ones in layers.items()
+    }
 
 
 class FusedLoraLinear(LoraLinear):
@@ -161,7 +141,7 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 def fuse(layer: LoraLayer) -> None:
-    """Have ``layer`` computed in one product, if it is of the plain kind."""
+    """Have ``layer`` computed in one product, unless it has dropout, a variant or weights of another type."""
     base = layer.get_base_layer()
     plain = type(layer) is LoraLinear and type(base) is nn.Linear and base.weight.dtype == torch.float32
     if plain and not layer.lora_variant:

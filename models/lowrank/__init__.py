@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""Algebra of sums of low-rank products: exact sums, mixtures and best approximations of a rank."""

@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""From a client's signature to its adapter: embeddings, prior, synthesizer, generators and corrector."""

@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""Families of backbones: every file has a ``FAMILY`` that claims and builds models."""

@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""Hypernetworks that map the embedding of a signature to a deviation from the anchor."""
