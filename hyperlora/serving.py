@@ -149,7 +149,7 @@ def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Adapter, LocalPlan]
     """Return the round of the last checkpoint, and the start and plan of its method for a client that it never met.
 
     Raises:
-        RunFilesError: the run has no checkpoint, or its method trains nothing but a core.
+        RunFilesError: the run has no checkpoint, or its clients train only a core.
         StateError: it has some, and none can be used.
     """
     method, found = open_checkpoint(run)
@@ -161,5 +161,5 @@ def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Adapter, LocalPlan]
     state = method.register(found.state, cards)
     plan = method.plan(state, card)
     if plan.core:
-        raise RunFilesError(f"method '{run.config.method}' cannot be personalised here: its clients train a core alone")
+        raise RunFilesError(f"method '{run.config.method}' cannot be personalised here: its clients train only a core")
     return found.server_round, method.start(state, card), plan

@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.perf.measure import Comparison
 from hyperlora.cli import flower
 from hyperlora.cli.output import CommandError
-from hyperlora.cli.superlink import own_superlink, simulation_size
+from hyperlora.cli.superlink import local_superlink, simulation_size
 from hyperlora.config.schema import RunConfig, Scalar
 
 HERE = Path(__file__).parent
@@ -98,7 +98,7 @@ def _plain(root: Path) -> Mapping[str, float]:
 def _simulate(app: Path, values: Mapping[str, Any], log: Path) -> None:
     """Run an app in Flower's simulation, a core for each client, and wait for its end; raises CommandError."""
     deadline = time.monotonic() + LONGEST
-    with own_superlink(log) as connection:
+    with local_superlink(log) as connection:
         run_id = flower.submit(connection, app, values, simulation_size(CLIENTS, 1, 0))
         while not (state := flower.status(connection, run_id)).finished:
             if time.monotonic() > deadline:

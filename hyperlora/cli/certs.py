@@ -68,7 +68,7 @@ def server(
 @app.command()
 @reports_errors
 def node(
-    path: Annotated[Path, typer.Argument(help="File for the private key; the public one gets the ending .pub.")],
+    path: Annotated[Path, typer.Argument(help="File for the private key; the public key is written to FILE.pub.")],
 ) -> None:
     """Make a site's node key; run this at the site, which sends the public half to the server's operator."""
     public = path.with_name(f"{path.name}.pub")
@@ -92,7 +92,7 @@ def allow(
     from hyperlora.messages.signature import RULE, is_client_id  # torch takes seconds to import
 
     if not is_client_id(client_id):
-        raise CommandError(f"'{client_id}' is no client-id: it must be {RULE}")
+        raise CommandError(f"'{client_id}' is not a client-id: it must be {RULE}")
     permission = Permission(_read_public(public_key), datetime.now(UTC).replace(microsecond=0) + timedelta(days=days))
     clients = AllowList.read(allow_list).clients if allow_list.exists() else {}
     for name, known in clients.items():
@@ -186,9 +186,9 @@ def _read_public(path: Path) -> str:
     try:
         key = load_ssh_public_key(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise CommandError(f"'{path}' is no public node key: {error}") from error
+        raise CommandError(f"'{path}' is not a public node key: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise CommandError(f"'{path}' is no elliptic-curve key; make one with 'hyperlora certs node'")
+        raise CommandError(f"'{path}' is not an elliptic-curve key; make one with 'hyperlora certs node'")
     return one_line_key(key)
 
 

@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +20,7 @@ import typer
 from hyperlora.cli.output import OutputFormat, print_table, reports_errors, say
 
 FLOWER = "1.41."
+INSTALL, FLOWER_PACKAGE = f"{sys.executable} -m pip install", "'flwr[simulation]>=1.41,<1.42'"
 PACKAGES = ("hyperlora", "flwr", "ray", "torch", "timm", "peft", "transformers", "datasets", "safetensors", "numpy")
 PROGRAMS = ("flwr", "flower-superlink", "flower-supernode")
 PORTS = {8000: "SuperLink", 9094: "SuperNode"}
@@ -38,12 +39,21 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; ``fix`` is empty where there is nothing to do."""
+    """What a check found; ``fix`` is empty where there is nothing to do, ``broken`` is true where a run would fail."""
 
     check: str
-    status: Status
     found: str
     fix: str = ""
+    broken: bool = False
+
+    @property
+    def status(self) -> Status:
+        """How bad it is."""
+        return Status.WRONG if self.broken else Status.HINT if self.fix else Status.OK
+
+    def as_json(self) -> dict[str, str]:
+        """Return what scripts read."""
+        return {"check": self.check, "status": self.status, "found": self.found, "fix": self.fix}
 
 
 @reports_errors
@@ -60,7 +70,7 @@ def doctor(
     """
     findings = list(all_findings())
     if output is OutputFormat.JSON:
-        say(json.dumps([asdict(finding) for finding in findings]))
+        say(json.dumps([finding.as_json() for finding in findings]))
     else:
         print_table(("check", "", "found"), [(each.check, each.status, each.found) for each in findings])
         for each in findings:
@@ -72,7 +82,6 @@ def doctor(
 
 def all_findings() -> Iterator[Finding]:
     """Yield the findings of all checks."""
-    yield check_python()
     yield from check_packages()
     yield check_programs()
     yield from check_machine()
@@ -82,45 +91,37 @@ def all_findings() -> Iterator[Finding]:
     yield from check_registry()
 
 
-def check_python() -> Finding:
-    """Tell which Python runs."""
-    return Finding("python", Status.OK, f"{sys.version.split()[0]} at {sys.executable}")
-
-
 def check_packages() -> Iterator[Finding]:
-    """Tell the version of every package that matters, and whether Flower is one this was made for."""
+    """Tell the version of Python and of every package that matters, and whether this was made for that Flower."""
+    yield Finding("python", f"{sys.version.split()[0]} at {sys.executable}")
     for name in PACKAGES:
         try:
             found = version(name)
         except PackageNotFoundError:
-            yield Finding(name, Status.WRONG, "not installed", f"{sys.executable} -m pip install {name}")
+            yield Finding(name, "not installed", f"{INSTALL} {name}", broken=True)
             continue
         if name == "flwr" and not found.startswith(FLOWER):
-            fix = f"{sys.executable} -m pip install 'flwr[simulation]>=1.41,<1.42'"
-            yield Finding(name, Status.WRONG, f"{found}, made for {FLOWER}x", fix)
+            yield Finding(name, f"{found}, made for {FLOWER}x", f"{INSTALL} {FLOWER_PACKAGE}", broken=True)
         else:
-            yield Finding(name, Status.OK, found)
+            yield Finding(name, found)
 
 
 def check_programs() -> Finding:
-    """Tell whether Flower's programs lie beside this Python or on PATH."""
+    """Tell whether Flower's programs lie next to this Python or on PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
-        fix = f"{sys.executable} -m pip install --force-reinstall 'flwr[simulation]>=1.41,<1.42'"
-        return Finding("flower programs", Status.WRONG, f"missing: {', '.join(missing)}", fix)
-    return Finding("flower programs", Status.OK, ", ".join(PROGRAMS))
+        fix = f"{INSTALL} --force-reinstall {FLOWER_PACKAGE}"
+        return Finding("flower programs", f"missing: {', '.join(missing)}", fix, broken=True)
+    return Finding("flower programs", ", ".join(PROGRAMS))
 
 
 def check_machine() -> Iterator[Finding]:
     """Tell cores and memory."""
     cores, free = len(os.sched_getaffinity(0)), psutil.virtual_memory().available
-    yield Finding("cores", Status.OK, f"{cores}; a simulation runs {cores} clients at once (--cpus-per-client 1)")
-    if free < LEAST_MEMORY:
-        fix = "run fewer clients at once: hyperlora run --cpus-per-client 2 (or more)"
-        yield Finding("memory", Status.HINT, f"{free / GIB:.1f} GiB available", fix)
-    else:
-        yield Finding("memory", Status.OK, f"{free / GIB:.1f} GiB available")
+    yield Finding("cores", f"{cores}; a simulation runs {cores} clients at once (--cpus-per-client 1)")
+    fix = "run fewer clients at once: hyperlora run --cpus-per-client 2 (or more)" if free < LEAST_MEMORY else ""
+    yield Finding("memory", f"{free / GIB:.1f} GiB available", fix)
 
 
 def check_device() -> Finding:
@@ -132,31 +133,27 @@ def check_device() -> Finding:
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if names:
         fix = "hyperlora run --gpus-per-client 0.25 (four clients share one; without it Ray hides GPUs from clients)"
-        return Finding("clients train on", Status.HINT, f"the CPU, though there is {', '.join(names)}", fix)
-    return Finding("clients train on", Status.OK, f"the CPU, up to {available_threads()} thread(s); no GPU is visible")
+        return Finding("clients train on", f"the CPU, though there is {', '.join(names)}", fix)
+    return Finding("clients train on", f"the CPU, up to {available_threads()} thread(s); no GPU is visible")
 
 
 def check_disk() -> Iterator[Finding]:
     """Tell the free disk where runs and caches go."""
     for name, path, flag in (("runs", Path.cwd(), "--output-dir"), ("cache", Path.home(), "XDG_CACHE_HOME")):
         free = shutil.disk_usage(path).free
-        found = f"{free / GIB:.1f} GiB free at {path}"
-        low = free < LEAST_DISK
-        fix = f"free some, or name another disk with {flag}" if low else ""
-        yield Finding(f"disk for {name}", Status.HINT if low else Status.OK, found, fix)
+        fix = f"free some, or name another disk with {flag}" if free < LEAST_DISK else ""
+        yield Finding(f"disk for {name}", f"{free / GIB:.1f} GiB free at {path}", fix)
 
 
 def check_ports() -> Iterator[Finding]:
-    """Tell whether the ports of a deployment are free; a simulation takes any free one by itself."""
+    """Tell whether the ports of a deployment are free; a simulation takes any free port by itself."""
     for port, who in PORTS.items():
         with socket.socket() as probe:
             taken = probe.connect_ex(("127.0.0.1", port)) == 0
-        if taken:
-            program = f"flower-{who.lower()}"
-            fix = f"only for a deployment: {program} --port N with another N (hyperlora run finds a port by itself)"
-            yield Finding(f"port {port}", Status.HINT, f"taken; it is the {who}'s default", fix)
-        else:
-            yield Finding(f"port {port}", Status.OK, f"free ({who})")
+        program = f"flower-{who.lower()}"
+        fix = f"only for a deployment: {program} --port N with another N (hyperlora run finds a port by itself)"
+        found = f"taken; it is the {who}'s default" if taken else f"free ({who})"
+        yield Finding(f"port {port}", found, fix if taken else "")
 
 
 def check_registry() -> Iterator[Finding]:
@@ -165,6 +162,6 @@ def check_registry() -> Iterator[Finding]:
     from hyperlora.data.federation import DATA_SETS
     from models.backbones import digits_vit
 
-    yield Finding("methods", Status.OK, ", ".join(METHODS))
-    yield Finding("data sets", Status.OK, ", ".join(DATA_SETS))
-    yield Finding("backbones", Status.OK, f"{digits_vit.NAME} (embedded), timm's VisionTransformers, as {EXAMPLE}")
+    yield Finding("methods", ", ".join(METHODS))
+    yield Finding("data sets", ", ".join(DATA_SETS))
+    yield Finding("backbones", f"{digits_vit.NAME} (embedded), timm's VisionTransformers, as {EXAMPLE}")

@@ -1,4 +1,4 @@
-"""`hyperlora export`: the anchor, a client's adapter or a merged model out of a run directory."""
+"""`hyperlora export`: the anchor, a client's adapter or a merged model from a run directory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 @reports_errors
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
-    client: Annotated[str | None, typer.Option(help="Client-id whose adapter is exported; else the anchor.")] = None,
+    client: Annotated[str | None, typer.Option(help="Client whose adapter is exported; by default the anchor.")] = None,
     merged: Annotated[bool, typer.Option("--merged", help="Add it into the backbone (timm, transformers).")] = False,
-    to: Annotated[Path | None, typer.Option(help="New directory; RUN/exports/<name> if none.")] = None,
+    to: Annotated[Path | None, typer.Option(help="New directory; RUN/exports/<name> by default.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Backbone weights (file or directory), if they moved.")] = None,
 ) -> None:
     """Write an adapter (PEFT) or a merged model (timm, transformers) with a model card that holds no data.

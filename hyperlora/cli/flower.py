@@ -40,7 +40,7 @@ class RunStatus:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended, one way or another."""
+        """Whether the run has ended, well or not."""
         return self.status.startswith("finished:")
 
     @property
@@ -64,7 +64,7 @@ def program(name: str, environment: Mapping[str, str]) -> str:
     """Return the path of one of Flower's programs."""
     path = shutil.which(name, path=environment["PATH"])
     if path is None:
-        raise CommandError(f"the program '{name}' is missing beside {sys.executable}: install flwr[simulation]")
+        raise CommandError(f"the program '{name}' is missing next to {sys.executable}: install flwr[simulation]")
     return path
 
 
@@ -168,7 +168,7 @@ def _literal(value: Scalar) -> str:
 
 
 def _flwr(connection: Connection, command: str, *arguments: str) -> dict[str, Any]:
-    """Run one flwr command in its own session, so that Ctrl-C reaches only us, and return its JSON."""
+    """Run a flwr command in a session of its own, so that Ctrl-C does not reach it, and return its JSON."""
     finished = subprocess.run(
         [program("flwr", connection.environment), command, *arguments, "--format", "json"],
         env=dict(connection.environment),

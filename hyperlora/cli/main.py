@@ -1,4 +1,4 @@
-"""The `hyperlora` command: one file per command, put together here."""
+"""The `hyperlora` command: a file for each command, put together here."""
 
 from __future__ import annotations
 

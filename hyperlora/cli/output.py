@@ -53,7 +53,7 @@ def waiting(text: str) -> Iterator[Callable[[], None]]:
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn an error of ``command`` that the user can put right into one red sentence on stderr and exit status 1."""
+    """Turn an error of ``command`` that the user can correct into one red sentence on stderr and exit status 1."""
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -87,5 +87,5 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` with every run of white space made one space."""
+    """Return ``text`` with each stretch of white space replaced by a single space."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""`hyperlora personalize`: an adapter for a folder of your own images out of a finished run, in one command."""
+"""`hyperlora personalize`: an adapter for a folder of your own images, made from a finished run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def personalize(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     folder: Annotated[Path, typer.Argument(help="Your images, as FOLDER/<class>/*.jpg or *.png.")],
-    steps: Annotated[int | None, typer.Option(min=0, help="Local steps K; those of the run if none.")] = None,
-    to: Annotated[Path | None, typer.Option(help="New directory; RUN/personal/<name> if none.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the adapter; that of the folder if none.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Local steps K; by default as many as in the run.")] = None,
+    to: Annotated[Path | None, typer.Option(help="New directory; RUN/personal/<name> by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the adapter; by default that of the folder.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Backbone weights (safetensors), if they moved.")] = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="How the result is printed.")] = OutputFormat.TEXT,

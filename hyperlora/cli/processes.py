@@ -98,24 +98,21 @@ def end_marked(mark: str, patience: float = 5.0, spared: int | None = None) -> N
 
 
 def _bears(process: psutil.Process, mark: str) -> bool:
-    try:
+    with contextlib.suppress(psutil.Error, OSError):
         return bool(process.environ().get(MARKER) == mark)
-    except (psutil.Error, OSError):
-        return False
+    return False
 
 
 def _session(process: psutil.Process) -> int | None:
-    try:
+    with contextlib.suppress(OSError):
         return os.getsid(process.pid)
-    except OSError:
-        return None
+    return None
 
 
 def _alive(process: psutil.Process) -> bool:
-    try:
+    with contextlib.suppress(psutil.Error):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+    return False
 
 
 def _each(processes: Iterable[psutil.Process], act: Callable[[psutil.Process], object]) -> None:
@@ -134,7 +131,7 @@ def _await_end(processes: Iterable[psutil.Process], patience: float) -> None:
 def guarded(mark: str, home: Path) -> Iterator[None]:
     """Watch over the block: if this process dies in it, what bears ``mark`` is ended and ``home`` removed.
 
-    The guard is a process of its own, ``python -m hyperlora.cli.processes MARK HOME SESSION``. It reads from a pipe
+    The guard is a separate process, ``python -m hyperlora.cli.processes MARK HOME SESSION``. It reads from a pipe
     that the system closes when the command is gone, and it bears no mark, so that it does not end itself.
     """
     guard = subprocess.Popen(

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 @reports_errors
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
-    to: Annotated[Path | None, typer.Option(help="File to write (one run only); RUN/report.html if none.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Base run, as one of FedIT: the gain of each client.")] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write (single run); RUN/report.html by default.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Baseline run, to show the gain of each client over it.")] = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="text writes the page.")] = OutputFormat.TEXT,
 ) -> None:
     """Write one self-contained HTML page for each run.
@@ -54,7 +54,7 @@ def compare(
     to: Annotated[Path, typer.Option(help="Page to write.")] = Path("comparison.html"),
     output: Annotated[OutputFormat, typer.Option("--format", help="json prints the figures only.")] = OutputFormat.TEXT,
 ) -> None:
-    """Show runs next to each other: a table here, a page in a file. Gains are over FedIT where one of the runs is that.
+    """Compare runs: prints a table and writes a page. Gains are over the first FedIT run, else over the first run.
 
     Examples:
 
@@ -67,7 +67,7 @@ def compare(
     from hyperlora.reporting.run_files import RunFiles
 
     if len(runs) < 2:
-        raise CommandError("a comparison needs two runs or more; the page of one is made by: hyperlora report")
+        raise CommandError("a comparison needs two runs or more; for the page of a single run: hyperlora report")
     opened = [RunFiles.open(run) for run in runs]
     figures = comparison_figures(opened)
     if output is OutputFormat.JSON:

@@ -16,21 +16,21 @@ from hyperlora.cli.flower import Connection, RunStatus, Tail, failure, follow
 from hyperlora.cli.output import CommandError, reports_errors, say, waiting
 from hyperlora.cli.processes import Interrupted, interruptible, shielded
 from hyperlora.cli.settings import Settings, new_output_dir, read_settings, require_inputs
-from hyperlora.cli.superlink import own_superlink, simulation_size
+from hyperlora.cli.superlink import local_superlink, simulation_size
 
 
 @reports_errors
 def run(
     app_dir: Annotated[Path, typer.Argument(help="Directory of the Flower app.")] = Path(),
-    config: Annotated[list[Path] | None, typer.Option(help="TOML file laid over the app's configuration.")] = None,
+    config: Annotated[list[Path] | None, typer.Option(help="TOML file whose values replace those of the app.")] = None,
     override: Annotated[list[str] | None, typer.Option("-c", help="One value, as key=value.")] = None,
     method: Annotated[str | None, typer.Option(help="Federated method.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Run directory; a new one under ./runs if none.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Run directory; by default a new one under ./runs.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
     supernodes: Annotated[int | None, typer.Option(min=1, help="Simulated nodes.")] = None,
-    cpus_per_client: Annotated[int, typer.Option(min=1, help="CPUs of one client.")] = 1,
-    gpus_per_client: Annotated[float, typer.Option(min=0, help="Share of a GPU of one client.")] = 0,
+    cpus_per_client: Annotated[int, typer.Option(min=1, help="CPUs for each client.")] = 1,
+    gpus_per_client: Annotated[float, typer.Option(min=0, help="Share of a GPU for each client.")] = 0,
     superlink: Annotated[str | None, typer.Option(help="Use this SuperLink of your Flower configuration.")] = None,
 ) -> None:
     """Run the app: in a simulation on this machine, or on a SuperLink that you name.
@@ -73,7 +73,7 @@ def simulate(settings: Settings, size: str) -> None:
 def _simulate(settings: Settings, size: str, output_dir: Path) -> RunStatus:
     values = {**settings.values, "run.output-dir": str(output_dir)}
     log, tail = output_dir / "flower.log", Tail(output_dir / "console.log")
-    with waiting("starting Flower simulation") as spinner_off, own_superlink(log) as connection:
+    with waiting("starting Flower simulation") as spinner_off, local_superlink(log) as connection:
         run_id = flower.submit(connection, settings.app_dir, values, size)
         with log.open("ab") as sink, flower.log_stream(connection, run_id, sink) as stream:
             return follow(connection, run_id, stream, look=_printer(tail, spinner_off))

@@ -119,7 +119,7 @@ def parse_override(text: str) -> tuple[str, Scalar]:
 
 
 def with_absolute_paths(values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return ``values`` with the paths in them seen from the current directory; an empty one stays empty."""
+    """Return ``values`` with the paths in them seen from the current directory; an empty path stays empty."""
     given = {name: value for name in PATH_KEYS if isinstance(value := values.get(name), str) and value}
     # abspath and not resolve: a link stays the name that was given
     paths = {name: os.path.abspath(Path(value).expanduser()) for name, value in given.items()}  # noqa: PTH100

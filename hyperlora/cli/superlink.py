@@ -30,7 +30,7 @@ QUIET = {
 
 
 @contextmanager
-def own_superlink(log: Path) -> Iterator[Connection]:
+def local_superlink(log: Path) -> Iterator[Connection]:
     """Start a SuperLink on a free loopback port and end it with all its descendants after the block.
 
     They are ended as well if this process is killed in the block.
@@ -60,7 +60,7 @@ def simulation_size(supernodes: int, cpus: int, gpus: float) -> str:
     """Return Flower's ``--federation-config`` for this machine.
 
     Raises:
-        CommandError: when one client is to get more CPUs than there are.
+        CommandError: when a client would get more CPUs than there are.
     """
     cores = os.cpu_count() or 1
     if cpus > cores:

@@ -1,4 +1,4 @@
-"""Runs next to each other: the page that compares several, and the panels that pair the clients of two."""
+"""The page that compares several runs, and the panels that pair the clients of two."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIRED = ("clients", "", "number", "mean gain (points)", "better off", "equal", 
 
 
 def comparison_page(runs: Sequence[RunFiles]) -> Page:
-    """Return the page that shows ``runs`` next to each other."""
+    """Return the page that compares ``runs``."""
     figures = comparison_figures(runs)
     labels, differing = [run["label"] for run in figures["runs"]], list(differences(runs))
     return Page(

@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 def figures_of(run: RunFiles) -> dict[str, Any]:
-    """Return what a script wants to know of a run; accuracies are shares, sizes bytes, times seconds."""
+    """Return the figures of a run; accuracies are shares, sizes bytes, times seconds."""
     return {
         "run": run.name,
         "method": run.config.method,
@@ -58,10 +58,10 @@ def scores_by_client(scores: Sequence[Mapping[str, Any]], track: str = "start") 
 
 
 def gains(
-    ours: Mapping[str, Mapping[str, Any]], theirs: Mapping[str, Mapping[str, Any]], column: str = "zero_step"
+    scores: Mapping[str, Mapping[str, Any]], baseline: Mapping[str, Mapping[str, Any]], column: str = "zero_step"
 ) -> dict[str, float]:
-    """Return for every client of both the accuracy of the first minus that of the second."""
-    return {name: ours[name][column] - theirs[name][column] for name in sorted(ours) if name in theirs}
+    """Return for every client in both the accuracy in ``scores`` minus that in ``baseline``."""
+    return {name: scores[name][column] - baseline[name][column] for name in sorted(scores) if name in baseline}
 
 
 def totals(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
@@ -109,22 +109,23 @@ def paired_figures(run: RunFiles, against: RunFiles) -> dict[str, Any]:
         RunFilesError: the clients of the two runs do not hold the same data, or one run has no evaluation.
     """
     _check_same_clients(run, against)
-    ours, theirs = scores_by_client(run.scores), scores_by_client(against.scores)
-    gain = {column: gains(ours, theirs, column) for column in STEPS}
+    scores, baseline = scores_by_client(run.scores), scores_by_client(against.scores)
+    gain = {column: gains(scores, baseline, column) for column in STEPS}
     return {
         "against": against.name,
         "method": against.config.method,
         "gain": gain,
-        "summary": {column: _summary(gain[column], ours) for column in STEPS},
+        "summary": {column: _summary(gain[column], scores) for column in STEPS},
     }
 
 
 def _check_same_clients(run: RunFiles, against: RunFiles) -> None:
-    ours, theirs = run.config.public(), against.config.public()
-    differing = [name for name in ours if name.startswith("data.") or name == "seed" if ours[name] != theirs[name]]
+    here, there = run.config.public(), against.config.public()
+    keys = [name for name in here if name.startswith("data.") or name == "seed"]
+    differing = [name for name in keys if here[name] != there[name]]
     if differing:
         raise RunFilesError(
-            f"the clients of '{run.name}' and '{against.name}' hold other data, so they cannot be paired: "
+            f"the clients of '{run.name}' and '{against.name}' do not hold the same data, so they cannot be paired: "
             f"{', '.join(differing)} differ"
         )
     for each in (run, against):

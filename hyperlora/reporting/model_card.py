@@ -53,7 +53,7 @@ def write_card(run: RunFiles, directory: Path, name: str, *, figures: Sequence[s
         "",
         "## Backbone",
         f"`{config.model.name}`, frozen, {config.model.image_size} px, fingerprint (SHA-256 of all weights but the "
-        f"head) `{run.fingerprint}`. With other weights the adapter is worth nothing.",
+        f"head) `{run.fingerprint}`. The adapter works with these weights only.",
         "",
         "## Configuration",
         "| key | value |",
@@ -86,7 +86,7 @@ def accuracy_of_anchor(run: RunFiles) -> list[str]:
     figures: dict[str, Any] = run.records[-1]["evaluation"]
     scored = {group: figures.get(f"{group} {ANCHOR}", figures.get(group)) for group in GROUPS}
     sentences = [
-        f"{100 * spread['zero_step']['mean']:.1f} % on the own test data of {spread['clients']} {group} "
+        f"{100 * spread['zero_step']['mean']:.1f} % on the test data of {spread['clients']} {group} "
         "clients, mean over clients, before any local step"
         for group, spread in scored.items()
         if spread

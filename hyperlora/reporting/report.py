@@ -76,8 +76,8 @@ def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | Non
         yield Panel(
             "Map of signatures",
             draw_signatures(list(run.clients.cards.values()), "signatures"),
-            "Principal components of the standardised signatures. Close clients have like data; hollow ones are "
-            "unseen.",
+            "Principal components of the standardised signatures. Clients with similar data are close; hollow "
+            "markers are unseen clients.",
         )
     yield from _state_panels(run, view_state(run))
     yield Panel("Traffic", draw_phases(run.records, "bytes"), "Size of the messages of each round.")
@@ -110,7 +110,7 @@ def _offered(run: RunFiles, view: StateView) -> str:
     if not view.carried_spectrum or not gates:
         return ""
     shares = ", ".join(f"{name.removeprefix('carried gate ')} {share:.2f}" for name, share in gates.items())
-    return f" Dashed: what the rank cut off and the corrector carries to the next round; share offered again: {shares}."
+    return f" Dashed: what the rank cut off and the corrector carries into the next round; share used again: {shares}."
 
 
 def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:

@@ -39,7 +39,7 @@ class RunFiles:
 
         Raises:
             RunFilesError: it holds no run, or no round of it is made.
-            ConfigError: its configuration is not one of this version's.
+            ConfigError: its configuration cannot be read by this version.
         """
         config = _json_of(path / "config.json")
         try:
@@ -137,7 +137,7 @@ def read_records(metrics: Path) -> list[dict[str, Any]]:
 def new_directory(path: Path) -> Path:
     """Make the directory ``path`` and return it absolute; raises RunFilesError where there is something in it."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunFilesError(f"'{path}' is there already: name another one with --to")
+        raise RunFilesError(f"'{path}' is there already: name another directory with --to")
     path.mkdir(parents=True, exist_ok=True)
     return path.absolute()
 

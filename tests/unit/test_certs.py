@@ -150,9 +150,9 @@ def test_a_list_that_changes_during_a_run_is_followed_and_a_broken_one_is_not(
     [
         ("site-0", "site-2.pub", "has an entry for client 'site-0' already"),
         ("site-2", "site-1.pub", "has an entry for client 'site-1' already"),
-        ("../up", "site-2.pub", "'../up' is no client-id"),
-        ("site-2", "site-2", "is no public node key"),
-        ("site-2", "absent.pub", "is no public node key"),
+        ("../up", "site-2.pub", "'../up' is not a client-id"),
+        ("site-2", "site-2", "is not a public node key"),
+        ("site-2", "absent.pub", "is not a public node key"),
     ],
 )
 def test_what_cannot_be_allowed_is_one_sentence(allowed: Path, client_id: str, key: str, sentence: str) -> None:

@@ -116,7 +116,7 @@ def test_a_report_against_fedit_pairs_each_client_with_itself_and_marks_who_is_u
 def test_runs_over_other_data_are_not_paired(run: RunFiles, tmp_path: Path) -> None:
     other = make_synthetic_run(tmp_path / "other", clients=4, rounds=2, method="fedit", seed=1)
     said = invoke("report", run.path, "--to", tmp_path / "page.html", "--against", other, status=1)
-    assert "hold other data, so they cannot be paired: seed differ" in said
+    assert "do not hold the same data, so they cannot be paired: seed differ" in said
 
 
 def test_nodes_that_were_left_out_are_among_the_faults(run: RunFiles, tmp_path: Path) -> None:
