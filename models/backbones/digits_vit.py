@@ -124,19 +124,19 @@ def cache_path(images: Tensor, labels: Tensor) -> Path:
 
 
 def _read_cache(path: Path) -> VisionTransformer | None:
-    """Return the cached model, or None where there is none or it is damaged (logged; it is then re-made)."""
+    """Return the cached model, or None where there is none or it is damaged (logged; it is then made again)."""
     if not path.is_file():
         return None
+    damage: object = "wrong checksum"
     try:
         vit = _loaded(str(path))
         with safe_open(str(path), framework="pt") as file:
-            intact = (file.metadata() or {}).get("fingerprint") == fingerprint(vit)
+            if (file.metadata() or {}).get("fingerprint") == fingerprint(vit):
+                return vit
     except (BackboneError, SafetensorError, OSError) as error:
-        _log.warning("the cached weights in %s are damaged and are made again: %s", path, error)
-        return None
-    if not intact:
-        _log.warning("the cached weights in %s are damaged and are made again: wrong checksum", path)
-    return vit if intact else None
+        damage = error
+    _log.warning("the cached weights in %s are damaged and are made again: %s", path, damage)
+    return None
 
 
 def _write_cache(path: Path, vit: VisionTransformer) -> None:

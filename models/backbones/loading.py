@@ -50,13 +50,10 @@ def build_backbone(
         name, weights, image_size, num_classes, max_length, names, prompt, pretraining, text_tower, revision
     )
     with torch.random.fork_rng(devices=[]):
-        for family in families():
-            if family.claims(request):
-                return _with_text_tower(family.build(request)) if text_tower else family.build(request)
-    raise BackboneError(f"no family of backbones takes '{name}'; docs/backbones.md lists those that there are")
-
-
-def _with_text_tower(backbone: Backbone) -> Backbone:
-    if not backbone.extra_stacks:
-        raise BackboneError(f"model.text-tower is true, but '{backbone.name}' is neither CLIP nor SigLIP")
+        family = next((family for family in families() if family.claims(request)), None)
+        if family is None:
+            raise BackboneError(f"no family of backbones takes '{name}'; docs/backbones.md lists those that there are")
+        backbone = family.build(request)
+    if text_tower and not backbone.extra_stacks:
+        raise BackboneError(f"model.text-tower is true, but '{name}' is neither CLIP nor SigLIP")
     return backbone

@@ -1,4 +1,4 @@
-"""Models of transformers: from the hub, a local directory or a safetensors file; no code of theirs is ever run."""
+"""Models of transformers: from the hub, a directory or a safetensors file, never with code from the repository."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def model_type(request: Request) -> str:
     """Return transformers' name of the architecture, or an empty one for a model that is not named ``hf:...``.
 
     Raises:
-        BackboneError: there is no configuration at the place that is named, or it is unknown to transformers.
+        BackboneError: the name leads to no configuration, or to one that transformers does not know.
     """
-    return (
-        str(read_config(place_of(request), request.revision).model_type) if request.name.startswith(HF_PREFIX) else ""
-    )
+    if not request.name.startswith(HF_PREFIX):
+        return ""
+    return str(read_config(place_of(request), request.revision).model_type)
 
 
 def place_of(request: Request) -> str:

@@ -1,6 +1,6 @@
-"""The class prior of a client, carried by the bias of the head and never by what is aggregated.
+"""The class prior of a client: part of the head's bias during local work, never of what is aggregated.
 
-A client's head starts at bias + gamma log pi; gamma log pi is taken off again before the head is sent, so that the
+A client's head starts at bias + gamma log pi; gamma log pi is subtracted again before the head is sent, so that the
 shared head is learned free of label skew (logit adjustment, Menon et al. 2021, arXiv 2007.07314, eq. 9).
 """
 

@@ -72,5 +72,5 @@ def _logits(psi: Psi, queries: Tensor, keys: Keys, is_own_entry: Tensor, groups:
     metric = psi["log_metric"].exp()
     weights = metric[groups] / torch.bincount(groups, minlength=metric.numel())[groups]
     distance = ((keys.embeddings - queries[..., None, :]).square() * weights).sum(dim=-1)
-    own = psi["self_logit"] * is_own_entry.to(queries.dtype)
-    return -distance / psi["log_temperature"].exp() + keys.num_examples.log() + own
+    to_own_entry = psi["self_logit"] * is_own_entry.to(queries.dtype)
+    return -distance / psi["log_temperature"].exp() + keys.num_examples.log() + to_own_entry

@@ -76,7 +76,7 @@ class ImageTower(SplitModel):
         return self.vision.pre_layrnorm(tokens) if hasattr(self.vision, "pre_layrnorm") else tokens, None
 
     def run(self, hidden: Tensor, mask: None, first: int, last: int) -> Tensor:
-        """Run the blocks, which want to be told that there is no mask."""
+        """Run the blocks, whose mask is a required argument."""
         for block in block_list(self, self.blocks)[first:last]:
             hidden = first_output(block(hidden, None))
         return hidden
