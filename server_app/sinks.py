@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
 
 from hyperlora.config.schema import ConfigError, RunConfig
 from strategies.engine.records import RoundRecord
@@ -16,84 +16,63 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 
 
-class Sink(Protocol):
-    """Where figures go. A new one is a class with these two and a line in ``BUILDERS``."""
+@dataclass(frozen=True)
+class Sink:
+    """Where figures go.
 
-    def write(self, server_round: int, figures: Mapping[str, float]) -> None:
-        """Take the figures of a round, by name."""
+    Attributes:
+        write: takes a round and its figures by name.
+        close: writes what is still held; nothing comes after it.
+    """
 
-    def close(self) -> None:
-        """Write what is still held; nothing comes after it."""
+    write: Callable[[int, Mapping[str, float]], object]
+    close: Callable[[], object]
 
 
-class TensorBoardSink:
-    """Event files in ``<run directory>/tensorboard``."""
+def open_tensorboard(config: RunConfig, directory: Path) -> Sink:
+    """Return event files in ``<run directory>/tensorboard``."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, config: RunConfig, directory: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    writer = SummaryWriter(str(directory / "tensorboard"))
 
-        self._writer = SummaryWriter(str(directory / "tensorboard"))
-
-    def write(self, server_round: int, figures: Mapping[str, float]) -> None:
-        """Add one scalar for each figure."""
+    def write(server_round: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, server_round)
-        self._writer.flush()
+            writer.add_scalar(name, value, server_round)
+        writer.flush()
 
-    def close(self) -> None:
-        """End the event file."""
-        self._writer.close()
+    return Sink(write, writer.close)
 
 
-class WandbSink:
-    """A run of the project ``hyperlora``, named as the run directory; WANDB_MODE and WANDB_PROJECT are respected."""
+def open_wandb(config: RunConfig, directory: Path) -> Sink:
+    """Return a run of the project ``hyperlora``, named as the run directory; WANDB_MODE and WANDB_PROJECT hold."""
+    import wandb
 
-    def __init__(self, config: RunConfig, directory: Path) -> None:
-        import wandb
-
-        name = directory.name
-        self._run = wandb.init(
-            project=None if os.environ.get("WANDB_PROJECT") else "hyperlora",
-            id=name,
-            name=name,
-            resume="allow",
-            config=config.public(),
-            dir=str(directory),
-        )
-
-    def write(self, server_round: int, figures: Mapping[str, float]) -> None:
-        """Log all figures at the step of the round."""
-        self._run.log(dict(figures), step=server_round)
-
-    def close(self) -> None:
-        """End the run."""
-        self._run.finish()
+    run = wandb.init(
+        project=None if os.environ.get("WANDB_PROJECT") else "hyperlora",
+        id=directory.name,
+        name=directory.name,
+        resume="allow",
+        config=config.public(),
+        dir=str(directory),
+    )
+    return Sink(lambda server_round, figures: run.log(dict(figures), step=server_round), run.finish)
 
 
-class MlflowSink:
-    """A run named as the run directory, at MLFLOW_TRACKING_URI."""
+def open_mlflow(config: RunConfig, directory: Path) -> Sink:
+    """Return a run named as the run directory, at MLFLOW_TRACKING_URI."""
+    import mlflow
 
-    def __init__(self, config: RunConfig, directory: Path) -> None:
-        import mlflow
-
-        self._client: Any = mlflow
-        mlflow.start_run(run_name=directory.name)
-        mlflow.log_params(config.public())
-
-    def write(self, server_round: int, figures: Mapping[str, float]) -> None:
-        """Log all figures at the step of the round."""
-        self._client.log_metrics(dict(figures), step=server_round)
-
-    def close(self) -> None:
-        """End the run."""
-        self._client.end_run()
+    mlflow.start_run(run_name=directory.name)
+    mlflow.log_params(config.public())
+    return Sink(lambda server_round, figures: mlflow.log_metrics(dict(figures), step=server_round), mlflow.end_run)
 
 
 BUILDERS: Mapping[str, Callable[[RunConfig, Path], Sink]] = {
-    "tensorboard": TensorBoardSink,
-    "wandb": WandbSink,
-    "mlflow": MlflowSink,
+    "tensorboard": open_tensorboard,
+    "wandb": open_wandb,
+    "mlflow": open_mlflow,
 }
+"""Name of the package, as in ``run.sinks`` -> what opens the sink."""
 
 
 class Sinks:
@@ -113,7 +92,7 @@ class Sinks:
         for name in list(self._sinks):
             self._try(name, lambda sink: sink.close())
 
-    def _try(self, name: str, action: Any) -> None:
+    def _try(self, name: str, action: Callable[[Sink], object]) -> None:
         try:
             action(self._sinks[name])
         except Exception as error:  # whatever a tracker raises, it must not end a run

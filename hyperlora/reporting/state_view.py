@@ -13,7 +13,7 @@ from hyperlora.storage.state import StateError
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import truncate
 from models.personalization.synthesizer import attention
-from strategies.engine.checkpoint import Checkpoint, CheckpointStore, OldRunError
+from strategies.engine.checkpoint import Checkpoint, CheckpointStore
 from strategies.methods.base import Method
 from strategies.methods.hyperlora.state import HyperLoraState
 from strategies.methods.registry import build_method
@@ -58,8 +58,6 @@ def view_state(run: RunFiles) -> StateView | None:
     """
     try:
         method, found = open_checkpoint(run)
-    except OldRunError:
-        raise
     except StateError:
         return None
     if found is None:

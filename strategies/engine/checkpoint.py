@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hyperlora.messages.signature import ClientCard
-from hyperlora.storage.files import remove_unfinished
+from hyperlora.storage.files import StorageError, remove_unfinished
 from hyperlora.storage.state import StateError, read_state, write_state
 from models.personalization.signature import Signature
 from strategies.engine.history import History
@@ -26,7 +26,7 @@ NAME = re.compile(r"round-(\d{5,})\.pt")
 CLASSES = (ClientCard, Signature, ClientScore, History)
 
 
-class OldRunError(StateError):
+class OldRunError(StorageError):
     """The run was made by a version whose checkpoints are no longer read."""
 
 

@@ -19,8 +19,10 @@ from hyperlora.reporting.panels import project_signatures
 from hyperlora.reporting.report import report_page
 from hyperlora.reporting.run_files import RunFiles, RunFilesError
 from hyperlora.reporting.state_view import spectrum, view_state
+from hyperlora.serving import start_for
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
+from strategies.engine.checkpoint import OldRunError
 from tests.builders import make_card
 from tests.synthetic_run import make_synthetic_run
 
@@ -135,6 +137,16 @@ def test_a_run_that_goes_on_is_reported_as_far_as_it_came(run: RunFiles, tmp_pat
     page = report_page(RunFiles.open(tmp_path))
     assert [panel.title for panel in page.panels] == ["Traffic", "Time"]
     assert "made 1 of 6 rounds so far" in page.notes[0]
+
+
+def test_a_run_of_an_older_version_is_refused_by_report_and_personalize(run: RunFiles, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "old")
+    for path in (tmp_path / "old" / "checkpoints").iterdir():
+        path.rename(path.with_suffix(".safetensors"))
+    assert "was made by an older version" in " ".join(invoke("report", tmp_path / "old", status=1).split())
+    old = RunFiles.open(tmp_path / "old")
+    with pytest.raises(OldRunError, match="was made by an older version of hyperlora"):
+        start_for(old, next(iter(old.require_clients().cards.values())))
 
 
 def test_what_clients_call_themselves_is_escaped() -> None:

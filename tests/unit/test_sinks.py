@@ -12,7 +12,7 @@ import pytest
 
 from hyperlora.config.schema import ConfigError, RunConfig
 from server_app import sinks as module
-from server_app.sinks import Sinks, figures_of, open_sinks, wanted
+from server_app.sinks import Sink, Sinks, figures_of, open_sinks, wanted
 from strategies.engine.records import RoundRecord
 
 RECORD = RoundRecord(
@@ -54,7 +54,7 @@ def test_the_figures_of_a_round_have_names_with_slashes() -> None:
 
 def test_a_sink_that_fails_is_left_out_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
     good, broken = Recorder(), Broken()
-    sinks = Sinks({"broken": broken, "good": good})
+    sinks = Sinks({name: Sink(one.write, one.close) for name, one in (("broken", broken), ("good", good))})
     sinks.round(RECORD)
     sinks.round(RECORD)
     sinks.close()
