@@ -17,7 +17,7 @@ from unittest.mock import patch
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 
-from client_app import workplace
+from client_app import runtime
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import ClientData, Federation, Samples
 from hyperlora.messages.train import TrainRequest
@@ -125,9 +125,9 @@ def poisoned_data(attackers: frozenset[str]) -> Iterator[None]:
     def build(*args: Any, **options: Any) -> FlippedFederation:
         return FlippedFederation(build_federation(*args, **options), attackers)
 
-    workplace._open_parts.cache_clear()
+    runtime._open_parts.cache_clear()
     try:
-        with patch.object(workplace, "build_federation", build):
+        with patch.object(runtime, "build_federation", build):
             yield
     finally:
-        workplace._open_parts.cache_clear()
+        runtime._open_parts.cache_clear()

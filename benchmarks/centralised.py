@@ -14,15 +14,15 @@ from torch import Tensor
 
 from benchmarks.result import job_result, write_json
 from benchmarks.suite import Job
-from client_app.keeping import NothingKept
-from client_app.tasks import evaluate_adapter
-from client_app.training import OptimizerSpec
-from client_app.workplace import Workplace, open_workplace
+from client_app.runtime import ClientRuntime, open_runtime
+from client_app.tasks import NothingKept, evaluate_adapter
 from hyperlora.messages.evaluate import EvaluateRequest
+from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from hyperlora.task import fresh_adapter
 from models.adapters.adapter import Adapter
+from models.adapters.training import OptimizerSpec
 from server_app.run_directory import describe_environment
 from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures
 
@@ -30,22 +30,22 @@ from strategies.engine.records import ClientScore, RoundRecord, client_score, ev
 def run_centralised(job: Job, target: Path) -> None:
     """Train on the pooled samples of all seen clients, score every client, and write the same json as a federation."""
     began = time.perf_counter()
-    workplace = open_workplace(job.config)
-    adapter = trained(workplace)
-    scores = [score(workplace, name, adapter) for name in workplace.federation.client_ids]
+    runtime = open_runtime(job.config)
+    adapter = trained(runtime)
+    scores = [score(runtime, name, adapter) for name in runtime.federation.client_ids]
     record = RoundRecord(job.config.federation.rounds)
     record.evaluation = evaluation_figures(scores)
-    environment = describe_environment(job.config.seed, workplace.model.backbone.fingerprint)
+    environment = describe_environment(job.config.seed, runtime.model.backbone.fingerprint)
     clients: list[Mapping[str, Any]] = [asdict(one) for one in scores]
     rounds, seconds = [record.as_json()], time.perf_counter() - began
     write_json(target, job_result(job, environment=environment, clients=clients, rounds=rounds, seconds=seconds))
 
 
-def trained(workplace: Workplace) -> Adapter:
+def trained(runtime: ClientRuntime) -> Adapter:
     """Return the adapter after rounds x clients x K steps; each sample carries its own client's prior in its logits."""
-    config, model = workplace.config, workplace.model
+    config, model = runtime.config, runtime.model
     model.load(fresh_adapter(config, model))
-    tokens, labels, bias = pooled(workplace)
+    tokens, labels, bias = pooled(runtime)
     train = config.train
     optimizer = OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay).build(model)
     chance = torch.Generator().manual_seed(derive_seed(config.seed, "centralised"))
@@ -58,22 +58,22 @@ def trained(workplace: Workplace) -> Adapter:
     return model.extract()
 
 
-def pooled(workplace: Workplace) -> tuple[Tensor, Tensor, Tensor]:
+def pooled(runtime: ClientRuntime) -> tuple[Tensor, Tensor, Tensor]:
     """Return tokens (n, t, d), labels (n,) and log priors (n, classes) of all seen clients' training samples."""
-    gamma, parts = workplace.config.prior_strength, []
-    for name in workplace.federation.client_ids:
-        if workplace.client(name).trains:
-            samples = workplace.tokens(name, "train")
-            prior = gamma * workplace.frequencies(name).log()
+    gamma, parts = runtime.config.prior_strength, []
+    for name in runtime.federation.client_ids:
+        if runtime.client(name).trains:
+            samples = runtime.tokens(name, "train")
+            prior = gamma * runtime.frequencies(name).log()
             parts.append((samples.tokens, samples.labels, prior.expand(len(samples), -1)))
     tokens, labels, bias = (torch.cat(column) for column in zip(*parts, strict=True))
     return tokens, labels, bias
 
 
-def score(workplace: Workplace, client_id: str, adapter: Adapter) -> ClientScore:
+def score(runtime: ClientRuntime, client_id: str, adapter: Adapter) -> ClientScore:
     """Return what the adapter is worth to one client after each number of local steps."""
-    config, client = workplace.config, workplace.client(client_id)
-    request = EvaluateRequest(client_id, config.federation.rounds, config.evaluation_steps, adapter)
-    reply = evaluate_adapter(workplace, request, NothingKept())
-    card = ClientCard(client_id, client.domain, client.trains, len(client.train), workplace.signature(client_id))
+    config, client = runtime.config, runtime.client(client_id)
+    request = EvaluateRequest(client_id, config.federation.rounds, config.evaluation_steps, Start(adapter))
+    reply = evaluate_adapter(runtime, request, NothingKept())
+    card = ClientCard(client_id, client.domain, client.trains, len(client.train), runtime.signature(client_id))
     return client_score(card, request, reply)

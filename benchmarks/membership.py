@@ -29,10 +29,10 @@ from benchmarks.attack_tables import membership_table
 from benchmarks.local_grid import LocalGrid
 from benchmarks.result import current_commit, write_json
 from benchmarks.run_job import NODES
-from client_app.keeping import NothingKept
-from client_app.tasks import train_start
-from client_app.workplace import PREFIX_BATCH, Workplace, open_workplace
+from client_app.runtime import PREFIX_BATCH, ClientRuntime, open_runtime
+from client_app.tasks import NothingKept, train_start
 from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.messages.plan import Start
 from hyperlora.messages.train import TrainRequest
 from hyperlora.task import build_model
 from models.adapters.adapter import Adapter
@@ -91,7 +91,7 @@ def attacked_run(settings: Mapping[str, Scalar]) -> dict[str, Any]:
         strategy = build_strategy(config, build_model(config.data, config.model, config.lora))
         grid = LocalGrid(app, config.flat(), NODES, remembers=False)
         strategy.start(grid, num_rounds=config.federation.rounds)
-    workplace = open_workplace(config)
+    runtime = open_runtime(config)
     nobody = {"zero_step": {"mean": 0.0}, "k_step": {"mean": 0.0}}
     evaluation = strategy.record.evaluation.get("seen", nobody)
     asked = sum(map(len, strategy.history.cohorts.values())) / max(len(_seen(strategy)), 1)
@@ -102,9 +102,9 @@ def attacked_run(settings: Mapping[str, Scalar]) -> dict[str, Any]:
         "zero_step": evaluation["zero_step"]["mean"],
         "k_step": evaluation["k_step"]["mean"],
         "attacks": {
-            "signature": success(signature_scores(strategy, workplace)),
-            "start as received": success(adapter_scores(strategy, workplace, trained=False)),
-            "adapter sent back": success(adapter_scores(strategy, workplace, trained=True)),
+            "signature": success(signature_scores(strategy, runtime)),
+            "start as received": success(adapter_scores(strategy, runtime, trained=False)),
+            "adapter sent back": success(adapter_scores(strategy, runtime, trained=True)),
         },
     }
 
@@ -123,7 +123,7 @@ def success(scores: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     return {"auc": mean(areas), "found": found}
 
 
-def signature_scores(strategy: LoraStrategy, workplace: Workplace) -> dict[str, tuple[Tensor, Tensor]]:
+def signature_scores(strategy: LoraStrategy, runtime: ClientRuntime) -> dict[str, tuple[Tensor, Tensor]]:
     """Return for each seen client the attacker's scores of its training and of its test samples, by its signature."""
     told = {name: _moments(card.signature) for name, card in strategy.roster.cards.items()}
     scores = {}
@@ -131,13 +131,15 @@ def signature_scores(strategy: LoraStrategy, workplace: Workplace) -> dict[str, 
         others = torch.stack([one for other, one in told.items() if other != name])
         centre, scale = others.mean(dim=0), others.std(dim=0).clamp_min(1e-3)
         direction = (told[name] - centre) / scale
-        parts = [_descriptions(workplace, name, split) for split in ("train", "test")]
+        parts = [_descriptions(runtime, name, split) for split in ("train", "test")]
         members, outside = ((((part - centre) / scale) @ direction) for part in parts)
         scores[name] = (members, outside)
     return scores
 
 
-def adapter_scores(strategy: LoraStrategy, workplace: Workplace, *, trained: bool) -> dict[str, tuple[Tensor, Tensor]]:
+def adapter_scores(
+    strategy: LoraStrategy, runtime: ClientRuntime, *, trained: bool
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the attacker's scores by the start made for each seen client, or by what it sends back of it."""
     anchor = strategy.method.anchor(strategy.state)
     if anchor is None:
@@ -146,10 +148,10 @@ def adapter_scores(strategy: LoraStrategy, workplace: Workplace, *, trained: boo
     for name, (card, start) in strategy.final_adapters().items():
         if not card.trains:
             continue
-        adapter = _sent_back(strategy, workplace, name, start) if trained else start
-        prior, gamma = card.signature.class_frequencies, workplace.config.prior_strength
+        adapter = _sent_back(strategy, runtime, name, start) if trained else start
+        prior, gamma = card.signature.class_frequencies, runtime.config.prior_strength
         losses = [
-            [_losses(workplace, name, split, add_prior(one, prior, gamma)) for one in (anchor, adapter)]
+            [_losses(runtime, name, split, add_prior(one, prior, gamma)) for one in (anchor, adapter)]
             for split in ("train", "test")
         ]
         members, outside = (general - own for general, own in losses)
@@ -157,9 +159,9 @@ def adapter_scores(strategy: LoraStrategy, workplace: Workplace, *, trained: boo
     return scores
 
 
-def _sent_back(strategy: LoraStrategy, workplace: Workplace, name: str, start: Adapter) -> Adapter:
-    request = TrainRequest(name, strategy.record.server_round + 1, workplace.config.train.local_steps, start)
-    return train_start(workplace, request, NothingKept()).end
+def _sent_back(strategy: LoraStrategy, runtime: ClientRuntime, name: str, start: Adapter) -> Adapter:
+    request = TrainRequest(name, strategy.record.server_round + 1, runtime.config.train.local_steps, Start(start))
+    return train_start(runtime, request, NothingKept()).end
 
 
 def _seen(strategy: LoraStrategy) -> list[str]:
@@ -172,18 +174,18 @@ def _moments(signature: Signature) -> Tensor:
 
 
 @torch.inference_mode()
-def _descriptions(workplace: Workplace, name: str, split: str) -> Tensor:
-    samples = workplace.tokens(name, split)
-    features = torch.cat([workplace.model.frozen_features(part) for part in torch.split(samples.tokens, PREFIX_BATCH)])
-    labels = F.one_hot(samples.labels, len(workplace.federation.class_names)).float()
+def _descriptions(runtime: ClientRuntime, name: str, split: str) -> Tensor:
+    samples = runtime.tokens(name, split)
+    features = torch.cat([runtime.model.frozen_features(part) for part in torch.split(samples.tokens, PREFIX_BATCH)])
+    labels = F.one_hot(samples.labels, len(runtime.federation.class_names)).float()
     return torch.cat([features, features.square(), labels], dim=1)
 
 
 @torch.inference_mode()
-def _losses(workplace: Workplace, name: str, split: str, adapter: Adapter) -> Tensor:
-    samples = workplace.tokens(name, split)
-    workplace.model.load(adapter)
-    losses = F.cross_entropy(workplace.model.logits(samples.tokens), samples.labels, reduction="none")
+def _losses(runtime: ClientRuntime, name: str, split: str, adapter: Adapter) -> Tensor:
+    samples = runtime.tokens(name, split)
+    runtime.model.load(adapter)
+    losses = F.cross_entropy(runtime.model.logits(samples.tokens), samples.labels, reduction="none")
     return torch.nan_to_num(losses, nan=LARGEST, posinf=LARGEST)
 
 

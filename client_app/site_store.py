@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from client_app.site import Site
-from client_app.training import TokenSet
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.data.federation import Samples
 from hyperlora.messages.backbone import BackbonePart
@@ -29,6 +28,7 @@ from hyperlora.messages.codec import ProtocolError
 from hyperlora.seeds import content_key
 from hyperlora.storage.files import StorageError, append_bytes, private_directory
 from hyperlora.storage.state import StateError, read_state, write_state
+from models.adapters.training import TokenSet
 from models.personalization.signature import Signature
 
 VERSION = 2

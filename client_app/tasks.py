@@ -5,158 +5,196 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from client_app.keeping import Keeper
-from client_app.personal import Composition, composed
-from client_app.private_release import private
-from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
-from client_app.workplace import Workplace
+from client_app.privacy import private
+from client_app.runtime import ClientRuntime
 from hyperlora.data.federation import DataError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.plan import LocalPlan
 from hyperlora.messages.signature import ClientCard, SignatureReply
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, resized
 from models.adapters.gradient import GradientSpec, part_vectors
-from models.personalization.prior import add_prior, remove_prior
+from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
+from models.personalization.prior import remove_prior
 from models.personalization.signature import Signature
+from strategies.methods.base.client import Composition, MakePenalty, Trained
 
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
 
 
-def describe_clients(workplace: Workplace, client_ids: Sequence[str]) -> SignatureReply:
-    """Return a card for every client that can take part and the reason for every one that cannot."""
+class Keeper(Protocol):
+    """Where the clients of a node keep one adapter each between messages."""
+
+    def get(self, client_id: str) -> Adapter | None:
+        """Return what the client kept, or None."""
+
+    def put(self, client_id: str, adapter: Adapter) -> None:
+        """Keep ``adapter`` in place of what the client kept before."""
+
+
+class NothingKept:
+    """A keeper that forgets: for clients that serve one message only."""
+
+    def get(self, client_id: str) -> None:
+        """Return None."""
+        return
+
+    def put(self, client_id: str, adapter: Adapter) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class HostedClient:
+    """One client of this process while it answers a request (:class:`strategies.methods.base.client.LocalClient`)."""
+
+    runtime: ClientRuntime
+    client_id: str
+    server_round: int
+    plan: LocalPlan
+    keeper: Keeper
+
+    @property
+    def model(self) -> AdaptedModel:
+        """The model of this process."""
+        return self.runtime.model
+
+    def tokens(self, split: str) -> TokenSet:
+        """Return the samples of ``train``, ``validation`` or ``test`` behind the frozen prefix."""
+        return self.runtime.tokens(self.client_id, split)
+
+    def with_prior(self, adapter: Adapter) -> Adapter:
+        """Return the adapter with the client's class prior in the bias of the head."""
+        return self.runtime.with_prior(self.client_id, adapter)
+
+    def kept(self) -> Adapter | None:
+        """Return the adapter that the client kept last, or None."""
+        return self.keeper.get(self.client_id)
+
+    def keep(self, adapter: Adapter) -> None:
+        """Keep ``adapter`` in place of the one before."""
+        self.keeper.put(self.client_id, adapter)
+
+    def used(self, adapter: Adapter) -> Composition:
+        """Return what the client uses in place of a received adapter."""
+        if self.plan.personal:
+            return self.runtime.client_half.compose(self, adapter, self.plan)
+        return Composition(adapter, self.plan.base)
+
+    def trainer(self, purpose: str, make_penalty: MakePenalty | None = None) -> LocalTrainer:
+        """Return a fresh trainer of the loaded model, whose batches follow from client, round and purpose."""
+        train = self.runtime.config.train
+        return LocalTrainer(
+            self.model,
+            self.tokens("train"),
+            optimizer=OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay),
+            batch_size=train.batch_size,
+            seed=derive_seed(self.runtime.config.seed, self.client_id, self.server_round, purpose),
+            penalty=make_penalty(self.model) if make_penalty else None,
+        )
+
+    def train(self, composition: Composition, steps: int, make_penalty: MakePenalty | None = None) -> Trained:
+        """Train ``composition`` as the plan says.
+
+        The validation share is never trained on; it scores the start and the result. The class prior is added to the
+        bias of the head before training and taken off afterwards.
+        """
+        model, plan, validation = self.model, self.plan, self.tokens("validation")
+        rank = composition.adapter.rank
+        model.load(self.with_prior(composition.adapter))
+        with model.prepared(plan.trains, plan.core, composition.base):
+            start_accuracy, start_loss = evaluate(model, validation)
+            gradient = _gradient(model, validation, plan.gradient, rank)
+            train_loss = self.trainer("train", make_penalty).run(steps)
+            end_accuracy, end_loss = evaluate(model, validation)
+            core = model.extract_core() if plan.trains == "core" else {}
+            end = resized(model.extract(), rank)
+        end = remove_prior(end, self.runtime.frequencies(self.client_id), self.runtime.config.prior_strength)
+        count = len(self.tokens("train"))
+        metrics = TrainMetrics(count, train_loss, start_loss, start_accuracy, end_loss, end_accuracy, seconds=0.0)
+        return Trained(end, metrics, core, gradient)
+
+
+def describe_clients(runtime: ClientRuntime, client_ids: Sequence[str]) -> SignatureReply:
+    """Return a card for every client that can take part, and the reason for every one that cannot."""
     cards, left_out = [], {}
     for client_id in client_ids:
         try:
-            cards.append(_card(workplace, client_id))
+            cards.append(_card(runtime, client_id))
         except DataError as error:
             left_out[client_id] = str(error)
     return SignatureReply(cards, left_out)
 
 
-def _card(workplace: Workplace, client_id: str) -> ClientCard:
-    client = workplace.client(client_id)
-    signature = workplace.signature(client_id)
-    ranks = workplace.config.lora.client_ranks
-    rank = ranks[workplace.federation.client_ids.index(client_id) % len(ranks)] if ranks else 0
+def _card(runtime: ClientRuntime, client_id: str) -> ClientCard:
+    client = runtime.client(client_id)
+    signature = runtime.signature(client_id)
+    ranks = runtime.config.lora.client_ranks
+    rank = ranks[runtime.federation.client_ids.index(client_id) % len(ranks)] if ranks else 0
     return ClientCard(client_id, client.domain, client.trains, len(client.train), signature, rank)
 
 
-def train_start(workplace: Workplace, request: TrainRequest, kept: Keeper) -> TrainReply:
-    """Train the received start for its local budget as its plan says.
+def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -> TrainReply:
+    """Train the received start for its local budget, as the client half of the method does it.
 
-    The validation share is never trained on; it scores the start and the result. The prior is
-    added to the head's bias before and taken off after.
+    Returns:
+        What may leave the client: with noise where the configuration asks for it.
     """
-    began, steps = time.perf_counter(), request.local_steps
-    if request.plan.personal == "feddpa":
-        own, metrics = _train_own_part(workplace, request, kept, steps - steps // 2)
-        trained, _ = _train(workplace, request, Composition(request.start), steps // 2)
-        kept.put(request.client_id, own)
-    else:
-        # Potara's clients train what they are sent and merge when they use it.
-        plan = replace(request.plan, personal="none") if request.plan.personal == "potara" else request.plan
-        composition = composed(workplace, request.client_id, request.start, plan, kept)
-        trained, metrics = _train(workplace, request, composition, steps)
-        if request.plan.personal != "none":
-            kept.put(request.client_id, trained.end)
+    began, plan = time.perf_counter(), request.start.plan
+    client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
+    trained = runtime.client_half.train(client, request.start.adapter, plan, request.local_steps)
     reply = TrainReply(
         request.client_id,
         request.server_round,
         trained.end,
-        replace(metrics, seconds=time.perf_counter() - began),
+        replace(trained.metrics, seconds=time.perf_counter() - began),
         trained.gradient,
-        _changed_signature(workplace, request),
+        _changed_signature(runtime, request),
         trained.core,
-        request.plan.up,
+        plan.up,
     )
-    return _noised(workplace, request, reply)
+    return _noised(runtime, request, reply)
 
 
-def _noised(workplace: Workplace, request: TrainRequest, reply: TrainReply) -> TrainReply:
-    privacy = workplace.config.privacy
-    if not privacy.adapter_noise:
-        return reply
-    seed = workplace.noise_seed(request.client_id, request.server_round)
-    return private(reply, request, clip=privacy.adapter_clip, noise=privacy.adapter_noise, seed=seed)
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """What local steps made: the adapter without its prior, the core where one was trained, the gradient asked for."""
-
-    end: Adapter
-    core: dict[str, Tensor]
-    gradient: dict[str, Tensor]
-
-
-def _train(
-    workplace: Workplace, request: TrainRequest, composition: Composition, steps: int
-) -> tuple[_Trained, TrainMetrics]:
-    model, plan = workplace.model, request.plan
-    frequencies, gamma = workplace.frequencies(request.client_id), workplace.config.prior_strength
-    validation = workplace.tokens(request.client_id, "validation")
-    model.load(add_prior(composition.adapter, frequencies, gamma))
-    with model.prepared(plan.trains, plan.core, composition.base):
-        start_accuracy, start_loss = evaluate(model, validation)
-        gradient = _gradient(model, validation, request.wants, composition.adapter.rank)
-        train_loss = _trainer(workplace, request.client_id, request.server_round, "train").run(steps)
-        end_accuracy, end_loss = evaluate(model, validation)
-        core = model.extract_core() if plan.trains == "core" else {}
-        end = remove_prior(resized(model.extract(), composition.adapter.rank), frequencies, gamma)
-    metrics = TrainMetrics(
-        num_examples=len(workplace.tokens(request.client_id, "train")),
-        train_loss=train_loss,
-        start_loss=start_loss,
-        start_accuracy=start_accuracy,
-        end_loss=end_loss,
-        end_accuracy=end_accuracy,
-        seconds=0.0,
-    )
-    return _Trained(end, core, gradient), metrics
-
-
-def _train_own_part(
-    workplace: Workplace, request: TrainRequest, kept: Keeper, steps: int
-) -> tuple[Adapter, TrainMetrics]:
-    """Train the client's own part on top of the received adapter, which stays fixed."""
-    composition = composed(workplace, request.client_id, request.start, request.plan, kept)
-    trained, metrics = _train(workplace, request, composition, steps)
-    return composition.own_part(trained.end), metrics
-
-
-def _changed_signature(workplace: Workplace, request: TrainRequest) -> Signature | None:
+def _changed_signature(runtime: ClientRuntime, request: TrainRequest) -> Signature | None:
     """Return the client's signature where it is no longer the one that the server holds."""
-    signature = workplace.signature(request.client_id)
+    signature = runtime.signature(request.client_id)
     return None if signature.digest() == request.signature_digest else signature
 
 
-def _gradient(model: AdaptedModel, validation: TokenSet, wants: GradientSpec, rank: int) -> dict[str, Tensor]:
-    """Return what is to be told of the validation gradient; zeros where the client has no validation share."""
-    if wants.kind == "off":
+def _noised(runtime: ClientRuntime, request: TrainRequest, reply: TrainReply) -> TrainReply:
+    privacy = runtime.config.privacy
+    if not privacy.adapter_noise:
+        return reply
+    seed = runtime.noise_seed(request.client_id, request.server_round)
+    return private(reply, request, clip=privacy.adapter_clip, noise=privacy.adapter_noise, seed=seed)
+
+
+def _gradient(model: AdaptedModel, validation: TokenSet, spec: GradientSpec, rank: int) -> dict[str, Tensor]:
+    """Return what is sent of the validation gradient; zeros where the client has no validation share."""
+    if spec.kind == "off":
         return {}
-    return wants.compress(part_vectors(resized(loss_gradient(model, validation), rank)))
+    return spec.compress(part_vectors(resized(loss_gradient(model, validation), rank)))
 
 
-def evaluate_adapter(workplace: Workplace, request: EvaluateRequest, kept: Keeper) -> EvaluateReply:
-    """Score the received adapter on the client's own test split after each number of local steps.
+def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: Keeper) -> EvaluateReply:
+    """Score the received adapter on the client's test and validation splits after each number of local steps.
 
     What is trained here stays here.
     """
-    began = time.perf_counter()
-    model, plan = workplace.model, request.plan
-    test = workplace.tokens(request.client_id, "test")
-    validation = workplace.tokens(request.client_id, "validation")
-    composition = composed(workplace, request.client_id, request.adapter, plan, kept)
-    model.load(personal_adapter(workplace, request.client_id, composition.adapter))
+    began, plan = time.perf_counter(), request.start.plan
+    client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
+    model, test, validation = runtime.model, client.tokens("test"), client.tokens("validation")
+    composition = client.used(request.start.adapter)
+    model.load(client.with_prior(composition.adapter))
     scores, made = [], 0
     with model.prepared(plan.trains, plan.core, composition.base):
-        trainer = _trainer(workplace, request.client_id, request.server_round, "evaluate")
+        trainer = client.trainer("evaluate")
         for steps in request.steps:
             trainer.run(steps - made)
             made = steps
@@ -164,19 +202,3 @@ def evaluate_adapter(workplace: Workplace, request: EvaluateRequest, kept: Keepe
     accuracy, loss, validation_loss = (list(column) for column in zip(*scores, strict=True))
     seconds = time.perf_counter() - began
     return EvaluateReply(request.client_id, len(test), accuracy, loss, validation_loss, seconds)
-
-
-def personal_adapter(workplace: Workplace, client_id: str, adapter: Adapter) -> Adapter:
-    """Return the adapter as the client uses it: with its own class prior in the head's bias."""
-    return add_prior(adapter, workplace.frequencies(client_id), workplace.config.prior_strength)
-
-
-def _trainer(workplace: Workplace, client_id: str, server_round: int, purpose: str) -> LocalTrainer:
-    train = workplace.config.train
-    return LocalTrainer(
-        workplace.model,
-        workplace.tokens(client_id, "train"),
-        optimizer=OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay),
-        batch_size=train.batch_size,
-        seed=derive_seed(workplace.config.seed, client_id, server_round, purpose),
-    )

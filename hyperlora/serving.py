@@ -11,20 +11,19 @@ from pathlib import Path
 
 import torch
 
-from client_app.keeping import NothingKept
-from client_app.tasks import describe_clients, evaluate_adapter, personal_adapter
-from client_app.workplace import TokenCache, Workplace, choose_device, worthwhile_threads
+from client_app.runtime import ClientRuntime, TokenCache, choose_device, worthwhile_threads
+from client_app.tasks import NothingKept, describe_clients, evaluate_adapter
 from hyperlora.data.federation import SingleClient
 from hyperlora.data.images import read_image_folder
 from hyperlora.messages.evaluate import EvaluateRequest
-from hyperlora.messages.plan import LocalPlan, whole
+from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
 from hyperlora.reporting.model_card import write_card
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory
 from hyperlora.reporting.state_view import open_checkpoint
 from hyperlora.storage.files import write_json
-from models.adapters.adapter import Adapter
 from models.backbones.transforms import ImageTransform
+from strategies.methods.base.server import with_clients
 
 
 @dataclass(frozen=True)
@@ -101,25 +100,25 @@ def adapter_name(steps: int) -> str:
 
 
 def _make_adapters(run: RunFiles, images: Path, options: PersonalizeOptions, target: Path) -> Personalized:
-    workplace = _open_workplace(run, images, options)
-    described = describe_clients(workplace, [options.name])
+    runtime = _open_runtime(run, images, options)
+    described = describe_clients(runtime, [options.name])
     if described.left_out:
         raise RunFilesError(described.left_out[options.name])
-    after_round, start, plan = start_for(run, described.cards[0])
-    model = workplace.model
-    steps = sorted({0, workplace.config.train.local_steps})
-    request = EvaluateRequest(options.name, after_round, steps, start, plan=plan)
-    reply = evaluate_adapter(workplace, request, NothingKept())
-    trained = whole(model.extract(), plan)
-    model.save(personal_adapter(workplace, options.name, whole(start, plan)), target / adapter_name(0))
+    after_round, start = start_for(run, described.cards[0])
+    model = runtime.model
+    steps = sorted({0, runtime.config.train.local_steps})
+    request = EvaluateRequest(options.name, after_round, steps, start)
+    reply = evaluate_adapter(runtime, request, NothingKept())
+    trained = Start(model.extract(), start.plan).whole()
+    model.save(runtime.with_prior(options.name, start.whole()), target / adapter_name(0))
     if steps[-1]:
         model.save(trained, target / adapter_name(steps[-1]))
-    data = workplace.client(options.name)
+    data = runtime.client(options.name)
     parts = (len(data.train), len(data.validation), len(data.test))
     return Personalized(str(target), *parts, after_round, steps, reply.test_accuracy, reply.validation_loss)
 
 
-def _open_workplace(run: RunFiles, images: Path, options: PersonalizeOptions) -> Workplace:
+def _open_runtime(run: RunFiles, images: Path, options: PersonalizeOptions) -> ClientRuntime:
     known = run.require_clients()
     if options.name in known.cards:
         raise RunFilesError(f"the run has a client '{options.name}' already: choose another name with --name")
@@ -142,10 +141,10 @@ def _open_workplace(run: RunFiles, images: Path, options: PersonalizeOptions) ->
     model.to(choose_device(options.device))
     torch.set_num_threads(worthwhile_threads(model.backbone, config.train.batch_size))
     cache = TokenCache(model, federation, limit=config.train.prefix_cache_mb * 2**20)
-    return Workplace(config, model, federation, cache)
+    return ClientRuntime(config, model, federation, cache)
 
 
-def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Adapter, LocalPlan]:
+def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Start]:
     """Return the round of the last checkpoint, and the start and plan of its method for a client that it never met.
 
     Raises:
@@ -158,8 +157,8 @@ def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Adapter, LocalPlan]
             f"the run in '{run.path}' has no checkpoint: run it again with run.checkpoint-every above 0"
         )
     cards: Mapping[str, ClientCard] = {**run.require_clients().cards, card.client_id: card}
-    state = method.register(found.state, cards)
+    state = with_clients(method, found.state, cards)
     plan = method.plan(state, card)
     if plan.core:
         raise RunFilesError(f"method '{run.config.method}' cannot be personalised here: its clients train only a core")
-    return found.server_round, method.start(state, card), plan
+    return found.server_round, Start(method.starts(state, [card])[0], plan)

@@ -20,14 +20,16 @@ from models.personalization.prior import add_prior
 from server_app.console import RunConsole
 from server_app.run_directory import ENVIRONMENT, EVALUATION, LEFT_OUT, METRICS, RunDirectory, describe_environment
 from server_app.sinks import Sinks, open_sinks
-from strategies.engine.assembly import build_roster, round_settings
 from strategies.engine.checkpoint import CheckpointStore
 from strategies.engine.records import RoundRecord
+from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
 from strategies.federation.allow_list import AllowListFile
 from strategies.federation.client_list import FILE_NAME as CLIENTS
 from strategies.federation.client_list import ClientList
+from strategies.federation.registrar import Registrar
 from strategies.federation.shipping import Shipment
+from strategies.methods.base.server import Reports
 from strategies.methods.registry import build_method
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         directory.keep_config(config)
         directory.write_json(ENVIRONMENT, describe_environment(config.seed, model.backbone.fingerprint))
         strategy = build_strategy(config, model)
-        console.switched_off(strategy.method.switched_off())
+        console.switched_off(strategy.method.switched_off() if isinstance(strategy.method, Reports) else ())
         with closing(open_sinks(config, directory.path)) as sinks:
             made = _Run(config, directory, strategy, console, sinks)
             made.make_rounds(grid)
@@ -68,9 +70,9 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     return LoraStrategy(
         build_method(config),
         initial=fresh_adapter(config, model),
-        roster=build_roster(model, num_classes, allowed, shipment if config.model.ship else None),
+        registrar=Registrar.of(model, num_classes, allowed, shipment if config.model.ship else None),
         settings=replace(
-            round_settings(config, min_clients=federation.min_clients or expected_clients(config.data)),
+            RoundSettings.of(config, min_clients=federation.min_clients or expected_clients(config.data)),
             clients_per_round=cohort_size(config.data, federation.clients_per_round),
         ),
     )
@@ -149,7 +151,7 @@ class _Run:
             return 0
         self.strategy.resume(found)
         method, cards = self.strategy.method, self.strategy.roster.cards.values()
-        if any(method.plan(self.strategy.state, card).personal != "none" for card in cards):
+        if any(method.plan(self.strategy.state, card).personal for card in cards):
             log.warning("clients kept adapters of their own, which are lost: the run goes on, not as if never stopped")
         return found.server_round
 

@@ -85,8 +85,9 @@ def fake_client_app(cards: list[ClientCard], spoil: dict[str, Spoil] | None = No
     @app.train()
     def train(message: Message, context: Context) -> Message:
         request = TrainRequest.decode(message.content, fresh)
-        end = moved(request.start, request.client_id, request.server_round)
-        gradient = {} if request.wants.kind == "off" else request.wants.compress(part_vectors(end))
+        end = moved(request.start.adapter, request.client_id, request.server_round)
+        spec = request.start.plan.gradient
+        gradient = {} if spec.kind == "off" else spec.compress(part_vectors(end))
         reply = TrainReply(request.client_id, request.server_round, end, make_metrics(), gradient)
         answer = Message(reply.encode(request), reply_to=message)
         return spoil[request.client_id](answer, request) if spoil and request.client_id in spoil else answer

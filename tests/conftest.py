@@ -8,5 +8,5 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the rehearsals of separate machines, which take minutes, behind everything else."""
+    """Put the probe_starts of separate machines, which take minutes, behind everything else."""
     items.sort(key=lambda item: item.get_closest_marker("deployment") is not None)

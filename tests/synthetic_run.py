@@ -13,7 +13,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.signature import ClientCard
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
 from strategies.federation.client_list import ClientList
-from strategies.methods.base import ClientUpdate
+from strategies.methods.base.server import ClientUpdate, with_clients
 from strategies.methods.registry import build_method
 from tests.builders import make_adapter, make_card, make_metrics, moved
 
@@ -73,7 +73,7 @@ def _record(number: int) -> dict[str, Any]:
         "bytes": {"train_down": 3_000_000, "train_up": 2_500_000, "evaluate_down": 0 if number % 2 else 9_000_000},
         "failures": {"train photo-1": "no reply within the time limit"} if number % 10 == 3 else {},
         "drift": {},
-        "method": {"carried gate attn.qkv": 0.5, "carried gate mlp.fc1": 0.25},
+        "method": {"residual gate attn.qkv": 0.5, "residual gate mlp.fc1": 0.25},
         "seconds": {"waiting": 4.0, "aggregating": 1.5, "training": 12.0, "evaluating": 0.0 if number % 2 else 6.0},
     }
 
@@ -81,7 +81,7 @@ def _record(number: int) -> dict[str, Any]:
 def _write_checkpoint(directory: Path, config: RunConfig, cards: dict[str, ClientCard], rounds: int) -> None:
     method = build_method(config)
     torch.manual_seed(0)
-    state = method.register(method.init(make_adapter(0)), cards)
+    state = with_clients(method, method.init(make_adapter(0)), cards)
     updates = []
     for name, card in sorted(cards.items()):
         if card.trains:

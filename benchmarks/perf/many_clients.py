@@ -32,8 +32,8 @@ from models.adapters.gradient import part_vectors
 from models.personalization.signature import Signature
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
-from strategies.engine.transport import replies_as_they_come
-from strategies.federation.roster import Roster
+from strategies.federation.registrar import Registrar
+from strategies.federation.transport import replies_as_they_come
 from strategies.methods.registry import build_method
 
 FEW, MANY, ROUNDS, WIDTH, CLASSES = 50, 1000, 20, 64, 10
@@ -73,9 +73,9 @@ def print_figures(clients: int) -> None:
         settings = RoundSettings(FEW, 10, (0,), 10 * ROUNDS, 0, clients, 60.0, 600.0)
         initial = made_up_adapter(0, SHAPES, blocks=2, rank=4, classes=CLASSES)
         cards = [_card(index) for index in range(clients)]
-        roster = Roster("fingerprint", 2 * WIDTH + CLASSES + 1, CLASSES)
+        registrar = Registrar("fingerprint", 2 * WIDTH + CLASSES + 1, CLASSES)
         strategy = LoraStrategy(
-            build_method(RunConfig.parse(values)), initial=initial, roster=roster, settings=settings
+            build_method(RunConfig.parse(values)), initial=initial, registrar=registrar, settings=settings
         )
         stubs = _Stubs(cards, initial)
         grid = LocalGrid(stubs.app(), {}, FEW, remembers=False)
@@ -125,10 +125,11 @@ class _Stubs:
         adapter = Adapter.from_tensors(
             {
                 name: value + 0.01 * torch.randn(value.shape, generator=chance)
-                for name, value in request.start.tensors().items()
+                for name, value in request.start.adapter.tensors().items()
             }
         )
-        gradient = request.wants.compress(part_vectors(adapter)) if request.wants.kind != "off" else {}
+        spec = request.start.plan.gradient
+        gradient = {} if spec.kind == "off" else spec.compress(part_vectors(adapter))
         return TrainReply(request.client_id, request.server_round, adapter, METRICS, gradient).encode(request)
 
 

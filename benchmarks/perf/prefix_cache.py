@@ -1,4 +1,4 @@
-"""Local training with the frozen prefix's output kept (``client_app.workplace.TokenCache``) and computed every time."""
+"""Local training with the frozen prefix's output kept (``client_app.runtime.TokenCache``) and computed every time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.perf.measure import Comparison, in_turns
-from client_app.training import LocalTrainer, OptimizerSpec, TokenSet
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter
+from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet
 from models.backbones.loading import build_backbone
 
 NAME, IMAGE_SIZE, CLASSES, SAMPLES, STEPS, BATCH, LAST_BLOCKS = "deit_tiny_patch16_224", 96, 7, 64, 5, 16, 4

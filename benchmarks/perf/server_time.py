@@ -10,12 +10,13 @@ import torch
 from benchmarks.perf.measure import Comparison, in_turns
 from benchmarks.perf.vit import DEIT_TINY, made_up_adapter
 from hyperlora.config.schema import RunConfig
+from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
 from models.adapters.gradient import part_vectors
 from models.personalization.signature import Signature
-from strategies.methods.base import ClientUpdate, Method
+from strategies.methods.base.server import ClientUpdate, Method, with_clients
 from strategies.methods.registry import build_method
 
 CLIENTS, RANK, BLOCKS, CLASSES, WIDTH = 100, 4, 4, 7, 192
@@ -38,7 +39,7 @@ class Server:
         self.method: Method = build_method(RunConfig.parse({"method": name, "lora.rank": rank}))
         self.cards, self._rank, self._blocks = [_card(index) for index in range(clients)], rank, blocks
         self.state: Any = self.method.init(self._adapter(0))
-        self.state = self.method.register(self.state, {card.client_id: card for card in self.cards})
+        self.state = with_clients(self.method, self.state, {card.client_id: card for card in self.cards})
         self.replies = [self._reply(index) for index in range(clients)]
         self.round()
 
@@ -47,7 +48,7 @@ class Server:
         updates = []
         starts = self.method.starts(self.state, self.cards)
         for card, start, content in zip(self.cards, starts, self.replies, strict=True):
-            request = TrainRequest(card.client_id, 1, 10, start, self.method.wants)
+            request = TrainRequest(card.client_id, 1, 10, Start(start, self.method.plan(self.state, card)))
             request.encode()
             reply = TrainReply.decode(content, request)
             updates.append(ClientUpdate(card, start, reply.end, reply.metrics, reply.gradient))
@@ -55,7 +56,7 @@ class Server:
 
     def _reply(self, index: int) -> Any:
         end = self._adapter(index)
-        wants = self.method.wants
+        wants = self.method.plan(self.state, self.cards[index]).gradient
         gradient = {} if wants.kind == "off" else wants.compress(part_vectors(end))
         return TrainReply(self.cards[index].client_id, 1, end, METRICS, gradient).encode()
 

@@ -238,7 +238,7 @@ def _size(value: str | bytes | float) -> int:
     return len(value) if isinstance(value, str | bytes) else 1 if isinstance(value, bool) else 8
 
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 def config_record(**entries: Any) -> ConfigRecord:

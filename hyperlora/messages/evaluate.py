@@ -16,9 +16,8 @@ from hyperlora.messages.codec import (
     require,
     require_list,
     require_measured,
-    require_wire,
 )
-from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan, decode_start, plan_entries, start_records
+from hyperlora.messages.plan import Start
 from models.adapters.adapter import Adapter
 
 START_TRACK = "start"
@@ -28,17 +27,20 @@ START_TRACK = "start"
 class EvaluateRequest:
     """Asks what an adapter is worth on the client's own test split after each number of local steps.
 
-    ``track`` names which of several adapters for the client it is: its start, or an alternative.
+    Attributes:
+        client_id: the client.
+        server_round: the round, from 1.
+        steps: numbers of local steps after which to score, ascending, 0 for the adapter as received.
+        start: adapter and plan.
+        track: which of several adapters for the client this is: its start, or the name of an alternative.
     """
 
     TYPE: ClassVar[str] = "evaluate"
     client_id: str
     server_round: int
     steps: Sequence[int]
-    adapter: Adapter
+    start: Start
     track: str = START_TRACK
-    plan: LocalPlan = PLAIN_PLAN
-    wire: str = "float32"
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -47,10 +49,9 @@ class EvaluateRequest:
             server_round=self.server_round,
             steps=list(self.steps),
             track=self.track,
-            wire=self.wire,
-            **plan_entries(self.adapter, self.plan),
+            **self.start.entries(),
         )
-        return RecordDict({"config": config, **start_records(self.adapter, self.plan, self.wire)})
+        return RecordDict({"config": config, **self.start.records()})
 
     @classmethod
     def decode(cls, content: RecordDict, fresh: Adapter) -> EvaluateRequest:
@@ -59,16 +60,12 @@ class EvaluateRequest:
         steps = require_list(config, "steps", int)
         if not steps or min(steps) < 0:
             raise ProtocolError(f"entry 'steps': expected numbers of local steps, got {steps!r}")
-        wire = require_wire(config)
-        adapter, plan = decode_start(content, config, fresh, wire)
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
             sorted(steps),
-            adapter,
+            Start.decode(content, config, fresh),
             require(config, "track", str),
-            plan,
-            wire,
         )
 
 

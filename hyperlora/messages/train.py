@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from hyperlora.messages.codec import (
@@ -23,22 +23,11 @@ from hyperlora.messages.codec import (
     require,
     require_measured,
     require_moderate,
-    require_wire,
 )
-from hyperlora.messages.plan import (
-    PARTS,
-    PLAIN_PLAN,
-    LocalPlan,
-    chosen,
-    core_shapes,
-    decode_start,
-    filled,
-    plan_entries,
-    start_records,
-)
+from hyperlora.messages.plan import PARTS, Start, chosen, core_shapes, filled
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import GRADIENT_KINDS, NO_GRADIENT, GradientSpec
+from models.adapters.gradient import GRADIENT_KINDS, GradientSpec
 from models.personalization.signature import Signature
 
 MAX_SKETCH = 2**20
@@ -46,58 +35,55 @@ MAX_SKETCH = 2**20
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Sends a client its own start, and says what the reply is to tell of the validation gradient there.
+    """Sends a client its own start to train.
 
-    ``signature_digest`` is that of the signature the server holds; a client whose data changed sends a new one.
-    ``wire`` is how adapters travel in this exchange (:mod:`hyperlora.messages.codec`); ``start`` is to be what the
-    client reads (:func:`hyperlora.messages.plan.as_received`), so that rounding is not taken for a movement.
+    Attributes:
+        client_id: the client.
+        server_round: the round, from 1.
+        local_steps: optimiser steps to make.
+        start: adapter and plan, as :meth:`hyperlora.messages.plan.Start.fitted` made them for this client.
+        signature_digest: of the signature that the server holds; a client whose data changed sends a new signature.
     """
 
     TYPE: ClassVar[str] = "train"
     client_id: str
     server_round: int
     local_steps: int
-    start: Adapter
-    wants: GradientSpec = NO_GRADIENT
+    start: Start
     signature_digest: str = ""
-    plan: LocalPlan = PLAIN_PLAN
-    wire: str = "float32"
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
+        gradient = self.start.plan.gradient
         config = config_record(
             client_id=self.client_id,
             server_round=self.server_round,
             local_steps=self.local_steps,
-            gradient=self.wants.kind,
-            sketch_size=self.wants.size,
+            gradient=gradient.kind,
+            sketch_size=gradient.size,
             signature_digest=self.signature_digest,
-            wire=self.wire,
-            **plan_entries(self.start, self.plan),
+            **self.start.entries(),
         )
-        return RecordDict({"config": config, **start_records(self.start, self.plan, self.wire)})
+        return RecordDict({"config": config, **self.start.records()})
 
     @classmethod
     def decode(cls, content: RecordDict, fresh: Adapter) -> TrainRequest:
         """Inverse of :meth:`encode`, ``fresh`` being the adapter before round 1; raises ProtocolError."""
         config = checked_config(content)
-        wire = require_wire(config)
-        start, plan = decode_start(content, config, fresh, wire)
+        start = Start.decode(content, config, fresh)
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
             require(config, "local_steps", int),
-            start,
-            _wants(require(config, "gradient", str), require(config, "sketch_size", int)),
+            replace(start, plan=replace(start.plan, gradient=_gradient_spec(config))),
             require(config, "signature_digest", str),
-            plan,
-            wire,
         )
 
 
-def _wants(kind: str, size: int) -> GradientSpec:
+def _gradient_spec(config: ConfigRecord) -> GradientSpec:
+    kind, size = require(config, "gradient", str), require(config, "sketch_size", int)
     if kind not in GRADIENT_KINDS or not (0 < size <= MAX_SKETCH or kind != "sketch"):
-        raise ProtocolError(f"a gradient of kind '{kind}' and sketch size {size} cannot be told")
+        raise ProtocolError(f"a gradient of kind '{kind}' and sketch size {size} cannot be sent")
     return GradientSpec(kind, size)
 
 
@@ -167,11 +153,11 @@ class TrainReply:
         return content
 
     def _encoded_end(self, request: TrainRequest | None) -> ArrayRecord:
-        if request is None or request.wire == "float32":
+        if request is None or request.start.wire == "float32":
             return encode_packed(chosen(self.end, self.up))
         chance = torch.Generator().manual_seed(derive_seed("wire", self.client_id, self.server_round))
-        change = _entrywise(self.end, request.start, -1.0)
-        return encode_packed(chosen(change, self.up), request.wire, chance)
+        change = _entrywise(self.end, request.start.adapter, -1.0)
+        return encode_packed(chosen(change, self.up), request.start.wire, chance)
 
     @classmethod
     def decode(cls, content: RecordDict, request: TrainRequest) -> TrainReply:
@@ -190,19 +176,21 @@ class TrainReply:
         measured = {one.name: require(record, one.name, float) for one in fields(TrainMetrics)[1:]}
         metrics = TrainMetrics(require(record, "num_examples", int), **measured)
         end = _decoded_end(content, request)
-        shapes = request.wants.shapes(request.start)
+        start, plan = request.start.adapter, request.start.plan
+        shapes = plan.gradient.shapes(start)
         gradient = decode_tensors(arrays_of(content, "gradient"), shapes) if shapes else {}
-        cores = core_shapes(request.start, request.plan.trains)
+        cores = core_shapes(start, plan.trains)
         core = decode_tensors(arrays_of(content, "core"), cores) if cores else {}
-        signature = _new_signature(content, request.start)
-        return cls(*answered, end, metrics, gradient, signature, core, request.plan.up)
+        signature = _new_signature(content, start)
+        return cls(*answered, end, metrics, gradient, signature, core, plan.up)
 
 
 def _decoded_end(content: RecordDict, request: TrainRequest) -> Adapter:
-    if request.wire == "float32":
-        return filled(content, request.start, request.plan.up)
-    zero = Adapter.from_tensors({name: torch.zeros_like(one) for name, one in request.start.tensors().items()})
-    end = _entrywise(filled(content, zero, request.plan.up, request.wire), request.start, 1.0)
+    start, up, wire = request.start.adapter, request.start.plan.up, request.start.wire
+    if wire == "float32":
+        return filled(content, start, up)
+    zero = Adapter.from_tensors({name: torch.zeros_like(one) for name, one in start.tensors().items()})
+    end = _entrywise(filled(content, zero, up, wire), start, 1.0)
     require_moderate(end.tensors())
     return end
 

@@ -28,14 +28,14 @@ PHASES = {
         "train_up": "training, up",
         "evaluate_down": "evaluation, down",
         "evaluate_up": "evaluation, up",
-        "rehearse_down": "rehearsal, down",
-        "rehearse_up": "rehearsal, up",
+        "probe_down": "probing, down",
+        "probe_up": "probing, up",
     },
     "seconds": {
         "waiting": "waiting for clients",
         "aggregating": "server work",
         "evaluating": "evaluation",
-        "rehearsing": "rehearsal",
+        "probing": "probing",
     },
 }
 Point = Mapping[str, float]
@@ -218,7 +218,7 @@ def draw_spectra(anchor: Mapping[str, Tensor], residual: Mapping[str, Tensor], n
                 axes.plot(places, rest, "--", marker=marker, ms=5, color=color, mfc="none")
         if residual:
             axes.axvline(rank + 0.5, color=FAINT, lw=1)
-            axes.plot([], [], "--", color=INK, label="carried")
+            axes.plot([], [], "--", color=INK, label="residual")
         axes.set(xlabel="number of the singular value", ylabel="singular value of dW", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper left", ncols=3)

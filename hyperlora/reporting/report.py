@@ -99,17 +99,17 @@ def _state_panels(run: RunFiles, view: StateView | None) -> Iterator[Panel]:
     if view.anchor_spectrum:
         yield Panel(
             "Singular values",
-            draw_spectra(view.anchor_spectrum, view.carried_spectrum, "spectra"),
+            draw_spectra(view.anchor_spectrum, view.residual_spectrum, "spectra"),
             f"Of the anchor's dW after round {view.server_round}, mean over blocks, by module kind."
             + _offered(run, view),
         )
 
 
 def _offered(run: RunFiles, view: StateView) -> str:
-    gates = {name: share for name, share in run.records[-1]["method"].items() if name.startswith("carried gate")}
-    if not view.carried_spectrum or not gates:
+    gates = {name: share for name, share in run.records[-1]["method"].items() if name.startswith("residual gate")}
+    if not view.residual_spectrum or not gates:
         return ""
-    shares = ", ".join(f"{name.removeprefix('carried gate ')} {share:.2f}" for name, share in gates.items())
+    shares = ", ".join(f"{name.removeprefix('residual gate ')} {share:.2f}" for name, share in gates.items())
     return f" Dashed: what the rank cut off and the corrector carries into the next round; share used again: {shares}."
 
 

@@ -14,7 +14,7 @@ from models.adapters.adapter import Adapter
 from models.lowrank.factors import truncate
 from models.personalization.synthesizer import attention
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
-from strategies.methods.base import Method
+from strategies.methods.base.server import Method
 from strategies.methods.hyperlora.state import HyperLoraState
 from strategies.methods.registry import build_method
 
@@ -26,7 +26,7 @@ class StateView:
     Attributes:
         server_round: the round that the state is of.
         anchor_spectrum: kind -> singular values of scaling B A, largest first, mean over blocks, (r,).
-        carried_spectrum: the same of what the corrector carries; empty where it carries nothing.
+        residual_spectrum: the same of what the corrector carries; empty where it carries nothing.
         attending: client-ids of the rows of ``attention``, in their order.
         attended: client-ids of its columns.
         attention: (rows, columns), every row of sum 1; None for a method without attention.
@@ -34,7 +34,7 @@ class StateView:
 
     server_round: int
     anchor_spectrum: Mapping[str, Tensor]
-    carried_spectrum: Mapping[str, Tensor]
+    residual_spectrum: Mapping[str, Tensor]
     attending: Sequence[str] = ()
     attended: Sequence[str] = ()
     attention: Tensor | None = None
@@ -78,14 +78,14 @@ def spectrum(adapter: Adapter, scaling: float) -> dict[str, Tensor]:
 
 
 def _with_attention(view: StateView, state: HyperLoraState, scaling: float) -> StateView:
-    carried = spectrum(state.carried, scaling) if state.carried is not None else {}
+    residual = spectrum(state.residual, scaling) if state.residual is not None else {}
     if not state.memory:
-        return replace(view, carried_spectrum=carried)
-    names = sorted(state.descriptions)
-    queries = state.standardize(torch.stack([state.descriptions[name] for name in names]))
+        return replace(view, residual_spectrum=residual)
+    names = sorted(state.signature_vectors)
+    queries = state.standardize(torch.stack([state.signature_vectors[name] for name in names]))
     return replace(
         view,
-        carried_spectrum=carried,
+        residual_spectrum=residual,
         attending=names,
         attended=list(state.names),
         attention=attention(state.psi, queries, state.keys, state.own(names), state.groups),

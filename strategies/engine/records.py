@@ -13,7 +13,7 @@ import numpy as np
 
 from hyperlora.messages.evaluate import START_TRACK, EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard
-from strategies.methods.base import ClientUpdate
+from strategies.methods.base.server import ClientUpdate
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -63,7 +63,7 @@ class RoundRecord:
         method: what the method reports of its state.
         privacy: epsilon and delta of the client that told most so far; empty where no client adds noise.
         seconds: "training" summed over clients; "waiting" from first send to last reply; "aggregating" all server
-            work on adapters; "evaluating" and "rehearsing" wall time.
+            work on adapters; "evaluating" and "probing" wall time.
     """
 
     server_round: int
@@ -87,9 +87,9 @@ class RoundRecord:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
-def training_figures(updates: Sequence[ClientUpdate], *, told: bool = True) -> dict[str, Any]:
-    """Return the cohort's losses and validation accuracies before and after local training, where it ``told`` them."""
-    columns = ("train_loss", "start_loss", "start_accuracy", "end_loss", "end_accuracy") if told else ()
+def training_figures(updates: Sequence[ClientUpdate], *, sends_metrics: bool = True) -> dict[str, Any]:
+    """Return the cohort's losses and validation accuracies before and after training, where clients send them."""
+    columns = ("train_loss", "start_loss", "start_accuracy", "end_loss", "end_accuracy") if sends_metrics else ()
     figures: dict[str, Any] = {"clients": len(updates)}
     return figures | {name: spread([getattr(one.metrics, name) for one in updates]) for name in columns}
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models.adapters.adapter import Adapter, subtract
 from models.lowrank.factors import gram
-from strategies.methods.base import ClientUpdate
+from strategies.methods.base.server import ClientUpdate
 
 ITERATIONS = 100
 TOLERANCE = 1e-9

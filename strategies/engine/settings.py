@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hyperlora.config.schema import RunConfig
 from hyperlora.config.settings import PrivacyConfig
 from strategies.engine.screening import Screen
 
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """Cohort, budget, deadlines and defences of a run; seconds where a time is meant."""
+    """Cohort, budget, deadlines and defences of a run.
+
+    Attributes:
+        num_rounds: rounds of the run; the last one is evaluated most thoroughly.
+        clients_per_round: clients of a cohort.
+        local_steps: optimiser steps of a client in a round.
+        evaluate_steps: numbers of local steps after which an evaluation scores.
+        evaluate_every: rounds between evaluations.
+        seed: of the cohorts.
+        min_clients: clients to wait for before round 1.
+        join_timeout: seconds to wait for them.
+        round_timeout: seconds after which a missing reply is given up.
+        wire: number format of adapters in messages.
+        screen: which updates are believed, and how far.
+        min_replies: usable replies without which a round changes nothing.
+        privacy: noise, clipping and budget of the clients.
+    """
 
     clients_per_round: int
     local_steps: int
@@ -25,3 +42,24 @@ class RoundSettings:
     screen: Screen = field(default_factory=Screen)
     min_replies: int = 1
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    num_rounds: int = 0
+
+    @classmethod
+    def of(cls, config: RunConfig, *, min_clients: int) -> RoundSettings:
+        """Return what the configuration says; ``min_clients`` are waited for before round 1."""
+        federation = config.federation
+        return cls(
+            clients_per_round=federation.clients_per_round,
+            local_steps=config.train.local_steps,
+            evaluate_steps=config.evaluation_steps,
+            evaluate_every=federation.evaluate_every,
+            seed=config.seed,
+            min_clients=min_clients,
+            join_timeout=federation.join_timeout,
+            round_timeout=federation.round_timeout,
+            wire=config.wire.dtype,
+            screen=Screen(**config.defence.model_dump()),
+            min_replies=federation.min_replies,
+            privacy=config.privacy,
+            num_rounds=federation.rounds,
+        )

@@ -14,7 +14,6 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from hyperlora.messages.codec import encode_adapter
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
-from hyperlora.messages.plan import whole
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
@@ -22,20 +21,21 @@ from models.personalization.signature import drift
 from strategies.engine import checkpoint as random_states
 from strategies.engine.checkpoint import Checkpoint
 from strategies.engine.history import History, sample_cohort
-from strategies.engine.packing import Packer
 from strategies.engine.privacy_ledger import PrivacyLedger
 from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
+from strategies.engine.requests import RequestMaker
 from strategies.engine.settings import RoundSettings
-from strategies.engine.transport import Exchange, Intake, replies_as_they_come
+from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError, Roster
-from strategies.methods.base import ClientUpdate, Method
+from strategies.federation.transport import Exchange, Intake, replies_as_they_come
+from strategies.methods.base.server import ClientUpdate, Method, ProbesStarts, Reports, with_clients
 
 NOT_ASKED = "not asked: its node did not answer lately"
 log = logging.getLogger(__name__)
 
 
 class LoraStrategy(Strategy):
-    """Runs a :class:`strategies.methods.base.Method` by Flower's four hooks.
+    """Runs a :class:`strategies.methods.base.server.Method` by Flower's four hooks.
 
     Every client gets a message of its own with an adapter of its own. The hooks may be driven by :meth:`start` or by
     any other Flower loop; ``arrays`` is not what clients receive, it is the method's anchor (or empty).
@@ -43,22 +43,27 @@ class LoraStrategy(Strategy):
     Args:
         method: the algorithm.
         initial: the fresh adapter before round 1.
-        roster: who takes part.
+        registrar: who takes part.
         settings: cohort size, budget, deadlines.
     """
 
-    def __init__(self, method: Method, *, initial: Adapter, roster: Roster, settings: RoundSettings) -> None:
-        self.method, self.roster, self.settings = method, roster, settings
+    def __init__(self, method: Method, *, initial: Adapter, registrar: Registrar, settings: RoundSettings) -> None:
+        self.method, self.registrar, self.settings = method, registrar, settings
         self.state: Any = method.init(initial)
         self.scores: list[ClientScore] = []
         self.record = RoundRecord(0)
         self.history = History()
         self.ledger = PrivacyLedger(settings.privacy)
-        self._packer = Packer(method, roster, settings)
+        self._requests = RequestMaker(method, registrar, settings)
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateRequest] = Exchange()
         self._sent_at = 0.0
-        self._last_round: int | None = None
+        self._last_round, self._joined = settings.num_rounds, False
+
+    @property
+    def roster(self) -> Roster:
+        """The clients and nodes of the run."""
+        return self.registrar.roster
 
     def summary(self) -> None:
         """Log what is about to run."""
@@ -70,17 +75,21 @@ class LoraStrategy(Strategy):
         Raises:
             FederationError: too few of them came or train.
         """
-        own = self.settings
-        self.roster.wait_for(
-            grid, wanted=own.min_clients, join_timeout=own.join_timeout, reply_timeout=own.round_timeout
+        settings = self.settings
+        self.registrar.wait_for(
+            grid,
+            wanted=settings.min_clients,
+            join_timeout=settings.join_timeout,
+            reply_timeout=settings.round_timeout,
         )
         training = sum(card.trains for card in self.roster.reachable().values())
-        if training < own.clients_per_round:
+        if training < settings.clients_per_round:
             raise FederationError(
-                f"federation.clients-per-round is {own.clients_per_round}, but only {training} clients train "
+                f"federation.clients-per-round is {settings.clients_per_round}, but only {training} clients train "
                 f"({len(self.roster.reachable())} joined); lower it or add clients"
             )
-        self.state = self.method.register(self.state, self.roster.cards)
+        self._joined = True
+        self._register()
 
     def configure_train(
         self,
@@ -89,17 +98,19 @@ class LoraStrategy(Strategy):
         config: ConfigRecord,
         grid: Grid,
     ) -> list[Message]:
-        """Draw the cohort and pack for each of its clients the start that the method makes for it."""
+        """Draw the cohort and make for each of its clients a message with a start of its own."""
         self.record = RoundRecord(server_round)
-        if self.roster.refresh(grid, self.settings.round_timeout):
-            self.state = self.method.register(self.state, self.roster.cards)
+        if not self._joined:
+            self.join(grid)
+        if self.registrar.refresh(grid, self.settings.round_timeout):
+            self._register()
         clients = self._willing()
         self.record.cohort = sample_cohort(
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
         )
         self.history.cohorts[server_round] = self.record.cohort
         began, cohort = time.perf_counter(), {name: clients[name] for name in self.record.cohort}
-        self._training = self._packer.training(self.state, cohort, server_round)
+        self._training = self._requests.training(self.state, cohort, server_round)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._training.messages()
@@ -120,35 +131,27 @@ class LoraStrategy(Strategy):
         self.roster.note(answers.asked, answers.heard)
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
         answered = answers.answered if self._enough(len(answers.answered)) else []
-        self._note_drift({one.client_id: reply for one, reply in answered})
+        self._note_drift({sent.recipient: reply for sent, reply in answered})
         updates = self._screened(
             ClientUpdate(
-                self.roster.cards[one.client_id], one.start, reply.end, reply.metrics, reply.gradient, reply.core
+                self.roster.cards[sent.recipient],
+                sent.request.start.adapter,
+                reply.end,
+                reply.metrics,
+                reply.gradient,
+                reply.core,
             )
-            for one, reply in answered
+            for sent, reply in answered
         )
         if updates:
             self.state = self.method.aggregate(self.state, updates)
-            self.record.training = training_figures(updates, told=not self.settings.privacy.adapter_noise)
-            self.record.method = dict(self.method.report(self.state))
-            self.record.add_seconds("training", sum(one.metrics.seconds for one in updates))
+            sends_metrics = not self.settings.privacy.adapter_noise
+            self.record.training = training_figures(updates, sends_metrics=sends_metrics)
+            self._report()
+            self.record.add_seconds("training", sum(update.metrics.seconds for update in updates))
         self.record.privacy = self.history.spent(self.ledger)
         self.record.add_seconds("aggregating", time.perf_counter() - began)
         return self._anchor_arrays(), MetricRecord({"num_clients": len(updates)})
-
-    def rehearse(self, grid: Grid, server_round: int, timeout: float) -> None:
-        """Have clients score what the method wants to know before an evaluation; who does not answer is left out."""
-        began, exchange = time.perf_counter(), self._packer.rehearsal(self.state, server_round)
-        if not exchange.sent:
-            return
-        answers = exchange.settle(replies_as_they_come(grid, exchange.messages(), timeout), EvaluateReply.decode)
-        self._note("rehearse", answers.failures, answers.bytes_down, answers.bytes_up)
-        losses: dict[str, dict[str, float]] = {}
-        for request, reply in answers.answered:
-            losses.setdefault(request.client_id, {})[request.track] = reply.validation_loss[0]
-        self.state = self.method.rehearsed(self.state, losses)
-        self.record.method = dict(self.method.report(self.state))
-        self.record.add_seconds("rehearsing", time.perf_counter() - began)
 
     def configure_evaluate(
         self,
@@ -157,12 +160,31 @@ class LoraStrategy(Strategy):
         config: ConfigRecord,
         grid: Grid,
     ) -> list[Message]:
-        """Ask every reachable client, seen and unseen, what the adapter made for it is worth."""
+        """Ask every reachable client, seen and unseen, what the adapter made for it is worth.
+
+        Before that, clients score the candidates of a method that probes its starts.
+        """
+        if isinstance(self.method, ProbesStarts):
+            self._probe(self.method, grid, server_round)
         began, last = time.perf_counter(), self._last_round == server_round
-        self._evaluation = self._packer.evaluation(self.state, server_round, last=last)
+        self._evaluation = self._requests.evaluation(self.state, server_round, last=last)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._evaluation.messages()
+
+    def _probe(self, method: ProbesStarts, grid: Grid, server_round: int) -> None:
+        """Have clients score the method's candidates; a client that does not answer is left out."""
+        began, exchange = time.perf_counter(), self._requests.probing(self.state, server_round)
+        if not exchange.sent:
+            return
+        answers = exchange.ask(grid, self.settings.round_timeout, EvaluateReply.decode)
+        self._note("probe", answers.failures, answers.bytes_down, answers.bytes_up)
+        losses: dict[str, dict[str, float]] = {}
+        for sent, reply in answers.answered:
+            losses.setdefault(sent.recipient, {})[sent.request.track] = reply.validation_loss[0]
+        self.state = method.apply_probe_losses(self.state, losses)
+        self._report()
+        self.record.add_seconds("probing", time.perf_counter() - began)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores; nothing of an evaluation changes the method's state."""
@@ -172,8 +194,8 @@ class LoraStrategy(Strategy):
         self.record.add_seconds("evaluating", time.perf_counter() - self._sent_at)
         self._note("evaluate", resting | answers.failures, answers.bytes_down, answers.bytes_up)
         self.scores = [
-            client_score(self.roster.cards[request.client_id], request, reply)
-            for request, reply in answers.answered
+            client_score(self.roster.cards[sent.recipient], sent.request, reply)
+            for sent, reply in answers.answered
             if reply.num_test
         ]
         self.record.evaluation = evaluation_figures(self.scores)
@@ -218,7 +240,6 @@ class LoraStrategy(Strategy):
                 log.warning("round %d is the last: every client has spent its privacy budget", server_round)
                 self._last_round = server_round
             if server_round % self.settings.evaluate_every == 0 or server_round == self._last_round:
-                self.rehearse(grid, server_round, timeout)
                 asked = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
                 scored = self.aggregate_evaluate(server_round, replies_as_they_come(grid, asked, timeout))
                 if scored is not None:
@@ -236,7 +257,7 @@ class LoraStrategy(Strategy):
         What a client keeps to itself is not in it.
         """
         cards = dict(sorted(self.roster.cards.items()))
-        return {name: (cards[name], whole(*served)) for name, served in self._packer.served(self.state, cards).items()}
+        return {name: (cards[name], start.whole()) for name, start in self._requests.starts(self.state, cards).items()}
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that a run goes on from after the round that was made last."""
@@ -255,6 +276,13 @@ class LoraStrategy(Strategy):
         self.record, self.history = RoundRecord(checkpoint.server_round), checkpoint.history.copy()
         self.roster.cards.update(checkpoint.cards)
         random_states.restore(checkpoint.random_states)
+
+    def _register(self) -> None:
+        self.state = with_clients(self.method, self.state, self.roster.cards)
+
+    def _report(self) -> None:
+        if isinstance(self.method, Reports):
+            self.record.method = dict(self.method.report(self.state))
 
     def _willing(self) -> dict[str, ClientCard]:
         """Return the clients that can be reached, train, and have not spent their privacy budget."""
@@ -306,7 +334,7 @@ class LoraStrategy(Strategy):
             count = replies[name].metrics.num_examples
             self.roster.cards[name] = replace(card, signature=signature, num_examples=count)
         if changed:
-            self.state = self.method.register(self.state, self.roster.cards)
+            self._register()
 
     def _anchor_arrays(self) -> ArrayRecord | None:
         anchor = self.method.anchor(self.state)

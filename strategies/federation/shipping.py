@@ -8,19 +8,25 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from flwr.app import Message
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from hyperlora.messages.backbone import PART_BYTES, BackbonePart, BackboneReceipt
 from hyperlora.messages.codec import ProtocolError
-from strategies.engine.transport import TIMED_OUT, answered_by, error_sentence
+from strategies.federation.transport import Exchange
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Delivery:
-    """What became of a shipment: the nodes that have it, why others do not, and who of those was silent."""
+    """What became of a shipment.
+
+    Attributes:
+        arrived: the nodes that have all of it.
+        failed: node -> why it has not.
+        silent: the nodes among those that did not answer at all.
+    """
 
     arrived: set[int]
     failed: dict[int, str] = field(default_factory=dict)
@@ -50,7 +56,7 @@ class Shipment:
         delivery = Delivery(set(node_ids))
         for part in self._parts():
             if delivery.arrived:
-                self._send_part(grid, part, timeout, delivery)
+                _send_part(grid, part, timeout, delivery)
         return delivery
 
     def _parts(self) -> Iterable[BackbonePart]:
@@ -59,29 +65,20 @@ class Shipment:
             data = content[offset : offset + self._part_bytes]
             yield BackbonePart(self.fingerprint, checksum, len(content), offset, data)
 
-    def _send_part(self, grid: Grid, part: BackbonePart, timeout: float, delivery: Delivery) -> None:
-        messages = [
-            Message(content=part.encode(), dst_node_id=node_id, message_type=BackbonePart.TYPE, ttl=timeout)
-            for node_id in sorted(delivery.arrived)
-        ]
-        replies = list(grid.send_and_receive(messages, timeout=timeout))
-        node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        failed = dict.fromkeys(node_of.values(), TIMED_OUT)
-        for reply in replies:
-            node_id = node_of[reply.metadata.reply_to_message_id]
-            reason = _objection(reply, part.offset + len(part.data))
-            failed.pop(node_id) if not reason else failed.update({node_id: reason})
-        delivery.failed |= failed
-        delivery.silent |= set(node_of.values()) - answered_by(messages, replies)
-        delivery.arrived -= set(failed)
+
+def _send_part(grid: Grid, part: BackbonePart, timeout: float, delivery: Delivery) -> None:
+    exchange: Exchange[BackbonePart] = Exchange()
+    for node_id in sorted(delivery.arrived):
+        exchange.add(part, node_id=node_id, recipient=str(node_id), ttl=timeout)
+    answers = exchange.ask(grid, timeout, _checked_receipt)
+    failed = {int(node_id): reason for node_id, reason in answers.failures.items()}
+    delivery.failed |= failed
+    delivery.silent |= set(answers.silent)
+    delivery.arrived -= set(failed)
 
 
-def _objection(reply: Message, expected: int) -> str:
-    """Return why a part did not arrive; empty where it did."""
-    if reply.has_error():
-        return error_sentence(reply)
-    try:
-        received = BackboneReceipt.decode(reply.content).received
-    except ProtocolError as error:
-        return str(error)
-    return "" if received == expected else f"it has {received} bytes of the backbone, expected {expected}"
+def _checked_receipt(content: RecordDict, part: BackbonePart) -> BackboneReceipt:
+    receipt, expected = BackboneReceipt.decode(content), part.offset + len(part.data)
+    if receipt.received != expected:
+        raise ProtocolError(f"it has {receipt.received} bytes of the backbone, expected {expected}")
+    return receipt

@@ -18,7 +18,7 @@ from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan, with_core
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import HEAD, Adapter, combine
 from models.lowrank.factors import ROW_NORM, Factors, truncate
-from strategies.methods.base import ClientUpdate, Plain, example_weights
+from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FedSBState:
     core: Mapping[str, Tensor]
 
 
-class FedSB(Plain):
+class FedSB(BaseMethod):
     """The first round is ordinary LoRA, from the second on the core is trained."""
 
     state_classes = (FedSBState, Adapter, Factors)

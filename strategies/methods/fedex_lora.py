@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hyperlora.config.schema import RunConfig
 from models.adapters.adapter import combine
-from strategies.methods.base import ClientUpdate, example_weights
+from strategies.methods.base.server import ClientUpdate, example_weights
 from strategies.methods.fedit import average_factors
 from strategies.methods.merging import MergedState, Merging, merged, without_head
 

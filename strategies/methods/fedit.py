@@ -11,29 +11,16 @@ from collections.abc import Sequence
 import torch
 
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
-from strategies.methods.base import ClientUpdate, Plain, example_weights
+from strategies.methods.base.server import ClientUpdate, SharedAdapterMethod, example_weights
 
 
-class FedIT(Plain):
+class FedIT(SharedAdapterMethod):
     """State: the averaged adapter, which every client starts from."""
-
-    def init(self, initial: Adapter) -> Adapter:
-        """Start from the fresh adapter."""
-        return initial
-
-    def start(self, state: Adapter, card: ClientCard) -> Adapter:
-        """Send everybody the same average."""
-        return state
 
     def aggregate(self, state: Adapter, updates: Sequence[ClientUpdate]) -> Adapter:
         """Average factors and heads entry by entry."""
         return average_factors([update.end for update in updates], example_weights(updates))
-
-    def anchor(self, state: Adapter) -> Adapter:
-        """Return the average."""
-        return state
 
 
 def average_factors(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:

@@ -8,21 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, AdapterSum
-from strategies.methods.base import ClientUpdate, Plain, example_weights
+from strategies.methods.base.server import ClientUpdate, SharedAdapterMethod, example_weights
 
 
-class FlexLoRA(Plain):
+class FlexLoRA(SharedAdapterMethod):
     """State: the averaged adapter, which every client starts from."""
-
-    def init(self, initial: Adapter) -> Adapter:
-        """Start from the fresh adapter."""
-        return initial
-
-    def start(self, state: Adapter, card: ClientCard) -> Adapter:
-        """Send everybody the same average."""
-        return state
 
     def aggregate(self, state: Adapter, updates: Sequence[ClientUpdate]) -> Adapter:
         """Average in product space, truncate, and keep the gauge of the last round."""
@@ -30,10 +21,6 @@ class FlexLoRA(Plain):
         for update, weight in zip(updates, example_weights(updates), strict=True):
             total.add(update.end, weight)
         return total.truncated(state.rank).aligned(state)
-
-    def anchor(self, state: Adapter) -> Adapter:
-        """Return the average."""
-        return state
 
 
 def build(config: RunConfig) -> FlexLoRA:

@@ -15,7 +15,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, combine
 from models.lowrank.factors import ROW_NORM, Factors
-from strategies.methods.base import ClientUpdate, example_weights
+from strategies.methods.base.server import ClientUpdate, example_weights
 from strategies.methods.merging import MergedState, Merging, merged, without_head
 
 

@@ -14,7 +14,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, resized
 from models.lowrank.factors import norm
-from strategies.methods.base import ClientUpdate, example_weights
+from strategies.methods.base.server import ClientUpdate, example_weights
 from strategies.methods.fedit import FedIT, average_factors
 
 

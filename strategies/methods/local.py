@@ -12,7 +12,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
-from strategies.methods.base import ClientUpdate, Plain
+from strategies.methods.base.server import BaseMethod, ClientUpdate
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LocalState:
     own: Mapping[str, Adapter]
 
 
-class Local(Plain):
+class Local(BaseMethod):
     """Returns to each client what it sent; a client that never trained gets the fresh adapter."""
 
     state_classes = (LocalState, Adapter, Factors)

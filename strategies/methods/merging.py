@@ -10,7 +10,7 @@ from hyperlora.messages.plan import LocalPlan
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, combine
 from models.lowrank.factors import Factors, padded, truncate
-from strategies.methods.base import Plain
+from strategies.methods.base.server import BaseMethod
 
 NEGLIGIBLE = 1e-6
 
@@ -28,7 +28,7 @@ class MergedState:
         return self.adapter if self.base is None else combine([self.adapter, self.base], [1.0, 1.0])
 
 
-class Merging(Plain):
+class Merging(BaseMethod):
     """A method whose clients train one common adapter over a base product that the server keeps adding to."""
 
     state_classes = (MergedState, Adapter, Factors)

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from hyperlora.config.methods import find_method
 from hyperlora.config.schema import ConfigError, RunConfig
-from strategies.methods.base import Method
+from strategies.methods.base.server import Method
 
 
 def build_method(config: RunConfig) -> Method:

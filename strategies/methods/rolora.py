@@ -13,7 +13,7 @@ from hyperlora.messages.plan import LocalPlan
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import HEAD, Adapter
 from models.lowrank.factors import Factors
-from strategies.methods.base import ClientUpdate, Plain, example_weights
+from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights
 from strategies.methods.fedit import average_factors
 
 
@@ -25,7 +25,7 @@ class RoLoraState:
     rounds: int
 
 
-class RoLora(Plain):
+class RoLora(BaseMethod):
     """Trains B first, since the gradient by A is zero while B is."""
 
     state_classes = (RoLoraState, Adapter, Factors)

@@ -20,7 +20,8 @@ from hyperlora.messages.train import TrainRequest
 from strategies.engine.records import RoundRecord
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
-from strategies.federation.roster import FederationError, Roster
+from strategies.federation.registrar import Registrar
+from strategies.federation.roster import FederationError
 from strategies.methods.registry import build_method
 from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card
 from tests.faults.table import Row
@@ -153,14 +154,14 @@ def undisturbed(heard: bool) -> LoraStrategy:
             error = Error(code=CLIENT_ERROR, reason="taken away")
             replies[-1:] = [Message(error, reply_to=messages[-1])] if heard else []
         strategy.aggregate_train(server_round, replies)
-        strategy.rehearse(grid, server_round, SETTINGS.round_timeout)
+        strategy.configure_evaluate(server_round, None, None, grid)  # type: ignore[arg-type]
     return strategy
 
 
 def make_strategy(settings: RoundSettings) -> LoraStrategy:
     method = build_method(RunConfig.parse({"generator.hidden": 8, "generator.rank": 3, "corrector.rank": 2}))
-    roster = Roster("fingerprint", SIGNATURE_SIZE, CLASSES)
-    return LoraStrategy(method, initial=make_adapter(0, fresh=True), roster=roster, settings=settings)
+    registrar = Registrar("fingerprint", SIGNATURE_SIZE, CLASSES)
+    return LoraStrategy(method, initial=make_adapter(0, fresh=True), registrar=registrar, settings=settings)
 
 
 def same_state(one: LoraStrategy, other: LoraStrategy) -> bool:

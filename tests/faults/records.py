@@ -15,7 +15,7 @@ from benchmarks.local_grid import LocalGrid
 from hyperlora.config.settings import WIRE_DTYPES
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
-from hyperlora.messages.plan import LocalPlan, as_received, core_shapes
+from hyperlora.messages.plan import LocalPlan, Start, core_shapes
 from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
@@ -41,7 +41,7 @@ class Decoder:
 
 def decoders() -> list[Decoder]:
     cards = SignatureReply([make_card("a"), make_card("b", trains=False)], {"c": "it is empty"})
-    asked = EvaluateRequest("a", 3, [0, 10], make_adapter(0))
+    asked = EvaluateRequest("a", 3, [0, 10], Start(make_adapter(0)))
     scored = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], 0.3)
     return [
         Decoder("SignatureRequest", SignatureRequest("abc").encode, SignatureRequest.decode),
@@ -63,18 +63,18 @@ def train_requests() -> dict[str, TrainRequest]:
     plans = {
         "a core": LocalPlan(trains="core", up=("head",), core=core),
         "a base": LocalPlan(base=replace(make_adapter(3, rank=3), head=0 * start.head)),
-        "B alone": LocalPlan(trains="B", down=("B", "head"), up=("B", "head"), personal="fedsa"),
+        "B alone": LocalPlan(trains="B", down=("B", "head"), up=("B", "head"), personal=True),
     }
     wires = {
-        wire: TrainRequest("a", 3, 10, as_received(start, LocalPlan(), wire), GradientSpec("sketch", 16), wire=wire)
+        wire: TrainRequest("a", 3, 10, Start(start, LocalPlan(gradient=GradientSpec("sketch", 16)), wire).fitted(0))
         for wire in WIRE_DTYPES
     }
-    return wires | {name: TrainRequest("a", 3, 10, start, plan=plan) for name, plan in plans.items()}
+    return wires | {name: TrainRequest("a", 3, 10, Start(start, plan)) for name, plan in plans.items()}
 
 
 def _train_decoders(kind: str, request: TrainRequest) -> Iterator[Decoder]:
-    end, signature = moved(request.start, "a", 1), make_card("b").signature
-    gradient = request.wants.compress(part_vectors(end)) if request.wants.kind != "off" else {}
+    end, signature = moved(request.start.adapter, "a", 1), make_card("b").signature
+    gradient = request.gradient_spec.compress(part_vectors(end)) if request.gradient_spec.kind != "off" else {}
     core = {name: 2 * one for name, one in request.plan.core.items()}
     reply = TrainReply("a", 3, end, make_metrics(), gradient, signature, core, request.plan.up)
     yield Decoder(f"TrainRequest, {kind}", request.encode, lambda content: TrainRequest.decode(content, FRESH))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
-from client_app.workplace import open_workplace
+from client_app.runtime import open_runtime
 from hyperlora.config.schema import RunConfig
 from models.backbones.loading import build_backbone
 from server_app.run import run
@@ -94,18 +94,18 @@ def test_a_family_trains_and_its_adapters_load_with_peft(
     assert record["cohort"] == ["all-0", "all-1"]
     starts = [score for score in scores if score["track"] == "start"]
     assert [score["client_id"] for score in starts] == ["all-0", "all-1", "all-2"]
-    workplace = open_workplace(config)
+    runtime = open_runtime(config)
     backbone = build_backbone(
         name=config.model.name,
         weights=config.model.weights,
         image_size=config.model.image_size,
-        num_classes=len(workplace.federation.class_names),
-        class_names=workplace.federation.class_names,
+        num_classes=len(runtime.federation.class_names),
+        class_names=runtime.federation.class_names,
         text_tower=config.model.text_tower,
     )
     adapter = tmp_path / "run" / "adapters" / "all-2"
     model = PeftModel.from_pretrained(backbone.module, str(adapter)).eval()
-    test = workplace.client("all-2").test
+    test = runtime.client("all-2").test
     with torch.no_grad():
         predicted = model(backbone.prepare(test.inputs)).argmax(dim=1)
     assert float((predicted == test.labels).float().mean()) == pytest.approx(starts[2]["zero_step"], abs=1e-6)
@@ -117,7 +117,7 @@ def test_a_language_model_learns_responses_and_its_adapters_load_with_peft(tmp_p
     config, scores = make_run(tmp_path, {**values, "federation.rounds": 3, "train.local-steps": 10})
     backbone = build_backbone(name=name, weights="", image_size=24, num_classes=7)
     model = PeftModel.from_pretrained(backbone.module, str(tmp_path / "run" / "adapters" / "all-2")).eval()
-    test = open_workplace(config).client("all-2").test
+    test = open_runtime(config).client("all-2").test
     inputs = backbone.prepare(test.inputs)
     targets = backbone.targets(inputs, test.labels)
     with torch.no_grad():

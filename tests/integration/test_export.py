@@ -13,15 +13,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from client_app.workplace import Workplace, open_workplace
+from client_app.runtime import ClientRuntime, open_runtime
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
 from hyperlora.task import build_model
 
 
 @pytest.fixture
-def workplace(short_run: Path) -> Workplace:
-    return open_workplace(RunConfig.parse(json.loads((short_run / "config.json").read_text())))
+def runtime(short_run: Path) -> ClientRuntime:
+    return open_runtime(RunConfig.parse(json.loads((short_run / "config.json").read_text())))
 
 
 def export(*arguments: object, status: int = 0) -> str:
@@ -36,28 +36,28 @@ def score_of(run: Path, client: str) -> float:
 
 
 def test_an_exported_adapter_loads_with_peft_and_has_the_accuracy_that_the_run_reported(
-    short_run: Path, tmp_path: Path, workplace: Workplace
+    short_run: Path, tmp_path: Path, runtime: ClientRuntime
 ) -> None:
     export(short_run, "--client", "noisy-4", "--to", tmp_path / "mine")
-    backbone = build_model(workplace.config.data, workplace.config.model, workplace.config.lora).peft_model.unload()
+    backbone = build_model(runtime.config.data, runtime.config.model, runtime.config.lora).peft_model.unload()
     model = PeftModel.from_pretrained(backbone, str(tmp_path / "mine")).eval()
-    test = workplace.client("noisy-4").test
+    test = runtime.client("noisy-4").test
     with torch.no_grad():
-        predicted = model(workplace.model.backbone.prepare(test.inputs)).argmax(dim=1)
+        predicted = model(runtime.model.backbone.prepare(test.inputs)).argmax(dim=1)
     accuracy = float((predicted == test.labels).float().mean())
     assert accuracy == pytest.approx(score_of(short_run, "noisy-4"))
     assert accuracy > 0.2
 
 
 def test_a_merged_model_loads_with_timm_alone_and_predicts_as_the_adapter_does(
-    short_run: Path, tmp_path: Path, workplace: Workplace
+    short_run: Path, tmp_path: Path, runtime: ClientRuntime
 ) -> None:
     export(short_run, "--client", "noisy-4", "--merged", "--to", tmp_path / "merged")
     model = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True).eval()
     model.load_state_dict(load_file(tmp_path / "merged" / "model.safetensors"), strict=True)
-    test = workplace.client("noisy-4").test
+    test = runtime.client("noisy-4").test
     with torch.no_grad():
-        predicted = model(workplace.model.backbone.prepare(test.inputs)).argmax(dim=1)
+        predicted = model(runtime.model.backbone.prepare(test.inputs)).argmax(dim=1)
     assert float((predicted == test.labels).float().mean()) == pytest.approx(score_of(short_run, "noisy-4"))
 
 

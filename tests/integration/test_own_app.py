@@ -12,7 +12,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from benchmarks.local_grid import LocalGrid
-from strategies import HyperLoRA
+from hyperlora import HyperLoraStrategy
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "own_app.py"
 
@@ -34,14 +34,14 @@ def test_the_example_runs_and_serves_a_shop_that_never_trained(
 
 
 def test_it_is_a_flower_strategy() -> None:
-    assert issubclass(HyperLoRA, Strategy)
+    assert issubclass(HyperLoraStrategy, Strategy)
 
 
-def test_importing_strategies_alone_imports_no_torch() -> None:
-    code = "import sys, strategies; sys.exit('torch' in sys.modules)"
+def test_importing_hyperlora_alone_imports_no_torch() -> None:
+    code = "import sys, hyperlora; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(ImportError):
-        from strategies import NoSuchStrategy  # noqa: F401
+        from hyperlora import NoSuchStrategy  # noqa: F401

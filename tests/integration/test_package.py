@@ -24,7 +24,7 @@ from hyperlora.cli.main import app
 for command in ("run", "personalize", "report", "compare", "export", "doctor"):
     outcome = CliRunner().invoke(app, [command, "--help"])
     assert outcome.exit_code == 0, outcome.output
-from strategies import HyperLoRA
+from hyperlora import HyperLoraStrategy
 """
 
 

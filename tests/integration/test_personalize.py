@@ -12,8 +12,7 @@ from peft import PeftModel
 from PIL import Image
 from typer.testing import CliRunner
 
-from client_app.training import evaluate
-from client_app.workplace import open_workplace
+from client_app.runtime import open_runtime
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.images import read_image_folder
@@ -21,6 +20,7 @@ from hyperlora.reporting.run_files import RunFiles
 from hyperlora.serving import start_for
 from hyperlora.task import build_model
 from models.adapters.adapter import subtract
+from models.adapters.training import evaluate
 from models.lowrank.factors import norm
 from models.personalization.prior import add_prior
 
@@ -35,9 +35,9 @@ def personalize(*arguments: object, status: int = 0) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rotated digits of another division's clients, as files."""
     root = tmp_path_factory.mktemp("images") / "mine"
-    workplace = open_workplace(RunConfig.parse({"seed": 5}))
+    runtime = open_runtime(RunConfig.parse({"seed": 5}))
     for client_id in ("rotated-0", "rotated-1"):
-        data = workplace.client(client_id)
+        data = runtime.client(client_id)
         for part, samples in (("a", data.train), ("b", data.test)):
             for index, (image, label) in enumerate(zip(samples.inputs, samples.labels, strict=True)):
                 path = root / str(int(label)) / f"{client_id}-{part}-{index}.png"
@@ -78,12 +78,12 @@ def test_the_generated_adapter_is_far_better_than_chance_and_local_steps_change_
 def test_the_same_signature_under_a_new_name_gets_nearly_what_the_unseen_client_got(short_run: Path) -> None:
     run = RunFiles.open(short_run)
     card = run.require_clients().cards["rotated-4"]
-    after_round, start, _ = start_for(run, replace(card, client_id="somebody"))
+    after_round, start = start_for(run, replace(card, client_id="somebody"))
     assert after_round == 3
-    workplace = open_workplace(run.config)
-    tokens = workplace.tokens("rotated-4", "test")
-    workplace.model.load(add_prior(start, card.signature.class_frequencies, run.config.prior_strength))
-    accuracy, _ = evaluate(workplace.model, tokens)
+    runtime = open_runtime(run.config)
+    tokens = runtime.tokens("rotated-4", "test")
+    runtime.model.load(add_prior(start.adapter, card.signature.class_frequencies, run.config.prior_strength))
+    accuracy, _ = evaluate(runtime.model, tokens)
     score = next(one for one in run.scores if one["client_id"] == "rotated-4" and one["track"] == "start")
     assert accuracy == pytest.approx(score["zero_step"], abs=0.06)
 
@@ -91,7 +91,7 @@ def test_the_same_signature_under_a_new_name_gets_nearly_what_the_unseen_client_
 def test_another_signature_gets_another_adapter(short_run: Path) -> None:
     run = RunFiles.open(short_run)
     cards = run.require_clients().cards
-    starts = [start_for(run, replace(cards[name], client_id="x"))[1] for name in ("rotated-4", "inverted-4")]
+    starts = [start_for(run, replace(cards[name], client_id="x"))[1].adapter for name in ("rotated-4", "inverted-4")]
     assert all(float(norm(one).sum()) > 1e-3 for one in subtract(*starts).low_rank.values())
 
 

@@ -13,15 +13,16 @@ from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
-from client_app.training import evaluate
-from client_app.workplace import open_workplace
+from client_app.runtime import open_runtime
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.digits import digits_public
 from hyperlora.storage.tensor_store import TensorStore
+from models.adapters.training import evaluate
 from models.backbones.backbone import Backbone
 from models.backbones.loading import build_backbone
 from server_app.run import run
-from strategies.federation.roster import FederationError, Roster
+from strategies.federation.registrar import Registrar
+from strategies.federation.roster import FederationError
 
 SMALL = {
     "federation.rounds": 3,
@@ -70,12 +71,12 @@ def test_the_run_learns(finished: Path) -> None:
 
 
 def test_every_adapter_loads_with_peft_and_gives_the_accuracy_that_was_reported(finished: Path) -> None:
-    workplace = open_workplace(RunConfig.parse(SMALL))
+    runtime = open_runtime(RunConfig.parse(SMALL))
     scores = json.loads((finished / "evaluation.json").read_text())
     for score in [one for one in scores if one["track"] == "start"]:
         backbone = fresh_backbone()
         model = PeftModel.from_pretrained(backbone.module, str(finished / "adapters" / score["client_id"])).eval()
-        test = workplace.client(score["client_id"]).test
+        test = runtime.client(score["client_id"]).test
         with torch.no_grad():
             predicted = model(backbone.prepare(test.inputs)).argmax(dim=1)
         assert float((predicted == test.labels).float().mean()) == pytest.approx(score["zero_step"], abs=1e-6)
@@ -107,11 +108,11 @@ def test_a_prior_of_strength_zero_is_no_prior(tmp_path: Path) -> None:
 
 
 def test_a_fresh_adapter_gives_the_output_of_the_backbone() -> None:
-    workplace = open_workplace(RunConfig.parse(SMALL))
-    model, client = workplace.model, workplace.federation.client_ids[0]
+    runtime = open_runtime(RunConfig.parse(SMALL))
+    model, client = runtime.model, runtime.federation.client_ids[0]
     model.load(model.initialise(seed=1))
-    assert evaluate(model, workplace.tokens(client, "test"))[1] == pytest.approx(2.302585, abs=1e-4)
-    tokens = workplace.tokens(client, "test").tokens
+    assert evaluate(model, runtime.tokens(client, "test"))[1] == pytest.approx(2.302585, abs=1e-4)
+    tokens = runtime.tokens(client, "test").tokens
     adapted = model.logits(tokens)
     with model.peft_model.disable_adapter():
         assert torch.equal(adapted, model.logits(tokens))
@@ -207,7 +208,7 @@ def test_a_rehearsal_changes_what_newcomers_get_and_nothing_else(finished: Path,
     plain = metrics_without_times(make_run(tmp_path / "run", **{"hyperlora.probe-clients": 0}))
     assert plain[-1]["method"]["newcomer_strength"] == 1.0
     assert rehearsed[-1]["method"]["newcomer_strength"] in (0.0, 0.5, 1.0)
-    assert [one["bytes"].get("rehearse_up", 0) > 0 for one in rehearsed] == [False, True, True]
+    assert [one["bytes"].get("probe_up", 0) > 0 for one in rehearsed] == [False, True, True]
     assert rehearsed[-1]["evaluation"]["seen"] == plain[-1]["evaluation"]["seen"]
 
 
@@ -225,10 +226,10 @@ def test_every_kind_of_generator_runs(tmp_path: Path, kind: str) -> None:
 
 def test_a_node_of_another_backbone_is_left_out_and_the_reason_is_named() -> None:
     values = RunConfig.parse(SMALL).flat()
-    roster = Roster(fingerprint="f" * 64, signature_size=2 * 64 + 10 + 1, num_classes=10)
+    registrar = Registrar(fingerprint="f" * 64, signature_size=2 * 64 + 10 + 1, num_classes=10)
     with pytest.raises(
         FederationError, match="this node has another backbone: the server's fingerprint is ffffffffffff"
     ):
-        roster.wait_for(LocalGrid(client_app, values, 2), wanted=20, join_timeout=0.1, reply_timeout=60)
-    assert roster.cards == {}
-    assert sorted(roster.left_out) == ["node 1", "node 2"]
+        registrar.wait_for(LocalGrid(client_app, values, 2), wanted=20, join_timeout=0.1, reply_timeout=60)
+    assert registrar.roster.cards == {}
+    assert sorted(registrar.roster.left_out) == ["node 1", "node 2"]

@@ -7,10 +7,11 @@ import torch
 
 from hyperlora.config.methods import METHODS
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.plan import chosen, whole
+from hyperlora.messages.plan import Start, chosen
+from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, combine
 from models.lowrank.factors import Factors
-from strategies.methods.base import ClientUpdate, Method
+from strategies.methods.base.server import ClientUpdate, Method, with_clients
 from strategies.methods.registry import build_method
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
 
@@ -20,28 +21,32 @@ INITIAL = make_adapter(0, fresh=True)
 CARDS = {name: make_card(name, num_examples=10 * index + 10) for index, name in enumerate("abcd")}
 
 
+def start_of(method: Method, state: object, card: ClientCard) -> Adapter:
+    return method.starts(state, [card])[0]
+
+
 def updates_of(method: Method, state: object, ends: dict[str, Adapter]) -> list[ClientUpdate]:
     """Replies that bring of each end only what the method's plan has sent back, in the order of the client-ids."""
     updates = []
     for name, end in sorted(ends.items()):
-        start, plan = method.start(state, CARDS[name]), method.plan(state, CARDS[name])
+        start, plan = start_of(method, state, CARDS[name]), method.plan(state, CARDS[name])
         sent = Adapter.from_tensors({**start.tensors(), **chosen(end, plan.up)})
         updates.append(ClientUpdate(CARDS[name], start, sent, make_metrics(CARDS[name].num_examples)))
     return updates
 
 
 def aggregated(method: Method, ends: dict[str, Adapter]) -> object:
-    state = method.register(method.init(INITIAL), CARDS)
+    state = with_clients(method, method.init(INITIAL), CARDS)
     return method.aggregate(state, updates_of(method, state, ends))
 
 
 def whole_start(method: Method, state: object, name: str) -> Adapter:
-    return whole(method.start(state, CARDS[name]), method.plan(state, CARDS[name]))
+    return Start(start_of(method, state, CARDS[name]), method.plan(state, CARDS[name])).whole()
 
 
 def trained_by(method: Method, end: Adapter) -> Adapter:
     """What a client of the method ends with that trains towards ``end`` from the fresh adapter."""
-    state = method.register(method.init(INITIAL), CARDS)
+    state = with_clients(method, method.init(INITIAL), CARDS)
     return updates_of(method, state, {"a": end})[0].end
 
 
@@ -59,7 +64,7 @@ def turned(adapter: Adapter) -> Adapter:
 @pytest.mark.parametrize("name", METHODS)
 def test_before_round_one_everybody_gets_the_fresh_adapter(name: str) -> None:
     method = method_of(name)
-    state = method.register(method.init(INITIAL), CARDS)
+    state = with_clients(method, method.init(INITIAL), CARDS)
     assert_same_products(whole_start(method, state, "a"), INITIAL)
 
 
@@ -125,7 +130,7 @@ def test_no_function_changes_its_arguments(name: str) -> None:
     method = method_of(name)
     ends = {one: moved(INITIAL, one, 1) for one in "abc"}
     before = {one: {key: value.clone() for key, value in end.tensors().items()} for one, end in ends.items()}
-    state = method.register(method.init(INITIAL), CARDS)
+    state = with_clients(method, method.init(INITIAL), CARDS)
     first = method.start(method.aggregate(state, updates_of(method, state, ends)), CARDS["a"])
     again = method.start(method.aggregate(state, updates_of(method, state, ends)), CARDS["a"])
     assert all(torch.equal(ends[one].tensors()[key], value) for one in before for key, value in before[one].items())

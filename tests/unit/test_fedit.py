@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
-from strategies.methods.base import ClientUpdate
+from strategies.methods.base.server import ClientUpdate
 from strategies.methods.fedit import FedIT
 from tests.builders import make_card, make_metrics
 

@@ -9,16 +9,16 @@ import torch
 from models.adapters.adapter import Adapter, subtract
 from models.adapters.gradient import GradientSpec, part_vectors
 from models.lowrank.factors import Factors
-from strategies.methods.base import ClientUpdate
+from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.config import LEARNABLE as CONFIGURED
 from strategies.methods.hyperlora.learning import LEARNABLE, learn
-from strategies.methods.hyperlora.server import HyperLoRA
+from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.methods.hyperlora.state import HyperLoraState
 from tests.builders import make_adapter, make_card, make_metrics, moved, products
 
 SPEC = GradientSpec("adapter")
 CARDS = {name: make_card(name) for name in "abcdef"}
-METHOD = HyperLoRA(temperature=2.0, wants=SPEC)
+METHOD = HyperLoraMethod(temperature=2.0, gradient_spec=SPEC)
 ALL = tuple(LEARNABLE)
 
 
@@ -115,8 +115,8 @@ def test_shuffled_clients_are_described_by_each_other_and_neighbours_do_not_stay
     names = [f"{domain}-{index}" for domain in ("art", "ink", "map") for index in range(5)]
     cards = {name: make_card(name, seed=place) for place, name in enumerate(names)}
     plain, shuffled = (replace(METHOD, shuffled=one).init(make_adapter(0)) for one in (False, True))
-    before = METHOD.register(plain, cards).descriptions
-    after = replace(METHOD, shuffled=True).register(shuffled, cards).descriptions
+    before = METHOD.register(plain, cards).signature_vectors
+    after = replace(METHOD, shuffled=True).register(shuffled, cards).signature_vectors
     owner = {tuple(value.tolist()): name for name, value in before.items()}
     whose = {name: owner[tuple(value.tolist())] for name, value in after.items()}
     assert sorted(whose.values()) == sorted(cards)

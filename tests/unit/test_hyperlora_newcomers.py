@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from models.adapters.adapter import Adapter, subtract
-from strategies.methods.base import ClientUpdate
+from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.probes import STRENGTHS
-from strategies.methods.hyperlora.server import HyperLoRA
+from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.methods.hyperlora.state import HyperLoraState
 from tests.builders import make_adapter, make_card, make_metrics, moved, products
 
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate("abcdefg")}
 KNOWN = [CARDS[name] for name in "abcdef"]
-METHOD = HyperLoRA(temperature=2.0, rehearsing=5)
+METHOD = HyperLoraMethod(temperature=2.0, probe_clients=5)
 
 
 def after_one_round() -> HyperLoraState:
@@ -36,7 +36,7 @@ def losses(best: float, clients: str = "abcde") -> dict[str, dict[str, float]]:
 
 def test_clients_with_an_entry_try_on_what_they_would_get_without_it() -> None:
     state = after_one_round()
-    tried = METHOD.rehearsals(state, list(CARDS.values()), 3)
+    tried = METHOD.probe_starts(state, list(CARDS.values()), 3)
     assert len(tried) == 5
     assert "g" not in tried
     name, starts = next(iter(tried.items()))
@@ -52,7 +52,7 @@ def test_clients_with_an_entry_try_on_what_they_would_get_without_it() -> None:
 @pytest.mark.parametrize("best", STRENGTHS)
 def test_the_strength_with_the_lowest_loss_is_for_newcomers_alone(best: float) -> None:
     state = after_one_round()
-    after = METHOD.rehearsed(state, losses(best))
+    after = METHOD.apply_probe_losses(state, losses(best))
     assert after.newcomer_strength == best
     for part, value in products(METHOD.start(after, CARDS["a"])).items():
         assert value.equal(products(METHOD.start(state, CARDS["a"]))[part])
@@ -64,14 +64,14 @@ def test_the_strength_with_the_lowest_loss_is_for_newcomers_alone(best: float) -
 @pytest.mark.parametrize(("best", "lie"), [(0.0, 1.0), (1.0, 0.0), (0.5, 1.0)])
 def test_a_quarter_of_liars_does_not_choose_for_everybody(best: float, lie: float) -> None:
     lies = {name: {str(one): 0.0 if one == lie else 1e6 for one in STRENGTHS} for name in "wxyz"}
-    after = METHOD.rehearsed(after_one_round(), losses(best, "abcdefghijkl") | lies)
+    after = METHOD.apply_probe_losses(after_one_round(), losses(best, "abcdefghijkl") | lies)
     assert after.newcomer_strength == best
 
 
 def test_too_few_scores_or_none_at_all_change_nothing() -> None:
     state = after_one_round()
-    assert METHOD.rehearsed(state, losses(0.0, "abc")) is state
+    assert METHOD.apply_probe_losses(state, losses(0.0, "abc")) is state
     broken = {name: {**one, "0.5": float("nan")} for name, one in losses(0.0).items()}
-    assert METHOD.rehearsed(state, broken) is state
-    assert replace(METHOD, rehearsing=0).rehearsals(state, KNOWN, 1) == {}
-    assert METHOD.rehearsals(state, KNOWN[:3], 1) == {}
+    assert METHOD.apply_probe_losses(state, broken) is state
+    assert replace(METHOD, probe_clients=0).probe_starts(state, KNOWN, 1) == {}
+    assert METHOD.probe_starts(state, KNOWN[:3], 1) == {}

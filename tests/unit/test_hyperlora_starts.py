@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from models.adapters.adapter import Adapter, combine
-from strategies.methods.base import ClientUpdate
+from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
-from strategies.methods.hyperlora.server import HyperLoRA
+from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.methods.hyperlora.starts import MOST_SPREAD, alike
 from strategies.methods.hyperlora.state import HyperLoraState, attended
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
@@ -16,11 +16,11 @@ from tests.builders import assert_same_products, make_adapter, make_card, make_m
 NAMES = "abcdefgh"
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate(NAMES)}
 GENERATOR = ServedGenerator("atoms", 3, 8, 1, Teaching(5, 0.05, 6, 0.1), seed=0)
-PLAIN = HyperLoRA(temperature=2.0)
-GENERATING = HyperLoRA(temperature=2.0, generator=GENERATOR, newcomer_share=0.6)
+PLAIN = HyperLoraMethod(temperature=2.0)
+GENERATING = HyperLoraMethod(temperature=2.0, generator=GENERATOR, newcomer_share=0.6)
 
 
-def after_rounds(method: HyperLoRA, rounds: int = 2) -> HyperLoraState:
+def after_rounds(method: HyperLoraMethod, rounds: int = 2) -> HyperLoraState:
     state = method.register(method.init(make_adapter(0)), CARDS)
     for server_round in range(1, rounds + 1):
         seen = list(CARDS.values())[:-2]
@@ -32,7 +32,7 @@ def after_rounds(method: HyperLoRA, rounds: int = 2) -> HyperLoraState:
     return state
 
 
-def by_formula(method: HyperLoRA, state: HyperLoraState, name: str) -> Adapter:
+def by_formula(method: HyperLoraMethod, state: HyperLoraState, name: str) -> Adapter:
     """T_r(anchor + (1 - g) sum_j strength alpha_j D_j + g G(s))."""
     alpha = dict(zip(state.names, attended(state, [CARDS[name]])[0].tolist(), strict=True))
     parts = state.anchor.parts
@@ -45,14 +45,14 @@ def by_formula(method: HyperLoRA, state: HyperLoraState, name: str) -> Adapter:
         terms.append(state.memory[other])
         weights.append({part: (1 - share[part]) * strength[part] * weight for part in parts})
     if method.generator:
-        made = method.generator.deviations(state, state.description_of(CARDS[name])[None])
+        made = method.generator.deviations(state, state.vector_of(CARDS[name])[None])
         terms.append(made[0])
         weights.append(share)
     return combine(terms, weights).truncated(state.anchor.rank).aligned(state.anchor)
 
 
 @pytest.mark.parametrize("method", [PLAIN, GENERATING], ids=["memory", "memory and generator"])
-def test_the_starts_are_those_of_the_formula(method: HyperLoRA) -> None:
+def test_the_starts_are_those_of_the_formula(method: HyperLoraMethod) -> None:
     state = after_rounds(method)
     for name, start in zip(CARDS, method.starts(state, list(CARDS.values())), strict=True):
         expected = by_formula(method, state, name)

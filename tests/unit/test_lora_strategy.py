@@ -15,11 +15,12 @@ from hyperlora.messages.train import TrainReply, TrainRequest
 from strategies.engine.records import RoundRecord
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import NOT_ASKED, LoraStrategy
-from strategies.engine.transport import error_sentence
-from strategies.federation.roster import FederationError, Roster
-from strategies.methods.base import ClientUpdate
+from strategies.federation.registrar import Registrar
+from strategies.federation.roster import FederationError
+from strategies.federation.transport import error_sentence
+from strategies.methods.base.server import ClientUpdate
 from strategies.methods.flexlora import FlexLoRA
-from strategies.methods.hyperlora.server import HyperLoRA
+from strategies.methods.hyperlora.server import HyperLoraMethod
 from tests.builders import (
     CLASSES,
     SIGNATURE_SIZE,
@@ -48,9 +49,9 @@ SETTINGS = RoundSettings(
 
 
 def make_strategy(method=None, settings: RoundSettings = SETTINGS) -> LoraStrategy:
-    roster = Roster("fingerprint", SIGNATURE_SIZE, CLASSES)
-    method = method or HyperLoRA(temperature=1.0, self_logit=1.0)
-    return LoraStrategy(method, initial=make_adapter(0, fresh=True), roster=roster, settings=settings)
+    registrar = Registrar("fingerprint", SIGNATURE_SIZE, CLASSES)
+    method = method or HyperLoraMethod(temperature=1.0, self_logit=1.0)
+    return LoraStrategy(method, initial=make_adapter(0, fresh=True), registrar=registrar, settings=settings)
 
 
 def run(strategy: LoraStrategy, rounds: int, spoil: dict[str, Spoil] | None = None, nodes: int = 3):
@@ -63,7 +64,7 @@ def run(strategy: LoraStrategy, rounds: int, spoil: dict[str, Spoil] | None = No
 def starts_of(grid: LocalGrid, server_round: int) -> dict[str, object]:
     fresh = make_adapter(0, fresh=True)
     return {
-        str(message.content["config"]["client_id"]): TrainRequest.decode(message.content, fresh).start
+        str(message.content["config"]["client_id"]): TrainRequest.decode(message.content, fresh).start.adapter
         for message in grid.sent
         if message.metadata.message_type == TrainRequest.TYPE
         and message.content["config"]["server_round"] == server_round
@@ -114,7 +115,7 @@ def _raise(answer: Message, request: TrainRequest) -> Message:
 
 
 def _nan(answer: Message, request: TrainRequest) -> Message:
-    answer.content["arrays"]["head"] = Array(np.full_like(request.start.head.numpy(), np.nan))
+    answer.content["arrays"]["head"] = Array(np.full_like(request.start.adapter.head.numpy(), np.nan))
     return answer
 
 

@@ -10,11 +10,12 @@ from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 
 from hyperlora.messages.codec import ProtocolError, count_bytes
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import SignatureReply, SignatureRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_adapter, make_card, make_metrics
 
-REQUEST = TrainRequest("a", 3, 10, make_adapter(0))
+REQUEST = TrainRequest("a", 3, 10, Start(make_adapter(0)))
 REPLY = TrainReply("a", 3, make_adapter(1), make_metrics())
 
 
@@ -25,7 +26,7 @@ def equal(left, right) -> bool:
 def test_train_messages_survive_the_wire() -> None:
     request = TrainRequest.decode(REQUEST.encode(), make_adapter(5))
     assert (request.client_id, request.server_round, request.local_steps) == ("a", 3, 10)
-    assert equal(request.start, REQUEST.start)
+    assert equal(request.start.adapter, REQUEST.start.adapter)
     reply = TrainReply.decode(REPLY.encode(), REQUEST)
     assert reply.metrics == REPLY.metrics
     assert equal(reply.end, REPLY.end)
@@ -40,7 +41,7 @@ def test_a_new_signature_survives_the_wire() -> None:
 
 
 def test_evaluate_messages_survive_the_wire() -> None:
-    request = EvaluateRequest("a", 3, [0, 10], make_adapter(0))
+    request = EvaluateRequest("a", 3, [0, 10], Start(make_adapter(0)))
     assert list(EvaluateRequest.decode(request.encode(), make_adapter(0)).steps) == [0, 10]
     reply = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], 0.3)
     assert EvaluateReply.decode(reply.encode(), request) == reply

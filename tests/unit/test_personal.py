@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from client_app.fisher import deviations, weight_of
-from client_app.personal import with_own_left, with_own_part
 from models.adapters.adapter import Adapter, combine
+from strategies.methods.feddpa.client import mixed_with_private
+from strategies.methods.fedsa_lora.client import with_kept_left
+from strategies.methods.potara.client import deviations, merging_weight
 from tests.builders import assert_same_products, make_adapter
 
 
@@ -25,7 +26,7 @@ def column(*values: float) -> torch.Tensor:
     ],
 )
 def test_potaras_weight(federated: torch.Tensor, local: torch.Tensor, expected: float) -> None:
-    assert weight_of(federated, local) == pytest.approx(expected)
+    assert merging_weight(federated, local) == pytest.approx(expected)
 
 
 def test_a_certain_adapter_deviates_less() -> None:
@@ -35,7 +36,7 @@ def test_a_certain_adapter_deviates_less() -> None:
 
 def test_fedsas_client_uses_its_own_b_and_head_with_the_servers_a() -> None:
     server, own = make_adapter(1), make_adapter(2)
-    used = with_own_left(server, own)
+    used = with_kept_left(server, own)
     for kind in server.low_rank:
         assert torch.equal(used.low_rank[kind].A, server.low_rank[kind].A)
         assert torch.equal(used.low_rank[kind].B, own.low_rank[kind].B)
@@ -48,11 +49,11 @@ def loaded(composition: object) -> Adapter:
 
 def test_feddpas_client_that_kept_nothing_uses_what_it_received() -> None:
     received = make_adapter(1)
-    assert_same_products(loaded(with_own_part(received, None, 0.3)), received)
+    assert_same_products(loaded(mixed_with_private(received, None, 0.3)), received)
 
 
 def test_feddpas_client_adds_its_own_part_to_a_share_of_the_received_adapter() -> None:
     received, own = make_adapter(1), make_adapter(2)
-    composition = with_own_part(received, own, 0.3)
+    composition = mixed_with_private(received, own, 0.3)
     assert_same_products(loaded(composition), combine([received, own], [0.7, 1.0]))
-    assert_same_products(composition.own_part(composition.adapter), own)
+    assert_same_products(composition.private(composition.adapter), own)

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from benchmarks.local_grid import LocalGrid
-from client_app.private_release import noise_seed, private
+from client_app.privacy import noise_seed, private
+from client_app.runtime import open_runtime
 from client_app.site import Site
-from client_app.workplace import open_workplace
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.config.settings import PrivacyConfig
-from hyperlora.messages.plan import chosen
+from hyperlora.messages.plan import Start, chosen
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
 from models.personalization.signature import Signature, compute_signature, private_signature
 from strategies.engine.privacy_ledger import PrivacyLedger, composed_epsilon, participations
 from strategies.engine.records import RoundRecord
 from strategies.engine.strategy import LoraStrategy
-from strategies.federation.roster import Roster
+from strategies.federation.registrar import Registrar
 from strategies.methods.flexlora import FlexLoRA
 from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_metrics, moved
 from tests.unit.test_lora_strategy import CARDS, SETTINGS
@@ -89,7 +89,7 @@ def test_a_noised_signature_still_is_one() -> None:
 
 
 def reply_for(start: Adapter, up: tuple[str, ...] = ("A", "B", "head")) -> tuple[TrainReply, TrainRequest]:
-    request = TrainRequest("client-0", 1, 10, start)
+    request = TrainRequest("client-0", 1, 10, Start(start))
     return TrainReply("client-0", 1, moved(start, "client-0", 1), make_metrics(), up=up), request
 
 
@@ -164,7 +164,7 @@ def run_with(privacy: PrivacyConfig, rounds: int) -> tuple[LoraStrategy, list[Ro
     strategy = LoraStrategy(
         FlexLoRA(),
         initial=make_adapter(0, fresh=True),
-        roster=Roster("fingerprint", SIGNATURE_SIZE, CLASSES),
+        registrar=Registrar("fingerprint", SIGNATURE_SIZE, CLASSES),
         settings=replace(SETTINGS, privacy=privacy),
     )
     records: list[RoundRecord] = []
@@ -209,14 +209,14 @@ NOISED = RunConfig.parse({"privacy.signature-noise": 2.0, "data.clients-per-doma
 
 def test_a_site_draws_the_noise_of_its_signature_once(tmp_path: Path) -> None:
     site = Site(client_id="clean-0", state_dir=str(tmp_path))
-    first = open_workplace(NOISED, site)
+    first = open_runtime(NOISED, site)
     told = first.signature("clean-0")
     first.cache.signatures.clear()
     assert first.signature("clean-0").digest() == told.digest()
-    elsewhere = open_workplace(NOISED, Site(client_id="clean-0", state_dir=str(tmp_path / "other")))
+    elsewhere = open_runtime(NOISED, Site(client_id="clean-0", state_dir=str(tmp_path / "other")))
     assert elsewhere.signature("clean-0").digest() != told.digest()
 
 
 def test_a_site_without_a_place_for_its_noised_signature_is_told_so() -> None:
     with pytest.raises(ConfigError, match="state-dir"):
-        open_workplace(NOISED, Site(client_id="clean-0")).signature("clean-0")
+        open_runtime(NOISED, Site(client_id="clean-0")).signature("clean-0")

@@ -6,9 +6,9 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-import strategies.engine.transport
+import strategies.federation.transport
 from benchmarks.local_grid import LocalGrid
-from strategies.engine.transport import AT_A_TIME, replies_as_they_come
+from strategies.federation.transport import AT_A_TIME, replies_as_they_come
 
 COUNT = 2 * AT_A_TIME + 3
 
@@ -48,7 +48,7 @@ def messages(grid: LocalGrid) -> list[Message]:
 
 
 def test_every_message_is_answered_once_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategies.engine.transport, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(strategies.federation.transport, "FIRST_PAUSE", 0.0)
     grid = slow_grid()
     sent = messages(grid)
     metadata = [one.metadata for one in sent]

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 
 from hyperlora.messages.signature import SignatureReply
 from strategies.federation.allow_list import AllowList, Permission, one_line_key
+from strategies.federation.registrar import Registrar
 from strategies.federation.roster import Patience, Roster
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_card
 from tests.sites import SiteGrid
@@ -40,8 +41,8 @@ def grid_of(*claims: str, keys: list[bytes] = PEMS) -> SiteGrid:
     return grid
 
 
-def roster(allowed: AllowList | None = None) -> Roster:
-    return Roster("f", SIGNATURE_SIZE, CLASSES, allowed)
+def registrar(allowed: AllowList | None = None) -> Registrar:
+    return Registrar("f", SIGNATURE_SIZE, CLASSES, roster=Roster(allowed))
 
 
 def allow(**valid_until: datetime) -> AllowList:
@@ -49,46 +50,46 @@ def allow(**valid_until: datetime) -> AllowList:
 
 
 def test_a_node_that_claims_anothers_client_is_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    own = roster(allow(a0=LATER, a1=LATER, a2=LATER))
+    own = registrar(allow(a0=LATER, a1=LATER, a2=LATER))
     with caplog.at_level(logging.WARNING):
         own.refresh(grid_of("a0", "a0", "a2"), 5.0)
-    assert own.nodes == {"a0": 1, "a2": 3}
+    assert own.roster.nodes == {"a0": 1, "a2": 3}
     assert "node 2 is left out: it claims client 'a0', but it holds the key of client 'a1'" in caplog.text
 
 
 def test_the_impostor_is_left_out_even_if_it_comes_first() -> None:
-    own, grid = roster(allow(a0=LATER, a1=LATER)), grid_of("a0", "a0")
+    own, grid = registrar(allow(a0=LATER, a1=LATER)), grid_of("a0", "a0")
     grid.present = {2}
     own.refresh(grid, 5.0)
     grid.present = {1, 2}
     own.refresh(grid, 5.0)
-    assert own.nodes == {"a0": 1}
+    assert own.roster.nodes == {"a0": 1}
 
 
 def test_expired_and_unlisted_clients_are_left_out_with_the_reason() -> None:
-    own = roster(allow(a0=LATER, a1=datetime(2026, 1, 1, tzinfo=UTC)))
+    own = registrar(allow(a0=LATER, a1=datetime(2026, 1, 1, tzinfo=UTC)))
     own.refresh(grid_of("a0", "a1", "a2"), 5.0)
-    assert own.nodes == {"a0": 1}
-    assert own.left_out == {
+    assert own.roster.nodes == {"a0": 1}
+    assert own.roster.left_out == {
         "node 2": "the permission of client 'a1' expired at 2026-01-01T00:00:00+00:00",
         "node 3": "it claims client 'a2', which is not on the allow-list",
     }
 
 
 def test_a_grid_that_knows_no_keys_lets_nobody_in() -> None:
-    own = roster(allow(a0=LATER))
+    own = registrar(allow(a0=LATER))
     own.refresh(grid_of("a0", keys=[]), 5.0)
-    assert own.nodes == {}
+    assert own.roster.nodes == {}
 
 
 def test_without_a_list_the_first_node_has_the_client_until_it_leaves() -> None:
-    own, grid = roster(), grid_of("a0", "a0")
+    own, grid = registrar(), grid_of("a0", "a0")
     own.refresh(grid, 5.0)
-    assert own.nodes == {"a0": 1}
-    assert own.left_out == {"node 2": "it claims client 'a0', which node 1 is"}
+    assert own.roster.nodes == {"a0": 1}
+    assert own.roster.left_out == {"node 2": "it claims client 'a0', which node 1 is"}
     grid.present = {2}
     assert own.refresh(grid, 5.0)
-    assert own.nodes == {"a0": 2}
+    assert own.roster.nodes == {"a0": 2}
 
 
 def test_a_silent_node_rests_twice_as_long_each_time_and_any_answer_makes_its_rest_short_again() -> None:
@@ -102,12 +103,12 @@ def test_a_silent_node_rests_twice_as_long_each_time_and_any_answer_makes_its_re
 
 
 def test_a_new_node_that_says_nothing_is_asked_less_and_less_until_it_answers() -> None:
-    own, grid = roster(), grid_of("a0", "a1")
+    own, grid = registrar(), grid_of("a0", "a1")
     grid.silent = frozenset({2})
     for _ in range(10):
         own.refresh(grid, 5.0)
     assert (grid.asked(1), grid.asked(2)) == (1, 3)
-    assert own.left_out == {"node 2": "it sent no signature within the time limit"}
+    assert own.roster.left_out == {"node 2": "it sent no signature within the time limit"}
     grid.silent = frozenset()
     assert own.refresh(grid, 5.0)
-    assert (list(own.reachable()), own.left_out) == (["a0", "a1"], {})
+    assert (list(own.roster.reachable()), own.roster.left_out) == (["a0", "a1"], {})

@@ -17,7 +17,7 @@ from strategies.engine.screening import (
     movement_gram,
     weights_to_median,
 )
-from strategies.methods.base import ClientUpdate, example_weights
+from strategies.methods.base.server import ClientUpdate, example_weights
 from tests.builders import make_adapter, make_card, make_metrics
 
 

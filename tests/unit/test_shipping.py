@@ -16,6 +16,7 @@ from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.messages.backbone import BackbonePart, BackboneReceipt, name_backbone, named_backbone
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.signature import SignatureReply, SignatureRequest
+from strategies.federation.registrar import Registrar
 from strategies.federation.roster import Roster
 from strategies.federation.shipping import Shipment
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_card
@@ -51,9 +52,9 @@ def ship(root: Path, *names: str, app: ClientApp | None = None) -> tuple[Roster,
     grid = SiteGrid({}, [{"client-id": name} for name in names])
     grid._client_app = app or keeping_app(root)
     shipment = Shipment(FINGERPRINT, lambda: CONTENT, part_bytes=100)
-    roster = Roster(FINGERPRINT, SIGNATURE_SIZE, CLASSES, shipment=shipment)
-    roster.refresh(grid, 5.0)
-    return roster, sum(message.metadata.message_type == BackbonePart.TYPE for message in grid.sent)
+    registrar = Registrar(FINGERPRINT, SIGNATURE_SIZE, CLASSES, shipment)
+    registrar.refresh(grid, 5.0)
+    return registrar.roster, sum(message.metadata.message_type == BackbonePart.TYPE for message in grid.sent)
 
 
 def test_a_backbone_arrives_in_parts_once_and_both_nodes_take_part(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 
 from client_app.site_store import SiteStore, cache_key, digest_of
-from client_app.training import TokenSet
 from hyperlora.config.schema import ConfigError
 from hyperlora.data.federation import Samples
+from models.adapters.training import TokenSet
 from models.personalization.signature import Signature
 
 

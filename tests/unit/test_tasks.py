@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from client_app.runtime import ClientRuntime, TokenCache, choose_device, worthwhile_threads
 from client_app.tasks import describe_clients, evaluate_adapter, train_start
-from client_app.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
-from client_app.workplace import TokenCache, Workplace, choose_device, worthwhile_threads
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.data.digits import digits_public
 from hyperlora.data.federation import ClientData, DataError, Samples
 from hyperlora.messages.evaluate import EvaluateRequest
-from hyperlora.messages.plan import LocalPlan, part_of
+from hyperlora.messages.plan import LocalPlan, Start, part_of
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter, resized
+from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
 from models.backbones.loading import build_backbone
 
 EMPTY = Samples(torch.empty(0, 1, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
@@ -41,9 +41,9 @@ def model() -> AdaptedModel:
 
 
 @pytest.fixture
-def workplace(model: AdaptedModel) -> Workplace:
+def runtime(model: AdaptedModel) -> ClientRuntime:
     federation = StubFederation()
-    return Workplace(RunConfig(), model, federation, TokenCache(model, federation, limit=2**20))
+    return ClientRuntime(RunConfig(), model, federation, TokenCache(model, federation, limit=2**20))
 
 
 def trainer(model: AdaptedModel, seed: int = 0, name: str = "adamw") -> LocalTrainer:
@@ -53,18 +53,18 @@ def trainer(model: AdaptedModel, seed: int = 0, name: str = "adamw") -> LocalTra
     return LocalTrainer(model, samples, optimizer=OptimizerSpec(name, 1e-2, 0.0), batch_size=8, seed=seed)
 
 
-def test_an_empty_client_is_left_out_with_its_reason_and_the_others_are_not(workplace: Workplace) -> None:
-    reply = describe_clients(workplace, StubFederation.client_ids)
+def test_an_empty_client_is_left_out_with_its_reason_and_the_others_are_not(runtime: ClientRuntime) -> None:
+    reply = describe_clients(runtime, StubFederation.client_ids)
     assert [card.client_id for card in reply.cards] == ["full", "single"]
     assert reply.left_out == {"empty": "client 'empty' holds no training samples"}
 
 
-def test_a_single_sample_has_a_finite_signature(workplace: Workplace) -> None:
-    assert bool(torch.isfinite(workplace.signature("single").vector()).all())
+def test_a_single_sample_has_a_finite_signature(runtime: ClientRuntime) -> None:
+    assert bool(torch.isfinite(runtime.signature("single").vector()).all())
 
 
-def test_an_empty_split_scores_zero(workplace: Workplace) -> None:
-    assert evaluate(workplace.model, workplace.tokens("single", "validation")) == (0.0, 0.0)
+def test_an_empty_split_scores_zero(runtime: ClientRuntime) -> None:
+    assert evaluate(runtime.model, runtime.tokens("single", "validation")) == (0.0, 0.0)
 
 
 def test_tokens_are_kept_up_to_the_limit(model: AdaptedModel) -> None:
@@ -137,6 +137,11 @@ def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
         choose_device("cuda")
 
 
+def of_method(runtime: ClientRuntime, method: str) -> ClientRuntime:
+    config = RunConfig.parse({"method": method})
+    return ClientRuntime(config, runtime.model, runtime.federation, runtime.cache)
+
+
 class DictKeeper:
     def __init__(self) -> None:
         self.kept: dict[str, Adapter] = {}
@@ -148,35 +153,35 @@ class DictKeeper:
         self.kept[client_id] = adapter
 
 
-def trained_with(workplace: Workplace, plan: LocalPlan, start: Adapter, kept: DictKeeper | None = None) -> TrainReply:
-    request = TrainRequest("full", 1, 3, start, plan=plan)
-    return train_start(workplace, request, kept or DictKeeper())
+def trained_with(runtime: ClientRuntime, plan: LocalPlan, start: Adapter, kept: DictKeeper | None = None) -> TrainReply:
+    request = TrainRequest("full", 1, 3, Start(start, plan))
+    return train_start(runtime, request, kept or DictKeeper())
 
 
 @pytest.mark.parametrize(("trains", "fixed"), [("A", "B"), ("B", "A")])
-def test_a_factor_that_is_not_trained_stays_as_it_was(workplace: Workplace, trains: str, fixed: str) -> None:
-    start = nonzero(workplace)
-    end = trained_with(workplace, LocalPlan(trains=trains), start).end
+def test_a_factor_that_is_not_trained_stays_as_it_was(runtime: ClientRuntime, trains: str, fixed: str) -> None:
+    start = nonzero(runtime)
+    end = trained_with(runtime, LocalPlan(trains=trains), start).end
     for name, tensor in end.tensors().items():
         assert torch.equal(tensor, start.tensors()[name]) == (part_of(name) == fixed)
-    assert all(one.requires_grad for one in workplace.model.trainable_parameters())
+    assert all(one.requires_grad for one in runtime.model.trainable_parameters())
 
 
-def test_a_core_is_trained_between_fixed_factors_and_leaves_the_layers_as_they_were(workplace: Workplace) -> None:
-    start, before = nonzero(workplace), len(workplace.model.trainable_parameters())
+def test_a_core_is_trained_between_fixed_factors_and_leaves_the_layers_as_they_were(runtime: ClientRuntime) -> None:
+    start, before = nonzero(runtime), len(runtime.model.trainable_parameters())
     core = {kind: torch.eye(3).expand(2, 3, 3) for kind in start.low_rank}
-    reply = trained_with(workplace, LocalPlan(trains="core", up=("head",), core=core), start)
+    reply = trained_with(runtime, LocalPlan(trains="core", up=("head",), core=core), start)
     assert {kind: tuple(one.shape) for kind, one in reply.core.items()} == dict.fromkeys(start.low_rank, (2, 3, 3))
     assert all(not torch.equal(one, torch.eye(3).expand(2, 3, 3)) for one in reply.core.values())
     for kind, one in reply.end.low_rank.items():
         torch.testing.assert_close(one.A, reply.core[kind] @ start.low_rank[kind].A)
         assert torch.equal(one.B, start.low_rank[kind].B)
-    assert len(workplace.model.trainable_parameters()) == before
+    assert len(runtime.model.trainable_parameters()) == before
 
 
-def test_a_base_acts_like_an_adapter_and_is_taken_out_again(workplace: Workplace) -> None:
-    model, tokens = workplace.model, workplace.tokens("full", "test").tokens
-    base, start = nonzero(workplace), model.initialise(seed=4)
+def test_a_base_acts_like_an_adapter_and_is_taken_out_again(runtime: ClientRuntime) -> None:
+    model, tokens = runtime.model, runtime.tokens("full", "test").tokens
+    base, start = nonzero(runtime), model.initialise(seed=4)
     model.load(start)
     plain = model.logits(tokens).detach()
     with model.prepared("all", {}, base):
@@ -186,39 +191,41 @@ def test_a_base_acts_like_an_adapter_and_is_taken_out_again(workplace: Workplace
     torch.testing.assert_close(model.logits(tokens).detach(), based, rtol=1e-4, atol=1e-5)
 
 
-def test_a_start_of_lower_rank_is_trained_within_its_rank(workplace: Workplace) -> None:
-    end = trained_with(workplace, LocalPlan(), resized(nonzero(workplace), 2)).end
+def test_a_start_of_lower_rank_is_trained_within_its_rank(runtime: ClientRuntime) -> None:
+    end = trained_with(runtime, LocalPlan(), resized(nonzero(runtime), 2)).end
     assert end.rank == 2
-    assert all(bool((workplace.model.extract().low_rank[kind].B[..., 2:] == 0).all()) for kind in end.low_rank)
+    assert all(bool((runtime.model.extract().low_rank[kind].B[..., 2:] == 0).all()) for kind in end.low_rank)
 
 
-def test_fedsas_client_goes_on_from_the_b_that_it_kept(workplace: Workplace) -> None:
-    kept, plan = DictKeeper(), LocalPlan(down=("A",), up=("A",), personal="fedsa")
-    start = workplace.model.initialise(seed=2)
-    trained_with(workplace, plan, start, kept)
+def test_fedsas_client_goes_on_from_the_b_that_it_kept(runtime: ClientRuntime) -> None:
+    runtime = of_method(runtime, "fedsa-lora")
+    kept, plan = DictKeeper(), LocalPlan(down=("A",), up=("A",), personal=True)
+    start = runtime.model.initialise(seed=2)
+    trained_with(runtime, plan, start, kept)
     first = kept.kept["full"]
-    request = EvaluateRequest("full", 1, [0], start, plan=plan)
-    evaluate_adapter(workplace, request, kept)
-    assert torch.equal(workplace.model.extract().low_rank["attn.qkv"].B, first.low_rank["attn.qkv"].B)
+    request = EvaluateRequest("full", 1, [0], Start(start, plan))
+    evaluate_adapter(runtime, request, kept)
+    assert torch.equal(runtime.model.extract().low_rank["attn.qkv"].B, first.low_rank["attn.qkv"].B)
 
 
 @pytest.mark.parametrize("personal", ["feddpa", "potara"])
 def test_a_client_with_something_of_its_own_uses_it_and_sends_the_shared_part(
-    workplace: Workplace, personal: str
+    runtime: ClientRuntime, personal: str
 ) -> None:
-    kept, plan = DictKeeper(), LocalPlan(personal=personal)
-    start = nonzero(workplace)
-    reply = trained_with(workplace, plan, start, kept)
-    shared = trained_with(workplace, LocalPlan(), start).end
+    runtime = of_method(runtime, personal)
+    kept, plan = DictKeeper(), LocalPlan(personal=True)
+    start = nonzero(runtime)
+    reply = trained_with(runtime, plan, start, kept)
+    shared = trained_with(of_method(runtime, "fedit"), LocalPlan(), start).end
     same = all(torch.equal(reply.end.tensors()[name], value) for name, value in shared.tensors().items())
     assert same == (personal == "potara")
-    alone = evaluate_adapter(workplace, EvaluateRequest("full", 1, [0], start, plan=plan), DictKeeper())
-    mixed = evaluate_adapter(workplace, EvaluateRequest("full", 1, [0], start, plan=plan), kept)
+    alone = evaluate_adapter(runtime, EvaluateRequest("full", 1, [0], Start(start, plan)), DictKeeper())
+    mixed = evaluate_adapter(runtime, EvaluateRequest("full", 1, [0], Start(start, plan)), kept)
     assert alone.test_loss != mixed.test_loss
 
 
-def nonzero(workplace: Workplace) -> Adapter:
-    fresh = workplace.model.initialise(seed=3)
+def nonzero(runtime: ClientRuntime) -> Adapter:
+    fresh = runtime.model.initialise(seed=3)
     chance = torch.Generator().manual_seed(1)
     return Adapter.from_tensors(
         {k: v + 0.05 * torch.randn(v.shape, generator=chance) for k, v in fresh.tensors().items()}

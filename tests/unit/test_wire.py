@@ -9,7 +9,7 @@ from flwr.app import Array
 from hyperlora.config.settings import WIRE_DTYPES
 from hyperlora.messages.codec import ProtocolError, count_bytes, pack, packed_shapes, unpack
 from hyperlora.messages.evaluate import EvaluateRequest
-from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan, as_received
+from hyperlora.messages.plan import LocalPlan, Start
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
 from tests.builders import make_adapter, make_metrics
@@ -20,12 +20,12 @@ LARGEST_ERROR = {"float32": 0.0, "float16": 5e-4, "int8": 0.51 / 127}
 
 
 def request_of(wire: str) -> TrainRequest:
-    return TrainRequest("a", 3, 10, as_received(make_adapter(0), PLAIN_PLAN, wire), wire=wire)
+    return TrainRequest("a", 3, 10, Start(make_adapter(0), wire=wire).fitted(0))
 
 
 def reply_to(request: TrainRequest, size: float, client: str = "a") -> TrainReply:
     noise = make_adapter(9).tensors()
-    end = {name: value + size * noise[name] for name, value in request.start.tensors().items()}
+    end = {name: value + size * noise[name] for name, value in request.start.adapter.tensors().items()}
     return TrainReply(client, 3, Adapter.from_tensors(end), make_metrics())
 
 
@@ -43,9 +43,9 @@ def test_every_number_is_off_by_at_most_a_rounding_of_its_row(wire: str) -> None
 def test_both_sides_read_the_same_start(wire: str) -> None:
     request = request_of(wire)
     read = TrainRequest.decode(request.encode(), FRESH)
-    assert read.wire == wire
-    for name, value in read.start.tensors().items():
-        torch.testing.assert_close(value, request.start.tensors()[name], rtol=1e-6, atol=0)
+    assert read.start.wire == wire
+    for name, value in read.start.adapter.tensors().items():
+        torch.testing.assert_close(value, request.start.adapter.tensors()[name], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("wire", WIRE_DTYPES)
@@ -55,7 +55,7 @@ def test_a_movement_loses_no_more_than_its_own_rounding_however_small_it_is(wire
     reply = reply_to(request, size)
     read = TrainReply.decode(reply.encode(request), request)
     for name, value in read.end.tensors().items():
-        largest = float((reply.end.tensors()[name] - request.start.tensors()[name]).abs().max())
+        largest = float((reply.end.tensors()[name] - request.start.adapter.tensors()[name]).abs().max())
         error = float((value - reply.end.tensors()[name]).abs().max())
         assert error <= 2 * LARGEST_ERROR[wire] * largest + 1e-6
 
@@ -93,10 +93,10 @@ def test_zeros_stay_zeros() -> None:
 
 
 def test_evaluations_travel_in_the_same_formats() -> None:
-    sent = EvaluateRequest("a", 1, [0], make_adapter(0), wire="int8")
+    sent = EvaluateRequest("a", 1, [0], Start(make_adapter(0), wire="int8"))
     read = EvaluateRequest.decode(sent.encode(), FRESH)
-    assert read.wire == "int8"
-    assert torch.equal(read.adapter.head, as_received(sent.adapter, PLAIN_PLAN, "int8").head)
+    assert read.start.wire == "int8"
+    assert torch.equal(read.start.adapter.head, sent.start.fitted(0).adapter.head)
 
 
 def test_what_is_not_in_the_declared_format_is_refused() -> None:
@@ -120,12 +120,12 @@ def test_what_is_not_in_the_declared_format_is_refused() -> None:
 @pytest.mark.parametrize("wire", WIRE_DTYPES)
 def test_what_does_not_travel_is_not_rounded(wire: str) -> None:
     plan = LocalPlan(trains="B", down=("B", "head"), up=("B", "head"))
-    start = as_received(make_adapter(0), plan, wire)
-    request = TrainRequest("a", 3, 10, start, plan=plan, wire=wire)
-    read = TrainRequest.decode(request.encode(), make_adapter(0)).start
+    start = Start(make_adapter(0), plan, wire).fitted(0)
+    request = TrainRequest("a", 3, 10, start)
+    read = TrainRequest.decode(request.encode(), make_adapter(0)).start.adapter
     for kind, factors in read.low_rank.items():
         assert torch.equal(factors.A, make_adapter(0).low_rank[kind].A)
     reply = replace(reply_to(request, 1.0), up=plan.up)
     end = TrainReply.decode(reply.encode(request), request).end
-    assert torch.equal(end.low_rank["mlp.fc1"].A, start.low_rank["mlp.fc1"].A)
-    assert not torch.equal(end.low_rank["mlp.fc1"].B, start.low_rank["mlp.fc1"].B)
+    assert torch.equal(end.low_rank["mlp.fc1"].A, start.adapter.low_rank["mlp.fc1"].A)
+    assert not torch.equal(end.low_rank["mlp.fc1"].B, start.adapter.low_rank["mlp.fc1"].B)

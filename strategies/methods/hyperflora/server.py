@@ -24,9 +24,9 @@ from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import Factors
 from models.personalization.generators.build import Generator, build_generator
 from models.personalization.signature import Projection, Standardizer
-from strategies.methods.base import ClientUpdate, Plain, example_weights
+from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights
 from strategies.methods.hyperflora.config import HyperFLoraSettings
-from strategies.methods.hyperlora.state import INITIAL_METRIC, describe, description_groups
+from strategies.methods.hyperlora.state import INITIAL_METRIC, signature_vector, vector_groups
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class HyperFLoraState:
 
 
 @dataclass(frozen=True)
-class HyperFLora(Plain):
+class HyperFLora(BaseMethod):
     """Settings: the network's hidden width, the numbers a signature is reduced to, the server's rate, the seed."""
 
     hidden: int
@@ -57,8 +57,8 @@ class HyperFLora(Plain):
         """Fit the inputs to the clients known and make the network, once."""
         if state.projection is not None:
             return state
-        table = torch.stack([describe(cards[name].signature) for name in sorted(cards)])
-        groups = description_groups(next(iter(cards.values())).signature)
+        table = torch.stack([signature_vector(cards[name].signature) for name in sorted(cards)])
+        groups = vector_groups(next(iter(cards.values())).signature)
         weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
         state = replace(state, projection=Projection.fit(table, weights.sqrt(), self.inputs))
         return replace(state, parameters=dict(self._network(state).state_dict()))
@@ -93,7 +93,7 @@ class HyperFLora(Plain):
     def _made(
         self, state: HyperFLoraState, cards: Sequence[ClientCard], parameters: Mapping[str, Tensor]
     ) -> AdapterBatch:
-        descriptions = torch.stack([describe(card.signature) for card in cards])
+        descriptions = torch.stack([signature_vector(card.signature) for card in cards])
         inputs = descriptions if state.projection is None else state.projection(descriptions)
         buffers = {name: value for name, value in state.parameters.items() if name not in parameters}
         made: AdapterBatch = functional_call(self._network(state), {**buffers, **parameters}, (inputs,))

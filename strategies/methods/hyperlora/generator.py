@@ -61,7 +61,7 @@ class ServedGenerator:
     def deviations(self, state: HyperLoraState, descriptions: Tensor) -> AdapterBatch:
         """Return as one batch the deviations that it makes for clients, by their descriptions (n, k) alone."""
         shapes = tuple((name, tuple(value.shape)) for name, value in state.anchor.tensors().items())
-        module, inputs = _skeleton(self, shapes, description_size(state)), project(state, descriptions)
+        module, inputs = _skeleton(self, shapes, embedding_size(state)), project(state, descriptions)
         with torch.no_grad():
             made: AdapterBatch = functional_call(module, dict(state.generator or {}), (inputs,))
         return made
@@ -122,7 +122,7 @@ class ServedGenerator:
 
         The first N descriptions are those of the clients themselves, the others are mixed and noised.
         """
-        real = state.standardize(torch.stack([state.descriptions[name] for name in names]))
+        real = state.standardize(torch.stack([state.signature_vectors[name] for name in names]))
         counts = torch.tensor([float(state.num_examples[name]) for name in names])
         chance = torch.Generator().manual_seed(derive_seed(self.seed, "virtual", float(real.sum()).hex()))
         virtual = virtual_embeddings(real, self.teaching.virtual, self.teaching.noise, chance)
@@ -137,7 +137,7 @@ class ServedGenerator:
         return state.unstandardize(lessons), {part: strength * alpha for part, strength in strengths}, held_out
 
     def _module(self, state: HyperLoraState) -> Generator:
-        return self.network(state.anchor, description_size(state))
+        return self.network(state.anchor, embedding_size(state))
 
     def network(self, template: Adapter, input_size: int) -> Generator:
         """Return the network as it is before round 1, for adapters like ``template`` and inputs of a size."""
@@ -158,7 +158,7 @@ def _skeleton(served: ServedGenerator, shapes: tuple[tuple[str, tuple[int, ...]]
     return served.network(Adapter.from_tensors({name: torch.empty(shape) for name, shape in shapes}), input_size)
 
 
-def description_size(state: HyperLoraState) -> int:
+def embedding_size(state: HyperLoraState) -> int:
     """Return the number of inputs that the generator has.
 
     Raises:

@@ -30,7 +30,7 @@ from models.adapters.batch import AdapterBatch
 from models.adapters.gradient import GradientSpec, pulled_back, slopes_along
 from models.lowrank.factors import inner
 from models.personalization.synthesizer import attention, attention_to_others
-from strategies.methods.base import ClientUpdate
+from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.generator import ServedGenerator
 from strategies.methods.hyperlora.starts import alike
 from strategies.methods.hyperlora.state import HyperLoraState, attended
@@ -44,13 +44,13 @@ class Slopes:
         chosen: the J entries of the memory that the start attended to, with or without its own, as indices in the order
             of the memory's names; None where ``memory`` is along their mixture, J = 1.
         memory: along the deviation of each of them.
-        carried: along what the corrector carries; None where it carries nothing.
+        residual: along what the corrector carries; None where it carries nothing.
         generated: along what the generator made for the client; None where there is none.
     """
 
     chosen: Tensor | None
     memory: Tensor
-    carried: Tensor | None
+    residual: Tensor | None
     generated: Tensor | None
 
 
@@ -73,7 +73,7 @@ def measure_slopes(
     """
     cards = [one.card for one in updates]
     taken = (attended(state, cards) != 0) | (attended(state, cards, own=False) != 0)
-    queries = state.standardize(torch.stack([state.description_of(card) for card in cards]))
+    queries = state.standardize(torch.stack([state.vector_of(card) for card in cards]))
     own = state.own([card.client_id for card in cards])
     rows = attention(state.psi, queries, state.keys, own, state.groups) * taken
     slopes: dict[int, Slopes] = {}
@@ -97,12 +97,12 @@ def _of_group(
     gradients = pulled_back(told, AdapterBatch.stack([one.start for one in updates]), spec)
     used = (rows if taken is None else taken).any(dim=0).nonzero().flatten()
     terms = [state.memory[state.names[index]] for index in used.tolist()]
-    carried = [] if state.carried is None else [state.carried]
-    table = _by_part(slopes_along(gradients, [*terms, *carried]), state)
+    residual = [] if state.residual is None else [state.residual]
+    table = _by_part(slopes_along(gradients, [*terms, *residual]), state)
     along_memory = table[..., : len(terms)]
     generated = None
     if generator is not None:
-        made = generator.deviations(state, torch.stack([state.description_of(one.card) for one in updates]))
+        made = generator.deviations(state, torch.stack([state.vector_of(one.card) for one in updates]))
         generated = _by_part(_paired(gradients, made), state)
     memory: list[tuple[Tensor | None, Tensor]]
     if taken is None:
@@ -113,7 +113,7 @@ def _of_group(
         Slopes(
             chosen,
             along,
-            table[index, :, -1] if carried else None,
+            table[index, :, -1] if residual else None,
             None if generated is None else generated[index],
         )
         for index, (chosen, along) in enumerate(memory)
@@ -135,7 +135,7 @@ LEARNABLE = {
     "attention": ("log_temperature", "log_metric"),
     "trust": ("self_logit",),
     "strength": ("strength",),
-    "gates": ("carried", "generator"),
+    "gates": ("residual", "generator"),
 }
 FROZEN_LOW, FROZEN_HIGH = -6.0, 6.0
 
@@ -153,8 +153,8 @@ def surrogate(
         if slope.generated is not None:
             parts = (1 - share) * parts + share * slope.generated
         total = total + parts.sum()
-        if slope.carried is not None:
-            total = total + (torch.sigmoid(parameters["carried"]) * slope.carried).sum()
+        if slope.residual is not None:
+            total = total + (torch.sigmoid(parameters["residual"]) * slope.residual).sum()
     return total / len(updates)
 
 
@@ -165,7 +165,7 @@ def _along_memory(
     if all(one.chosen is None for one in slopes):
         yield from ((one.memory[:, 0], torch.zeros(())) for one in slopes)
         return
-    queries = state.standardize(torch.stack([state.description_of(one.card) for one in updates]))
+    queries = state.standardize(torch.stack([state.vector_of(one.card) for one in updates]))
     own = state.own([one.card.client_id for one in updates])
     alpha = attention(_but(parameters, "attention"), queries, state.keys, own, state.groups)
     others = attention_to_others(parameters, queries, state.keys, own, state.groups)

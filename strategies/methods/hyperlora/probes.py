@@ -26,7 +26,7 @@ TRIMMED = 0.25
 NewcomerStarts = Callable[[HyperLoraState, Sequence[ClientCard]], Sequence[Adapter]]
 
 
-def rehearsals(
+def probe_starts(
     state: HyperLoraState, cards: Sequence[ClientCard], most: int, server_round: int, make: NewcomerStarts
 ) -> dict[str, dict[str, Adapter]]:
     """Return client-id -> strength (as text) -> the start that it would get as a newcomer.
@@ -49,7 +49,7 @@ def rehearsals(
     return tried
 
 
-def rehearsed(state: HyperLoraState, losses: Mapping[str, Mapping[str, float]]) -> HyperLoraState:
+def apply_probe_losses(state: HyperLoraState, losses: Mapping[str, Mapping[str, float]]) -> HyperLoraState:
     """Return ``state`` with the best strength over clients that scored every strength.
 
     That is the one with the lowest trimmed mean of their validation losses, each seen from the client's own loss with

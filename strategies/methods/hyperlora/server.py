@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan
+from hyperlora.messages.plan import LocalPlan
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from hyperlora.storage.tensor_store import DiskMemory
@@ -28,20 +28,20 @@ from models.lowrank.factors import Factors
 from models.personalization.corrector import correct
 from models.personalization.signature import Projection, Standardizer
 from models.personalization.synthesizer import initial_psi
-from strategies.methods.base import ClientUpdate, example_weights
+from strategies.methods.base.server import ClientUpdate, example_weights
 from strategies.methods.hyperlora.config import CorrectorSettings, GeneratorSettings, HyperLoraSettings
 from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
 from strategies.methods.hyperlora.learning import learn
-from strategies.methods.hyperlora.probes import rehearsals, rehearsed
+from strategies.methods.hyperlora.probes import apply_probe_losses, probe_starts
 from strategies.methods.hyperlora.starts import generated_start, make_starts
-from strategies.methods.hyperlora.state import INITIAL_METRIC, HyperLoraState, describe, description_groups
+from strategies.methods.hyperlora.state import INITIAL_METRIC, HyperLoraState, signature_vector, vector_groups
 
 NUM_HEADS = 4
-INITIAL_GENERATOR_LOGIT, INITIAL_CORRECTOR_LOGIT = -2.0, 0.0
+INITIAL_GENERATOR_LOGIT, INITIAL_RESIDUAL_LOGIT = -2.0, 0.0
 
 
 @dataclass(frozen=True)
-class HyperLoRA:
+class HyperLoraMethod:
     """Settings of the method.
 
     Attributes:
@@ -50,12 +50,12 @@ class HyperLoRA:
         learning_rate: of what is learned; 0 keeps everything as it is.
         wants: what the replies tell of the validation gradient.
         generator: the hypernetwork and how it is trained; None where it is off.
-        carried_rank: rank of what the corrector carries; 0 where it is off.
+        residual_rank: rank of what the corrector carries; 0 where it is off.
         server_step: eta, step of the anchor along the averaged movements.
         shuffled: whether clients are described by each other's signatures, drawn by their names (an ablation).
         memory: the empty memory: in RAM, or one that keeps most of its entries on disk.
         newcomer_share: least share of the generator in the start of a client without an entry in the memory.
-        rehearsing: clients that are asked for the strength that newcomers get; 0 where that is left at 1.
+        probe_clients: clients that are asked for the strength that newcomers get; 0 where that is left at 1.
         merges_own: whether clients merge their start with their own last adapter at use (Potara's gate).
         generator_inputs: numbers that a description is reduced to for the generator.
     """
@@ -65,16 +65,16 @@ class HyperLoRA:
     strength: float = 1.0
     learning_rate: float = 0.0
     learned: Sequence[str] = ()
-    wants: GradientSpec = NO_GRADIENT
+    gradient_spec: GradientSpec = NO_GRADIENT
     generator: ServedGenerator | None = None
-    carried_rank: int = 0
+    residual_rank: int = 0
     server_step: float = 1.0
     generator_inputs: int = 16
     shuffled: bool = False
     memory: Mapping[str, Adapter] = field(default_factory=dict)
     merges_own: bool = False
     newcomer_share: float = 0.0
-    rehearsing: int = 0
+    probe_clients: int = 0
 
     @property
     def state_classes(self) -> tuple[type, ...]:
@@ -92,7 +92,7 @@ class HyperLoRA:
             metric=INITIAL_METRIC,
         )
         gates = {
-            "carried": torch.full((len(parts),), INITIAL_CORRECTOR_LOGIT),
+            "residual": torch.full((len(parts),), INITIAL_RESIDUAL_LOGIT),
             "generator": torch.full((len(parts),), INITIAL_GENERATOR_LOGIT),
         }
         return HyperLoraState(initial, self.memory, {}, None, {}, torch.empty(0, dtype=torch.int64), psi, gates)
@@ -103,9 +103,9 @@ class HyperLoRA:
             state = replace(state, memory=self.memory.with_entries(state.memory))
         names = sorted(cards)
         others = sorted(names, key=lambda name: derive_seed("shuffled", name)) if self.shuffled else names
-        described = {name: describe(cards[other].signature) for name, other in zip(names, others, strict=True)}
-        table, groups = torch.stack([described[name] for name in names]), description_groups(cards[names[0]].signature)
-        state = replace(state, standardizer=Standardizer.fit(table), descriptions=described, groups=groups)
+        described = {name: signature_vector(cards[other].signature) for name, other in zip(names, others, strict=True)}
+        table, groups = torch.stack([described[name] for name in names]), vector_groups(cards[names[0]].signature)
+        state = replace(state, standardizer=Standardizer.fit(table), signature_vectors=described, groups=groups)
         if state.projection is not None and len(cards) < 2 * state.projection.fitted:
             return state
         weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
@@ -132,20 +132,20 @@ class HyperLoRA:
             as_newcomers=as_newcomers,
         )
 
-    def rehearsals(
+    def probe_starts(
         self, state: HyperLoraState, cards: Sequence[ClientCard], server_round: int
     ) -> dict[str, dict[str, Adapter]]:
         """Return what some clients would start from if they were new, at several strengths."""
         make = functools.partial(self._starts, as_newcomers=True)
-        return rehearsals(state, cards, self.rehearsing, server_round, make) if self.rehearsing else {}
+        return probe_starts(state, cards, self.probe_clients, server_round, make) if self.probe_clients else {}
 
-    def rehearsed(self, state: HyperLoraState, losses: Mapping[str, Mapping[str, float]]) -> HyperLoraState:
+    def apply_probe_losses(self, state: HyperLoraState, losses: Mapping[str, Mapping[str, float]]) -> HyperLoraState:
         """Return the state with the strength that serves newcomers best."""
-        return rehearsed(state, losses)
+        return apply_probe_losses(state, losses)
 
     def plan(self, state: HyperLoraState, card: ClientCard) -> LocalPlan:
         """Have all of the start trained; merged with the client's own last adapter at use where that is switched on."""
-        return LocalPlan(personal="potara") if self.merges_own else PLAIN_PLAN
+        return LocalPlan(personal=self.merges_own, gradient=self.gradient_spec)
 
     def alternatives(self, state: HyperLoraState, card: ClientCard) -> dict[str, Adapter]:
         """Return what the client would start from with less: the anchor alone, the generator without any memory."""
@@ -163,7 +163,7 @@ class HyperLoRA:
             state,
             updates,
             self.serving(state),
-            spec=self.wants,
+            spec=self.gradient_spec,
             learning_rate=self.learning_rate,
             groups=self.learned,
         )
@@ -201,17 +201,17 @@ class HyperLoRA:
         on = {
             "synthesizer": self.strength,
             "generator": self.generator,
-            "corrector": self.carried_rank,
+            "corrector": self.residual_rank,
             "learning": self.learning_rate,
         }
         return [name for name, setting in on.items() if not setting]
 
     def _moved(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
         total = moved_anchor(state.anchor, updates, self.server_step)
-        gates = by_part(state, torch.sigmoid(state.gates["carried"]))
+        gates = by_part(state, torch.sigmoid(state.gates["residual"]))
         rank = state.anchor.rank
-        kept, carried = correct(total, state.carried, gates, rank=rank, residual_rank=self.carried_rank)
-        return replace(state, anchor=kept.aligned(state.anchor), carried=carried)
+        kept, residual = correct(total, state.residual, gates, rank=rank, residual_rank=self.residual_rank)
+        return replace(state, anchor=kept.aligned(state.anchor), residual=residual)
 
 
 def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -> AdapterSum:
@@ -233,27 +233,27 @@ def by_part(state: HyperLoraState, values: Tensor) -> dict[str, float]:
     return dict(zip(state.anchor.parts, values.tolist(), strict=True))
 
 
-def build(config: RunConfig) -> HyperLoRA:
+def build(config: RunConfig) -> HyperLoraMethod:
     """Return the method with the settings under ``hyperlora``, ``generator`` and ``corrector``."""
     own, net = config.of(HyperLoraSettings), config.of(GeneratorSettings)
     teaching = Teaching(net.steps, net.learning_rate, net.virtual_samples, net.noise)
     generator = ServedGenerator(net.kind, net.rank, net.hidden, NUM_HEADS, teaching, config.seed)
-    return HyperLoRA(
+    return HyperLoraMethod(
         temperature=own.temperature,
         self_logit=own.self_logit,
         strength=own.strength,
         learned=[part for part in own.learn.split(",") if part],
         learning_rate=own.learning_rate,
-        wants=GradientSpec(own.gradient, own.sketch_size) if own.learning_rate else NO_GRADIENT,
+        gradient_spec=GradientSpec(own.gradient, own.sketch_size) if own.learning_rate else NO_GRADIENT,
         generator=None if net.kind == "off" else generator,
-        carried_rank=config.of(CorrectorSettings).rank,
+        residual_rank=config.of(CorrectorSettings).rank,
         server_step=own.server_step,
         generator_inputs=net.inputs,
         shuffled=own.shuffle_signatures,
         memory=_empty_memory(config),
         merges_own=own.merge_own,
         newcomer_share=net.newcomer_share,
-        rehearsing=own.probe_clients,
+        probe_clients=own.probe_clients,
     )
 
 

@@ -155,7 +155,7 @@ def _starts_of_group(
     }
     own = None
     if generator:
-        descriptions = torch.stack([state.description_of(card) for card in cards])
+        descriptions = torch.stack([state.vector_of(card) for card in cards])
         shares = {part: scale * share[:, place] for place, part in enumerate(parts)}
         own = generator.deviations(state, descriptions).weighted(shares)
     mixed = mixed_memory(entries, weights, anchor=state.anchor, own=own)

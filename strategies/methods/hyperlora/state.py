@@ -34,9 +34,9 @@ class HyperLoraState:
         descriptions: client-id -> description (k,) of every client known.
         groups: (k,) group of each coordinate of a description.
         psi: parameters of the synthesizer.
-        gates: logits by which the corrector's carried part ("carried") and the generator ("generator") enter, per part.
+        gates: logits by which the corrector's residual and the generator's deviation enter, per part.
         optimizer: state of the optimiser of psi and the gates.
-        carried: what truncation cut off the anchor, or None.
+        residual: what truncation cut off the anchor, or None.
         projection: reduces descriptions to the generator's inputs; fitted anew only when the clients known doubled.
         generator: parameters of the generator; empty before it was first trained.
         generator_optimizer: state of its optimiser.
@@ -48,12 +48,12 @@ class HyperLoraState:
     memory: Mapping[str, Adapter]
     num_examples: Mapping[str, int]
     standardizer: Standardizer | None
-    descriptions: Mapping[str, Tensor]
+    signature_vectors: Mapping[str, Tensor]
     groups: Tensor
     psi: Mapping[str, Tensor]
     gates: Mapping[str, Tensor]
     optimizer: Mapping[str, Any] | None = None
-    carried: Adapter | None = None
+    residual: Adapter | None = None
     projection: Projection | None = None
     generator: Mapping[str, Tensor] | None = None
     generator_optimizer: Mapping[str, Any] | None = None
@@ -69,7 +69,7 @@ class HyperLoraState:
     def keys(self) -> Keys:
         """The memory as the attention sees it, in the order of ``names``; no deviation is read for it."""
         return Keys(
-            self.standardize(torch.stack([self.descriptions[name] for name in self.names])),
+            self.standardize(torch.stack([self.signature_vectors[name] for name in self.names])),
             torch.tensor([float(self.num_examples[name]) for name in self.names]),
         )
 
@@ -82,9 +82,9 @@ class HyperLoraState:
                 own[row, place[client_id]] = True
         return own
 
-    def description_of(self, card: ClientCard) -> Tensor:
+    def vector_of(self, card: ClientCard) -> Tensor:
         """Return how the client is described, shape (k,)."""
-        return self.descriptions[card.client_id]
+        return self.signature_vectors[card.client_id]
 
     def standardize(self, descriptions: Tensor) -> Tensor:
         """Return descriptions (..., k) at the scale of the clients known."""
@@ -96,12 +96,12 @@ class HyperLoraState:
         return descriptions if scale is None else descriptions * scale.std + scale.mean
 
 
-def describe(signature: Signature) -> Tensor:
+def signature_vector(signature: Signature) -> Tensor:
     """Return what clients are compared by, shape (k,): feature means, feature deviations, log class frequencies."""
     return torch.cat([signature.feature_mean, signature.feature_std, signature.class_frequencies.log()])
 
 
-def description_groups(signature: Signature) -> Tensor:
+def vector_groups(signature: Signature) -> Tensor:
     """Return the group (index in ``DESCRIPTION_GROUPS``) of each coordinate of a description, shape (k,)."""
     width, classes = signature.feature_mean.numel(), signature.class_frequencies.numel()
     return torch.tensor([0] * width + [1] * width + [2] * classes)
@@ -113,7 +113,7 @@ def attended(state: HyperLoraState, cards: Sequence[ClientCard], *, own: bool = 
     At most ``MOST_ATTENDED`` entries a client, each with a weight of at least ``NEGLIGIBLE_WEIGHT``. Without ``own`` as
     if the clients had no entry themselves; then there may be none.
     """
-    queries = state.standardize(torch.stack([state.description_of(card) for card in cards]))
+    queries = state.standardize(torch.stack([state.vector_of(card) for card in cards]))
     mine, weigh = state.own([card.client_id for card in cards]), attention if own else attention_to_others
     rows = max(1, NUMBERS_AT_A_TIME // max(1, state.keys.embeddings.numel()))
     pairs = zip(torch.split(queries, rows), torch.split(mine, rows), strict=True)

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, combine
 from models.lowrank.factors import Factors
-from strategies.methods.base import ClientUpdate, Plain, example_weights
+from strategies.methods.base.server import ClientUpdate, SharedAdapterMethod, example_weights
 from strategies.methods.fedit import average_factors
 from strategies.methods.lora_fair.config import LoraFairSettings
 
@@ -25,19 +24,11 @@ ITERATIONS, STEP = 100, 0.01
 
 
 @dataclass(frozen=True)
-class LoraFair(Plain):
+class LoraFair(SharedAdapterMethod):
     """Settings: the form of S and lambda. State: the averaged A with the corrected B."""
 
     form: str
     penalty: float
-
-    def init(self, initial: Adapter) -> Adapter:
-        """Start from the fresh adapter."""
-        return initial
-
-    def start(self, state: Adapter, card: ClientCard) -> Adapter:
-        """Send everybody the same adapter."""
-        return state
 
     def aggregate(self, state: Adapter, updates: Sequence[ClientUpdate]) -> Adapter:
         """Average, then correct B."""
@@ -49,10 +40,6 @@ class LoraFair(Plain):
             for kind, one in average.low_rank.items()
         }
         return Adapter(low_rank, average.head)
-
-    def anchor(self, state: Adapter) -> Adapter:
-        """Return the adapter."""
-        return state
 
 
 def corrected(average: Factors, exact: Factors, penalty: float) -> Tensor:

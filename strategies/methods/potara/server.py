@@ -1,7 +1,7 @@
 """Potara: a client merges the federated adapter with its own last one when it uses it (arXiv 2602.18658).
 
 theta = lambda theta_fed + (1 - lambda) theta_loc with lambda = (b - c) / (a + b - 2c), a = tr Var(fed),
-b = tr Var(loc), c = tr Cov from diagonal Fisher estimates (:mod:`client_app.fisher`). Training is FedIT's.
+b = tr Var(loc), c = tr Cov from diagonal Fisher estimates (``client.py``). Training is FedIT's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Potara(FedIT):
 
     def plan(self, state: Adapter, card: ClientCard) -> LocalPlan:
         """Have the client keep what it trained and merge it at use."""
-        return LocalPlan(personal="potara")
+        return LocalPlan(personal=True)
 
 
 def build(config: RunConfig) -> Potara:

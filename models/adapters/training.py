@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
 
 EVALUATION_BATCH, TOKEN_BATCH = 256, 16
+Penalty = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,28 @@ class OptimizerSpec:
 
 
 class LocalTrainer:
-    """Trains the adapter that ``model`` carries, and can be continued: ``run(2)`` then ``run(8)`` is ``run(10)``."""
+    """Trains the adapter that ``model`` carries, and can be continued: ``run(2)`` then ``run(8)`` is ``run(10)``.
+
+    Args:
+        model: the model, its adapter loaded.
+        samples: to train on, drawn in full epochs of random order.
+        optimizer: makes the optimiser.
+        batch_size: samples per step.
+        seed: of the order of the samples.
+        penalty: a scalar that is added to the loss at every step, such as a proximal term; None adds nothing.
+    """
 
     def __init__(
-        self, model: AdaptedModel, samples: TokenSet, *, optimizer: OptimizerSpec, batch_size: int, seed: int
+        self,
+        model: AdaptedModel,
+        samples: TokenSet,
+        *,
+        optimizer: OptimizerSpec,
+        batch_size: int,
+        seed: int,
+        penalty: Penalty | None = None,
     ) -> None:
-        self._model, self._samples = model, samples
+        self._model, self._samples, self._penalty = model, samples, penalty
         self._optimizer = optimizer.build(model)
         self._batches = _endless_batches(len(samples), batch_size, seed)
 
@@ -74,7 +91,7 @@ class LocalTrainer:
         tokens, labels = _on_device(self._model, self._samples, batch)
         loss = F.cross_entropy(self._model.logits(tokens), labels)
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss if self._penalty is None else loss + self._penalty())
         self._optimizer.step()
         return float(loss.detach())
 

@@ -44,7 +44,7 @@ def private(reply: TrainReply, request: TrainRequest, *, clip: float, noise: flo
     """
     if reply.gradient:
         raise ValueError("a client that adds noise to its adapter tells nothing of its gradient")
-    before = {**chosen(request.start, reply.up), **_core_before(reply, request)}
+    before = {**chosen(request.start.adapter, reply.up), **_core_before(reply, request)}
     after = {**chosen(reply.end, reply.up), **reply.core}
     noised = _noised(before, after, clip, noise, torch.Generator().manual_seed(seed))
     end = Adapter.from_tensors({name: noised.get(name, value) for name, value in reply.end.tensors().items()})
@@ -54,7 +54,7 @@ def private(reply: TrainReply, request: TrainRequest, *, clip: float, noise: flo
 
 
 def _core_before(reply: TrainReply, request: TrainRequest) -> dict[str, Tensor]:
-    return {kind: request.plan.core.get(kind, torch.zeros_like(core)) for kind, core in reply.core.items()}
+    return {kind: request.start.plan.core.get(kind, torch.zeros_like(core)) for kind, core in reply.core.items()}
 
 
 def _noised(

@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client_app.private_release import noise_seed
+from client_app.privacy import noise_seed
 from client_app.site import Site, federation_of
 from client_app.site_store import SiteStore, cache_key, digest_of
-from client_app.training import TokenSet
+from hyperlora.config.methods import find_method
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig, PrivacyConfig, SignatureConfig
 from hyperlora.data.federation import ClientData, Federation, Samples
 from hyperlora.task import build_federation, build_model
 from models.adapters.adapter import Adapter
+from models.adapters.training import TokenSet
 from models.backbones.backbone import Backbone, Inputs
+from models.personalization.prior import add_prior
 from models.personalization.signature import Signature, class_frequencies, compute_signature, private_signature
+from strategies.methods.base.client import ClientHalf
 
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
@@ -88,7 +91,7 @@ class TokenCache:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class ClientRuntime:
     """The backbone with its adapter, the data and the tokens of one process, under one run's configuration."""
 
     config: RunConfig
@@ -117,13 +120,24 @@ class Workplace:
             self.cache.signatures[place] = self._recall(client_id)
         return self.cache.signatures[place]
 
+    def with_prior(self, client_id: str, adapter: Adapter) -> Adapter:
+        """Return the adapter as the client uses it: with its own class prior in the bias of the head."""
+        return add_prior(adapter, self.frequencies(client_id), self.config.prior_strength)
+
+    @functools.cached_property
+    def client_half(self) -> ClientHalf:
+        """What the clients of the run's method do with the adapters they are sent."""
+        module = find_method(self.config.method).load("client")
+        half: ClientHalf = ClientHalf() if module is None else module.build(self.config)
+        return half
+
     def keep_adapter(self, adapter: Adapter) -> None:
         """Leave ``adapter`` on the site's disk as a PEFT directory, if the site has a ``state-dir``."""
         if self.cache.disk is not None:
             self.cache.disk.keep_adapter(lambda directory: self.model.save(adapter, directory))
 
     def noise_seed(self, *purpose: str | int) -> int:
-        """Return a seed for noise, secret at a site; see :func:`client_app.private_release.noise_seed`."""
+        """Return a seed for noise, secret at a site; see :func:`client_app.privacy.noise_seed`."""
         return noise_seed(self.config, secret=self.at_site, purpose=purpose)
 
     def _require_memory(self) -> None:
@@ -168,14 +182,14 @@ def input_batches(backbone: Backbone, inputs: Inputs) -> Iterator[torch.Tensor]:
         yield from torch.split(backbone.prepare(inputs), PREFIX_BATCH)
 
 
-def open_workplace(config: RunConfig, site: Site | None = None) -> Workplace:
-    """Return this process's workplace, at ``site`` or in a simulation; what does not depend on the method is kept."""
+def open_runtime(config: RunConfig, site: Site | None = None) -> ClientRuntime:
+    """Return this process's runtime, at ``site`` or in a simulation; what does not depend on the method is kept."""
     config = site.settings(config) if site else config
     parts = _open_parts(
         config.data, config.model, config.lora, config.seed, config.train.device, config.train.prefix_cache_mb, site
     )
     torch.set_num_threads(worthwhile_threads(parts[0].backbone, config.train.batch_size))
-    return Workplace(config, *parts, at_site=site is not None)
+    return ClientRuntime(config, *parts, at_site=site is not None)
 
 
 @functools.lru_cache(maxsize=2)

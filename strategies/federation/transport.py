@@ -1,7 +1,4 @@
-"""Sent versus received: which reply answers which request, and what became of the others.
-
-Replies one by one as they arrive: the whole round's replies are never in memory together.
-"""
+"""Requests to nodes and what came back: the one place that sends messages and matches replies to them."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from flwr.app import Message, Metadata, RecordDict
 from flwr.common.constant import ErrorCode
@@ -28,14 +25,15 @@ SILENT = (*EXPIRED, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
 """Errors that Flower reports in place of a node that did not answer."""
 WRAPPING = re.compile(r"^<class '[^']*'>:<'|'>$")
 """What Flower puts around the text of an exception."""
+AT_A_TIME = 8
+ADAPTERS_IN_RAM = 2**28
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
 
 
 class Request(Protocol):
-    """A request of :mod:`protocol` that names its client."""
+    """A request of :mod:`hyperlora.messages`."""
 
-    @property
-    def client_id(self) -> str:
-        """The client that the request is for."""
+    TYPE: ClassVar[str]
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -46,50 +44,69 @@ A = TypeVar("A")
 
 
 @dataclass(frozen=True)
+class Sent(Generic[R]):
+    """A request, the node that it went to, and who it was for: a client-id, or the node itself."""
+
+    request: R
+    node_id: int
+    recipient: str
+
+
+@dataclass(frozen=True)
 class Answers(Generic[R, A]):
     """What came back from one exchange.
 
     Attributes:
-        answered: (request, answer) pairs, in the order of sending.
-        failures: client-id -> reason, for every client whose answer is missing or unusable.
+        answered: requests with their decoded answers, in the order of sending.
+        failures: recipient -> reason, for every one whose answer is missing or unusable.
         bytes_down: bytes of all contents sent, measured on the messages.
         bytes_up: bytes of all contents received.
         asked: the nodes that messages went to.
         heard: those of them that answered themselves, be it with an error.
     """
 
-    answered: Sequence[tuple[R, A]]
+    answered: Sequence[tuple[Sent[R], A]]
     failures: dict[str, str]
     bytes_down: int
     bytes_up: int
     asked: frozenset[int]
     heard: frozenset[int]
 
+    @property
+    def silent(self) -> list[int]:
+        """The nodes that did not answer, in order."""
+        return sorted(self.asked - self.heard)
+
 
 @dataclass
 class Exchange(Generic[R]):
-    """One request per client, sent together; of a message handed out only its metadata and size are kept."""
+    """Requests that are sent together; of a message that was handed out only its metadata and size are kept."""
 
-    sent: list[tuple[Metadata, R]] = field(default_factory=list)
+    sent: list[tuple[Metadata, Sent[R]]] = field(default_factory=list)
     bytes_down: int = 0
     unsent: list[Message] = field(default_factory=list)
 
     def add(
-        self, request: R, *, message_type: str, node_id: int, ttl: float, server_round: int, backbone: str = ""
+        self, request: R, *, node_id: int, recipient: str, ttl: float, server_round: int = 0, backbone: str = ""
     ) -> None:
-        """Pack ``request`` into a message of its own for ``node_id``; ``backbone`` names a shipped one."""
+        """Pack ``request`` into a message of its own.
+
+        Args:
+            request: what is asked.
+            node_id: where it goes.
+            recipient: who it is for, as failures name it.
+            ttl: seconds for which the message and its reply are valid.
+            server_round: the round.
+            backbone: fingerprint of the shipped backbone that the message needs; empty where none is shipped.
+        """
         content = request.encode()
         if backbone:
             name_backbone(content, backbone)
         message = Message(
-            content=content,
-            dst_node_id=node_id,
-            message_type=message_type,
-            ttl=ttl,
-            group_id=str(server_round),
+            content=content, dst_node_id=node_id, message_type=request.TYPE, ttl=ttl, group_id=str(server_round)
         )
         self.bytes_down += count_bytes(message.content)
-        self.sent.append((message.metadata, request))
+        self.sent.append((message.metadata, Sent(request, node_id, recipient)))
         self.unsent.append(message)
 
     def messages(self) -> list[Message]:
@@ -97,30 +114,32 @@ class Exchange(Generic[R]):
         messages, self.unsent = self.unsent, []
         return messages
 
+    def ask(self, grid: Grid, timeout: float, decode: Callable[[RecordDict, R], A]) -> Answers[R, A]:
+        """Send everything, wait up to ``timeout`` seconds, and return what came back."""
+        return self.settle(replies_as_they_come(grid, self.messages(), timeout), decode)
+
     def settle(self, replies: Iterable[Message], decode: Callable[[RecordDict, R], A]) -> Answers[R, A]:
-        """Match ``replies`` to what was sent and decode each; a broken one costs its own client only."""
-        open_requests = {metadata.message_id: request for metadata, request in self.sent}
-        nodes = {metadata.message_id: metadata.dst_node_id for metadata, _ in self.sent}
+        """Match ``replies`` to what was sent and decode each; a broken one costs its own recipient only."""
+        waiting = {metadata.message_id: (place, sent) for place, (metadata, sent) in enumerate(self.sent)}
         heard: set[int] = set()
-        answered: list[tuple[R, A]] = []
+        answered: list[tuple[int, Sent[R], A]] = []
         failures: dict[str, str] = {}
         bytes_up = 0
         for reply in replies:
-            request = open_requests.pop(reply.metadata.reply_to_message_id, None)
-            if request is None:
+            place, sent = waiting.pop(reply.metadata.reply_to_message_id, (0, None))
+            if sent is None:
                 continue
             if not is_silence(reply):
-                heard.add(nodes[reply.metadata.reply_to_message_id])
+                heard.add(sent.node_id)
             bytes_up += count_bytes(reply.content) if reply.has_content() else 0
             try:
-                answered.append((request, _decoded(reply, request, decode)))
+                answered.append((place, sent, _decoded(reply, sent.request, decode)))
             except ProtocolError as error:
-                failures[request.client_id] = str(error)
-        failures |= {request.client_id: TIMED_OUT for request in open_requests.values()}
-        place = {id(request): index for index, (_, request) in enumerate(self.sent)}
-        answered.sort(key=lambda pair: place[id(pair[0])])
-        asked = frozenset(nodes.values())
-        return Answers(answered, dict(sorted(failures.items())), self.bytes_down, bytes_up, asked, frozenset(heard))
+                failures[sent.recipient] = str(error)
+        failures |= {sent.recipient: TIMED_OUT for _, sent in waiting.values()}
+        in_order = [(sent, answer) for _, sent, answer in sorted(answered, key=lambda entry: entry[0])]
+        asked = frozenset(sent.node_id for _, sent in self.sent)
+        return Answers(in_order, dict(sorted(failures.items())), self.bytes_down, bytes_up, asked, frozenset(heard))
 
 
 def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -> A:
@@ -136,25 +155,11 @@ def is_silence(reply: Message) -> bool:
     return reply.has_error() and reply.error.code in SILENT
 
 
-def answered_by(messages: Iterable[Message], replies: Iterable[Message]) -> set[int]:
-    """Return the nodes that answered one of ``messages`` themselves, be it with an error."""
-    node_of = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    heard = (reply for reply in replies if not is_silence(reply))
-    return {
-        node_of[reply.metadata.reply_to_message_id] for reply in heard if reply.metadata.reply_to_message_id in node_of
-    }
-
-
 def error_sentence(reply: Message) -> str:
     """Return one line for an error reply: what the client said last, without Flower's wrapping, and the code."""
     lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
     said = WRAPPING.sub("", lines[-1].rpartition("Message: ")[2]) if lines else "the client failed"
     return f"{said} (error code {reply.error.code})"
-
-
-AT_A_TIME = 8
-ADAPTERS_IN_RAM = 2**28
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
 
 
 def replies_as_they_come(grid: Grid, messages: list[Message], timeout: float) -> Iterator[Message]:
@@ -177,7 +182,7 @@ def _replies(grid: Grid, waiting: list[str], deadline: float) -> Iterator[Messag
     pause = FIRST_PAUSE
     while waiting and time.monotonic() < deadline:
         answered: set[str] = set()
-        for some in _in_portions(waiting):
+        for some in (waiting[start : start + AT_A_TIME] for start in range(0, len(waiting), AT_A_TIME)):
             for reply in grid.pull_messages(some):
                 answered.add(reply.metadata.reply_to_message_id)
                 yield reply
@@ -189,26 +194,18 @@ def _replies(grid: Grid, waiting: list[str], deadline: float) -> Iterator[Messag
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
 
 
-def _in_portions(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[start : start + AT_A_TIME] for start in range(0, len(ids), AT_A_TIME))
-
-
 class Intake:
     """Decodes train replies; of a round's adapters ``ADAPTERS_IN_RAM`` bytes stay in RAM, the others go to disk.
 
     Attributes:
-        seconds: spent on it.
+        seconds: spent on decoding.
     """
 
     def __init__(self) -> None:
         self._store, self.seconds = TensorStore(ram_limit=ADAPTERS_IN_RAM), 0.0
 
     def decode(self, content: RecordDict, request: TrainRequest) -> TrainReply:
-        """Return the reply to ``request``.
-
-        Raises:
-            ProtocolError: as :meth:`hyperlora.messages.train.TrainReply.decode`.
-        """
+        """Return the reply to ``request``; raises ProtocolError as :meth:`TrainReply.decode`."""
         began = time.perf_counter()
         try:
             reply = TrainReply.decode(content, request)

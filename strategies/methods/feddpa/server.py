@@ -2,7 +2,7 @@
 
 y = W_0 x + (1 - lambda) dW_global x + lambda dW_own x. Half of a client's local steps train the global adapter, half
 its own, which never leaves it. The paper weighs each instance by its similarity to a few local samples; here lambda
-is the mean of that over the client's samples (:func:`client_app.personal.affinity`).
+is the mean of that over the client's samples (:mod:`strategies.methods.feddpa.client`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class FedDPA(FedIT):
 
     def plan(self, state: Adapter, card: ClientCard) -> LocalPlan:
         """Have the client keep and use an adapter of its own."""
-        return LocalPlan(personal="feddpa")
+        return LocalPlan(personal=True)
 
 
 def build(config: RunConfig) -> FedDPA:

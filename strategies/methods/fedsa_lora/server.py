@@ -11,7 +11,7 @@ from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
 from strategies.methods.fedit import FedIT
 
-PLAN = LocalPlan(down=("A",), up=("A",), personal="fedsa")
+PLAN = LocalPlan(down=("A",), up=("A",), personal=True)
 
 
 class FedSALora(FedIT):

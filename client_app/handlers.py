@@ -1,0 +1,127 @@
+"""The message handlers of a ClientApp: Flower messages into the tasks of :mod:`client_app.tasks` and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+
+from client_app.runtime import ClientRuntime, TokenCache
+from client_app.site import clients_of
+from client_app.site_store import BackboneMissingError
+from client_app.tasks import describe_clients, evaluate_adapter, train_start
+from hyperlora.config.schema import RunConfig
+from hyperlora.data.federation import Federation
+from hyperlora.messages.backbone import named_backbone
+from hyperlora.messages.codec import ProtocolError, encode_adapter
+from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
+from hyperlora.messages.plan import Start
+from hyperlora.messages.signature import SignatureReply, SignatureRequest
+from hyperlora.messages.train import TrainRequest
+from hyperlora.task import fresh_adapter
+from models.adapters.adapter import Adapter
+
+if TYPE_CHECKING:
+    from models.adapters.adapted_model import AdaptedModel
+
+ProvideRuntime = Callable[[Context, str], ClientRuntime]
+"""Gives the runtime of this process for a node's context and the fingerprint of the server's backbone."""
+
+
+def make_client_app(
+    model: Callable[[], AdaptedModel], federation: Federation, config: RunConfig | None = None
+) -> ClientApp:
+    """Return a ClientApp for data and a model of your own, with all handlers that the strategies need.
+
+    Args:
+        model: makes the frozen backbone with an adapter on it, the same as the server's; called once per process.
+        federation: your data: client-ids, class names, and ``load(client_id)``.
+        config: method, local budget and optimiser; the defaults where it is None.
+    """
+    settings = config or RunConfig()
+
+    @cache
+    def runtime() -> ClientRuntime:
+        adapted = model()
+        limit = settings.train.prefix_cache_mb * 2**20
+        return ClientRuntime(settings, adapted, federation, TokenCache(adapted, federation, limit))
+
+    return app_around(lambda context, fingerprint: runtime())
+
+
+def app_around(provide: ProvideRuntime) -> ClientApp:
+    """Return a ClientApp that answers signature, train and evaluate messages with the runtime it is provided."""
+    app = ClientApp()
+
+    @app.query("signature")
+    def signature(message: Message, context: Context) -> Message:
+        return Message(_describe(provide, message, context).encode(), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        runtime = provide(context, named_backbone(message.content))
+        request = TrainRequest.decode(message.content, fresh_adapter(runtime.config, runtime.model))
+        _require_hosted(request.client_id, context, runtime)
+        reply = train_start(runtime, request, ContextKeeper(context))
+        _leave_copy(runtime, request.client_id, request.start)
+        return Message(reply.encode(request), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        runtime = provide(context, named_backbone(message.content))
+        request = EvaluateRequest.decode(message.content, fresh_adapter(runtime.config, runtime.model))
+        _require_hosted(request.client_id, context, runtime)
+        reply = evaluate_adapter(runtime, request, ContextKeeper(context))
+        if request.track == START_TRACK:
+            _leave_copy(runtime, request.client_id, request.start)
+        return Message(reply.encode(), reply_to=message)
+
+    return app
+
+
+def _describe(provide: ProvideRuntime, message: Message, context: Context) -> SignatureReply:
+    """Describe the clients that this node hosts; raises ProtocolError where its backbone is not the server's."""
+    request = SignatureRequest.decode(message.content)
+    try:
+        runtime = provide(context, request.fingerprint)
+    except BackboneMissingError as error:
+        return SignatureReply([], {}, needs_backbone=error.client_id)
+    fingerprint = runtime.model.backbone.fingerprint
+    if request.fingerprint != fingerprint:
+        raise ProtocolError(
+            f"this node has another backbone: the server's fingerprint is {request.fingerprint[:12]}, "
+            f"this node's '{runtime.config.model.name}' is {fingerprint[:12]}; the node is left out"
+        )
+    return describe_clients(runtime, clients_of(context.node_config, runtime.federation.client_ids))
+
+
+def _require_hosted(client_id: str, context: Context, runtime: ClientRuntime) -> None:
+    if client_id not in clients_of(context.node_config, runtime.federation.client_ids):
+        raise ProtocolError(f"this node does not host client '{client_id}'")
+
+
+def _leave_copy(runtime: ClientRuntime, client_id: str, start: Start) -> None:
+    """Leave the received adapter, as the client uses it, on the site's disk."""
+    runtime.keep_adapter(runtime.with_prior(client_id, start.whole()))
+
+
+class ContextKeeper:
+    """Keeps adapters in the node's Flower context, which lives between messages and never leaves the node."""
+
+    def __init__(self, context: Context) -> None:
+        self._state = context.state
+
+    def get(self, client_id: str) -> Adapter | None:
+        """Return what the client kept, or None."""
+        record = self._state.get(f"kept {client_id}")
+        if not isinstance(record, ArrayRecord):
+            return None
+        return Adapter.from_tensors({name: torch.from_numpy(array.numpy()) for name, array in record.items()})
+
+    def put(self, client_id: str, adapter: Adapter) -> None:
+        """Keep ``adapter`` in place of what the client kept before."""
+        self._state[f"kept {client_id}"] = encode_adapter(adapter)

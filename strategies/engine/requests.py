@@ -1,0 +1,91 @@
+"""What a round sends to whom: every client gets messages of its own with an adapter of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
+from hyperlora.messages.plan import Start
+from hyperlora.messages.signature import ClientCard
+from hyperlora.messages.train import TrainRequest
+from models.adapters.adapter import Adapter
+from strategies.engine.settings import RoundSettings
+from strategies.federation.registrar import Registrar
+from strategies.federation.transport import Exchange
+from strategies.methods.base.server import Method, OffersAlternatives, ProbesStarts
+
+
+@dataclass(frozen=True)
+class RequestMaker:
+    """Makes the requests of a round out of the method's state; changes nothing.
+
+    Attributes:
+        method: the algorithm.
+        registrar: who can be reached, and where.
+        settings: budget, deadline and number format of the messages.
+    """
+
+    method: Method
+    registrar: Registrar
+    settings: RoundSettings
+
+    def starts(self, state: Any, cards: Mapping[str, ClientCard]) -> dict[str, Start]:
+        """Return by client-id the start of each client as it decodes it, with its plan."""
+        adapters = self.method.starts(state, list(cards.values()))
+        return {
+            name: Start(adapter, self.method.plan(state, card), self.settings.wire).fitted(card.rank)
+            for (name, card), adapter in zip(cards.items(), adapters, strict=True)
+        }
+
+    def training(self, state: Any, cohort: Mapping[str, ClientCard], server_round: int) -> Exchange[TrainRequest]:
+        """Ask every client of the cohort to train the start that the method makes for it."""
+        exchange: Exchange[TrainRequest] = Exchange()
+        for name, start in self.starts(state, cohort).items():
+            digest = cohort[name].signature.digest()
+            self._add(exchange, TrainRequest(name, server_round, self.settings.local_steps, start, digest))
+        return exchange
+
+    def probing(self, state: Any, server_round: int) -> Exchange[EvaluateRequest]:
+        """Ask for the scores of the candidates that the method wants probed before an evaluation."""
+        exchange: Exchange[EvaluateRequest] = Exchange()
+        cards = {name: card for name, card in self.registrar.roster.reachable().items() if card.trains}
+        if not isinstance(self.method, ProbesStarts):
+            return exchange
+        probes = self.method.probe_starts(state, list(cards.values()), server_round)
+        for name, adapters in probes.items():
+            for request in self._tracks(cards[name], adapters, server_round):
+                self._add(exchange, request)
+        return exchange
+
+    def evaluation(self, state: Any, server_round: int, *, last: bool) -> Exchange[EvaluateRequest]:
+        """Ask every reachable client what its start is worth, and in the last round what the alternatives are."""
+        exchange: Exchange[EvaluateRequest] = Exchange()
+        cards, method = self.registrar.roster.reachable(), self.method
+        for name, start in self.starts(state, cards).items():
+            steps = self.settings.evaluate_steps
+            self._add(exchange, EvaluateRequest(name, server_round, steps, start, START_TRACK))
+            if last and isinstance(method, OffersAlternatives):
+                alternatives = method.alternatives(state, cards[name])
+                for request in self._tracks(cards[name], alternatives, server_round):
+                    self._add(exchange, request)
+        return exchange
+
+    def _tracks(
+        self, card: ClientCard, adapters: Mapping[str, Adapter], server_round: int
+    ) -> Iterator[EvaluateRequest]:
+        """Yield requests to score other adapters than the start, as received only."""
+        for track, adapter in adapters.items():
+            start = Start(adapter, wire=self.settings.wire).fitted(card.rank)
+            yield EvaluateRequest(card.client_id, server_round, [0], start, track)
+
+    def _add(self, exchange: Exchange[Any], request: TrainRequest | EvaluateRequest) -> None:
+        exchange.add(
+            request,
+            node_id=self.registrar.roster.nodes[request.client_id],
+            recipient=request.client_id,
+            ttl=self.settings.round_timeout,
+            server_round=request.server_round,
+            backbone=self.registrar.shipped_fingerprint,
+        )

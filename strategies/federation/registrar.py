@@ -1,0 +1,132 @@
+"""Asking nodes who they are: signatures of their clients, and the backbone for nodes that lack it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from hyperlora.messages.signature import SignatureReply, SignatureRequest
+from models.adapters.adapted_model import AdaptedModel
+from strategies.federation.allow_list import AllowListFile
+from strategies.federation.roster import FederationError, Roster
+from strategies.federation.shipping import Shipment
+from strategies.federation.transport import Exchange
+
+POLL_SECONDS = 1.0
+REFUSED_SECONDS = 3.0
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Registrar:
+    """Enters nodes and their clients in a roster.
+
+    Attributes:
+        fingerprint: of the server's backbone; a node with another one is left out.
+        signature_size: numbers in a signature.
+        num_classes: classes of the task.
+        shipment: the backbone for nodes that lack it; None ships none.
+        roster: who is known.
+    """
+
+    fingerprint: str
+    signature_size: int
+    num_classes: int
+    shipment: Shipment | None = None
+    roster: Roster = field(default_factory=Roster)
+
+    @classmethod
+    def of(
+        cls,
+        model: AdaptedModel,
+        num_classes: int,
+        allowed: AllowListFile | None = None,
+        shipment: Shipment | None = None,
+    ) -> Registrar:
+        """Return a registrar with an empty roster for clients that have the backbone of ``model``."""
+        signature_size = 2 * model.backbone.embed_dim + num_classes + 1
+        return cls(model.backbone.fingerprint, signature_size, num_classes, shipment, Roster(allowed))
+
+    @property
+    def shipped_fingerprint(self) -> str:
+        """Fingerprint of the backbone that is shipped; empty where none is."""
+        return self.shipment.fingerprint if self.shipment else ""
+
+    def wait_for(self, grid: Grid, *, wanted: int, join_timeout: float, reply_timeout: float) -> None:
+        """Refresh until ``wanted`` clients are there.
+
+        Args:
+            grid: Flower's.
+            wanted: number of clients.
+            join_timeout: seconds to wait for them.
+            reply_timeout: seconds to wait for the answers to one request.
+
+        Raises:
+            FederationError: they are not there in time, or every node that came was refused.
+        """
+        began = time.monotonic()
+        while True:
+            self.refresh(grid, reply_timeout)
+            joined, waited = len(self.roster.reachable()), time.monotonic() - began
+            if joined >= max(wanted, 1):
+                return
+            hopeless = not joined and self.roster.left_out and waited >= REFUSED_SECONDS
+            if waited >= join_timeout or hopeless:
+                raise FederationError(self._shortage(wanted, join_timeout))
+            log.info("waiting for clients: %d of %d, %.0f s left", joined, wanted, join_timeout - waited)
+            time.sleep(min(POLL_SECONDS, join_timeout - waited))
+
+    def refresh(self, grid: Grid, reply_timeout: float) -> bool:
+        """Begin a round: ask nodes that are new for their clients; return whether one was added or changed its node."""
+        roster = self.roster
+        roster.patience.tick()
+        keys = {node.node_id: node.public_key for node in grid.get_nodes()} if roster.allowed is not None else {}
+        new = roster.see(list(keys) if roster.allowed is not None else list(grid.get_node_ids()), keys)
+        before = dict(roster.nodes)
+        lacking = self._ask(grid, new, reply_timeout)
+        for node_id in self._ask(grid, self._ship(grid, lacking, reply_timeout), reply_timeout):
+            roster.leave_out(f"node {node_id}", "it lacks the server's backbone")
+        return before != roster.nodes
+
+    def _ask(self, grid: Grid, node_ids: Collection[int], timeout: float) -> list[int]:
+        """Ask nodes for their clients and return those that lack the backbone."""
+        if not node_ids:
+            return []
+        exchange: Exchange[SignatureRequest] = Exchange()
+        for node_id in node_ids:
+            exchange.add(SignatureRequest(self.fingerprint), node_id=node_id, recipient=f"node {node_id}", ttl=timeout)
+        self.roster.note_asked(node_ids)
+        answers = exchange.ask(grid, timeout, self._decode)
+        self.roster.note(answers.asked, answers.heard)
+        self.roster.note_silent(answers.silent, "it sent no signature within the time limit")
+        for node_id in sorted(answers.heard):
+            if f"node {node_id}" in answers.failures:
+                self.roster.leave_out(f"node {node_id}", answers.failures[f"node {node_id}"])
+        return [sent.node_id for sent, reply in answers.answered if self.roster.enter(sent.node_id, reply)]
+
+    def _decode(self, content: RecordDict, request: SignatureRequest) -> SignatureReply:
+        return SignatureReply.decode(content, signature_size=self.signature_size, num_classes=self.num_classes)
+
+    def _ship(self, grid: Grid, node_ids: Collection[int], timeout: float) -> list[int]:
+        """Ship the backbone to nodes that lack it and return those that have it now."""
+        if not node_ids or self.shipment is None:
+            return list(node_ids)
+        delivery = self.shipment.send(grid, node_ids, timeout)
+        self.roster.note(node_ids, set(node_ids) - delivery.silent)
+        for node_id, reason in delivery.failed.items():
+            self.roster.leave_out(f"node {node_id}", f"the backbone did not arrive: {reason}")
+        self.roster.note_silent(delivery.silent, "it did not take the backbone within the time limit")
+        return sorted(delivery.arrived)
+
+    def _shortage(self, wanted: int, join_timeout: float) -> str:
+        reasons = sorted(set(self.roster.left_out.values()))
+        why = f"; left out: {' | '.join(reasons[:3])}" if reasons else ""
+        return (
+            f"expected {max(wanted, 1)} clients within {join_timeout:g} s, "
+            f"{len(self.roster.reachable())} can take part{why}"
+        )

@@ -1,0 +1,1 @@
+"""HyperLoRA on Flower."""
