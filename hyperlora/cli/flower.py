@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from hyperlora.cli.output import CommandError, one_line
 from hyperlora.config.schema import Scalar
+from hyperlora.storage.files import write_text
 
 NO_DETAILS = ("", "N/A")
 LOOK_EVERY, ASK_EVERY = 0.2, 3.0
@@ -72,7 +73,7 @@ def submit(connection: Connection, app_dir: Path, values: Mapping[str, Scalar], 
     """Start a run of the app with the configuration ``values`` and return the run's id."""
     with tempfile.TemporaryDirectory(prefix="hyperlora-") as folder:
         config = Path(folder) / "config.toml"
-        config.write_text(to_toml(values), encoding="utf-8")
+        write_text(config, to_toml(values), durable=False)
         options = ["--run-config", str(config)] + (["--federation-config", simulation] if simulation else [])
         return str(_flwr(connection, "run", str(app_dir), connection.name, *options)["run-id"])
 

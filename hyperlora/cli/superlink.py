@@ -17,6 +17,7 @@ from pathlib import Path
 from hyperlora.cli.flower import Connection, base_environment, program
 from hyperlora.cli.output import CommandError
 from hyperlora.cli.processes import MARKER, end_marked, guarded, shielded
+from hyperlora.storage.files import write_text
 
 NAME = "local"
 START_TIMEOUT = 90.0
@@ -88,10 +89,8 @@ def _environment(home: Path, mark: str) -> dict[str, str]:
 
 
 def _write_flower_config(home: Path, port: int) -> None:
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
-        encoding="utf-8",
-    )
+    text = f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    write_text(home / "config.toml", text, durable=False)
 
 
 def _start(connection: Connection, port: int, log: Path) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from hyperlora.storage.files import (
     write_json,
     write_text,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITING = re.compile(r"""\.write_text\(|\.write_bytes\(|open\("w|os\.replace|NamedTemporaryFile|mkstemp""")
 
 
 def test_what_is_written_is_there_whole_and_alone(tmp_path: Path) -> None:
@@ -63,3 +67,11 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "a.tmp"]
+
+
+@pytest.mark.parametrize("package", ["server_app", "client_app", "strategies", "models", "hyperlora"])
+def test_no_other_module_writes_files_in_its_own_way(package: str) -> None:
+    files = [path for path in (ROOT / package).rglob("*.py") if path.parent != ROOT / "hyperlora" / "storage"]
+    found = {str(path): WRITING.findall(path.read_text(encoding="utf-8")) for path in files}
+    assert files
+    assert {path: calls for path, calls in found.items() if calls} == {}
