@@ -104,7 +104,7 @@ def _make_adapters(run: RunFiles, images: Path, options: PersonalizeOptions, tar
     described = describe_clients(runtime, [options.name])
     if described.left_out:
         raise RunFilesError(described.left_out[options.name])
-    after_round, start = start_for(run, described.cards[0])
+    after_round, start = start_for(run, described.cards[0], runtime.model.backbone.num_heads)
     model = runtime.model
     steps = sorted({0, runtime.config.train.local_steps})
     request = EvaluateRequest(options.name, after_round, steps, start)
@@ -144,14 +144,14 @@ def _open_runtime(run: RunFiles, images: Path, options: PersonalizeOptions) -> C
     return ClientRuntime(config, model, federation, cache)
 
 
-def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Start]:
+def start_for(run: RunFiles, card: ClientCard, num_heads: int = 1) -> tuple[int, Start]:
     """Return the round of the last checkpoint, and the start and plan of its method for a client that it never met.
 
     Raises:
         RunFilesError: the run has no checkpoint, or its clients train only a core.
         StateError: it has some, and none can be used.
     """
-    method, found = open_checkpoint(run)
+    method, found = open_checkpoint(run, num_heads)
     if found is None:
         raise RunFilesError(
             f"the run in '{run.path}' has no checkpoint: run it again with run.checkpoint-every above 0"

@@ -68,7 +68,7 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     allowed = AllowListFile(Path(federation.allowed_clients)) if federation.allowed_clients else None
     shipment = Shipment(model.backbone.fingerprint, partial(backbone_file, config.data, config.model))
     return LoraStrategy(
-        build_method(config),
+        build_method(config, model.backbone.num_heads),
         initial=fresh_adapter(config, model),
         registrar=Registrar.of(model, num_classes, allowed, shipment if config.model.ship else None),
         settings=replace(

@@ -40,13 +40,13 @@ class StateView:
     attention: Tensor | None = None
 
 
-def open_checkpoint(run: RunFiles) -> tuple[Method, Checkpoint | None]:
+def open_checkpoint(run: RunFiles, num_heads: int = 1) -> tuple[Method, Checkpoint | None]:
     """Return the run's method, which keeps its memory in RAM here, and the last checkpoint; None where there is none.
 
     Raises:
         StateError: there are checkpoints, and none can be used.
     """
-    method = build_method(run.config.with_values({"hyperlora.memory-limit": 0}))
+    method = build_method(run.config.with_values({"hyperlora.memory-limit": 0}), num_heads)
     return method, CheckpointStore(run.path / "checkpoints", keep=1).latest(method.state_classes)
 
 

@@ -28,7 +28,7 @@ class HyperLoraStrategy(LoraStrategy):
     ) -> None:
         config = config or RunConfig()
         super().__init__(
-            build_method(config),
+            build_method(config, model.backbone.num_heads),
             initial=fresh_adapter(config, model),
             registrar=Registrar.of(model, num_classes),
             settings=RoundSettings.of(config, min_clients=min_clients),

@@ -105,6 +105,14 @@ class Reports(Protocol):
         """Return the names of the method's modules that its settings switch off."""
 
 
+@runtime_checkable
+class FollowsBackbone(Protocol):
+    """A method whose modules depend on the backbone."""
+
+    def for_heads(self, num_heads: int) -> Any:
+        """Return the method for a backbone whose blocks have ``num_heads`` attention heads."""
+
+
 class BaseMethod:
     """Makes starts one by one and has clients train all that they are sent."""
 

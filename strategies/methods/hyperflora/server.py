@@ -93,8 +93,8 @@ class HyperFLora(BaseMethod):
     def _made(
         self, state: HyperFLoraState, cards: Sequence[ClientCard], parameters: Mapping[str, Tensor]
     ) -> AdapterBatch:
-        descriptions = torch.stack([signature_vector(card.signature) for card in cards])
-        inputs = descriptions if state.projection is None else state.projection(descriptions)
+        vectors = torch.stack([signature_vector(card.signature) for card in cards])
+        inputs = vectors if state.projection is None else state.projection(vectors)
         buffers = {name: value for name, value in state.parameters.items() if name not in parameters}
         made: AdapterBatch = functional_call(self._network(state), {**buffers, **parameters}, (inputs,))
         return made

@@ -1,7 +1,7 @@
 """The generator in service: what it makes for a signature, and how the synthesizer teaches it every round.
 
-It learns to make, for real, mixed and noised descriptions, what the synthesizer makes of the memory for them, so that
-it can serve without any memory (:mod:`models.personalization.distillation`).
+For real, mixed and noised signature vectors it learns to make what the synthesizer makes of the memory, so that it can
+serve without any memory (:mod:`models.personalization.distillation`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LESSONS_AT_A_TIME = 16
 
 @dataclass(frozen=True)
 class Teaching:
-    """How a distillation is made: optimiser steps, learning rate, virtual descriptions and their noise, patience."""
+    """How a distillation is made; ``virtual`` counts mixed and noised signature vectors, ``noise`` is their deviation."""
 
     steps: int
     learning_rate: float
@@ -48,7 +48,7 @@ class ServedGenerator:
     Attributes:
         kind, rank, hidden, num_heads: which network, see :mod:`models.personalization.generators.build`.
         teaching: how it is taught.
-        seed: of its initial parameters and of virtual descriptions.
+        seed: of its initial parameters and of virtual signature vectors.
     """
 
     kind: str
@@ -58,10 +58,10 @@ class ServedGenerator:
     teaching: Teaching
     seed: int
 
-    def deviations(self, state: HyperLoraState, descriptions: Tensor) -> AdapterBatch:
-        """Return as one batch the deviations that it makes for clients, by their descriptions (n, k) alone."""
+    def deviations(self, state: HyperLoraState, vectors: Tensor) -> AdapterBatch:
+        """Return as one batch the deviations that it makes for clients, by their signature vectors (n, k) alone."""
         shapes = tuple((name, tuple(value.shape)) for name, value in state.anchor.tensors().items())
-        module, inputs = _skeleton(self, shapes, embedding_size(state)), project(state, descriptions)
+        module, inputs = _skeleton(self, shapes, embedding_size(state)), project(state, vectors)
         with torch.no_grad():
             made: AdapterBatch = functional_call(module, dict(state.generator or {}), (inputs,))
         return made
@@ -98,10 +98,10 @@ class ServedGenerator:
         memory: AdapterBatch,
         optimizer: torch.optim.Adam,
     ) -> DistillationReport:
-        descriptions, coefficients, held_out = self._lessons(state, names)
+        vectors, coefficients, held_out = self._lessons(state, names)
         return distill(
             module,
-            embeddings=project(state, descriptions),
+            embeddings=project(state, vectors),
             coefficients=coefficients,
             memory=memory,
             held_out=held_out,
@@ -118,9 +118,9 @@ class ServedGenerator:
         return sorted(chooser.sample(names, min(MOST_LESSONS, len(names))))
 
     def _lessons(self, state: HyperLoraState, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return descriptions (S, k), the synthesizer's coefficients by part (S, N), and which are held out.
+        """Return signature vectors (S, k), the synthesizer's coefficients by part (S, N), and which are held out.
 
-        The first N descriptions are those of the clients themselves, the others are mixed and noised.
+        The first N are those of the clients themselves, the others are mixed and noised.
         """
         real = state.standardize(torch.stack([state.signature_vectors[name] for name in names]))
         counts = torch.tensor([float(state.num_examples[name]) for name in names])
@@ -169,6 +169,6 @@ def embedding_size(state: HyperLoraState) -> int:
     return state.projection.basis.shape[1]
 
 
-def project(state: HyperLoraState, descriptions: Tensor) -> Tensor:
-    """Return the generator's inputs (S, p) for descriptions (S, k)."""
-    return descriptions if state.projection is None else state.projection(descriptions)
+def project(state: HyperLoraState, vectors: Tensor) -> Tensor:
+    """Return the generator's embeddings (S, p) for signature vectors (S, k)."""
+    return vectors if state.projection is None else state.projection(vectors)

@@ -73,9 +73,9 @@ def measure_slopes(
     """
     cards = [one.card for one in updates]
     taken = (attended(state, cards) != 0) | (attended(state, cards, own=False) != 0)
-    queries = state.standardize(torch.stack([state.vector_of(card) for card in cards]))
+    embeddings = state.standardize(torch.stack([state.vector_of(card) for card in cards]))
     own = state.own([card.client_id for card in cards])
-    rows = attention(state.psi, queries, state.keys, own, state.groups) * taken
+    rows = attention(state.psi, embeddings, state.keys, own, state.groups) * taken
     slopes: dict[int, Slopes] = {}
     for group in alike(rows, state.anchor):
         members = [updates[index] for index in group]
@@ -165,10 +165,10 @@ def _along_memory(
     if all(one.chosen is None for one in slopes):
         yield from ((one.memory[:, 0], torch.zeros(())) for one in slopes)
         return
-    queries = state.standardize(torch.stack([state.vector_of(one.card) for one in updates]))
+    embeddings = state.standardize(torch.stack([state.vector_of(one.card) for one in updates]))
     own = state.own([one.card.client_id for one in updates])
-    alpha = attention(_but(parameters, "attention"), queries, state.keys, own, state.groups)
-    others = attention_to_others(parameters, queries, state.keys, own, state.groups)
+    alpha = attention(_but(parameters, "attention"), embeddings, state.keys, own, state.groups)
+    others = attention_to_others(parameters, embeddings, state.keys, own, state.groups)
     for row, slope in enumerate(slopes):
         learning = (slope.memory @ others[row, slope.chosen]) * parameters["strength"].detach()
         yield slope.memory @ alpha[row, slope.chosen], learning.sum()

@@ -36,7 +36,6 @@ from strategies.methods.hyperlora.probes import apply_probe_losses, probe_starts
 from strategies.methods.hyperlora.starts import generated_start, make_starts
 from strategies.methods.hyperlora.state import INITIAL_METRIC, HyperLoraState, signature_vector, vector_groups
 
-NUM_HEADS = 4
 INITIAL_GENERATOR_LOGIT, INITIAL_RESIDUAL_LOGIT = -2.0, 0.0
 
 
@@ -52,12 +51,12 @@ class HyperLoraMethod:
         generator: the hypernetwork and how it is trained; None where it is off.
         residual_rank: rank of what the corrector carries; 0 where it is off.
         server_step: eta, step of the anchor along the averaged movements.
-        shuffled: whether clients are described by each other's signatures, drawn by their names (an ablation).
+        shuffled: whether clients go by each other's signatures, drawn by their names (an ablation).
         memory: the empty memory: in RAM, or one that keeps most of its entries on disk.
         newcomer_share: least share of the generator in the start of a client without an entry in the memory.
         probe_clients: clients that are asked for the strength that newcomers get; 0 where that is left at 1.
         merges_own: whether clients merge their start with their own last adapter at use (Potara's gate).
-        generator_inputs: numbers that a description is reduced to for the generator.
+        generator_inputs: numbers that a signature vector is reduced to for the generator.
     """
 
     temperature: float = 0.3
@@ -81,6 +80,10 @@ class HyperLoraMethod:
         """The dataclasses that the state is made of."""
         return (HyperLoraState, Standardizer, Projection, Adapter, Factors)
 
+    def for_heads(self, num_heads: int) -> HyperLoraMethod:
+        """Return the method whose generator serves blocks with ``num_heads`` attention heads."""
+        return self if self.generator is None else replace(self, generator=replace(self.generator, num_heads=num_heads))
+
     def init(self, initial: Adapter) -> HyperLoraState:
         """Start from the fresh adapter with an empty memory."""
         parts = initial.parts
@@ -98,14 +101,14 @@ class HyperLoraMethod:
         return HyperLoraState(initial, self.memory, {}, None, {}, torch.empty(0, dtype=torch.int64), psi, gates)
 
     def register(self, state: HyperLoraState, cards: Mapping[str, ClientCard]) -> HyperLoraState:
-        """Fit the scale of the descriptions to the clients known."""
+        """Fit the scale of the signature vectors to the clients known."""
         if isinstance(self.memory, DiskMemory) and not isinstance(state.memory, DiskMemory):
             state = replace(state, memory=self.memory.with_entries(state.memory))
         names = sorted(cards)
         others = sorted(names, key=lambda name: derive_seed("shuffled", name)) if self.shuffled else names
-        described = {name: signature_vector(cards[other].signature) for name, other in zip(names, others, strict=True)}
-        table, groups = torch.stack([described[name] for name in names]), vector_groups(cards[names[0]].signature)
-        state = replace(state, standardizer=Standardizer.fit(table), signature_vectors=described, groups=groups)
+        vectors = {name: signature_vector(cards[other].signature) for name, other in zip(names, others, strict=True)}
+        table, groups = torch.stack([vectors[name] for name in names]), vector_groups(cards[names[0]].signature)
+        state = replace(state, standardizer=Standardizer.fit(table), signature_vectors=vectors, groups=groups)
         if state.projection is not None and len(cards) < 2 * state.projection.fitted:
             return state
         weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
@@ -237,7 +240,7 @@ def build(config: RunConfig) -> HyperLoraMethod:
     """Return the method with the settings under ``hyperlora``, ``generator`` and ``corrector``."""
     own, net = config.of(HyperLoraSettings), config.of(GeneratorSettings)
     teaching = Teaching(net.steps, net.learning_rate, net.virtual_samples, net.noise)
-    generator = ServedGenerator(net.kind, net.rank, net.hidden, NUM_HEADS, teaching, config.seed)
+    generator = ServedGenerator(net.kind, net.rank, net.hidden, 1, teaching, config.seed)
     return HyperLoraMethod(
         temperature=own.temperature,
         self_logit=own.self_logit,

@@ -155,9 +155,9 @@ def _starts_of_group(
     }
     own = None
     if generator:
-        descriptions = torch.stack([state.vector_of(card) for card in cards])
+        vectors = torch.stack([state.vector_of(card) for card in cards])
         shares = {part: scale * share[:, place] for place, part in enumerate(parts)}
-        own = generator.deviations(state, descriptions).weighted(shares)
+        own = generator.deviations(state, vectors).weighted(shares)
     mixed = mixed_memory(entries, weights, anchor=state.anchor, own=own)
     low_rank = {
         kind: truncated_mixtures(X, state.anchor.rank, state.anchor.low_rank[kind])

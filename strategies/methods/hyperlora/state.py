@@ -1,4 +1,4 @@
-"""The state of HyperLoRA's server, and how clients are described in it."""
+"""The state of HyperLoRA's server, and how clients are compared in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ MOST_ATTENDED = 64
 NEGLIGIBLE_WEIGHT = 1e-3
 NUMBERS_AT_A_TIME = 2**22
 INITIAL_METRIC = (1.0, 0.02, 0.02)
-DESCRIPTION_GROUPS = ("feature_mean", "feature_std", "class_frequencies")
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,14 @@ class HyperLoraState:
         anchor: the global adapter of this round.
         memory: client-id -> D_i, the client's last deviation; may lie on disk.
         num_examples: client-id -> n_i, for the clients of the memory.
-        standardizer: scale of the descriptions, fitted to all clients known; None before the first is.
-        descriptions: client-id -> description (k,) of every client known.
-        groups: (k,) group of each coordinate of a description.
+        standardizer: scale of the signature vectors, fitted to all clients known; None before the first is.
+        signature_vectors: client-id -> signature vector (k,) of every client known.
+        groups: (k,) group of each coordinate of a signature vector.
         psi: parameters of the synthesizer.
         gates: logits by which the corrector's residual and the generator's deviation enter, per part.
         optimizer: state of the optimiser of psi and the gates.
         residual: what truncation cut off the anchor, or None.
-        projection: reduces descriptions to the generator's inputs; fitted anew only when the clients known doubled.
+        projection: from signature vectors to the generator's embeddings; fitted anew when the clients known doubled.
         generator: parameters of the generator; empty before it was first trained.
         generator_optimizer: state of its optimiser.
         distilled: relative errors of the generator's last distillation.
@@ -83,17 +82,17 @@ class HyperLoraState:
         return own
 
     def vector_of(self, card: ClientCard) -> Tensor:
-        """Return how the client is described, shape (k,)."""
+        """Return the signature vector of a client, shape (k,)."""
         return self.signature_vectors[card.client_id]
 
-    def standardize(self, descriptions: Tensor) -> Tensor:
-        """Return descriptions (..., k) at the scale of the clients known."""
-        return descriptions if self.standardizer is None else self.standardizer(descriptions)
+    def standardize(self, vectors: Tensor) -> Tensor:
+        """Return signature vectors (..., k) at the scale of the clients known."""
+        return vectors if self.standardizer is None else self.standardizer(vectors)
 
-    def unstandardize(self, descriptions: Tensor) -> Tensor:
+    def unstandardize(self, vectors: Tensor) -> Tensor:
         """Inverse of :meth:`standardize`."""
         scale = self.standardizer
-        return descriptions if scale is None else descriptions * scale.std + scale.mean
+        return vectors if scale is None else vectors * scale.std + scale.mean
 
 
 def signature_vector(signature: Signature) -> Tensor:
@@ -102,7 +101,7 @@ def signature_vector(signature: Signature) -> Tensor:
 
 
 def vector_groups(signature: Signature) -> Tensor:
-    """Return the group (index in ``DESCRIPTION_GROUPS``) of each coordinate of a description, shape (k,)."""
+    """Return the group of each coordinate of a signature vector (k,): 0 means, 1 deviations, 2 frequencies."""
     width, classes = signature.feature_mean.numel(), signature.class_frequencies.numel()
     return torch.tensor([0] * width + [1] * width + [2] * classes)
 
@@ -113,11 +112,11 @@ def attended(state: HyperLoraState, cards: Sequence[ClientCard], *, own: bool = 
     At most ``MOST_ATTENDED`` entries a client, each with a weight of at least ``NEGLIGIBLE_WEIGHT``. Without ``own`` as
     if the clients had no entry themselves; then there may be none.
     """
-    queries = state.standardize(torch.stack([state.vector_of(card) for card in cards]))
+    embeddings = state.standardize(torch.stack([state.vector_of(card) for card in cards]))
     mine, weigh = state.own([card.client_id for card in cards]), attention if own else attention_to_others
     rows = max(1, NUMBERS_AT_A_TIME // max(1, state.keys.embeddings.numel()))
-    pairs = zip(torch.split(queries, rows), torch.split(mine, rows), strict=True)
-    alpha = torch.cat([weigh(state.psi, query, state.keys, flags, state.groups) for query, flags in pairs])
+    pairs = zip(torch.split(embeddings, rows), torch.split(mine, rows), strict=True)
+    alpha = torch.cat([weigh(state.psi, some, state.keys, flags, state.groups) for some, flags in pairs])
     order = torch.argsort(alpha, dim=1, descending=True, stable=True)[:, :MOST_ATTENDED]
     kept = torch.zeros_like(alpha).scatter_(1, order, alpha.gather(1, order))
     return kept.masked_fill(kept < NEGLIGIBLE_WEIGHT, 0.0)
