@@ -32,7 +32,7 @@ LESSONS_AT_A_TIME = 16
 
 @dataclass(frozen=True)
 class Teaching:
-    """How a distillation is made; ``virtual`` counts mixed and noised signature vectors, ``noise`` is their deviation."""
+    """How a distillation is made; ``virtual`` mixed signature vectors get noise of standard deviation ``noise``."""
 
     steps: int
     learning_rate: float
