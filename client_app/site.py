@@ -70,7 +70,7 @@ def read_site(node_config: Mapping[str, Scalar]) -> Site | None:
 def clients_of(node_config: Mapping[str, Scalar], client_ids: Sequence[str]) -> list[str]:
     """Return the clients among ``client_ids`` that a node hosts.
 
-    A site hosts its own one; a simulated node every ``num-partitions``-th, from ``partition-id`` on.
+    A site hosts its client; a simulated node every ``num-partitions``-th, from ``partition-id`` on.
 
     Raises:
         ConfigError: the node config is wrong, or names a client that the data set does not have.

@@ -45,10 +45,10 @@ def find_lists(root: Path) -> dict[str, tuple[Path, Path]]:
     """Return by domain the training and the test list below ``root``; empty where there are none.
 
     Raises:
-        DataError: a training list has no test list beside it.
+        DataError: a training list has no test list next to it.
     """
     for place in PLACES:
-        found = {one.name.removesuffix(TRAIN): one for one in sorted((root / place).glob(f"*{TRAIN}"))}
+        found = {file.name.removesuffix(TRAIN): file for file in sorted((root / place).glob(f"*{TRAIN}"))}
         for domain, train in found.items():
             if not train.with_name(domain + TEST).is_file():
                 raise DataError(f"there is no list '{domain}{TEST}' beside '{train}'")
@@ -78,7 +78,7 @@ def list_split_files(lists: Mapping[str, tuple[Path, Path]], origin: Origin) -> 
 
 def _entries(root: Path, domain: str, file: Path) -> Iterator[Entry]:
     """Yield the lines of a list: of a path the last three parts count, ``domain/class/image``."""
-    images = next((root / one for one in IMAGES if (root / one / domain).is_dir()), None)
+    images = next((root / place for place in IMAGES if (root / place / domain).is_dir()), None)
     if images is None:
         raise DataError(f"'{file}' lists images of domain '{domain}', but there is no directory '{root / domain}'")
     for number, line in enumerate(_lines(file), start=1):
