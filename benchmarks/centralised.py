@@ -20,7 +20,6 @@ from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
-from hyperlora.task import fresh_adapter
 from models.adapters.adapter import Adapter
 from models.adapters.training import OptimizerSpec
 from server_app.run_directory import describe_environment
@@ -44,7 +43,7 @@ def run_centralised(job: Job, target: Path) -> None:
 def trained(runtime: ClientRuntime) -> Adapter:
     """Return the adapter after rounds x clients x K steps; each sample carries its own client's prior in its logits."""
     config, model = runtime.config, runtime.model
-    model.load(fresh_adapter(config, model))
+    model.load(model.fresh_adapter(config.seed))
     tokens, labels, bias = pooled(runtime)
     train = config.train
     optimizer = OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay).build(model)

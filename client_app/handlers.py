@@ -17,12 +17,11 @@ from client_app.tasks import describe_clients, evaluate_adapter, train_start
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import Federation
 from hyperlora.messages.backbone import named_backbone
-from hyperlora.messages.codec import ProtocolError, encode_adapter
+from hyperlora.messages.codec import ProtocolError, encode_packed
 from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import SignatureReply, SignatureRequest
 from hyperlora.messages.train import TrainRequest
-from hyperlora.task import fresh_adapter
 from models.adapters.adapter import Adapter
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def app_around(provide: ProvideRuntime) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         runtime = provide(context, named_backbone(message.content))
-        request = TrainRequest.decode(message.content, fresh_adapter(runtime.config, runtime.model))
+        request = TrainRequest.decode(message.content, runtime.model.fresh_adapter(runtime.config.seed))
         _require_hosted(request.client_id, context, runtime)
         reply = train_start(runtime, request, ContextKeeper(context))
         _leave_copy(runtime, request.client_id, request.start)
@@ -73,7 +72,7 @@ def app_around(provide: ProvideRuntime) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         runtime = provide(context, named_backbone(message.content))
-        request = EvaluateRequest.decode(message.content, fresh_adapter(runtime.config, runtime.model))
+        request = EvaluateRequest.decode(message.content, runtime.model.fresh_adapter(runtime.config.seed))
         _require_hosted(request.client_id, context, runtime)
         reply = evaluate_adapter(runtime, request, ContextKeeper(context))
         if request.track == START_TRACK:
@@ -105,8 +104,9 @@ def _require_hosted(client_id: str, context: Context, runtime: ClientRuntime) ->
 
 
 def _leave_copy(runtime: ClientRuntime, client_id: str, start: Start) -> None:
-    """Leave the received adapter, as the client uses it, on the site's disk."""
-    runtime.keep_adapter(runtime.with_prior(client_id, start.whole()))
+    """Leave the received adapter, as the client uses it, on the disk of a site that keeps files."""
+    if runtime.cache.disk is not None:
+        runtime.keep_adapter(runtime.with_prior(client_id, start.whole()))
 
 
 class ContextKeeper:
@@ -124,4 +124,4 @@ class ContextKeeper:
 
     def put(self, client_id: str, adapter: Adapter) -> None:
         """Keep ``adapter`` in place of what the client kept before."""
-        self._state[f"kept {client_id}"] = encode_adapter(adapter)
+        self._state[f"kept {client_id}"] = encode_packed(adapter.tensors())

@@ -20,7 +20,7 @@ from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, resized
 from models.adapters.gradient import GradientSpec, part_vectors
 from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
-from models.personalization.prior import remove_prior
+from models.personalization.prior import add_prior, remove_prior
 from models.personalization.signature import Signature
 from strategies.methods.base.client import Composition, MakePenalty, Trained
 
@@ -70,7 +70,7 @@ class HostedClient:
 
     def with_prior(self, adapter: Adapter) -> Adapter:
         """Return the adapter with the client's class prior in the bias of the head."""
-        return self.runtime.with_prior(self.client_id, adapter)
+        return add_prior(adapter, self.runtime.frequencies(self.client_id), self.runtime.config.prior_strength)
 
     def kept(self) -> Adapter | None:
         """Return the adapter that the client kept last, or None."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from hyperlora.data.federation import DataError as DataError
     from hyperlora.data.federation import Samples as Samples
     from hyperlora.messages.codec import ProtocolError as ProtocolError
+    from hyperlora.serving import PersonalizeOptions as PersonalizeOptions
+    from hyperlora.serving import personalize as personalize
+    from hyperlora.storage.state import StateError as StateError
     from models.adapters.adapted_model import AdaptedModel as AdaptedModel
     from models.adapters.adapter import Adapter as Adapter
     from models.adapters.adapter import AdapterError as AdapterError
@@ -42,13 +45,16 @@ _HOMES = {
     "HyperLoraStrategy": "strategies.engine.assembly",
     "LoraStrategy": "strategies.engine.strategy",
     "METHODS": "hyperlora.config.methods",
+    "PersonalizeOptions": "hyperlora.serving",
     "ProtocolError": "hyperlora.messages.codec",
     "RunConfig": "hyperlora.config.schema",
     "Samples": "hyperlora.data.federation",
+    "StateError": "hyperlora.storage.state",
     "build_backbone": "models.backbones.loading",
     "build_method": "strategies.methods.registry",
     "digits_public": "hyperlora.data.digits",
     "make_client_app": "client_app.handlers",
+    "personalize": "hyperlora.serving",
 }
 __all__ = sorted(_HOMES)
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from hyperlora.config.schema import RunConfig
 from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig
 from hyperlora.data.federation import DataSetInfo, Division, Federation
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import OWN_DATA, describe_data, open_federation
-from hyperlora.seeds import derive_seed
 
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
-    from models.adapters.adapter import Adapter
     from models.backbones.backbone import Backbone
 
 log = logging.getLogger(__name__)
@@ -113,8 +110,3 @@ def _origin(data: DataConfig, image_size: int) -> Origin:
     classes = tuple(name.strip() for name in data.classes.split(",") if name.strip())
     columns = (data.text_column, data.label_column, data.domain_column)
     return Origin(data.path, image_size, classes, *columns, data.first_classes, data.revision)
-
-
-def fresh_adapter(config: RunConfig, model: AdaptedModel) -> Adapter:
-    """Return the adapter before round 1, which the server and every client make alike from the run's seed."""
-    return model.initialise(derive_seed(config.seed, "lora"))

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from hyperlora.config.schema import ConfigError, RunConfig, Scalar
 from hyperlora.reporting.panels import save_accuracy
-from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients, fresh_adapter
+from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients
 from models.adapters.adapted_model import AdaptedModel
 from models.personalization.prior import add_prior
 from server_app.console import RunConsole
@@ -69,7 +69,7 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     shipment = Shipment(model.backbone.fingerprint, partial(backbone_file, config.data, config.model))
     return LoraStrategy(
         build_method(config, model.backbone.num_heads),
-        initial=fresh_adapter(config, model),
+        initial=model.fresh_adapter(config.seed),
         registrar=Registrar.of(model, num_classes, allowed, shipment if config.model.ship else None),
         settings=replace(
             RoundSettings.of(config, min_clients=federation.min_clients or expected_clients(config.data)),

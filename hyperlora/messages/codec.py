@@ -20,7 +20,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from hyperlora.config.settings import WIRE_DTYPES
-from models.adapters.adapter import Adapter
 
 SCALE = ".scale"
 LARGEST_INT8 = 127
@@ -155,11 +154,6 @@ def require_moderate(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool((tensor.abs() <= LARGEST).all()):
             raise ProtocolError(f"array '{name}' holds numbers beyond {LARGEST:g}, which no adapter or signature has")
-
-
-def encode_adapter(adapter: Adapter) -> ArrayRecord:
-    """Return the adapter's parts as float32 arrays."""
-    return encode_packed(adapter.tensors())
 
 
 def require(record: Mapping[str, object], name: str, kind: type[Scalar]) -> Scalar:

@@ -177,8 +177,9 @@ class TrainReply:
         metrics = TrainMetrics(require(record, "num_examples", int), **measured)
         end = _decoded_end(content, request)
         start, plan = request.start.adapter, request.start.plan
-        shapes = plan.gradient.shapes(start)
-        gradient = decode_tensors(arrays_of(content, "gradient"), shapes) if shapes else {}
+        gradient: dict[str, Tensor] = {}
+        if plan.gradient.kind != "off":
+            gradient = decode_tensors(arrays_of(content, "gradient"), plan.gradient.shapes(start))
         cores = core_shapes(start, plan.trains)
         core = decode_tensors(arrays_of(content, "core"), cores) if cores else {}
         signature = _new_signature(content, start)

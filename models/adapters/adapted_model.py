@@ -15,6 +15,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper, get_peft_
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, AdapterError, check_same_shapes, resized
 from models.adapters.layers import factor, fuse, prepared, read_core
 from models.backbones.backbone import Backbone
@@ -147,6 +148,10 @@ class AdaptedModel:
                 nn.init.kaiming_uniform_(block, a=5**0.5, generator=generator)
             low_rank[kind] = Factors(B=torch.zeros_like(lora_B), A=lora_A)
         return Adapter(low_rank, self._fresh_head.clone())
+
+    def fresh_adapter(self, run_seed: int) -> Adapter:
+        """Return the adapter before round 1, which the server and every client make alike from the run's seed."""
+        return self.initialise(derive_seed(run_seed, "lora"))
 
     def save(self, adapter: Adapter, directory: Path) -> None:
         """Write ``adapter``, of any rank, as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads."""

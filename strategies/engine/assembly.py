@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hyperlora.config.schema import RunConfig
-from hyperlora.task import fresh_adapter
 from models.adapters.adapted_model import AdaptedModel
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
@@ -29,7 +28,7 @@ class HyperLoraStrategy(LoraStrategy):
         config = config or RunConfig()
         super().__init__(
             build_method(config, model.backbone.num_heads),
-            initial=fresh_adapter(config, model),
+            initial=model.fresh_adapter(config.seed),
             registrar=Registrar.of(model, num_classes),
             settings=RoundSettings.of(config, min_clients=min_clients),
         )

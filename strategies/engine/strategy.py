@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from hyperlora.messages.codec import encode_adapter
+from hyperlora.messages.codec import encode_packed
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainReply, TrainRequest
@@ -338,4 +338,4 @@ class LoraStrategy(Strategy):
 
     def _anchor_arrays(self) -> ArrayRecord | None:
         anchor = self.method.anchor(self.state)
-        return None if anchor is None else encode_adapter(anchor)
+        return None if anchor is None else encode_packed(anchor.tensors())

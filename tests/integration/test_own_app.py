@@ -45,3 +45,10 @@ def test_importing_hyperlora_alone_imports_no_torch() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(ImportError):
         from hyperlora import NoSuchStrategy  # noqa: F401
+
+
+def test_the_front_door_has_what_it_names() -> None:
+    import hyperlora
+
+    assert {"HyperLoraStrategy", "make_client_app", "AdaptedModel", "personalize", "METHODS"} <= set(hyperlora.__all__)
+    assert all(getattr(hyperlora, name) is not None for name in hyperlora.__all__)

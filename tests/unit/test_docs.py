@@ -6,10 +6,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from hyperlora.config.schema import config_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -55,6 +58,28 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
     assert "hyperlora personalize" in (tmp_path / "site" / "tutorial" / "index.html").read_text()
+
+
+def resolves(name: str) -> bool:
+    """Tell whether a dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if find_spec(".".join(parts[:1])) is None:
+            return False
+        try:
+            found: object = import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        return all((found := getattr(found, part, None)) is not None for part in parts[end:])
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_function_that_a_page_names_is_there(page: Path) -> None:
+    packages = "hyperlora|models|strategies|client_app|server_app"
+    names = re.findall(rf"`((?:{packages})(?:\.\w+)+)`", page.read_text(encoding="utf-8"))
+    keys = {entry.key for entry in config_keys()}
+    assert [name for name in names if name not in keys and not resolves(name)] == []
 
 
 def test_the_library_page_shows_the_example_that_is_tested() -> None:

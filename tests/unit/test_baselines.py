@@ -33,23 +33,23 @@ def factors(adapter: Adapter) -> tuple[float, float]:
     return float(adapter.low_rank["w"].B), float(adapter.low_rank["w"].A)
 
 
-def rival(name: str, **values: str | float) -> Method:
+def baseline(name: str, **values: str | float) -> Method:
     return build_method(RunConfig.parse({"method": name, **values}))
 
 
 def test_fedit_averages_factors_by_numbers_of_samples() -> None:
-    method, start = rival("fedit"), scalar(0, 1)
+    method, start = baseline("fedit"), scalar(0, 1)
     state = method.aggregate(method.init(start), [update(scalar(1, 1), start, 30), update(scalar(3, 5), start, 10)])
     assert factors(state) == (1.5, 2.0)
 
 
 def test_ffa_lora_exchanges_b_and_the_head_only() -> None:
-    plan = rival("ffa-lora").plan(INITIAL, CARD)
+    plan = baseline("ffa-lora").plan(INITIAL, CARD)
     assert (plan.trains, {*plan.down}, {*plan.up}) == ("B", {"B", "head"}, {"B", "head"})
 
 
 def test_rolora_trains_b_and_a_in_turn_and_averages_the_product_exactly() -> None:
-    method, start = rival("rolora"), scalar(0, 2)
+    method, start = baseline("rolora"), scalar(0, 2)
     state = method.init(start)
     assert method.plan(state, CARD).trains == "B"
     state = method.aggregate(state, [update(scalar(1, 2), start), update(scalar(3, 2), start)])
@@ -61,12 +61,12 @@ def test_rolora_trains_b_and_a_in_turn_and_averages_the_product_exactly() -> Non
 
 
 def test_fedsa_lora_shares_a_alone() -> None:
-    plan = rival("fedsa-lora").plan(INITIAL, CARD)
+    plan = baseline("fedsa-lora").plan(INITIAL, CARD)
     assert (tuple(plan.down), tuple(plan.up), plan.personal) == (("A",), ("A",), True)
 
 
 def test_flora_merges_the_stack_and_starts_afresh_with_another_a() -> None:
-    method, start = rival("flora"), scalar(0, 1)
+    method, start = baseline("flora"), scalar(0, 1)
     state = method.aggregate(method.init(start), [update(scalar(1, 2), start), update(scalar(3, 4), start)])
     assert float(state.base.low_rank["w"].product()) == pytest.approx(7.0)
     first = factors(method.start(state, CARD))
@@ -77,7 +77,7 @@ def test_flora_merges_the_stack_and_starts_afresh_with_another_a() -> None:
 
 
 def test_fedex_lora_adds_what_averaging_left_out_round_after_round() -> None:
-    method, start = rival("fedex-lora"), scalar(0, 1)
+    method, start = baseline("fedex-lora"), scalar(0, 1)
     state = method.aggregate(method.init(start), [update(scalar(1, 1), start), update(scalar(3, 3), start)])
     assert factors(state.adapter) == (2.0, 2.0)
     assert float(state.base.low_rank["w"].product()) == pytest.approx(1.0)
@@ -116,7 +116,7 @@ def test_lora_fair_by_descent_comes_closer_in_angle() -> None:
 
 
 def test_fed_sb_splits_the_first_average_and_then_averages_cores() -> None:
-    method = rival("fed-sb")
+    method = baseline("fed-sb")
     ends = [moved(INITIAL, one, 1) for one in "ab"]
     state = method.aggregate(method.init(INITIAL), [update(one, INITIAL) for one in ends])
     expected = combine(ends, [0.5, 0.5]).truncated(RANK)
@@ -129,7 +129,7 @@ def test_fed_sb_splits_the_first_average_and_then_averages_cores() -> None:
 
 
 def test_hetlora_weighs_by_the_norms_of_the_products_and_cuts_to_a_clients_rank() -> None:
-    method, start = rival("hetlora"), scalar(0, 1)
+    method, start = baseline("hetlora"), scalar(0, 1)
     state = method.aggregate(method.init(start), [update(scalar(1, 1), start, 90), update(scalar(3, 1), start, 10)])
     assert factors(state) == (pytest.approx(0.25 * 1 + 0.75 * 3), 1.0)
     small = method.start(make_adapter(3), make_card("a", rank=1))
@@ -138,7 +138,7 @@ def test_hetlora_weighs_by_the_norms_of_the_products_and_cuts_to_a_clients_rank(
 
 
 def test_hyperflora_moves_what_it_makes_towards_what_the_client_made_of_it() -> None:
-    method = rival("hyperflora")
+    method = baseline("hyperflora")
     cards = {name: make_card(name) for name in "abcd"}
     state = method.register(method.init(INITIAL), cards)
     start = method.start(state, cards["a"])
