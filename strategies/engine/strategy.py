@@ -18,8 +18,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
 from models.personalization.signature import drift
-from strategies.engine import checkpoint as random_states
-from strategies.engine.checkpoint import Checkpoint
+from strategies.engine.checkpoint import Checkpoint, capture, restore
 from strategies.engine.history import History, sample_cohort
 from strategies.engine.privacy_ledger import PrivacyLedger
 from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
@@ -266,7 +265,7 @@ class LoraStrategy(Strategy):
             self.state,
             dict(self.roster.cards),
             list(self.scores),
-            random_states.capture(),
+            capture(),
             self.history.copy(),
         )
 
@@ -275,7 +274,7 @@ class LoraStrategy(Strategy):
         self.state, self.scores = checkpoint.state, list(checkpoint.scores)
         self.record, self.history = RoundRecord(checkpoint.server_round), checkpoint.history.copy()
         self.roster.cards.update(checkpoint.cards)
-        random_states.restore(checkpoint.random_states)
+        restore(checkpoint.random_states)
 
     def _register(self) -> None:
         self.state = with_clients(self.method, self.state, self.roster.cards)
