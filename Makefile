@@ -34,7 +34,7 @@ table: install  ## run the digits benchmark and print its table
 	$(BIN)/python -m benchmarks digits
 
 deployment: install  ## rehearse separate machines: SuperLink and SuperNodes as processes, with and without TLS
-	$(BIN)/pytest -m deployment tests/integration
+	$(BIN)/pytest -n 0 -m deployment tests/integration
 
 faults: install  ## try every fault, 10,000 mutated records and 1,000 damaged checkpoints, print a table
 	$(BIN)/python -m tests.faults
