@@ -74,9 +74,10 @@ def train_requests() -> dict[str, TrainRequest]:
 
 def _train_decoders(kind: str, request: TrainRequest) -> Iterator[Decoder]:
     end, signature = moved(request.start.adapter, "a", 1), make_card("b").signature
-    gradient = request.gradient_spec.compress(part_vectors(end)) if request.gradient_spec.kind != "off" else {}
-    core = {name: 2 * one for name, one in request.plan.core.items()}
-    reply = TrainReply("a", 3, end, make_metrics(), gradient, signature, core, request.plan.up)
+    plan = request.start.plan
+    gradient = plan.gradient.compress(part_vectors(end)) if plan.gradient.kind != "off" else {}
+    core = {name: 2 * one for name, one in plan.core.items()}
+    reply = TrainReply("a", 3, end, make_metrics(), gradient, signature, core, plan.up)
     yield Decoder(f"TrainRequest, {kind}", request.encode, lambda content: TrainRequest.decode(content, FRESH))
     yield Decoder(
         f"TrainReply, {kind}", lambda: reply.encode(request), lambda content: TrainReply.decode(content, request)
