@@ -24,7 +24,7 @@ from hyperlora.cli.main import app
 for command in ("run", "personalize", "report", "compare", "export", "doctor"):
     outcome = CliRunner().invoke(app, [command, "--help"])
     assert outcome.exit_code == 0, outcome.output
-from hyperlora import HyperLoraStrategy
+from hyperlora import HyperLoraStrategy, make_client_app
 """
 
 
@@ -52,7 +52,8 @@ def test_the_wheel_holds_every_package_and_the_assets_of_the_page(built: Path) -
     names = set(zipfile.ZipFile(wheel).namelist())
     pages = {"hyperlora/reporting/page.html", "hyperlora/reporting/page.css"}
     assert {*pages, "hyperlora/cli/main.py", "server_app/run.py"} <= names
-    assert not [name for name in names if name.startswith("tests/")]
+    tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"server_app", "client_app", "strategies", "models", "hyperlora"}
 
 
 def test_the_installed_wheel_works_away_from_the_checkout(built: Path, tmp_path: Path) -> None:
