@@ -186,7 +186,7 @@ def require_list(
 
 def require_measured(values: Sequence[float]) -> None:
     """Raise :class:`ProtocolError` unless all are losses or seconds that can be averaged: 0 to ``MOST_MEASURED``."""
-    if any(not 0 <= one <= MOST_MEASURED for one in values):
+    if any(not 0 <= value <= MOST_MEASURED for value in values):
         raise ProtocolError(f"losses and seconds {[*values]} must lie between 0 and {MOST_MEASURED:g}")
 
 

@@ -170,7 +170,7 @@ def core_shapes(adapter: Adapter, trains: str) -> Shapes:
     """Return kind -> shape of the core between the adapter's factors; empty where no core is trained."""
     if trains != "core":
         return {}
-    return {kind: (*one.B.shape[:-2], one.rank, one.rank) for kind, one in adapter.low_rank.items()}
+    return {kind: (*factors.B.shape[:-2], factors.rank, factors.rank) for kind, factors in adapter.low_rank.items()}
 
 
 def base_shapes(adapter: Adapter, rank: int) -> Shapes:
@@ -192,7 +192,7 @@ def with_core(adapter: Adapter, core: Mapping[str, Tensor]) -> Adapter:
     """Return dW = B R A written as the factors B and R A; the adapter itself where there is no core."""
     if not core:
         return adapter
-    turned = {kind: Factors(B=one.B, A=core[kind] @ one.A) for kind, one in adapter.low_rank.items()}
+    turned = {kind: Factors(B=factors.B, A=core[kind] @ factors.A) for kind, factors in adapter.low_rank.items()}
     return Adapter(turned, adapter.head)
 
 

@@ -190,7 +190,7 @@ def _decoded_end(content: RecordDict, request: TrainRequest) -> Adapter:
     start, up, wire = request.start.adapter, request.start.plan.up, request.start.wire
     if wire == "float32":
         return filled(content, start, up)
-    zero = Adapter.from_tensors({name: torch.zeros_like(one) for name, one in start.tensors().items()})
+    zero = Adapter.from_tensors({name: torch.zeros_like(tensor) for name, tensor in start.tensors().items()})
     end = _entrywise(filled(content, zero, up, wire), start, 1.0)
     require_moderate(end.tensors())
     return end

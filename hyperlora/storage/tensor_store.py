@@ -91,7 +91,7 @@ class TensorStore:
         Raises:
             StorageError: the file cannot be written, for example since the disk is full.
         """
-        size = sum(one.nbytes for one in tensors.values())
+        size = sum(tensor.nbytes for tensor in tensors.values())
         if not size or self.ram_bytes + size <= self._ram_limit:
             self.ram_bytes += size
             return StoredTensors(dict(tensors))

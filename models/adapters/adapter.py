@@ -86,10 +86,12 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[Weight]) -> Adapter:
     """Return sum_i w_i adapter_i exactly: products by concatenation of factors (ranks add up), heads densely."""
     kinds = adapters[0].low_rank
     low_rank = {
-        kind: concatenate([one.low_rank[kind] for one in adapters], [part_of(weight, kind) for weight in weights])
+        kind: concatenate(
+            [adapter.low_rank[kind] for adapter in adapters], [part_of(weight, kind) for weight in weights]
+        )
         for kind in kinds
     }
-    heads = [part_of(weight, HEAD) * one.head for one, weight in zip(adapters, weights, strict=True)]
+    heads = [part_of(weight, HEAD) * adapter.head for adapter, weight in zip(adapters, weights, strict=True)]
     return Adapter(low_rank, torch.stack(heads).sum(dim=0))
 
 

@@ -141,10 +141,10 @@ def slopes_along(gradients: AdapterBatch, deviations: Sequence[Adapter]) -> dict
     """
     slopes = {}
     for kind, of_kind in gradients.low_rank.items():
-        terms = [one.low_rank[kind] for one in deviations]
+        terms = [deviation.low_rank[kind] for deviation in deviations]
         columns, membership = distinct_terms(terms)
         slopes[kind] = _inner_products(of_kind, columns) @ membership.T
-    heads = torch.stack([one.head for one in deviations])
+    heads = torch.stack([deviation.head for deviation in deviations])
     return slopes | {HEAD: gradients.head.flatten(1) @ heads.flatten(1).T}
 
 

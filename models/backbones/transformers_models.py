@@ -96,7 +96,7 @@ def load_tokenizer(request: Request) -> Any:
         raise _unreachable(place, "tokenizer", error) from error
     if not tokenizer.is_fast:
         raise BackboneError(
-            f"the tokenizer of '{place}' is no fast one; save it once with tokenizer.json beside the model"
+            f"the tokenizer of '{place}' is not a fast tokenizer; save it once with tokenizer.json beside the model"
         )
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:

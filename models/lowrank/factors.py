@@ -201,6 +201,6 @@ def _check_same_shape(factors: Sequence[Factors]) -> None:
     if not factors:
         raise ValueError("expected at least one stack of factors, got none")
     expected = factors[0].shape
-    for i, one in enumerate(factors):
-        if one.shape != expected:
-            raise ValueError(f"expected (..., m, n) = {expected} as of the first factors, got {one.shape} at {i}")
+    for i, pair in enumerate(factors):
+        if pair.shape != expected:
+            raise ValueError(f"expected (..., m, n) = {expected} as of the first factors, got {pair.shape} at {i}")

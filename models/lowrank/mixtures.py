@@ -112,7 +112,7 @@ def distinct_terms(terms: Sequence[Factors]) -> tuple[Factors, Tensor]:
     """
     columns = concatenate(terms)
     B, A = columns.B, columns.A
-    owner = torch.arange(len(terms)).repeat_interleave(torch.tensor([one.rank for one in terms]))
+    owner = torch.arange(len(terms)).repeat_interleave(torch.tensor([term.rank for term in terms]))
     first, place = _first_alike(B, A)
     membership = torch.zeros(len(terms), len(first))
     membership.index_put_((owner, place), torch.ones(()), accumulate=True)

@@ -141,5 +141,5 @@ def _in_gauge(XV: Tensor, V: Tensor, transposed: bool, dtype: torch.dtype | None
 
 
 def _check_finite(*tensors: Tensor) -> None:
-    if not all(bool(one.isfinite().all()) for one in tensors):
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise ValueError(NOT_FINITE)

@@ -91,7 +91,7 @@ def training_figures(updates: Sequence[ClientUpdate], *, sends_metrics: bool = T
     """Return the cohort's losses and validation accuracies before and after training, where clients send them."""
     columns = ("train_loss", "start_loss", "start_accuracy", "end_loss", "end_accuracy") if sends_metrics else ()
     figures: dict[str, Any] = {"clients": len(updates)}
-    return figures | {name: spread([getattr(one.metrics, name) for one in updates]) for name in columns}
+    return figures | {name: spread([getattr(update.metrics, name) for update in updates]) for name in columns}
 
 
 def client_score(card: ClientCard, request: EvaluateRequest, reply: EvaluateReply) -> ClientScore:
@@ -129,6 +129,6 @@ def evaluation_figures(scores: Sequence[ClientScore]) -> dict[str, Any]:
 def _group_figures(group: Sequence[ClientScore]) -> dict[str, Any]:
     losses = ("zero_step_loss", "zero_step_validation_loss", "k_step_validation_loss")
     columns = ("zero_step", "k_step", "chosen", *losses)
-    figures: dict[str, Any] = {one: spread([getattr(score, one) for score in group]) for one in columns}
+    figures: dict[str, Any] = {column: spread([getattr(score, column) for score in group]) for column in columns}
     steps = {one: spread([score.by_steps[one] for score in group])["mean"] for one in group[0].by_steps}
     return {"clients": len(group), **figures, "by_steps": steps}

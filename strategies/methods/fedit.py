@@ -28,7 +28,9 @@ def average_factors(adapters: Sequence[Adapter], weights: Sequence[float]) -> Ad
     names = adapters[0].tensors()
     return Adapter.from_tensors(
         {
-            name: torch.stack([w * one.tensors()[name] for one, w in zip(adapters, weights, strict=True)]).sum(dim=0)
+            name: torch.stack([w * adapter.tensors()[name] for adapter, w in zip(adapters, weights, strict=True)]).sum(
+                dim=0
+            )
             for name in names
         }
     )

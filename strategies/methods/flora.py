@@ -29,7 +29,8 @@ class Flora(Merging):
         """Merge the stack, draw fresh factors, average the heads."""
         total = combine([update.end for update in updates], example_weights(updates))
         fresh = Adapter(
-            {kind: self._fresh(kind, one, state.rounds) for kind, one in state.adapter.low_rank.items()}, total.head
+            {kind: self._fresh(kind, factors, state.rounds) for kind, factors in state.adapter.low_rank.items()},
+            total.head,
         )
         return MergedState(fresh, merged(state.base, without_head(total)), state.rounds + 1)
 

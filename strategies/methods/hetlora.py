@@ -37,7 +37,7 @@ class HetLora(FedIT):
 
 def whole_norm(adapter: Adapter) -> float:
     """Return the Frobenius norm of all modules' products together."""
-    return float(torch.stack([norm(one).square().sum() for one in adapter.low_rank.values()]).sum().sqrt())
+    return float(torch.stack([norm(factors).square().sum() for factors in adapter.low_rank.values()]).sum().sqrt())
 
 
 def build(config: RunConfig) -> HetLora:

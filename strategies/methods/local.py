@@ -38,7 +38,7 @@ class Local(BaseMethod):
 
     def aggregate(self, state: LocalState, updates: Sequence[ClientUpdate]) -> LocalState:
         """Keep each client's result under its client-id."""
-        return replace(state, own={**state.own, **{one.card.client_id: one.end for one in updates}})
+        return replace(state, own={**state.own, **{update.card.client_id: update.end for update in updates}})
 
     def anchor(self, state: LocalState) -> None:
         """Return None: there is no global adapter."""

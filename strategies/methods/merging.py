@@ -58,9 +58,9 @@ def without_head(adapter: Adapter) -> Adapter:
 def merged(base: Adapter | None, more: Adapter) -> Adapter:
     """Return base + more with no more rank than it needs."""
     total = more if base is None else combine([base, more], [1.0, 1.0])
-    cuts = {kind: _compact(one) for kind, one in total.low_rank.items()}
-    rank = max(one.rank for one in cuts.values())
-    return Adapter({kind: padded(one, rank) for kind, one in cuts.items()}, total.head)
+    cuts = {kind: _compact(factors) for kind, factors in total.low_rank.items()}
+    rank = max(cut.rank for cut in cuts.values())
+    return Adapter({kind: padded(cut, rank) for kind, cut in cuts.items()}, total.head)
 
 
 def _compact(factors: Factors) -> Factors:

@@ -74,7 +74,9 @@ def resolves(name: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_every_function_that_a_page_names_is_there(page: Path) -> None:
     packages = "hyperlora|models|strategies|client_app|server_app"
     names = re.findall(rf"`((?:{packages})(?:\.\w+)+)`", page.read_text(encoding="utf-8"))

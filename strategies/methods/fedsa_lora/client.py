@@ -26,7 +26,7 @@ class FedSALoraClient(ClientHalf):
 
 def with_kept_left(adapter: Adapter, kept: Adapter) -> Adapter:
     """Return A of ``adapter`` with B and head of ``kept``."""
-    low_rank = {kind: Factors(B=kept.low_rank[kind].B, A=one.A) for kind, one in adapter.low_rank.items()}
+    low_rank = {kind: Factors(B=kept.low_rank[kind].B, A=factors.A) for kind, factors in adapter.low_rank.items()}
     return Adapter(low_rank, kept.head)
 
 

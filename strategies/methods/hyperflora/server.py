@@ -116,7 +116,7 @@ class HyperFLora(BaseMethod):
 def pull(made: Adapter, update: ClientUpdate) -> Tensor:
     """Return <theta_i, theta_i - theta_i'>, whose gradient is the rule's, the difference held fixed."""
     start, end = update.start.tensors(), update.end.tensors()
-    return torch.stack([(one * (start[name] - end[name])).sum() for name, one in made.tensors().items()]).sum()
+    return torch.stack([(tensor * (start[name] - end[name])).sum() for name, tensor in made.tensors().items()]).sum()
 
 
 def build(config: RunConfig) -> HyperFLora:

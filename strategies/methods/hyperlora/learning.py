@@ -71,7 +71,7 @@ def measure_slopes(
         spec: what the gradients are.
         entrywise: whether slopes along every entry are wanted, or along their mixture alone.
     """
-    cards = [one.card for one in updates]
+    cards = [update.card for update in updates]
     taken = (attended(state, cards) != 0) | (attended(state, cards, own=False) != 0)
     embeddings = state.standardize(torch.stack([state.vector_of(card) for card in cards]))
     own = state.own([card.client_id for card in cards])
@@ -93,8 +93,8 @@ def _of_group(
     taken: Tensor | None,
 ) -> list[Slopes]:
     """Return the slopes of some clients; along the entries of ``taken`` (clients, N) where that is given."""
-    told = {part: torch.stack([one.gradient[part] for one in updates]) for part in state.anchor.parts}
-    gradients = pulled_back(told, AdapterBatch.stack([one.start for one in updates]), spec)
+    told = {part: torch.stack([update.gradient[part] for update in updates]) for part in state.anchor.parts}
+    gradients = pulled_back(told, AdapterBatch.stack([update.start for update in updates]), spec)
     used = (rows if taken is None else taken).any(dim=0).nonzero().flatten()
     terms = [state.memory[state.names[index]] for index in used.tolist()]
     residual = [] if state.residual is None else [state.residual]
@@ -102,7 +102,7 @@ def _of_group(
     along_memory = table[..., : len(terms)]
     generated = None
     if generator is not None:
-        made = generator.deviations(state, torch.stack([state.vector_of(one.card) for one in updates]))
+        made = generator.deviations(state, torch.stack([state.vector_of(update.card) for update in updates]))
         generated = _by_part(_paired(gradients, made), state)
     memory: list[tuple[Tensor | None, Tensor]]
     if taken is None:
@@ -122,7 +122,9 @@ def _of_group(
 
 def _paired(gradients: AdapterBatch, directions: AdapterBatch) -> dict[str, Tensor]:
     """Return by part the inner product of each gradient of a batch of n with its own direction, (n,)."""
-    slopes = {kind: inner(one, directions.low_rank[kind]).sum(dim=-1) for kind, one in gradients.low_rank.items()}
+    slopes = {
+        kind: inner(factors, directions.low_rank[kind]).sum(dim=-1) for kind, factors in gradients.low_rank.items()
+    }
     return slopes | {HEAD: (gradients.head * directions.head).sum(dim=(1, 2))}
 
 
@@ -165,8 +167,8 @@ def _along_memory(
     if all(one.chosen is None for one in slopes):
         yield from ((one.memory[:, 0], torch.zeros(())) for one in slopes)
         return
-    embeddings = state.standardize(torch.stack([state.vector_of(one.card) for one in updates]))
-    own = state.own([one.card.client_id for one in updates])
+    embeddings = state.standardize(torch.stack([state.vector_of(update.card) for update in updates]))
+    own = state.own([update.card.client_id for update in updates])
     alpha = attention(_but(parameters, "attention"), embeddings, state.keys, own, state.groups)
     others = attention_to_others(parameters, embeddings, state.keys, own, state.groups)
     for row, slope in enumerate(slopes):
@@ -198,7 +200,7 @@ def learn(
         learning_rate: of Adam, in the units of the parameters (logits and logarithms).
         groups: which of ``LEARNABLE`` are learned; the others stay as they are.
     """
-    told = [one for one in updates if one.gradient]
+    told = [update for update in updates if update.gradient]
     if not told or not state.memory or not learning_rate or not groups:
         return state
     entrywise = not {"attention", "trust"}.isdisjoint(groups)

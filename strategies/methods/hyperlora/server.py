@@ -172,8 +172,8 @@ class HyperLoraMethod:
         )
         state = self._moved(state, updates)
         rank = state.anchor.rank
-        deviations = {one.card.client_id: subtract(resized(one.end, rank), state.anchor) for one in updates}
-        counts = {one.card.client_id: one.metrics.num_examples for one in updates}
+        deviations = {update.card.client_id: subtract(resized(update.end, rank), state.anchor) for update in updates}
+        counts = {update.card.client_id: update.metrics.num_examples for update in updates}
         state = replace(
             state,
             memory=with_entries(state.memory, deviations),

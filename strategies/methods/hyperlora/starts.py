@@ -57,7 +57,9 @@ def alike(rows: Tensor, template: Adapter) -> list[list[int]]:
     Returns:
         Indices of clients; every client is in one group, and the same rows give the same groups.
     """
-    size = max(one.B.numel() // one.rank + one.A.numel() // one.rank for one in template.low_rank.values())
+    size = max(
+        factors.B.numel() // factors.rank + factors.A.numel() // factors.rank for factors in template.low_rank.values()
+    )
     most, most_entries = max(1, GROUP_NUMBERS // (BLOCK * size)), ENTRY_NUMBERS // (2 * template.rank * size)
     taken = rows != 0
     overlap = taken.float() @ taken.float().T
@@ -93,13 +95,13 @@ def mixed_memory(
     """
     low_rank = {}
     for kind, base in anchor.low_rank.items():
-        terms = [Factors(-base.B, base.A), *(one.low_rank[kind] for one in entries)]
+        terms = [Factors(-base.B, base.A), *(entry.low_rank[kind] for entry in entries)]
         shared, membership = distinct_terms(terms)
         columns = weights[kind] @ membership[1:] - membership[0]
         low_rank[kind] = Mixtures(shared, columns, None if own is None else own.low_rank[kind])
     heads = anchor.head.expand(len(weights[HEAD]), -1, -1)
     if entries:
-        heads = heads + torch.einsum("nm,mcw->ncw", weights[HEAD], torch.stack([one.head for one in entries]))
+        heads = heads + torch.einsum("nm,mcw->ncw", weights[HEAD], torch.stack([entry.head for entry in entries]))
     return MixedMemory(low_rank, heads if own is None else heads + own.head)
 
 

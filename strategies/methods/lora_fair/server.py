@@ -36,8 +36,8 @@ class LoraFair(SharedAdapterMethod):
         average, exact = average_factors(ends, weights), combine(ends, weights)
         correct = corrected if self.form == "closed" else corrected_by_descent
         low_rank = {
-            kind: Factors(B=correct(one, exact.low_rank[kind], self.penalty), A=one.A)
-            for kind, one in average.low_rank.items()
+            kind: Factors(B=correct(factors, exact.low_rank[kind], self.penalty), A=factors.A)
+            for kind, factors in average.low_rank.items()
         }
         return Adapter(low_rank, average.head)
 
