@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from models.adapters.adapter import Adapter, subtract
-from models.lowrank.factors import gram
+from models.lowrank.factors import Factors, align, concatenate, gram, padded, truncate
 from strategies.methods.base.server import ClientUpdate
 
 ITERATIONS = 100
@@ -69,6 +69,8 @@ MAD_TO_SIGMA = 1.4826
 LEAST_SPREAD = 0.2
 """Least spread that is assumed, as a share of the median: honest clients of a small cohort differ by more by chance."""
 SMALLEST_COHORT = 4
+MOST_CUTS = 8
+ROUNDING = 1e-6
 TOO_LONG = "its movement is far longer than the others'"
 TOO_FAR = "its movement is among the farthest from the cohort's geometric median"
 
@@ -131,12 +133,28 @@ class Screen:
             name, length = update.card.client_id, lengths[update.card.client_id]
             if length <= bound:
                 after.updates.append(update)
-            elif self.norm_rule == "clip" and not update.core:
-                after.clipped[name] = bound / length
-                after.updates.append(replace(update, end=_shortened(update, bound / length)))
-            else:
+                continue
+            shorter, share = self._shortened(update, length, bound)
+            if shorter is None:
                 after.left_out[name] = TOO_LONG
+            else:
+                after.clipped[name] = share
+                after.updates.append(shorter)
         return after
+
+    def _shortened(self, update: ClientUpdate, length: float, bound: float) -> tuple[ClientUpdate | None, float]:
+        """Return the update cut to the bound and the share that is kept of it; None where it is to be left out.
+
+        Cutting to the rank may lengthen a movement, at most twice; it is then cut again.
+        """
+        share = bound / length
+        for _ in range(MOST_CUTS if self.norm_rule == "clip" and not update.core else 0):
+            shorter = replace(update, end=cut_short(update.start, update.end, share))
+            found = movement_norm(shorter)
+            if found <= bound * (1 + ROUNDING):
+                return shorter, share
+            share *= bound / found
+        return None, 0.0
 
     def _bound(self, lengths: Sequence[float]) -> float:
         """Return the bound; the lower of two medians, for half of a small cohort may lie."""
@@ -167,14 +185,24 @@ def movement_gram(updates: Sequence[ClientUpdate]) -> Tensor:
 
     Holds two float64 tensors (N, N, blocks, 2 r, 2 r) of one module kind on the way.
     """
-    movements = [subtract(update.end, update.start) for update in updates]
+    movements = [subtract(update.end, update.start).map(_balanced) for update in updates]
     total = _flat_gram([one.head for one in movements])
     for kind in movements[0].low_rank:
-        products = gram([one.low_rank[kind].to(torch.float64) for one in movements])
+        products = gram([one.low_rank[kind] for one in movements])
         total = total + products.flatten(start_dim=2).sum(dim=2)
     for kind in updates[0].core:
         total = total + _flat_gram([update.core[kind] for update in updates])
     return total
+
+
+def _balanced(factors: Factors) -> Factors:
+    """Return the product with orthonormal rows of A, in float64.
+
+    A client may write its product with huge factors that cancel; the inner products of such factors are rounding.
+    """
+    Q_B, R_B = torch.linalg.qr(factors.B.to(torch.float64))
+    Q_A, R_A = torch.linalg.qr(factors.A.mT.to(torch.float64))
+    return Factors(B=Q_B @ (R_B @ R_A.mT), A=Q_A.mT)
 
 
 def _flat_gram(tensors: Sequence[Tensor]) -> Tensor:
@@ -191,9 +219,19 @@ def _known_counts(updates: Sequence[ClientUpdate]) -> Screened:
     return Screened([one for one in updates if one.card.client_id not in wrong], wrong)
 
 
-def _shortened(update: ClientUpdate, share: float) -> Adapter:
-    """Return start + share (end - start), factor by factor: the rank is kept and what did not move stays."""
-    start = update.start.tensors()
-    return Adapter.from_tensors(
-        {name: torch.lerp(start[name], value, share) for name, value in update.end.tensors().items()}
-    )
+def cut_short(start: Adapter, end: Adapter, share: float) -> Adapter:
+    """Return the best adapter of the rank of ``start`` for dW_start + share (dW_end - dW_start).
+
+    Nothing depends on the gauge in which a client wrote ``end``. Where one of a module's two factors did not move it
+    stays as it is, since the product is linear in the other.
+    """
+    low_rank = {kind: _cut_factors(one, end.low_rank[kind], share) for kind, one in start.low_rank.items()}
+    return Adapter(low_rank, torch.lerp(start.head, end.head, share))
+
+
+def _cut_factors(start: Factors, end: Factors, share: float) -> Factors:
+    if torch.equal(start.A, end.A) or torch.equal(start.B, end.B):
+        return Factors(B=torch.lerp(start.B, end.B, share), A=torch.lerp(start.A, end.A, share))
+    total = concatenate([start.to(torch.float64), end.to(torch.float64)], [1 - share, share])
+    kept = truncate(total, min(start.rank, *start.shape[-2:])).kept
+    return align(padded(kept, start.rank), start).to(start.wide_dtype)

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from models.adapters.adapter import subtract
+from models.adapters.adapter import Adapter, subtract
+from models.lowrank.factors import Factors
 from strategies.engine.screening import (
     TOO_FAR,
     TOO_LONG,
@@ -15,10 +18,11 @@ from strategies.engine.screening import (
     distances_to_median,
     farthest,
     movement_gram,
+    movement_norm,
     weights_to_median,
 )
 from strategies.methods.base.server import ClientUpdate, example_weights
-from tests.builders import make_adapter, make_card, make_metrics
+from tests.builders import RANK, make_adapter, make_card, make_metrics, products
 
 
 def updates_of_lengths(*lengths: float) -> list[ClientUpdate]:
@@ -134,3 +138,76 @@ def test_the_median_weighs_a_planted_client_down_in_every_average() -> None:
     assert sum(weights) == pytest.approx(1.0)
     average = sum(weight * length for weight, length in zip(weights, [1.0, 1.2, 1.1, 0.9, -100.0], strict=True))
     assert average == pytest.approx(1.0, abs=0.11)
+
+
+def in_gauge(adapter: Adapter, gauge: torch.Tensor) -> Adapter:
+    """Return the same products as B R^-1 and R A."""
+    return adapter.map(lambda one: Factors(one.B @ torch.linalg.inv(gauge), gauge @ one.A))
+
+
+def update_to(end: Adapter, name: str = "client-9") -> ClientUpdate:
+    return ClientUpdate(make_card(name), make_adapter(0), end, make_metrics())
+
+
+def nearby(seed: int, step: float) -> Adapter:
+    noise, start = make_adapter(seed).tensors(), make_adapter(0).tensors()
+    return Adapter.from_tensors({name: value + step * noise[name] for name, value in start.items()})
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    scale=st.sampled_from([1e-4, 1.0, 1e4]),
+    condition=st.sampled_from([1.0, 1e3, 1e6]),
+    seed=st.integers(0, 100),
+    step=st.sampled_from([0.0, 0.5, 30.0]),
+)
+def test_no_gauge_makes_a_cut_movement_longer_than_the_bound(
+    scale: float, condition: float, seed: int, step: float
+) -> None:
+    left, right = torch.linalg.qr(torch.randn(2, RANK, RANK, generator=torch.Generator().manual_seed(seed)))[0]
+    gauge = scale * left @ torch.diag(torch.logspace(0, -float(torch.tensor(condition).log10()), RANK)) @ right
+    end = in_gauge(nearby(seed + 1, step), gauge)
+    liar = update_to(replace(end, head=end.head + 5.0))
+    honest = [update_to(nearby(200 + index, 0.01), f"client-{index}") for index in range(5)]
+    screen = Screen()
+    bound = screen._bound([movement_norm(one) for one in [*honest, liar]])
+    screened = screen.apply([*honest, liar])
+    assert screened.updates[:5] == honest
+    assert list(screened.clipped) == ["client-9"]
+    assert movement_norm(screened.updates[5]) <= bound * (1 + 1e-6)
+
+
+def test_a_movement_is_cut_in_product_space_whatever_the_gauge() -> None:
+    """A client that writes its product as (B / c, c A) is cut as one that does not."""
+    honest = [update_to(nearby(200 + index, 0.01), f"client-{index}") for index in range(5)]
+    end = nearby(7, 1.0)
+    plain, scaled = (
+        products(Screen().apply([*honest, update_to(one)]).updates[5].end)
+        for one in (end, in_gauge(end, 1e4 * torch.eye(RANK)))
+    )
+    torch.testing.assert_close(plain, scaled, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fixed", ["lora_A", "lora_B"])
+def test_a_factor_that_did_not_move_stays_exactly_when_a_movement_is_cut(fixed: str) -> None:
+    start, far = make_adapter(0).tensors(), nearby(7, 10.0).tensors()
+    end = Adapter.from_tensors({name: start[name] if fixed in name else one for name, one in far.items()})
+    honest = [update_to(nearby(200 + index, 0.01), f"client-{index}") for index in range(5)]
+    screened = Screen().apply([*honest, update_to(end)])
+    cut, share = screened.updates[5].end.tensors(), screened.clipped["client-9"]
+    for name, value in start.items():
+        expected = value if fixed in name else torch.lerp(value, far[name], share)
+        assert torch.equal(cut[name], expected)
+
+
+def test_factors_that_cancel_do_not_hide_a_movement() -> None:
+    """The inner products of huge factors are rounding; the movement is measured all the same."""
+    start = make_adapter(0)
+    huge = torch.tensor([[1.0, 0.0], [150.0, 1.0]]) @ torch.tensor([[1.0, 150.0], [0.0, 1.0]])
+    end = in_gauge(nearby(3, 0.5), huge)
+    dense = sum(
+        (left.to(torch.float64).product() - start.low_rank[kind].to(torch.float64).product()).square().sum()
+        for kind, left in end.low_rank.items()
+    )
+    expected = (dense + (end.head - start.head).double().square().sum()).sqrt()
+    assert movement_norm(update_to(end)) == pytest.approx(float(expected), rel=1e-6)
