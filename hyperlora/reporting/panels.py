@@ -59,7 +59,9 @@ def save_accuracy(metrics: Path, target: Path) -> None:
     if not series:
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
-    _accuracy_lines(figure.add_subplot(), series, FILE_COLORS)
+    axes = figure.add_subplot()
+    _accuracy_lines(axes, series, FILE_COLORS)
+    axes.grid(alpha=0.3)
     for suffix in (".png", ".svg"):
         figure.savefig(target.with_suffix(suffix), dpi=150)
 
@@ -94,7 +96,7 @@ def _line(axes: Axes, points: Sequence[Point], label: str, color: str, line: str
 def _label_accuracy(axes: Axes) -> None:
     axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 100))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.figure.legend(loc="outside upper left", ncols=2)
+    axes.figure.legend(loc="outside upper left", ncols=2, frameon=False)
 
 
 def draw_gain(gain: Mapping[str, float], rows: Mapping[str, str], unseen: Sequence[str], name: str, over: str) -> str:

@@ -155,11 +155,6 @@ class DiskMemory(Mapping[str, Entry], Generic[Entry]):
         self._recent: OrderedDict[str, Entry] = OrderedDict()
         self._mapped: OrderedDict[str, Entry] = OrderedDict()
 
-    @property
-    def num_in_ram(self) -> int:
-        """The number of entries held in RAM, at most ``limit``."""
-        return len(self._recent)
-
     def __getitem__(self, client_id: str) -> Entry:
         """Return the client's entry; raises KeyError where it is not remembered."""
         if client_id in self._recent:

@@ -13,11 +13,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from client_app.runtime import open_runtime
+from hyperlora import serving
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.images import read_image_folder
 from hyperlora.reporting.run_files import RunFiles
-from hyperlora.serving import start_for
+from hyperlora.serving import PersonalizeOptions, start_for
 from hyperlora.task import build_model
 from models.adapters.adapter import subtract
 from models.adapters.training import evaluate
@@ -93,6 +94,17 @@ def test_another_signature_gets_another_adapter(short_run: Path) -> None:
     cards = run.require_clients().cards
     starts = [start_for(run, replace(cards[name], client_id="x"))[1].adapter for name in ("rotated-4", "inverted-4")]
     assert all(float(norm(one).sum()) > 1e-3 for one in subtract(*starts).low_rank.values())
+
+
+def test_the_library_function_gives_what_the_command_writes(
+    short_run: Path, folder: Path, personal: Path, tmp_path: Path
+) -> None:
+    options = PersonalizeOptions(name="adapters", steps=4, target=tmp_path / "made")
+    made = serving.personalize(short_run, folder, options)
+    assert made.directory == str(tmp_path / "made")
+    scores = json.loads((personal / "scores.json").read_text())
+    assert (list(made.steps), made.num_test) == (scores["steps"], scores["num_test"])
+    assert made.accuracy == pytest.approx(scores["accuracy"])
 
 
 def test_no_local_step_writes_the_generated_adapter_alone(short_run: Path, folder: Path, tmp_path: Path) -> None:

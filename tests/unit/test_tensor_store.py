@@ -124,11 +124,11 @@ def test_ten_thousand_clients_are_right_and_few_are_in_ram(tmp_path):
     names = [f"client-{number}" for number in range(count)]
     for first in range(0, count, 500):
         memory = memory.with_entries({names[n]: entry(n) for n in range(first, first + 500)})
-        assert memory.num_in_ram <= limit
+        assert len(memory._recent) <= limit
     assert list(memory) == sorted(names)
     for n in random.Random(0).sample(range(count), 1000):
         assert number_of(memory[names[n]]) == n
-        assert memory.num_in_ram <= limit
+        assert len(memory._recent) <= limit
     assert len(memory) == count
     assert memory._store.file_bytes == count * PAGE
 
