@@ -99,7 +99,7 @@ def test_another_signature_gets_another_adapter(short_run: Path) -> None:
 def test_the_library_function_gives_what_the_command_writes(
     short_run: Path, folder: Path, personal: Path, tmp_path: Path
 ) -> None:
-    options = PersonalizeOptions(name="adapters", steps=4, target=tmp_path / "made")
+    options = PersonalizeOptions(steps=4, target=tmp_path / "made")
     made = serving.personalize(short_run, folder, options)
     assert made.directory == str(tmp_path / "made")
     scores = json.loads((personal / "scores.json").read_text())
