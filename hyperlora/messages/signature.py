@@ -5,6 +5,7 @@ What a client may be called: a name that is also safe as a file name, in a table
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,15 @@ def is_client_id(text: str) -> bool:
 
 
 MAX_SIGNATURE_BYTES = 4096
+COUNT_TOLERANCE = 0.02
+"""The logarithm of a number of samples travels as float16 where a signature is large."""
+
+
+def count_objection(num_examples: int, signature: Signature) -> str | None:
+    """Return why a client's number of samples is not believed, or None where its signature says the same."""
+    if abs(math.log(num_examples) - signature.log_num_examples) <= COUNT_TOLERANCE:
+        return None
+    return f"it says it has {num_examples} samples, and its signature is of another number of them"
 
 
 def _signature_dtype(signatures: Mapping[str, Tensor]) -> type[np.floating[Any]]:
@@ -145,7 +155,9 @@ class SignatureReply:
             raise ProtocolError(f"ranks {ranks} of clients cannot be negative")
         if any(card.num_examples < 1 for card in cards):
             raise ProtocolError("a client without training samples cannot take part")
-        left_out = require_list(config, "left_out", str)
-        reasons = require_list(config, "reasons", str, len(left_out))
-        needs_backbone = require(config, "needs_backbone", str)
-        return cls(cards, dict(zip(left_out, reasons, strict=True)), needs_backbone)
+        names = require_list(config, "left_out", str)
+        left_out = dict(zip(names, require_list(config, "reasons", str, len(names)), strict=True))
+        objections = {card.client_id: count_objection(card.num_examples, card.signature) for card in cards}
+        left_out |= {name: reason for name, reason in objections.items() if reason is not None}
+        kept = [card for card in cards if card.client_id not in left_out]
+        return cls(kept, left_out, require(config, "needs_backbone", str))

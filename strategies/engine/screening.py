@@ -15,6 +15,7 @@ Weiszfeld). v lies in the hull of the x_i, so weights over clients stand for it 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median_low
@@ -22,10 +23,12 @@ from statistics import median_low
 import torch
 from torch import Tensor
 
+from hyperlora.messages.signature import count_objection
 from models.adapters.adapter import Adapter, subtract
 from models.lowrank.factors import Factors, align, concatenate, gram, padded, truncate
-from strategies.methods.base.server import ClientUpdate
+from strategies.methods.base.server import ClientUpdate, example_weights
 
+log = logging.getLogger(__name__)
 ITERATIONS = 100
 TOLERANCE = 1e-9
 SMOOTHING = 1e-6
@@ -70,6 +73,8 @@ LEAST_SPREAD = 0.2
 """Least spread that is assumed, as a share of the median: honest clients of a small cohort differ by more by chance."""
 SMALLEST_COHORT = 4
 MOST_CUTS = 8
+MOST_EXAMPLES = 10
+"""A client counts for at most so many times the median number of samples of the clients known."""
 ROUNDING = 1e-6
 TOO_LONG = "its movement is far longer than the others'"
 TOO_FAR = "its movement is among the farthest from the cohort's geometric median"
@@ -108,14 +113,24 @@ class Screen:
     aggregation: str = "mean"
     trim: float = 0.3
 
-    def apply(self, updates: Sequence[ClientUpdate], former: Mapping[str, float] | None = None) -> Screened:
+    def apply(
+        self,
+        updates: Sequence[ClientUpdate],
+        former: Mapping[str, float] | None = None,
+        claims: Sequence[int] = (),
+    ) -> Screened:
         """Return the updates that a method is to see; fewer than four clients are only checked against their cards.
 
         Args:
             updates: usable replies of a round.
             former: client-id -> length of the client's last movement before this round.
+            claims: numbers of samples that the clients known say to have; no client counts for more than
+                ``MOST_EXAMPLES`` times their median.
         """
         result = _known_counts(updates)
+        if claims:
+            most = MOST_EXAMPLES * median_low(claims)
+            result = replace(result, updates=[_counted(update, most) for update in result.updates])
         if self.norm_rule != "off":
             result = self._bounded(result, former or {})
         if len(result.updates) >= SMALLEST_COHORT and self.aggregation != "mean":
@@ -163,13 +178,15 @@ class Screen:
         return middle + self.factor * max(spread, LEAST_SPREAD * middle)
 
     def _robust(self, before: Screened) -> Screened:
+        """Return the updates by a rule that looks at movements alone, never at what clients say of themselves."""
         products = movement_gram(before.updates)
-        shares = torch.tensor([float(update.metrics.num_examples) for update in before.updates], dtype=torch.float64)
+        equal = torch.ones(len(before.updates), dtype=torch.float64)
         if self.aggregation == "median":
-            factors = (weights_to_median(products, shares) / (shares / shares.sum())).tolist()
+            shares = torch.tensor(example_weights(before.updates), dtype=torch.float64)
+            factors = (weights_to_median(products, equal) / shares).tolist()
             weighed = [replace(one, weight=factor) for one, factor in zip(before.updates, factors, strict=True)]
             return replace(before, updates=weighed)
-        far = farthest(distances_to_median(products, shares), int(self.trim * len(before.updates)))
+        far = farthest(distances_to_median(products, equal), int(self.trim * len(before.updates)))
         reasons = {before.updates[index].card.client_id: TOO_FAR for index in far}
         kept = [update for index, update in enumerate(before.updates) if index not in far]
         return replace(before, updates=kept, left_out=before.left_out | reasons)
@@ -211,12 +228,24 @@ def _flat_gram(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _known_counts(updates: Sequence[ClientUpdate]) -> Screened:
-    """Leave out clients that say to have another number of samples than when they joined, with the same data."""
-    said = {one.card.client_id: (one.metrics.num_examples, one.card.num_examples) for one in updates}
-    wrong = {
-        name: f"it trained on {now} samples and has {known}" for name, (now, known) in said.items() if now != known
-    }
-    return Screened([one for one in updates if one.card.client_id not in wrong], wrong)
+    """Leave out clients whose number of samples is not that of their card, or not that of their new signature."""
+    wrong = {}
+    for update in updates:
+        card, count = update.card, update.metrics.num_examples
+        if count != card.num_examples:
+            wrong[card.client_id] = f"it trained on {count} samples and has {card.num_examples}"
+        elif objection := count_objection(count, card.signature):
+            wrong[card.client_id] = objection
+    return Screened([update for update in updates if update.card.client_id not in wrong], wrong)
+
+
+def _counted(update: ClientUpdate, most: int) -> ClientUpdate:
+    """Return the update with no more samples than ``most``: an average and the attention weigh by their number."""
+    count = update.metrics.num_examples
+    if count <= most:
+        return update
+    log.warning("client '%s' says it has %d samples and counts for %d", update.card.client_id, count, most)
+    return replace(update, metrics=replace(update.metrics, num_examples=most))
 
 
 def cut_short(start: Adapter, end: Adapter, share: float) -> Adapter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -129,11 +129,12 @@ class LoraStrategy(Strategy):
         self.record.add_seconds("waiting", began - self._sent_at)
         self.roster.note(answers.asked, answers.heard)
         self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
+        for name in [sent.recipient for sent, reply in answers.answered if reply.signature is not None]:
+            self.history.note_signature(name)  # what was sent is spent, whatever becomes of the reply
         answered = answers.answered if self._enough(len(answers.answered)) else []
-        self._note_drift({sent.recipient: reply for sent, reply in answered})
         updates = self._screened(
             ClientUpdate(
-                self.roster.cards[sent.recipient],
+                self._described(sent.recipient, reply),
                 sent.request.start.adapter,
                 reply.end,
                 reply.metrics,
@@ -142,6 +143,7 @@ class LoraStrategy(Strategy):
             )
             for sent, reply in answered
         )
+        self._note_drift(updates)
         if updates:
             self.state = self.method.aggregate(self.state, updates)
             sends_metrics = not self.settings.privacy.adapter_noise
@@ -310,7 +312,8 @@ class LoraStrategy(Strategy):
 
     def _screened(self, updates: Iterable[ClientUpdate]) -> list[ClientUpdate]:
         """Return the updates that the method is to see; who is left out or cut short is noted with the reason."""
-        screened = self.settings.screen.apply(list(updates), self.history.lengths)
+        claims = [card.num_examples for card in self.roster.cards.values()]
+        screened = self.settings.screen.apply(list(updates), self.history.lengths, claims)
         self.history.lengths |= screened.lengths
         self._note_failures("train", screened.left_out)
         self.record.clipped = screened.clipped
@@ -321,17 +324,22 @@ class LoraStrategy(Strategy):
         fewer = bool(screened.left_out) and not self._enough(len(screened.updates))
         return [] if fewer else screened.updates
 
-    def _note_drift(self, replies: Mapping[str, TrainReply]) -> None:
+    def _described(self, client_id: str, reply: TrainReply) -> ClientCard:
+        """Return a client's card as of its reply, which brings another signature where its data changed."""
+        card = self.roster.cards[client_id]
+        if reply.signature is None:
+            return card
+        return replace(card, signature=reply.signature, num_examples=reply.metrics.num_examples)
+
+    def _note_drift(self, updates: Sequence[ClientUpdate]) -> None:
         """Take over the signatures of clients whose data changed, and say by how much they did."""
         known = [card.signature for card in self.roster.cards.values()]
-        changed = {name: reply.signature for name, reply in replies.items() if reply.signature is not None}
-        for name, signature in changed.items():
-            self.history.note_signature(name)
-            card = self.roster.cards[name]
-            self.record.drift[name] = drift(card.signature, signature, known)
+        changed = [update.card for update in updates if update.card is not self.roster.cards[update.card.client_id]]
+        for card in changed:
+            name, before = card.client_id, self.roster.cards[card.client_id].signature
+            self.record.drift[name] = drift(before, card.signature, known)
             log.warning("client '%s' has other data now: its signature moved by %.2f", name, self.record.drift[name])
-            count = replies[name].metrics.num_examples
-            self.roster.cards[name] = replace(card, signature=signature, num_examples=count)
+            self.roster.cards[name] = card
         if changed:
             self._register()
 

@@ -24,7 +24,7 @@ def lengths_under(kind: str, bad: frozenset[str], monkeypatch: pytest.MonkeyPatc
     """Return by client-id the length of its movement in one round of eight clients."""
     seen: dict[str, float] = {}
 
-    def note(self: Screen, updates: list, former: Mapping[str, float]) -> Screened:
+    def note(self: Screen, updates: list, former: Mapping[str, float], claims: list[int]) -> Screened:
         lengths = movement_gram(updates).diagonal().sqrt().tolist()
         seen.update({one.card.client_id: length for one, length in zip(updates, lengths, strict=True)})
         return Screened(list(updates))

@@ -257,6 +257,31 @@ def test_a_client_whose_data_changed_is_described_anew_and_named() -> None:
     torch.testing.assert_close(strategy.roster.cards[changed].signature.vector(), expected)
 
 
+def _changed_to_very_many(answer: Message, request: TrainRequest) -> Message:
+    told = TrainReply.decode(_changed(answer, request).content, request)
+    answer.content = replace(told, metrics=replace(told.metrics, num_examples=10**18)).encode()
+    return answer
+
+
+def test_a_reply_that_is_left_out_changes_nothing_that_is_known_of_its_client() -> None:
+    strategy = make_strategy()
+    liar = run(make_strategy(), rounds=1)[1][0].cohort[0]
+    _, records = run(strategy, rounds=1, spoil={liar: _changed_to_very_many})
+    assert list(records[0].failures) == [f"train {liar}"]
+    assert records[0].drift == {}
+    card = next(card for card in CARDS if card.client_id == liar)
+    assert strategy.roster.cards[liar].num_examples == card.num_examples
+    assert strategy.roster.cards[liar].signature.digest() == card.signature.digest()
+    assert liar not in strategy.state.memory
+
+
+def test_a_signature_that_was_released_counts_for_privacy_even_if_the_reply_is_left_out() -> None:
+    strategy = make_strategy()
+    liar = run(make_strategy(), rounds=1)[1][0].cohort[0]
+    run(strategy, rounds=1, spoil={liar: _changed_to_very_many})
+    assert strategy.history.signatures == {liar: 2}
+
+
 def test_a_signature_that_is_the_same_is_no_drift() -> None:
     _, records = run(make_strategy(), rounds=2)
     assert all(record.drift == {} for record in records)

@@ -151,3 +151,13 @@ def test_a_large_signature_travels_in_four_kibibytes() -> None:
     wide = replace(card.signature, feature_mean=torch.ones(768), feature_std=torch.ones(768))
     content = SignatureReply([replace(card, signature=wide)], {}).encode()
     assert len(content["arrays"]["a"].data) <= 4096
+
+
+def test_a_client_whose_signature_is_of_another_number_of_samples_is_left_out_and_the_others_stay() -> None:
+    cards = [make_card("honest"), replace(make_card("liar"), num_examples=10**18)]
+    reply = SignatureReply.decode(
+        SignatureReply(cards, {}).encode(), signature_size=SIGNATURE_SIZE, num_classes=CLASSES
+    )
+    assert [card.client_id for card in reply.cards] == ["honest"]
+    assert list(reply.left_out) == ["liar"]
+    assert "its signature is of another number" in reply.left_out["liar"]

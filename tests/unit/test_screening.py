@@ -103,6 +103,37 @@ def test_a_client_that_claims_more_samples_than_it_has_is_left_out() -> None:
     assert "10" + "0" * 8 in screened.left_out["client-1"]
 
 
+def test_no_client_counts_for_more_than_ten_times_the_median_of_all_claims(caplog: pytest.LogCaptureFixture) -> None:
+    start = make_adapter(0)
+    counts = [8, 10, 12, 10**18]
+    cards = [make_card(f"client-{index}", num_examples=count) for index, count in enumerate(counts)]
+    updates = [ClientUpdate(card, start, start, make_metrics(card.num_examples)) for card in cards]
+    screened = Screen().apply(updates, claims=counts)
+    assert [one.metrics.num_examples for one in screened.updates] == [8, 10, 12, 100]
+    assert screened.updates[:3] == updates[:3]
+    assert max(example_weights(screened.updates)) < 0.8
+    assert "client 'client-3' says it has 1000000000000000000 samples and counts for 100" in caplog.text
+
+
+def test_a_new_signature_of_another_number_of_samples_is_left_out() -> None:
+    update = updates_of_lengths(1.0)[0]
+    card = replace(update.card, num_examples=10**18)
+    liar = replace(update, card=card, metrics=make_metrics(10**18))
+    assert "its signature is of another number" in Screen().apply([liar]).left_out["client-0"]
+
+
+@pytest.mark.parametrize("aggregation", ["median", "trimmed"])
+def test_robust_rules_look_at_movements_and_not_at_claims(aggregation: str) -> None:
+    updates = updates_of_lengths(1.0, 1.2, 1.1, 0.9, -100.0)
+    card = make_card("client-4", num_examples=1000)
+    updates[4] = replace(updates[4], card=card, metrics=make_metrics(num_examples=1000))
+    screened = Screen(norm_rule="off", aggregation=aggregation).apply(updates)
+    weights = dict(
+        zip([one.card.client_id for one in screened.updates], example_weights(screened.updates), strict=True)
+    )
+    assert weights.get("client-4", 0.0) < 0.01
+
+
 def test_movements_are_measured_in_product_space() -> None:
     start, end = make_adapter(0), make_adapter(1)
     update = ClientUpdate(make_card("client-0"), start, end, make_metrics())
