@@ -85,6 +85,18 @@ class ProtocolError(ValueError):
     """A message is not what the protocol says; the message is one sentence."""
 
 
+MOST_TEXT = 200
+
+
+def printable(text: str, most: int = MOST_TEXT) -> str:
+    """Return at most ``most`` characters of a text from the other side, all on one line and none that steers a screen.
+
+    Such a text ends in logs, tables and pages, where it must not look like a line of somebody else's.
+    """
+    shown = text if len(text) <= most else f"{text[: most - 3]}..."
+    return "".join(letter if letter.isprintable() else " " for letter in shown)
+
+
 def encode_tensors(tensors: Mapping[str, Tensor], dtype: np.typing.DTypeLike) -> ArrayRecord:
     """Return an ArrayRecord with every tensor as ``dtype`` under its name."""
     arrays = {name: Array(tensor.detach().cpu().numpy().astype(dtype)) for name, tensor in tensors.items()}

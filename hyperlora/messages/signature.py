@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,13 +22,19 @@ from hyperlora.messages.codec import (
     config_record,
     decode_tensors,
     encode_tensors,
+    printable,
     require,
     require_list,
 )
 from models.personalization.signature import Signature
 
 PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-RULE = "1 to 64 letters, digits, dots, dashes and underscores that begin with a letter or digit"
+RESERVED = ("anchor", "personal")
+"""Names that something else than a client has in a run directory."""
+RULE = (
+    "1 to 64 letters, digits, dots, dashes and underscores that begin with a letter or digit, "
+    f"and none of {', '.join(RESERVED)}"
+)
 
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
@@ -42,19 +48,35 @@ def is_file_name(text: str) -> bool:
 
 def is_client_id(text: str) -> bool:
     """Tell whether a client may be called ``text``."""
-    return PATTERN.fullmatch(text) is not None
+    return PATTERN.fullmatch(text) is not None and text.lower() not in RESERVED
 
 
 MAX_SIGNATURE_BYTES = 4096
 COUNT_TOLERANCE = 0.02
 """The logarithm of a number of samples travels as float16 where a signature is large."""
+LEAST_FREQUENCY = 1e-12
+MOST_CLIENTS, MOST_DOMAIN = 10_000, 100
+"""Clients of one node, and characters of a domain."""
 
 
-def count_objection(num_examples: int, signature: Signature) -> str | None:
-    """Return why a client's number of samples is not believed, or None where its signature says the same."""
-    if abs(math.log(num_examples) - signature.log_num_examples) <= COUNT_TOLERANCE:
-        return None
-    return f"it says it has {num_examples} samples, and its signature is of another number of them"
+def signature_objection(num_examples: int, signature: Signature) -> str | None:
+    """Return why a client's signature is not believed, or None where nothing speaks against it."""
+    if abs(math.log(num_examples) - signature.log_num_examples) > COUNT_TOLERANCE:
+        return f"it says it has {num_examples} samples, and its signature is of another number of them"
+    if bool((signature.feature_std < 0).any()):
+        return "its signature has a negative standard deviation"
+    if float(signature.class_frequencies.min()) < LEAST_FREQUENCY:
+        return f"its signature has a class frequency below {LEAST_FREQUENCY:g}"
+    return None
+
+
+def _objection(card: ClientCard) -> str | None:
+    """Return why a client cannot take part with its card, or None."""
+    if card.client_id.lower() in RESERVED:
+        return f"'{card.client_id}' is the name of something else in a run directory: give the client another name"
+    if len(card.domain) > MOST_DOMAIN:
+        return f"its domain has {len(card.domain)} characters, at most {MOST_DOMAIN} can be shown"
+    return signature_objection(card.num_examples, card.signature)
 
 
 def _signature_dtype(signatures: Mapping[str, Tensor]) -> type[np.floating[Any]]:
@@ -139,7 +161,10 @@ class SignatureReply:
             raise ProtocolError("a client is named twice")
         if not all(is_file_name(name) for name in ids):
             raise ProtocolError("a client's name must be made of letters, digits, dots, dashes and underscores")
+        names = require_list(config, "left_out", str)
         count = len(ids)
+        if count + len(names) > MOST_CLIENTS:
+            raise ProtocolError(f"{count + len(names)} clients at one node are more than {MOST_CLIENTS}")
         domains, trains = require_list(config, "domains", str, count), require_list(config, "trains", bool, count)
         num_examples, ranks = (require_list(config, name, int, count) for name in ("num_examples", "ranks"))
         vectors = decode_tensors(arrays_of(content), dict.fromkeys(ids, (signature_size,)))
@@ -155,9 +180,11 @@ class SignatureReply:
             raise ProtocolError(f"ranks {ranks} of clients cannot be negative")
         if any(card.num_examples < 1 for card in cards):
             raise ProtocolError("a client without training samples cannot take part")
-        names = require_list(config, "left_out", str)
-        left_out = dict(zip(names, require_list(config, "reasons", str, len(names)), strict=True))
-        objections = {card.client_id: count_objection(card.num_examples, card.signature) for card in cards}
-        left_out |= {name: reason for name, reason in objections.items() if reason is not None}
-        kept = [card for card in cards if card.client_id not in left_out]
-        return cls(kept, left_out, require(config, "needs_backbone", str))
+        reasons = require_list(config, "reasons", str, len(names))
+        left_out = {printable(name): printable(reason) for name, reason in zip(names, reasons, strict=True)}
+        left_out |= {card.client_id: reason for card in cards if (reason := _objection(card)) is not None}
+        kept = [replace(card, domain=printable(card.domain)) for card in cards if card.client_id not in left_out]
+        needs_backbone = require(config, "needs_backbone", str)
+        if needs_backbone and not is_file_name(needs_backbone):
+            raise ProtocolError("the client that needs the backbone has no name that a client may have")
+        return cls(kept, left_out, needs_backbone)

@@ -23,7 +23,7 @@ from statistics import median_low
 import torch
 from torch import Tensor
 
-from hyperlora.messages.signature import count_objection
+from hyperlora.messages.signature import signature_objection
 from models.adapters.adapter import Adapter, subtract
 from models.lowrank.factors import Factors, align, concatenate, gram, padded, truncate
 from strategies.methods.base.server import ClientUpdate, example_weights
@@ -234,7 +234,7 @@ def _known_counts(updates: Sequence[ClientUpdate]) -> Screened:
         card, count = update.card, update.metrics.num_examples
         if count != card.num_examples:
             wrong[card.client_id] = f"it trained on {count} samples and has {card.num_examples}"
-        elif objection := count_objection(count, card.signature):
+        elif objection := signature_objection(count, card.signature):
             wrong[card.client_id] = objection
     return Screened([update for update in updates if update.card.client_id not in wrong], wrong)
 

@@ -72,6 +72,7 @@ class Roster:
     _present: set[int] = field(default_factory=set)
     _keys: Mapping[int, bytes] = field(default_factory=dict)
     _refused_for: dict[int, int] = field(default_factory=dict)
+    _barred: set[str] = field(default_factory=set)
 
     def reachable(self) -> dict[str, ClientCard]:
         """Return the clients whose node is connected and does not rest, by client-id; all where every node rests."""
@@ -91,13 +92,33 @@ class Roster:
     def see(self, present: Collection[int], keys: Mapping[int, bytes]) -> list[int]:
         """Note the nodes that are connected, with their public keys, and return those to be asked who they are.
 
-        A node that was refused because another one holds its client counts as new once that other one is gone.
+        A node that was refused because another one holds its client counts as new once that other one is gone or may
+        no longer speak for the client.
         """
         self._present, self._keys = set(present), keys
-        for node_id in [one for one, holder in self._refused_for.items() if holder not in self._present]:
+        self._recheck()
+        holders = {node for name, node in self.nodes.items() if node in self._present and name not in self._barred}
+        for node_id in [one for one, holder in self._refused_for.items() if holder not in holders]:
             self._asked.discard(node_id)
             del self._refused_for[node_id]
         return sorted(one for one in self._present - self._asked if not self.patience.rests(one))
+
+    def _recheck(self) -> None:
+        """Bar the clients whose permission is gone since their node was admitted, and let those in that have it again.
+
+        A client is named when it is barred, not in every round that follows.
+        """
+        for name, node_id in self.nodes.items() if self.allowed is not None else ():
+            objection = self._objection(node_id, name) if node_id in self._present else None
+            if objection and name not in self._barred:
+                self._barred.add(name)
+                self.leave_out(f"client '{name}'", objection)
+            elif not objection and name in self._barred:
+                self._let_in(name)
+
+    def _let_in(self, client_id: str) -> None:
+        self._barred.discard(client_id)
+        self.left_out.pop(f"client '{client_id}'", None)
 
     def note_asked(self, node_ids: Collection[int]) -> None:
         """Note that nodes were asked who they are."""
@@ -128,17 +149,24 @@ class Roster:
         log.warning("%s is left out: %s", who, reason)
 
     def _connected(self) -> dict[str, ClientCard]:
-        return {name: card for name, card in sorted(self.cards.items()) if self.nodes.get(name) in self._present}
+        return {
+            name: card
+            for name, card in sorted(self.cards.items())
+            if self.nodes.get(name) in self._present and name not in self._barred
+        }
 
     def _admit(self, node_id: int, card: ClientCard) -> None:
         if not self._is_allowed(node_id, card.client_id):
             return
         holder = self.nodes.get(card.client_id)
-        if holder is not None and holder != node_id and holder in self._present:
+        barred = card.client_id in self._barred
+        if holder is not None and holder != node_id and holder in self._present and not barred:
             self._refused_for[node_id] = holder
             self.leave_out(f"node {node_id}", f"it claims client '{card.client_id}', which node {holder} is")
             return
         self.cards[card.client_id], self.nodes[card.client_id] = self._as_known(card), node_id
+        if barred:
+            self._let_in(card.client_id)
 
     def _as_known(self, card: ClientCard) -> ClientCard:
         """Return the card with the signature that is known already where both say the same (rounding may differ)."""
@@ -148,9 +176,12 @@ class Roster:
 
     def _is_allowed(self, node_id: int, client_id: str) -> bool:
         """Tell whether a node may speak for a client; one that may not is left out."""
-        if self.allowed is None:
-            return True
-        objection = self.allowed.objection(client_id, self._keys.get(node_id, b""), datetime.now(UTC))
+        objection = self._objection(node_id, client_id)
         if objection:
             self.leave_out(f"node {node_id}", objection)
         return objection is None
+
+    def _objection(self, node_id: int, client_id: str) -> str | None:
+        if self.allowed is None:
+            return None
+        return self.allowed.objection(client_id, self._keys.get(node_id, b""), datetime.now(UTC))

@@ -13,7 +13,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from hyperlora.messages.backbone import name_backbone
-from hyperlora.messages.codec import ProtocolError, count_bytes
+from hyperlora.messages.codec import ProtocolError, count_bytes, printable
 from hyperlora.messages.train import TrainReply, TrainRequest
 from hyperlora.storage.tensor_store import TensorStore
 from models.adapters.adapter import Adapter
@@ -26,6 +26,7 @@ SILENT = (*EXPIRED, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
 WRAPPING = re.compile(r"^<class '[^']*'>:<'|'>$")
 """What Flower puts around the text of an exception."""
 AT_A_TIME = 8
+MOST_SENTENCE = 400
 ADAPTERS_IN_RAM = 2**28
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
 
@@ -135,7 +136,7 @@ class Exchange(Generic[R]):
             try:
                 answered.append((place, sent, _decoded(reply, sent.request, decode)))
             except ProtocolError as error:
-                failures[sent.recipient] = str(error)
+                failures[sent.recipient] = printable(str(error), MOST_SENTENCE)
         failures |= {sent.recipient: TIMED_OUT for _, sent in waiting.values()}
         in_order = [(sent, answer) for _, sent, answer in sorted(answered, key=lambda entry: entry[0])]
         asked = frozenset(sent.node_id for _, sent in self.sent)
@@ -159,7 +160,7 @@ def error_sentence(reply: Message) -> str:
     """Return one line for an error reply: what the client said last, without Flower's wrapping, and the code."""
     lines = [line.strip() for line in (reply.error.reason or "").splitlines() if line.strip()]
     said = WRAPPING.sub("", lines[-1].rpartition("Message: ")[2]) if lines else "the client failed"
-    return f"{said} (error code {reply.error.code})"
+    return f"{printable(said)} (error code {reply.error.code})"
 
 
 def replies_as_they_come(grid: Grid, messages: list[Message], timeout: float) -> Iterator[Message]:

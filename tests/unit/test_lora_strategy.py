@@ -307,6 +307,8 @@ def test_a_broken_signature_costs_its_own_contribution_only() -> None:
         ("<class 'X'>:<'\nException ClientAppException occurred. Message: it is empty'>", "it is empty (error code 2)"),
         ("Traceback\n  line\nValueError: it is empty\n", "ValueError: it is empty (error code 2)"),
         ("", "the client failed (error code 2)"),
+        ("X: \x1b[2Jforged\x07", "X:  [2Jforged  (error code 2)"),
+        ("x" * 5_000_000, f"{'x' * 197}... (error code 2)"),
     ],
 )
 def test_what_a_client_said_is_one_sentence(reason: str, sentence: str) -> None:
@@ -315,6 +317,19 @@ def test_what_a_client_said_is_one_sentence(reason: str, sentence: str) -> None:
     strategy.join(grid)
     asked = strategy.configure_train(1, None, None, grid)[0]
     assert error_sentence(Message(Error(code=2, reason=reason), reply_to=asked)) == sentence
+
+
+def _long_text(answer: Message, request: TrainRequest) -> Message:
+    answer.content["config"]["server_round"] = "\n\x1b" + "x" * 5_000_000
+    return answer
+
+
+def test_a_broken_reply_cannot_forge_or_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    liar = run(make_strategy(), rounds=1)[1][0].cohort[0]
+    _, records = run(make_strategy(), rounds=1, spoil={liar: _long_text})
+    assert len(records[0].failures[f"train {liar}"]) <= 400
+    assert len(caplog.text) < 5_000
+    assert "\x1b" not in caplog.text
 
 
 @pytest.mark.parametrize("wire", ["float16", "int8"])

@@ -11,9 +11,9 @@ from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 from hyperlora.messages.codec import ProtocolError, count_bytes
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import Start
-from hyperlora.messages.signature import SignatureReply, SignatureRequest
+from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
-from tests.builders import CLASSES, SIGNATURE_SIZE, make_adapter, make_card, make_metrics
+from tests.builders import CLASSES, SIGNATURE_SIZE, WIDTH, make_adapter, make_card, make_metrics
 
 REQUEST = TrainRequest("a", 3, 10, Start(make_adapter(0)))
 REPLY = TrainReply("a", 3, make_adapter(1), make_metrics())
@@ -161,3 +161,43 @@ def test_a_client_whose_signature_is_of_another_number_of_samples_is_left_out_an
     assert [card.client_id for card in reply.cards] == ["honest"]
     assert list(reply.left_out) == ["liar"]
     assert "its signature is of another number" in reply.left_out["liar"]
+
+
+def decoded(*cards: ClientCard, left_out: dict[str, str] | None = None) -> SignatureReply:
+    content = SignatureReply(cards, left_out or {}).encode()
+    return SignatureReply.decode(content, signature_size=SIGNATURE_SIZE, num_classes=CLASSES)
+
+
+def _with_signature(**changes: torch.Tensor) -> ClientCard:
+    card = make_card("odd")
+    return replace(card, signature=replace(card.signature, **changes))
+
+
+@pytest.mark.parametrize(
+    ("card", "sentence"),
+    [
+        (_with_signature(feature_std=-torch.ones(WIDTH)), "negative standard deviation"),
+        (_with_signature(class_frequencies=torch.tensor([0.5, 0.5, 1e-30])), "class frequency below 1e-12"),
+        (replace(make_card("odd"), domain="d" * 101), "its domain has 101 characters"),
+        (make_card("anchor"), "'anchor' is the name of something else"),
+        (make_card("Personal"), "'Personal' is the name of something else"),
+    ],
+)
+def test_a_card_that_cannot_be_is_left_out_and_the_others_stay(card: ClientCard, sentence: str) -> None:
+    reply = decoded(make_card("honest"), card)
+    assert [one.client_id for one in reply.cards] == ["honest"]
+    assert list(reply.left_out) == [card.client_id]
+    assert sentence in reply.left_out[card.client_id]
+
+
+def test_texts_of_clients_are_printable_and_short() -> None:
+    forged = "fine\n2026-01-01 WARNING client 'b' is left out\x1b[2J\u202e"
+    reply = decoded(replace(make_card("a"), domain="two\nlines\x1b"), left_out={forged: forged, "b": "x" * 5_000_000})
+    assert reply.cards[0].domain == "two lines "
+    assert all(text.isprintable() and len(text) <= 200 for pair in reply.left_out.items() for text in pair)
+    assert reply.left_out["b"].endswith("x...")
+
+
+def test_a_node_may_not_name_any_number_of_clients() -> None:
+    with pytest.raises(ProtocolError, match="10001 clients at one node are more than 10000"):
+        decoded(left_out={f"client-{index}": "" for index in range(10_001)})

@@ -112,3 +112,35 @@ def test_a_new_node_that_says_nothing_is_asked_less_and_less_until_it_answers() 
     grid.silent = frozenset()
     assert own.refresh(grid, 5.0)
     assert (list(own.roster.reachable()), own.roster.left_out) == (["a0", "a1"], {})
+
+
+def test_a_client_whose_permission_is_gone_in_a_run_is_no_longer_reachable_and_is_named_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own, grid = registrar(allow(a0=LATER, a1=LATER)), grid_of("a0", "a1")
+    own.refresh(grid, 5.0)
+    assert list(own.roster.reachable()) == ["a0", "a1"]
+    own.roster.allowed = allow(a0=LATER)
+    with caplog.at_level(logging.WARNING):
+        own.refresh(grid, 5.0)
+        own.refresh(grid, 5.0)
+    assert list(own.roster.reachable()) == ["a0"]
+    assert own.roster.left_out == {"client 'a1'": "it claims client 'a1', which is not on the allow-list"}
+    assert caplog.text.count("client 'a1' is left out") == 1
+    own.roster.allowed = allow(a0=LATER, a1=LATER)
+    own.refresh(grid, 5.0)
+    assert (list(own.roster.reachable()), own.roster.left_out) == (["a0", "a1"], {})
+
+
+def test_a_client_goes_on_at_a_node_that_has_its_new_key() -> None:
+    own, grid = registrar(allow(a0=LATER)), grid_of("a0", "a0")
+    grid.present = {1}
+    own.refresh(grid, 5.0)
+    own.roster.allowed = AllowList({"a0": Permission(one_line_key(KEYS[1]), LATER)})
+    own.refresh(grid, 5.0)
+    assert own.roster.reachable() == {}
+    grid.present = {1, 2}
+    own.refresh(grid, 5.0)
+    assert own.roster.nodes == {"a0": 2}
+    assert list(own.roster.reachable()) == ["a0"]
+    assert own.roster.left_out == {}
