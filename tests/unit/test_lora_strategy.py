@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, Error, Message
+from flwr.app import Array, ArrayRecord, Error, Message
+from flwr.serverapp.strategy import Strategy
 
 from benchmarks.local_grid import LocalGrid
 from hyperlora.messages.train import TrainReply, TrainRequest
@@ -77,6 +78,20 @@ def test_clients_of_one_round_receive_different_adapters() -> None:
     assert len(starts) == 4
     pairs = [(one, other) for index, one in enumerate(starts) for other in starts[:index]]
     assert not any(same_products(one, other) for one, other in pairs)
+
+
+def test_flowers_own_loop_loses_nothing() -> None:
+    """Waiting, probes, alternatives and scores are in the hooks, not in our loop."""
+    settings = replace(SETTINGS, evaluate_every=1, num_rounds=3)
+    method = HyperLoraMethod(temperature=1.0, self_logit=1.0, probe_clients=4)
+    own_loop, flowers_loop = make_strategy(method, settings), make_strategy(method, settings)
+    run(own_loop, rounds=3)
+    grid = LocalGrid(fake_client_app(CARDS), {}, 3)
+    Strategy.start(flowers_loop, grid, initial_arrays=ArrayRecord(), num_rounds=3, timeout=5.0)
+    assert own_loop.scores == flowers_loop.scores
+    assert {score.track for score in flowers_loop.scores} == {"start", "anchor"}
+    assert flowers_loop.record.bytes["probe_up"] > 0
+    assert torch.equal(own_loop.state.anchor.head, flowers_loop.state.anchor.head)
 
 
 def test_every_message_has_a_content_of_its_own() -> None:
