@@ -90,7 +90,13 @@ class AdaptedModel:
         return Adapter(low_rank, torch.cat([head.weight, head.bias[:, None]], dim=1).detach().cpu().clone())
 
     def prepared(self, trains: str, core: Mapping[str, Tensor], base: Adapter | None) -> AbstractContextManager[None]:
-        """Return a context in which the loaded adapter is trained as a plan says; see :mod:`models.adapters.layers`."""
+        """Return a context in which the loaded adapter is trained as a plan says.
+
+        Args:
+            trains: ``all`` factors, ``A``, ``B``, or a ``core`` between fixed factors.
+            core: kind -> R (blocks, r, r) where a core is trained.
+            base: a product that is added to the frozen weights meanwhile, or None.
+        """
         return prepared(self._layers, trains, core, base)
 
     def extract_core(self) -> dict[str, Tensor]:

@@ -34,10 +34,22 @@ def build_backbone(
     text_tower: bool = False,
     revision: str = "",
 ) -> Backbone:
-    """Build the frozen backbone in evaluation mode with a fresh head; see :class:`models.backbones.backbone.Request`.
+    """Build the frozen backbone in evaluation mode with a fresh head.
 
     The head is of zeros, or made from ``class_names`` where the family does so. The caller's random state stays
     as it was.
+
+    Args:
+        name: ``digits-vit`` (embedded), a model of timm, or ``hf:`` and a hub name or absolute directory.
+        weights: a safetensors file or, for ``hf:``, a directory; empty takes the model's own.
+        image_size: side of square images in pixels.
+        num_classes: outputs of the head.
+        max_length: most tokens of a text.
+        class_names: names of the classes, for a head that is made from them.
+        prompt: text of a class for CLIP, with one ``{}`` for its name.
+        pretraining: gives images and labels for the embedded model to be pretrained on.
+        text_tower: whether the text tower of CLIP or SigLIP is adapted too.
+        revision: commit of the weights' repository on the hub; empty takes the newest.
 
     Raises:
         BackboneError: for an unknown name, a model that cannot be adapted, an unusable input size, or weights that

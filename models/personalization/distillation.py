@@ -96,7 +96,13 @@ def distillation_loss(generator: Generator, targets: Targets) -> Tensor:
 def virtual_embeddings(embeddings: Tensor, count: int, noise: float, generator: torch.Generator) -> Tensor:
     """Return ``count`` embeddings of clients that do not exist: t s_i + (1 - t) s_j + noise * N(0, 1).
 
-    i and j are two different clients of ``embeddings`` (N, k) where there are two, and t is uniform in [0, 1].
+    i and j are two different clients where there are two, and t is uniform in [0, 1].
+
+    Args:
+        embeddings: of the clients, (N, k), standardised.
+        count: number of rows that are made.
+        noise: standard deviation of the noise, in standardised units.
+        generator: draws i, j, t and the noise.
     """
     size, width = embeddings.shape
     first = torch.randint(size, (count,), generator=generator)

@@ -12,7 +12,13 @@ from models.adapters.adapter import Adapter
 
 
 def add_prior(adapter: Adapter, class_frequencies: Tensor, gamma: float) -> Adapter:
-    """Return ``adapter`` with gamma log pi added to the bias of its head; pi has shape (classes,)."""
+    """Return ``adapter`` with the class prior in the bias of its head: bias + gamma log pi.
+
+    Args:
+        adapter: with a head of (classes, width + 1).
+        class_frequencies: pi, (classes,), positive.
+        gamma: strength; 0 adds nothing.
+    """
     head = adapter.head.clone()
     head[:, -1] += gamma * class_frequencies.log()
     return Adapter(adapter.low_rank, head)

@@ -62,7 +62,14 @@ def attention(psi: Psi, queries: Tensor, keys: Keys, is_own_entry: Tensor, group
 
 
 def attention_to_others(psi: Psi, queries: Tensor, keys: Keys, is_own_entry: Tensor, groups: Tensor) -> Tensor:
-    """Return alpha (..., N) as if the clients had no entry of their own; zero for who is alone in the memory."""
+    """Return alpha (..., N) as if the clients had no entry of their own.
+
+    Args:
+        psi, queries, keys, is_own_entry, groups: as for :func:`attention`.
+
+    Returns:
+        Weights with sum 1, zero at the client's own entry; all zero for a client that is alone in the memory.
+    """
     logits = _logits(psi, queries, keys, is_own_entry, groups)
     alone = is_own_entry.all(dim=-1, keepdim=True)
     return torch.softmax(logits.masked_fill(is_own_entry & ~alone, -torch.inf), dim=-1).masked_fill(is_own_entry, 0.0)

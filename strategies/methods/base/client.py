@@ -87,9 +87,22 @@ class ClientHalf:
     """Trains all of what is received and keeps nothing."""
 
     def train(self, client: LocalClient, start: Adapter, plan: LocalPlan, steps: int) -> Trained:
-        """Train the received ``start`` for the local budget of ``steps`` and return what may be sent back."""
+        """Train the received start for the local budget and return what may be sent back.
+
+        Args:
+            client: the client at work.
+            start: the adapter that it received.
+            plan: how it is to work with it.
+            steps: optimiser steps K.
+        """
         return client.train(Composition(start, plan.base), steps)
 
     def compose(self, client: LocalClient, adapter: Adapter, plan: LocalPlan) -> Composition:
-        """Return what the client uses in place of the received ``adapter``; asked only where the plan is personal."""
+        """Return what the client uses in place of a received adapter; asked only where the plan is personal.
+
+        Args:
+            client: the client at work.
+            adapter: what it received.
+            plan: the plan that came with it.
+        """
         return Composition(adapter, plan.base)

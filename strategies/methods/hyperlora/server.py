@@ -218,7 +218,13 @@ class HyperLoraMethod:
 
 
 def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -> AdapterSum:
-    """Return dW_anchor + step sum_i w_i (dW_i - dW_i^start), exactly (of the rank of all its terms)."""
+    """Return dW_anchor + step sum_i w_i (dW_i - dW_i^start), exactly: its rank is that of all terms together.
+
+    Args:
+        anchor: dW_anchor.
+        updates: starts and ends of the cohort; w_i is the share of client i's samples.
+        step: eta, length of the step along the averaged movement.
+    """
     total = AdapterSum.of(anchor)
     for update, weight in zip(updates, example_weights(updates), strict=True):
         total.add(update.end, step * weight)

@@ -109,8 +109,13 @@ def vector_groups(signature: Signature) -> Tensor:
 def attended(state: HyperLoraState, cards: Sequence[ClientCard], *, own: bool = True) -> Tensor:
     """Return how much each client's start takes of every entry of the memory, (clients, N), mostly zeros.
 
-    At most ``MOST_ATTENDED`` entries a client, each with a weight of at least ``NEGLIGIBLE_WEIGHT``. Without ``own`` as
-    if the clients had no entry themselves; then there may be none.
+    Args:
+        state: holds psi and the memory of N entries.
+        cards: the clients.
+        own: whether a client's own entry counts; without it the attention is as if the client had none.
+
+    Returns:
+        Weights of at most ``MOST_ATTENDED`` entries a client, each at least ``NEGLIGIBLE_WEIGHT``.
     """
     embeddings = state.standardize(torch.stack([state.vector_of(card) for card in cards]))
     mine, weigh = state.own([card.client_id for card in cards]), attention if own else attention_to_others

@@ -43,7 +43,13 @@ class LoraFair(SharedAdapterMethod):
 
 
 def corrected(average: Factors, exact: Factors, penalty: float) -> Tensor:
-    """Return B' by the closed form; shapes (..., m, r)."""
+    """Return B' = B + (dW - B A) A^T (A A^T + lambda I)^-1.
+
+    Args:
+        average: the averaged factors B (..., m, r) and A (..., r, n).
+        exact: the averaged product dW, as factors of any rank.
+        penalty: lambda.
+    """
     A = average.A.double()
     residual = exact.B.double() @ (exact.A.double() @ A.mT) - average.B.double() @ (A @ A.mT)
     core = A @ A.mT + penalty * torch.eye(average.rank, dtype=torch.float64)
