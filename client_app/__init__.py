@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""The client: Flower handlers, the runtime of a process, local tasks, a site's files."""

@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""The server: composition root and run directory."""

@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""The commands of ``hyperlora``."""

@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""Settings of a run: sections, keys, ranges, defaults and meanings; no torch."""

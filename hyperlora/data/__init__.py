@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""Data sets, their division over clients, and the parts of a client's samples."""

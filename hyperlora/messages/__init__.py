@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""What travels between server and clients, each message with its encoding and its checks."""

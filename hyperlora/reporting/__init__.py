@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""Figures, pages and model cards out of a run directory."""

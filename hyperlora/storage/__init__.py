@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""The only writer of files: atomic files, states, and tensors beyond RAM."""

@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""The round loop: requests, screening, records, privacy accounting, checkpoints."""

@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""Federated LoRA methods, each with both its halves and its settings."""

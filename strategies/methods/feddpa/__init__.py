@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""FedDPA: a global and a private adapter, mixed at use."""

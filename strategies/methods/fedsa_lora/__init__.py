@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""FedSA-LoRA: A is shared, B and the head stay with the client."""

@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""HyperLoRA: starts that are generated for each client's data."""

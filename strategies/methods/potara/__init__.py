@@ -1,1 +1,1 @@
-"""HyperLoRA on Flower."""
+"""Potara: the federated adapter merged with the client's last one."""
