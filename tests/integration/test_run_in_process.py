@@ -23,13 +23,9 @@ from models.backbones.loading import build_backbone
 from server_app.run import run
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError
+from tests.integration.conftest import SHORT
 
-SMALL = {
-    "federation.rounds": 3,
-    "federation.clients-per-round": 6,
-    "federation.evaluate-every": 2,
-    "hyperlora.probe-clients": 4,
-}
+SMALL = SHORT
 
 
 def make_run(directory: Path, **overrides: Any) -> Path:
@@ -42,9 +38,9 @@ def metrics_without_times(directory: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "first")
+@pytest.fixture
+def finished(short_run: Path) -> Path:
+    return short_run
 
 
 def fresh_backbone() -> Backbone:

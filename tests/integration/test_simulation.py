@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_run_in_process import SMALL, make_run, metrics_without_times
+from tests.integration.test_run_in_process import SMALL, metrics_without_times
 
 REPOSITORY = Path(__file__).parents[2]
 HYPERLORA = Path(sys.executable).parent / "hyperlora"
@@ -21,34 +21,35 @@ def simulate(directory: Path, *options: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """One run with a node per client and one with the two nodes that a bare `flwr run .` has."""
-    root = tmp_path_factory.mktemp("simulation")
-    first = simulate(root / "first")
-    assert first.returncode == 0, first.stdout + first.stderr
-    second = simulate(root / "second", "--supernodes", "2")
-    assert second.returncode == 0, second.stdout + second.stderr
-    return root / "first", root / "second", first.stdout
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run with a node per client, and what it printed."""
+    directory = tmp_path_factory.mktemp("simulation") / "first"
+    made = simulate(directory)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return directory, made.stdout
 
 
-def test_the_same_seed_gives_the_same_metrics_with_ray(twice: tuple[Path, Path, str]) -> None:
-    first, second, _ = twice
-    assert metrics_without_times(first) == metrics_without_times(second)
+def test_the_simulation_gives_what_one_process_gives(simulated: tuple[Path, str], short_run: Path) -> None:
+    assert metrics_without_times(simulated[0]) == metrics_without_times(short_run)
 
 
-def test_the_simulation_gives_what_one_process_gives(twice: tuple[Path, Path, str], tmp_path: Path) -> None:
-    assert metrics_without_times(twice[0]) == metrics_without_times(make_run(tmp_path / "local"))
-
-
-def test_the_last_lines_say_accuracy_results_and_how_to_go_on(twice: tuple[Path, Path, str]) -> None:
-    first, _, output = twice
+def test_the_last_lines_say_accuracy_results_and_how_to_go_on(simulated: tuple[Path, str]) -> None:
+    directory, output = simulated
     flat = " ".join(output.split())
     assert "accuracy of 16 seen clients" in flat
     assert "accuracy of 4 unseen clients" in flat
-    assert first.name in flat
+    assert directory.name in flat
     assert "hyperlora run --help" in flat
 
 
+@pytest.mark.long
+def test_the_two_nodes_of_a_bare_flwr_run_give_the_same_metrics(short_run: Path, tmp_path: Path) -> None:
+    made = simulate(tmp_path / "second", "--supernodes", "2")
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert metrics_without_times(tmp_path / "second") == metrics_without_times(short_run)
+
+
+@pytest.mark.long
 def test_a_run_that_fails_ends_with_status_one_and_its_sentence(tmp_path: Path) -> None:
     failed = simulate(tmp_path / "failed", "-c", "lora.rank=65")
     assert failed.returncode == 1
