@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from hyperlora.config.schema import ConfigError, RunConfig, Scalar
 from hyperlora.reporting.panels import save_accuracy
+from hyperlora.storage.files import private_files
 from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients
 from models.adapters.adapted_model import AdaptedModel
 from models.personalization.prior import add_prior
@@ -41,10 +42,10 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
 
     Raises:
         ValueError, FederationError: what was asked for is wrong or cannot be done; one sentence, which is also
-            written to ``error.txt`` in the run directory.
+            written to ``error.txt`` in the run directory, unless another run has the directory.
     """
     directory = RunDirectory.open(str(values.get("run.output-dir", "")), resume=bool(values.get("run.resume", False)))
-    with directory.recording_errors(), directory.held():
+    with directory.held(), directory.recording_errors():
         config = RunConfig.parse({**values, "run.output-dir": str(directory.path)})
         torch.set_num_threads(SERVER_THREADS)
         console = RunConsole(directory.path / "console.log", rounds=config.federation.rounds, echo=echo)
@@ -54,10 +55,11 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         directory.write_json(ENVIRONMENT, describe_environment(config.seed, model.backbone.fingerprint))
         strategy = build_strategy(config, model)
         console.switched_off(strategy.method.switched_off() if isinstance(strategy.method, Reports) else ())
-        with closing(open_sinks(config, directory.path)) as sinks:
-            made = _Run(config, directory, strategy, console, sinks)
-            made.make_rounds(grid)
-        made.save_results(model)
+        with private_files():
+            with closing(open_sinks(config, directory.path)) as sinks:
+                made = _Run(config, directory, strategy, console, sinks)
+                made.make_rounds(grid)
+            made.save_results(model)
         console.closing(strategy.record, directory.path)
     return directory.path
 

@@ -20,7 +20,15 @@ from filelock import FileLock, Timeout
 from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.reporting.run_files import read_records
-from hyperlora.storage.files import StorageError, append_bytes, remove_unfinished, write_json, write_text
+from hyperlora.storage.files import (
+    PRIVATE_DIRECTORY,
+    PRIVATE_FILE,
+    StorageError,
+    append_bytes,
+    remove_unfinished,
+    write_json,
+    write_text,
+)
 
 log = logging.getLogger(__name__)
 LOCK, PATIENCE = ".lock", 10.0
@@ -33,9 +41,15 @@ MAY_CHANGE = ("run.", "federation.rounds", "federation.evaluate", "federation.jo
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """An absolute path that exists, with the few ways in which files get there."""
+    """An absolute path that exists, with the few ways in which files get there; they are the owner's alone.
+
+    Attributes:
+        path: the directory.
+        resume: whether it is to hold a run to go on with, or none.
+    """
 
     path: Path
+    resume: bool = False
 
     @classmethod
     def open(cls, output_dir: str, *, resume: bool = False) -> RunDirectory:
@@ -49,39 +63,46 @@ class RunDirectory:
         path = Path(output_dir) if output_dir else _default_path()
         if not path.is_absolute():
             raise ConfigError(f"run.output-dir must be an absolute path, got '{output_dir}'")
-        if (path / METRICS).exists() and not resume:
-            raise ConfigError(f"run.output-dir '{path}' already holds a run; name a new one, or go on with run.resume")
-        if resume and not (path / CONFIG).exists():
-            raise ConfigError(f"run.output-dir '{path}' holds no run to go on with")
+        directory = cls(path, resume)
+        directory._check()
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run.output-dir '{path}' cannot be made: {error.strerror}") from error
-        return cls(path)
+        return directory
+
+    def _check(self) -> None:
+        if (self.path / METRICS).exists() and not self.resume:
+            raise ConfigError(
+                f"run.output-dir '{self.path}' already holds a run; name a new one, or go on with run.resume"
+            )
+        if self.resume and not (self.path / CONFIG).exists():
+            raise ConfigError(f"run.output-dir '{self.path}' holds no run to go on with")
 
     @contextmanager
     def held(self, patience: float = PATIENCE) -> Iterator[None]:
         """Keep other runs out of the directory inside the block, and drop the unfinished files of an earlier one.
 
         Raises:
-            ConfigError: another run still writes to it after ``patience`` seconds.
+            ConfigError: another run still writes to it after ``patience`` seconds, or has written to it meanwhile.
         """
         lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=patience)
-            remove_unfinished(self.path)
         except Timeout:
             raise ConfigError(f"another run writes to run.output-dir '{self.path}': let it end, or stop it") from None
         except OSError as error:
             raise ConfigError(f"run.output-dir '{self.path}' cannot be used: {error.strerror}") from error
         try:
+            self._check()
+            remove_unfinished(self.path)
             yield
         finally:
             lock.release()
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``value`` as indented JSON, in one step; raises StorageError."""
-        write_json(self.path / name, value)
+        write_json(self.path / name, value, mode=PRIVATE_FILE)
 
     def append_json(self, name: str, value: Any) -> None:
         """Append ``value`` as one line of JSON and wait until it is on the disk; raises StorageError."""
@@ -117,7 +138,7 @@ class RunDirectory:
     def forget_rounds_after(self, last_round: int) -> None:
         """Drop the lines of metrics.jsonl that are of later rounds: they will be made again."""
         kept = [json.dumps(record) + "\n" for record in self._records() if record["server_round"] <= last_round]
-        write_text(self.path / METRICS, "".join(kept))
+        write_text(self.path / METRICS, "".join(kept), mode=PRIVATE_FILE)
 
     def _records(self) -> list[dict[str, Any]]:
         path = self.path / METRICS
@@ -131,7 +152,7 @@ class RunDirectory:
         except Exception as error:
             sentence = str(error) or type(error).__name__
             try:
-                write_text(self.path / ERROR, sentence + "\n", durable=False)
+                write_text(self.path / ERROR, sentence + "\n", durable=False, mode=PRIVATE_FILE)
             except StorageError as full:
                 log.warning("%s", full)
             raise

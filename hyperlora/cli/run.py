@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from filelock import FileLock, Timeout
 
 from hyperlora.cli import flower
 from hyperlora.cli.flower import Connection, RunStatus, Tail, failure, follow
@@ -17,6 +18,7 @@ from hyperlora.cli.output import CommandError, reports_errors, say, waiting
 from hyperlora.cli.processes import Interrupted, interruptible, shielded
 from hyperlora.cli.settings import Settings, new_output_dir, read_settings, require_inputs
 from hyperlora.cli.superlink import local_superlink, simulation_size
+from hyperlora.storage.files import PRIVATE_DIRECTORY
 
 
 @reports_errors
@@ -63,7 +65,7 @@ def simulate(settings: Settings, size: str) -> None:
     """
     require_inputs(settings.config)
     output_dir, since = _output_dir(settings), time.time()
-    with stoppable(f"the results so far lie in {output_dir}"):
+    with stoppable(f"the results so far lie in {output_dir}"), claimed(output_dir):
         state = _simulate(settings, size, output_dir)
     if not state.completed:
         raise CommandError(f"{failure(state, output_dir, since)} (log: {output_dir / 'flower.log'})")
@@ -82,11 +84,31 @@ def _simulate(settings: Settings, size: str, output_dir: Path) -> RunStatus:
 def _output_dir(settings: Settings) -> Path:
     wanted = settings.config.run.output_dir
     path = Path(wanted) if wanted else new_output_dir(settings.config, Path.cwd() / "runs", datetime.now())
+    if (path / "metrics.jsonl").exists() and not settings.config.run.resume:
+        raise CommandError(f"run directory '{path}' already holds a run: name a new one, or go on with --resume {path}")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(f"run directory '{path}' cannot be made: {error.strerror}") from error
     return path
+
+
+@contextmanager
+def claimed(output_dir: Path) -> Iterator[None]:
+    """Keep a second command out of the run directory, before it writes to the log of the first.
+
+    Raises:
+        CommandError: another command writes to it.
+    """
+    lock = FileLock(output_dir / ".command.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CommandError(f"another run writes to '{output_dir}': let it end, or name another directory") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _printer(tail: Tail, spinner_off: Callable[[], None]) -> Callable[[], None]:

@@ -71,12 +71,23 @@ def write_json(path: Path, value: Any, *, durable: bool = True, mode: int = ORDI
 
 
 def append_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Append ``content``, ``durable`` as in :func:`write_bytes`; raises StorageError."""
-    with storage_errors(path), path.open("ab") as file:
+    """Append ``content`` to a file of its owner's alone, ``durable`` as in :func:`write_bytes`; raises StorageError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with storage_errors(path), os.fdopen(os.open(path, flags, PRIVATE_FILE), "ab") as file:
         file.write(content)
         file.flush()
         if durable:
             os.fsync(file.fileno())
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Let whatever is written inside the block, by this package or another, be its owner's alone."""
+    before = os.umask(0o777 - PRIVATE_DIRECTORY)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def private_directory(path: Path) -> Path:

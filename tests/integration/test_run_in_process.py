@@ -135,8 +135,15 @@ def test_wrong_input_is_one_sentence(tmp_path: Path, overrides: dict[str, Any], 
 
 
 def test_a_run_directory_that_holds_a_run_is_not_overwritten(finished: Path) -> None:
+    before = sorted(path.name for path in finished.iterdir())
     with pytest.raises(ValueError, match="already holds a run"):
         make_run(finished)
+    assert sorted(path.name for path in finished.iterdir()) == before
+
+
+def test_what_a_run_writes_is_its_owners_alone(finished: Path) -> None:
+    written = [finished, *(path for path in finished.rglob("*") if path.name != ".lock")]
+    assert [path for path in written if path.stat().st_mode & 0o077] == []
 
 
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(finished: Path, tmp_path: Path) -> None:
