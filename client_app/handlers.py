@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from client_app.runtime import ClientRuntime, TokenCache
-from client_app.site import clients_of
+from client_app.site import clients_of, read_site
 from client_app.site_store import BackboneMissingError
 from client_app.tasks import describe_clients, evaluate_adapter, train_start
 from hyperlora.config.schema import RunConfig
@@ -44,12 +44,12 @@ def make_client_app(
     settings = config or RunConfig()
 
     @cache
-    def runtime() -> ClientRuntime:
+    def runtime(at_site: bool) -> ClientRuntime:
         adapted = model()
         limit = settings.train.prefix_cache_mb * 2**20
-        return ClientRuntime(settings, adapted, federation, TokenCache(adapted, federation, limit))
+        return ClientRuntime(settings, adapted, federation, TokenCache(adapted, federation, limit), at_site)
 
-    return app_around(lambda context, fingerprint: runtime())
+    return app_around(lambda context, fingerprint: runtime(read_site(context.node_config) is not None))
 
 
 def app_around(provide: ProvideRuntime) -> ClientApp:

@@ -7,29 +7,21 @@ came from. The reference of the movement is the start that this client received.
 
 from __future__ import annotations
 
-import secrets
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from hyperlora.config.schema import RunConfig
+from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.plan import chosen
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
-from hyperlora.seeds import derive_seed
+from hyperlora.noise import Draw, noised
 from models.adapters.adapter import Adapter
 
 
-def noise_seed(config: RunConfig, *, secret: bool, purpose: tuple[str | int, ...]) -> int:
-    """Return a seed for noise: from the operating system at a site; from the run's seed in a simulation.
-
-    A seed that the server knows would let it take the noise off again; a simulation has nobody to hide from.
-    """
-    return secrets.randbits(63) if secret else derive_seed(config.seed, "noise", *purpose)
-
-
-def private(reply: TrainReply, request: TrainRequest, *, clip: float, noise: float, seed: int) -> TrainReply:
+def private(reply: TrainReply, request: TrainRequest, *, clip: float, noise: float, draw: Draw) -> TrainReply:
     """Return ``reply`` as it may leave the client.
 
     Args:
@@ -37,18 +29,19 @@ def private(reply: TrainReply, request: TrainRequest, *, clip: float, noise: flo
         request: holds the start.
         clip: L2 norm that the movement of all entries that travel is clipped to.
         noise: standard deviation of the noise in units of the sensitivity 2 ``clip`` (the noise multiplier).
-        seed: of the noise.
+        draw: makes the noise.
 
     Raises:
         ValueError: the reply tells of the validation gradient, which carries no noise.
+        ProtocolError: training ended in numbers that are not finite; nothing of them may leave.
     """
     if reply.gradient:
         raise ValueError("a client that adds noise to its adapter tells nothing of its gradient")
     before = {**chosen(request.start.adapter, reply.up), **_core_before(reply, request)}
     after = {**chosen(reply.end, reply.up), **reply.core}
-    noised = _noised(before, after, clip, noise, torch.Generator().manual_seed(seed))
-    end = Adapter.from_tensors({name: noised.get(name, value) for name, value in reply.end.tensors().items()})
-    core = {kind: noised[kind] for kind in reply.core}
+    released = _released(before, after, clip, noise, draw)
+    end = Adapter.from_tensors({name: released.get(name, value) for name, value in reply.end.tensors().items()})
+    core = {kind: released[kind] for kind in reply.core}
     metrics = TrainMetrics(reply.metrics.num_examples, 0.0, 0.0, 0.0, 0.0, 0.0, reply.metrics.seconds)
     return replace(reply, end=end, core=core, metrics=metrics)
 
@@ -57,14 +50,13 @@ def _core_before(reply: TrainReply, request: TrainRequest) -> dict[str, Tensor]:
     return {kind: request.start.plan.core.get(kind, torch.zeros_like(core)) for kind, core in reply.core.items()}
 
 
-def _noised(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: float, noise: float, chance: torch.Generator
+def _released(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], clip: float, noise: float, draw: Draw
 ) -> dict[str, Tensor]:
-    moved = {name: after[name] - before[name] for name in sorted(after)}
-    length = float(torch.stack([one.double().square().sum() for one in moved.values()]).sum().sqrt())
+    moved = {name: after[name].double() - before[name].double() for name in sorted(after)}
+    length = math.sqrt(sum(float(part.square().sum()) for part in moved.values()))
+    if not math.isfinite(length):
+        raise ProtocolError("training ended in NaN or infinity, which cannot be clipped: the client releases nothing")
     share = min(1.0, clip / max(length, 1e-12))
     scale = 2.0 * clip * noise
-    return {
-        name: before[name] + share * one + scale * torch.randn(one.shape, generator=chance)
-        for name, one in moved.items()
-    }
+    return {name: noised(before[name].double() + share * part, scale, draw) for name, part in moved.items()}

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client_app.privacy import noise_seed
 from client_app.site import Site, federation_of
 from client_app.site_store import SiteStore, cache_key, digest_of
 from hyperlora.config.methods import find_method
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig, PrivacyConfig, SignatureConfig
-from hyperlora.data.federation import ClientData, Federation, Samples
+from hyperlora.data.federation import ClientData, DataError, Federation, Samples
+from hyperlora.noise import Draw, secret_noise, simulated_noise
+from hyperlora.seeds import derive_seed
 from hyperlora.task import build_federation, build_model
 from models.adapters.adapter import Adapter
 from models.adapters.training import TokenSet
@@ -92,13 +93,16 @@ class TokenCache:
 
 @dataclass(frozen=True)
 class ClientRuntime:
-    """The backbone with its adapter, the data and the tokens of one process, under one run's configuration."""
+    """The backbone with its adapter, the data and the tokens of one process, under one run's configuration.
+
+    ``at_site`` has no default: noise that a seed repeats is for simulations alone.
+    """
 
     config: RunConfig
     model: AdaptedModel
     federation: Federation
     cache: TokenCache
-    at_site: bool = False
+    at_site: bool
 
     def client(self, client_id: str) -> ClientData:
         """Return the data of a client; raises DataError where it has none."""
@@ -136,9 +140,11 @@ class ClientRuntime:
         if self.cache.disk is not None:
             self.cache.disk.keep_adapter(lambda directory: self.model.save(adapter, directory))
 
-    def noise_seed(self, *purpose: str | int) -> int:
-        """Return a seed for noise, secret at a site; see :func:`client_app.privacy.noise_seed`."""
-        return noise_seed(self.config, secret=self.at_site, purpose=purpose)
+    def noise(self, *purpose: str | int) -> Draw:
+        """Return where noise comes from: the operating system at a site, in a simulation the run's seed and purpose."""
+        if self.at_site:
+            return secret_noise
+        return simulated_noise(derive_seed(self.config.seed, "noise", *purpose))
 
     def _require_memory(self) -> None:
         """Raise ConfigError at a site that would draw new noise for every message, which averaging takes off."""
@@ -163,15 +169,18 @@ class ClientRuntime:
         classes, smoothing = len(self.federation.class_names), self.config.signature.smoothing
         if not privacy.signature_noise:
             return compute_signature(torch.cat(features).cpu(), labels, num_classes=classes, smoothing=smoothing)
-        return private_signature(
-            torch.cat(features).cpu(),
-            labels,
-            num_classes=classes,
-            smoothing=smoothing,
-            clip=privacy.signature_clip,
-            noise=privacy.signature_noise,
-            seed=self.noise_seed(client_id, "signature"),
-        )
+        try:
+            return private_signature(
+                torch.cat(features).cpu(),
+                labels,
+                num_classes=classes,
+                smoothing=smoothing,
+                clip=privacy.signature_clip,
+                noise=privacy.signature_noise,
+                draw=self.noise(client_id, "signature"),
+            )
+        except ValueError as error:
+            raise DataError(f"client '{client_id}' takes no part: {error}") from error
 
 
 def input_batches(backbone: Backbone, inputs: Inputs) -> Iterator[torch.Tensor]:

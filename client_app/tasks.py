@@ -171,8 +171,8 @@ def _noised(runtime: ClientRuntime, request: TrainRequest, reply: TrainReply) ->
     privacy = runtime.config.privacy
     if not privacy.adapter_noise:
         return reply
-    seed = runtime.noise_seed(request.client_id, request.server_round)
-    return private(reply, request, clip=privacy.adapter_clip, noise=privacy.adapter_noise, seed=seed)
+    draw = runtime.noise(request.client_id, request.server_round)
+    return private(reply, request, clip=privacy.adapter_clip, noise=privacy.adapter_noise, draw=draw)
 
 
 def _gradient(model: AdaptedModel, validation: TokenSet, spec: GradientSpec, rank: int) -> dict[str, Tensor]:

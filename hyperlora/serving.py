@@ -141,7 +141,7 @@ def _open_runtime(run: RunFiles, images: Path, options: PersonalizeOptions) -> C
     model.to(choose_device(options.device))
     torch.set_num_threads(worthwhile_threads(model.backbone, config.train.batch_size))
     cache = TokenCache(model, federation, limit=config.train.prefix_cache_mb * 2**20)
-    return ClientRuntime(config, model, federation, cache)
+    return ClientRuntime(config, model, federation, cache, at_site=False)
 
 
 def start_for(run: RunFiles, card: ClientCard, num_heads: int = 1) -> tuple[int, Start]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hyperlora.noise import Draw, noised
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -145,7 +147,7 @@ SENSITIVITY = math.sqrt(8.0)
 
 
 def private_signature(
-    features: Tensor, labels: Tensor, *, num_classes: int, smoothing: float, clip: float, noise: float, seed: int
+    features: Tensor, labels: Tensor, *, num_classes: int, smoothing: float, clip: float, noise: float, draw: Draw
 ) -> Signature:
     """Return a signature by which a training sample and any other in its place can hardly be told apart.
 
@@ -161,19 +163,23 @@ def private_signature(
         smoothing: pseudo-count per class.
         clip: root mean square that a sample's features are clipped to; squares are clipped to sqrt 2 of what is left.
         noise: standard deviation of the noise in units of the sensitivity (the noise multiplier).
-        seed: of the noise; it must be secret where the noise shall protect.
+        draw: makes the noise; :func:`hyperlora.noise.secret_noise` where it shall protect.
+
+    Raises:
+        ValueError: a feature is not finite, so that it cannot be clipped.
     """
-    chance = torch.Generator().manual_seed(seed)
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("the features of the training samples are not finite, so that they cannot be clipped")
     count, width = features.shape
     largest = clip * math.sqrt(width)
-    bounded = _within(features, largest)
+    bounded = _within(features.double(), largest)
     squares_bound = clip * largest * math.sqrt(2.0)
     squares = _within(bounded.square(), squares_bound)
-    frequencies = torch.bincount(labels, minlength=num_classes).float() / labels.numel()
+    frequencies = torch.bincount(labels, minlength=num_classes).double() / labels.numel()
     step = noise * SENSITIVITY / count
-    mean = bounded.mean(dim=0) + step * largest * _normal(width, chance)
-    second = squares.mean(dim=0) + step * squares_bound * _normal(width, chance)
-    noisy = (frequencies + step * _normal(num_classes, chance)).clamp_min(0.0)
+    mean = noised(bounded.mean(dim=0), step * largest, draw)
+    second = noised(squares.mean(dim=0), step * squares_bound, draw)
+    noisy = noised(frequencies, step, draw).clamp_min(0.0)
     noisy = noisy / noisy.sum().clamp_min(1e-6)
     smooth = noisy * labels.numel() + smoothing
     return Signature(
@@ -188,7 +194,3 @@ def _within(rows: Tensor, largest: float) -> Tensor:
     """Shorten rows (M, d) that are longer than ``largest``."""
     shortened: Tensor = rows * (largest / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
     return shortened
-
-
-def _normal(size: int, chance: torch.Generator) -> Tensor:
-    return torch.randn(size, generator=chance)

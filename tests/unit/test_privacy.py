@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
+import random
+import secrets
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dp_accounting
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.local_grid import LocalGrid
-from client_app.privacy import noise_seed, private
-from client_app.runtime import open_runtime
+from client_app.handlers import make_client_app
+from client_app.privacy import private
+from client_app.runtime import ClientRuntime, TokenCache, open_runtime
 from client_app.site import Site
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.config.settings import PrivacyConfig
+from hyperlora.data.federation import DataError
+from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.plan import Start, chosen
 from hyperlora.messages.train import TrainReply, TrainRequest
+from hyperlora.noise import noised, secret_noise, simulated_noise
 from models.adapters.adapter import Adapter
 from models.personalization.signature import Signature, compute_signature, private_signature
 from strategies.engine.privacy_ledger import PrivacyLedger, composed_epsilon, participations
@@ -40,8 +49,9 @@ def samples() -> tuple[torch.Tensor, torch.Tensor]:
 def signature_of(
     features: torch.Tensor, labels: torch.Tensor, noise: float, seed: int = 1, clip: float = 1e3
 ) -> Signature:
+    draw = simulated_noise(seed)
     return private_signature(
-        features, labels, num_classes=CLASSES_HERE, smoothing=1.0, clip=clip, noise=noise, seed=seed
+        features, labels, num_classes=CLASSES_HERE, smoothing=1.0, clip=clip, noise=noise, draw=draw
     )
 
 
@@ -102,17 +112,17 @@ def test_a_movement_is_clipped_to_the_norm_and_keeps_its_direction() -> None:
     start = make_adapter(0)
     reply, request = reply_for(start)
     length = distance(reply.end, start)
-    half = private(reply, request, clip=length / 2, noise=0.0, seed=0)
+    half = private(reply, request, clip=length / 2, noise=0.0, draw=simulated_noise(0))
     assert distance(half.end, start) == pytest.approx(length / 2, rel=1e-5)
     assert distance(half.end, reply.end) == pytest.approx(length / 2, rel=1e-5)
-    assert distance(private(reply, request, clip=2 * length, noise=0.0, seed=0).end, reply.end) < 1e-5
+    assert distance(private(reply, request, clip=2 * length, noise=0.0, draw=simulated_noise(0)).end, reply.end) < 1e-5
 
 
 def test_noise_on_an_adapter_is_the_multiplier_times_twice_the_clip_on_every_entry_that_travels() -> None:
     start = make_adapter(0)
     reply, request = reply_for(start, up=("B", "head"))
-    quiet = private(reply, request, clip=0.5, noise=0.0, seed=0)
-    noisy = [private(reply, request, clip=0.5, noise=3.0, seed=seed) for seed in range(50)]
+    quiet = private(reply, request, clip=0.5, noise=0.0, draw=simulated_noise(0))
+    noisy = [private(reply, request, clip=0.5, noise=3.0, draw=simulated_noise(seed)) for seed in range(50)]
     spread = torch.cat(
         [
             (chosen(one.end, ("B", "head"))[name] - tensor).flatten()
@@ -127,17 +137,98 @@ def test_noise_on_an_adapter_is_the_multiplier_times_twice_the_clip_on_every_ent
 
 def test_a_noised_reply_tells_neither_losses_nor_gradients() -> None:
     reply, request = reply_for(make_adapter(0))
-    told = private(reply, request, clip=1.0, noise=1.0, seed=0).metrics
+    told = private(reply, request, clip=1.0, noise=1.0, draw=simulated_noise(0)).metrics
     assert (told.train_loss, told.start_loss, told.end_loss, told.start_accuracy, told.end_accuracy) == (0,) * 5
     with pytest.raises(ValueError, match="nothing of its gradient"):
-        private(replace(reply, gradient={"head": torch.ones(3)}), request, clip=1.0, noise=1.0, seed=0)
+        private(replace(reply, gradient={"head": torch.ones(3)}), request, clip=1.0, noise=1.0, draw=simulated_noise(0))
 
 
-def test_noise_can_be_repeated_in_a_simulation_and_not_at_a_site() -> None:
-    config = RunConfig()
-    assert noise_seed(config, secret=False, purpose=("a", 1)) == noise_seed(config, secret=False, purpose=("a", 1))
-    assert noise_seed(config, secret=False, purpose=("a", 1)) != noise_seed(config, secret=False, purpose=("a", 2))
-    assert noise_seed(config, secret=True, purpose=("a", 1)) != noise_seed(config, secret=True, purpose=("a", 1))
+def test_what_is_not_finite_is_not_released() -> None:
+    reply, request = reply_for(make_adapter(0))
+    for broken in (math.nan, math.inf):
+        tensors = {name: tensor.clone() for name, tensor in reply.end.tensors().items()}
+        next(iter(tensors.values())).flatten()[0] = broken
+        with pytest.raises(ProtocolError, match="releases nothing"):
+            private(replace(reply, end=Adapter.from_tensors(tensors)), request, clip=1.0, noise=1.0, draw=secret_noise)
+        features, labels = samples()
+        features[3, 2] = broken
+        with pytest.raises(ValueError, match="not finite"):
+            signature_of(features, labels, 1.0)
+
+
+def test_a_client_whose_features_are_not_finite_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = open_runtime(NOISED)
+    monkeypatch.setattr(runtime.model, "frozen_features", lambda tokens: torch.full((len(tokens), 4), math.nan))
+    with pytest.raises(DataError, match="takes no part: the features"):
+        replace(runtime, cache=TokenCache(runtime.model, runtime.federation, 2**20)).signature("clean-0")
+
+
+def simulated_and_site() -> tuple[ClientRuntime, ClientRuntime]:
+    runtime = open_runtime(NOISED)
+    return replace(runtime, at_site=False), replace(runtime, at_site=True)
+
+
+def test_noise_is_repeated_in_a_simulation_and_never_at_a_site() -> None:
+    simulated, site = simulated_and_site()
+    assert torch.equal(simulated.noise("a", 1)((9,)), simulated.noise("a", 1)((9,)))
+    assert not torch.equal(simulated.noise("a", 1)((9,)), simulated.noise("a", 2)((9,)))
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        drawn.append(site.noise("a", 1)((9,)))
+    assert not torch.equal(*drawn)
+
+
+def test_a_release_of_a_site_follows_from_no_seed_of_a_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = 7
+    for source in ("randbits", "randbelow"):
+        monkeypatch.setattr(secrets, source, lambda bits: known)
+    monkeypatch.setattr(random.SystemRandom, "getrandbits", lambda self, bits: known)
+    _, site = simulated_and_site()
+    reply, request = reply_for(make_adapter(0))
+    quiet = private(reply, request, clip=1.0, noise=0.0, draw=secret_noise).end.tensors()
+    released = private(reply, request, clip=1.0, noise=1.0, draw=site.noise("client-0", 1)).end.tensors()
+    name = min(released)
+    noise = ((released[name] - quiet[name]) / 2.0).flatten()[:8]
+    for seed in range(2**14):
+        generator = torch.Generator().manual_seed(seed)
+        guess = torch.randn(released[name].shape, generator=generator).flatten()[:8]
+        assert not torch.allclose(noise, guess, atol=1e-3)
+
+
+def test_secret_noise_is_standard_normal() -> None:
+    drawn = secret_noise((1000, 100)).flatten()
+    assert drawn.dtype == torch.float64
+    assert abs(float(drawn.mean())) < 0.03  # nine standard errors
+    assert abs(float(drawn.std()) - 1.0) < 0.03
+    expected = torch.special.ndtr(drawn.sort().values)
+    steps = torch.arange(1, drawn.numel() + 1).double() / drawn.numel()
+    assert float((expected - steps).abs().max()) < 0.015  # Kolmogorov and Smirnov; p below 1e-19 if it were normal
+    assert secret_noise((0, 3)).shape == (0, 3)
+
+
+def test_a_noised_number_is_on_a_grid_that_the_value_does_not_move() -> None:
+    for scale in (0.003, 1.0, 50.0):
+        step = 2.0 ** math.floor(math.log2(scale * 2.0**-16))
+        for value in (0.0, 1 / 3, -1e-9):
+            points = noised(torch.full((200,), value), scale, secret_noise).double() / step
+            assert torch.equal(points, points.round())
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        noised(torch.tensor([math.nan]), 1.0, secret_noise)
+
+
+def test_a_client_app_of_your_own_draws_secret_noise_at_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    provided: list[Any] = []
+    monkeypatch.setattr("client_app.handlers.app_around", provided.append)
+    runtime = open_runtime(NOISED)
+    make_client_app(lambda: runtime.model, runtime.federation, NOISED)
+    at_site, simulated = (
+        provided[0](SimpleNamespace(node_config=node), "").at_site
+        for node in ({"client-id": "clean-0"}, {"partition-id": 0, "num-partitions": 2})
+    )
+    assert (at_site, simulated) == (True, False)
 
 
 def test_the_accountant_agrees_with_a_composition_of_privacy_losses() -> None:

@@ -43,7 +43,7 @@ def model() -> AdaptedModel:
 @pytest.fixture
 def runtime(model: AdaptedModel) -> ClientRuntime:
     federation = StubFederation()
-    return ClientRuntime(RunConfig(), model, federation, TokenCache(model, federation, limit=2**20))
+    return ClientRuntime(RunConfig(), model, federation, TokenCache(model, federation, limit=2**20), at_site=False)
 
 
 def trainer(model: AdaptedModel, seed: int = 0, name: str = "adamw") -> LocalTrainer:
@@ -139,7 +139,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
 
 def of_method(runtime: ClientRuntime, method: str) -> ClientRuntime:
     config = RunConfig.parse({"method": method})
-    return ClientRuntime(config, runtime.model, runtime.federation, runtime.cache)
+    return ClientRuntime(config, runtime.model, runtime.federation, runtime.cache, at_site=False)
 
 
 class DictKeeper:
