@@ -64,7 +64,9 @@ def _export_merged(run: RunFiles, client: str | None, to: Path | None, weights: 
 
 
 def _adapter_of(run: RunFiles, client: str | None) -> Path:
-    """Return the PEFT directory of a client's adapter, or of the anchor; raises CommandError where there is none."""
+    """Return the PEFT directory of a client's adapter, or of the anchor; raises CommandError or RunFilesError."""
+    from hyperlora.reporting.run_files import require_adapter
+
     adapters = run.path / "adapters"
     if not adapters.is_dir():
         raise CommandError(
@@ -77,7 +79,7 @@ def _adapter_of(run: RunFiles, client: str | None) -> Path:
     wanted = adapters / (client or ANCHOR)
     if not wanted.is_dir():
         raise CommandError(f"method '{run.config.method}' has no anchor: name a client with --client, as {names[0]}")
-    return wanted
+    return require_adapter(wanted)
 
 
 def _write_card(run: RunFiles, client: str | None, target: Path, loading: str = "") -> None:

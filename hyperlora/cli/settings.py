@@ -62,8 +62,8 @@ def settings_of_run(directory: Path) -> dict[str, Scalar]:
         CommandError: the directory holds no run.
     """
     try:
-        values: dict[str, Scalar] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values: dict[str, Scalar] = dict(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CommandError(f"'{directory}' holds no run to go on with: its config.json cannot be read") from error
     return {**current_names(values), "run.output-dir": str(directory.absolute()), "run.resume": True}
 

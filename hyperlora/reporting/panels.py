@@ -16,7 +16,7 @@ from torch import Tensor
 from hyperlora.messages.signature import ClientCard
 from hyperlora.reporting.figures import GROUPS, MIB, STEPS, accuracy_over_rounds
 from hyperlora.reporting.run_files import read_records
-from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_svg
+from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_svg, plain
 
 FADE = LinearSegmentedColormap.from_list("fade", [(0.12, 0.52, 0.82, 0.0), (0.12, 0.52, 0.82, 1.0)])
 MOST_NAMED = 24
@@ -71,7 +71,7 @@ def draw_accuracies(runs: Mapping[str, Sequence[Point]], name: str) -> str:
     with canvas(3.5) as (figure, axes):
         for index, (label, points) in enumerate(runs.items()):
             style = ("-", "--", ":", "-.")[index // len(SERIES) % 4]
-            _line(axes, points, label, SERIES[index % len(SERIES)], style, "o", band=False)
+            _line(axes, points, plain(label), SERIES[index % len(SERIES)], style, "o", band=False)
         _label_accuracy(axes)
         return inline_svg(figure, name, "Mean test accuracy over clients by round, one line for each run")
 
@@ -120,9 +120,9 @@ def draw_gain(gain: Mapping[str, float], rows: Mapping[str, str], unseen: Sequen
                 axes.plot(100 * gain[client], height + offset, "o", ms=5, color=color, mfc=fill)
             mean = 100 * sum(gain[client] for client in members) / len(members)
             axes.plot([mean, mean], [height - 0.35, height + 0.35], color=INK, lw=2)
-        axes.set_yticks(range(len(groups)), groups)
+        axes.set_yticks(range(len(groups)), [plain(group) for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)
-        axes.set_xlabel(f"gain over {over} (percentage points)")
+        axes.set_xlabel(f"gain over {plain(over)} (percentage points)")
         axes.plot([], [], "o", ms=5, color=SERIES[0], label="seen")
         axes.plot([], [], "o", ms=5, color=SERIES[1], mfc="none", label="unseen")
         axes.plot([], [], color=INK, lw=2, label="mean")
@@ -156,7 +156,7 @@ def draw_signatures(cards: Sequence[ClientCard], name: str) -> str:
                 rows = [row for row, card in enumerate(cards) if card.domain == domain and card.trains == trains]
                 fill = color if trains else "none"
                 axes.plot(points[rows, 0], points[rows, 1], marker, ms=6.5, color=color, mfc=fill, mew=1.5, ls="none")
-            axes.plot([], [], marker, color=color, label=domain)
+            axes.plot([], [], marker, color=color, label=plain(domain))
         axes.set_xlabel(f"first direction ({100 * shares[0]:.0f} % of the variance)")
         axes.set_ylabel(f"second direction ({100 * shares[1]:.0f} %)")
         axes.margins(0.08)
@@ -201,9 +201,14 @@ def _label_clients(axes: Axes, axis: str, names: Sequence[str], domains: Mapping
         line(places[0] - 0.5, color=FAINT, lw=0.8)
     rotation = 90 if axis == "x" else 0
     if len(names) <= MOST_NAMED:
-        ticks(range(len(names)), names, rotation=rotation, fontsize=6.5)
+        ticks(range(len(names)), [plain(name) for name in names], rotation=rotation, fontsize=6.5)
     else:
-        ticks([sum(places) / len(places) for places in groups.values()], list(groups), rotation=rotation, fontsize=8.5)
+        ticks(
+            [sum(places) / len(places) for places in groups.values()],
+            [plain(group) for group in groups],
+            rotation=rotation,
+            fontsize=8.5,
+        )
 
 
 def draw_spectra(anchor: Mapping[str, Tensor], residual: Mapping[str, Tensor], name: str) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+
 from hyperlora.config.schema import RunConfig
 from hyperlora.task import build_model
 from models.adapters.adapted_model import AdaptedModel
+from strategies.engine.records import RoundRecord
 from strategies.federation.client_list import FILE_NAME, ClientList, ClientListError
 
 
@@ -38,10 +42,10 @@ class RunFiles:
         """Read the directory of a run, finished or not.
 
         Raises:
-            RunFilesError: it holds no run, or no round of it is made.
+            RunFilesError: it holds no run, no round of it is made, or a file is damaged.
             ConfigError: its configuration cannot be read by this version.
         """
-        config = _json_of(path / "config.json")
+        config = _json_of(path / "config.json", dict[str, bool | int | float | str])
         try:
             records = read_records(path / "metrics.jsonl")
         except OSError as error:
@@ -59,18 +63,18 @@ class RunFiles:
     def scores(self) -> list[dict[str, Any]]:
         """The last evaluation of every client; empty where the run has not ended."""
         path = self.path / "evaluation.json"
-        return list(_json_of(path)) if path.exists() else []
+        return list(_json_of(path, list[Score])) if path.exists() else []
 
     @cached_property
     def left_out(self) -> dict[str, str]:
         """Nodes and clients that take no part, and why."""
         path = self.path / "left_out.json"
-        return dict(_json_of(path)) if path.exists() else {}
+        return dict(_json_of(path, dict[str, str])) if path.exists() else {}
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, seed, fingerprint and machine."""
-        return dict(_json_of(self.path / "environment.json"))
+        return dict(_json_of(self.path / "environment.json", Environment))
 
     @property
     def fingerprint(self) -> str:
@@ -84,7 +88,7 @@ class RunFiles:
         if not path.exists():
             return None
         try:
-            return ClientList.from_json(_json_of(path))
+            return ClientList.from_json(_json_of(path, Any))
         except ClientListError as error:
             raise RunFilesError(f"the run in '{self.path}' cannot be used: {error}") from error
 
@@ -129,9 +133,36 @@ class RunFiles:
 
 
 def read_records(metrics: Path) -> list[dict[str, Any]]:
-    """Return the rounds in a ``metrics.jsonl``, without a line that is still being written; raises OSError."""
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Return the rounds in a ``metrics.jsonl``, without a line that is still being written.
+
+    Raises:
+        OSError: it cannot be read.
+        RunFilesError: a line is no round.
+    """
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [_record_of(metrics, number, line) for number, line in enumerate(lines, start=1) if line.endswith("\n")]
+
+
+def _record_of(metrics: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        return {**asdict(TypeAdapter(RoundRecord).validate_python(record)), **record}
+    except (ValueError, RecursionError) as error:
+        raise RunFilesError(f"'{metrics}' is damaged: line {number} holds no round ({_essence(error)})") from error
+
+
+def require_adapter(directory: Path) -> Path:
+    """Return the directory of an adapter in PEFT's format; raises RunFilesError where it is damaged."""
+    _json_of(directory / "adapter_config.json", PeftConfig)
+    weights = directory / "adapter_model.safetensors"
+    try:
+        with safe_open(weights, framework="pt") as opened:
+            names = list(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise RunFilesError(f"'{weights}' is damaged: {error}") from error
+    if not names:
+        raise RunFilesError(f"'{weights}' is damaged: it holds no tensors")
+    return directory
 
 
 def new_directory(path: Path) -> Path:
@@ -142,10 +173,55 @@ def new_directory(path: Path) -> Path:
     return path.absolute()
 
 
-def _json_of(path: Path) -> Any:
+@dataclass(frozen=True)
+class Environment:
+    """What ``environment.json`` must hold for a report."""
+
+    packages: dict[str, str | None]
+    python: str
+    backbone_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an entry of ``evaluation.json`` must hold for a report."""
+
+    client_id: str
+    domain: str
+    seen: bool
+    track: str
+    num_test: int
+    zero_step: float
+    k_step: float
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """What PEFT cannot load an adapter without."""
+
+    peft_type: str
+    r: int
+
+
+def _json_of(path: Path, kind: Any) -> Any:
+    """Return what a file holds, once it is checked to be of the type ``kind``."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunFilesError(f"'{path.parent}' holds no run: its {path.name} cannot be read") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunFilesError(f"'{path}' is damaged: it is not JSON ({error})") from error
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise RunFilesError(f"'{path}' is damaged: {_essence(error)}") from error
+    return value
+
+
+def _essence(error: Exception) -> str:
+    """Return the first of the things that are wrong, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]

@@ -54,6 +54,11 @@ def canvas(height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
+def plain(text: str) -> str:
+    """Return a name for a figure to show as it is: matplotlib reads what is between two dollar signs as a formula."""
+    return text.replace("$", r"\$")
+
+
 def inline_svg(figure: Figure, name: str, description: str) -> str:
     """Return the figure as an ``<svg>`` element.
 

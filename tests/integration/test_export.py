@@ -103,3 +103,12 @@ def test_other_weights_than_the_runs_are_refused(short_run: Path, tmp_path: Path
     other = json.loads((short_run / "environment.json").read_text()) | {"backbone_fingerprint": "f" * 64}
     (tmp_path / "run" / "environment.json").write_text(json.dumps(other))
     assert "the run was made with ffffffffffff" in export(tmp_path / "run", "--merged", status=1)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_adapter_is_not_exported(short_run: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(short_run, tmp_path / "run")
+    (tmp_path / "run" / "adapters" / "anchor" / name).write_bytes(b"")
+    said = export(tmp_path / "run", "--to", tmp_path / "out", status=1)
+    assert "is damaged" in " ".join(said.split())
+    assert not (tmp_path / "out").exists()

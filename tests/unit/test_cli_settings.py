@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from hyperlora.cli.flower import to_toml
 from hyperlora.cli.main import app
-from hyperlora.cli.settings import new_output_dir, parse_override, read_settings
+from hyperlora.cli.output import CommandError
+from hyperlora.cli.settings import new_output_dir, parse_override, read_settings, settings_of_run
 from hyperlora.config.schema import RunConfig
 from hyperlora.task import expected_clients
 
@@ -150,3 +151,10 @@ def test_version():
     result = CliRunner().invoke(app, ["--version"])
     assert result.exit_code == 0
     assert result.output.startswith("hyperlora")
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "null", "3", "[" * 100_000])
+def test_a_damaged_configuration_cannot_be_resumed_and_says_so(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CommandError, match=r"its config\.json cannot be read"):
+        settings_of_run(tmp_path)

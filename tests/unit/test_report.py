@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,34 @@ def test_what_clients_call_themselves_is_escaped() -> None:
     page = Page("a <b>", "c", [], [], [table]).html()
     assert "<script>" not in page
     assert "<b>" not in page
+
+
+@pytest.mark.parametrize("domain", [r"$\frac{$", "$x$", "a$b", r"\$", "$$"])
+def test_a_domain_is_drawn_as_it_is_written(run: RunFiles, tmp_path: Path, domain: str) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    for name in ("clients.json", "evaluation.json"):
+        path = tmp_path / "run" / name
+        path.write_text(path.read_text().replace('"cartoon"', json.dumps(domain)))
+    page = report_page(RunFiles.open(tmp_path / "run")).html()
+    assert domain in unescape(page)
+
+
+FILES = ("config.json", "environment.json", "evaluation.json", "clients.json", "metrics.jsonl", "left_out.json")
+CONTENTS = ("", "{", "[]", "{}", "[1]", "null", '{"server_round": "x"}', '{"a": 1}', "\xff", "[" * 100_000)
+HARMLESS = (("evaluation.json", "[]"), ("config.json", "{}"), ("left_out.json", "{}"), ("left_out.json", CONTENTS[6]))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_damaged_file_is_one_sentence_that_names_it(run: RunFiles, tmp_path: Path, name: str, content: str) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(f"{content}\n".encode("latin-1"))
+    outcome = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--to", str(tmp_path / "page.html")])
+    if outcome.exit_code == 0:
+        assert (name, content) in HARMLESS
+    else:
+        assert isinstance(outcome.exception, SystemExit), outcome.exception
+        assert outcome.output.count("\n") < 8
 
 
 def test_attention_has_a_row_for_every_client_and_a_column_for_every_seen_one(run: RunFiles) -> None:
