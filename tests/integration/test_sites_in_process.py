@@ -144,9 +144,9 @@ def test_a_client_that_joins_at_round_3_gets_a_generated_start_and_one_that_leav
     assert start.server_round == 3
     method, card = strategy.method, strategy.roster.cards[newcomer]
     known = method.register(states[2], strategy.roster.cards)
-    assert same_products(start.start, method.start(known, card))
-    assert not same_products(start.start, replace(method, generator=None).start(known, card))
-    assert not same_products(start.start, known.anchor)
+    assert same_products(start.start.adapter, method.start(known, card))
+    assert not same_products(start.start.adapter, replace(method, generator=None).start(known, card))
+    assert not same_products(start.start.adapter, known.anchor)
 
 
 def parts_sent(grid: SiteGrid) -> list[int]:
