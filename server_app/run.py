@@ -54,6 +54,7 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         directory.keep_config(config)
         directory.write_json(ENVIRONMENT, describe_environment(config.seed, model.backbone.fingerprint))
         strategy = build_strategy(config, model)
+        strategy.on_cohort = directory.keep_cohort
         console.switched_off(strategy.method.switched_off() if isinstance(strategy.method, Reports) else ())
         with private_files():
             with closing(open_sinks(config, directory.path)) as sinks:
@@ -148,10 +149,12 @@ class _Run:
         if found is None and self.directory.recorded_rounds() > self.config.run.checkpoint_every:
             raise ConfigError(f"there is no checkpoint in '{self.checkpoints.directory}' to go on from")
         self.directory.forget_rounds_after(found.server_round if found else 0)
+        if found is not None:
+            self.strategy.resume(found)
+        self.strategy.history.recall(self.directory.cohorts())
         if found is None:
             log.warning("the run was stopped before its first checkpoint: it begins again at round 1")
             return 0
-        self.strategy.resume(found)
         method, cards = self.strategy.method, self.strategy.roster.cards.values()
         if any(method.plan(self.strategy.state, card).personal for card in cards):
             log.warning("clients kept adapters of their own, which are lost: the run goes on, not as if never stopped")

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 LOCK, PATIENCE = ".lock", 10.0
 """Who writes to a run directory holds this file's lock; a run that is just being ended gets so many seconds."""
 CONFIG, METRICS, EVALUATION = "config.json", "metrics.jsonl", "evaluation.json"
+ASKED = "asked.jsonl"
+"""One line for every cohort that was sent a message; nothing is ever taken from it, for what was sent is released."""
 ENVIRONMENT, LEFT_OUT, ERROR = "environment.json", "left_out.json", "error.txt"
 PACKAGES = ("hyperlora", "flwr", "ray", "torch", "torchvision", "timm", "peft", "transformers", "datasets", "numpy")
 MAY_CHANGE = ("run.", "federation.rounds", "federation.evaluate", "federation.join", "federation.round-timeout")
@@ -121,6 +123,20 @@ class RunDirectory:
         if changed:
             raise ConfigError(f"the run in '{self.path}' cannot go on with another {', '.join(changed)}")
         self.write_json(CONFIG, flat)
+
+    def keep_cohort(self, server_round: int, cohort: Sequence[str]) -> None:
+        """Write down who is about to be asked to train, and wait until it is on the disk; raises StorageError."""
+        self.append_json(ASKED, {"server_round": server_round, "cohort": list(cohort)})
+
+    def cohorts(self) -> list[list[str]]:
+        """Return all cohorts that were ever asked, those of rounds that were made again too.
+
+        A line that was not written to its end is dropped: its cohort was not asked.
+        """
+        path = self.path / ASKED
+        records = read_records(path) if path.exists() else []
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        return [record["cohort"] for record in records]
 
     def recorded_rounds(self) -> int:
         """Return how many rounds have their line in metrics.jsonl."""

@@ -6,6 +6,7 @@ Which clients train in a round: seeded, by client-id, the same in every run.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -32,15 +33,32 @@ class History:
         cohorts: round -> the client-ids that were asked to train.
         signatures: client-id -> how many it released, where it was more than one.
         lengths: client-id -> length of its last movement, as it was sent.
+        forgotten: client-id -> how often it was asked in rounds that were made again; they cost privacy all the same.
     """
 
     cohorts: dict[int, Sequence[str]] = field(default_factory=dict)
     signatures: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, float] = field(default_factory=dict)
+    forgotten: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> History:
         """Return one that no later round changes."""
-        return History(dict(self.cohorts), dict(self.signatures), dict(self.lengths))
+        return History(dict(self.cohorts), dict(self.signatures), dict(self.lengths), dict(self.forgotten))
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """How often each client was asked to train, also in rounds that were made again."""
+        return dict(Counter(participations(self.cohorts.values())) + Counter(self.forgotten))
+
+    def note_cohort(self, server_round: int, cohort: Sequence[str]) -> None:
+        """Count the clients of a round; one that is made again counts again."""
+        self.forgotten = dict(Counter(self.forgotten) + Counter(self.cohorts.get(server_round, ())))
+        self.cohorts[server_round] = cohort
+
+    def recall(self, sent: Iterable[Sequence[str]]) -> None:
+        """Count all cohorts that were ever ``sent`` a message, whatever the checkpoint knows of them."""
+        lost = Counter(participations(sent)) - Counter(participations(self.cohorts.values()))
+        self.forgotten = dict(Counter(self.forgotten) | lost)
 
     def note_signature(self, client_id: str) -> None:
         """Count another signature of a client."""
@@ -50,7 +68,7 @@ class History:
         """Return the clients that can release one more adapter without spending more than their privacy budget."""
         if not ledger.settings.epsilon:
             return dict(cards)
-        asked = participations(self.cohorts.values())
+        asked = self.asked
         return {
             name: card
             for name, card in cards.items()
@@ -59,4 +77,4 @@ class History:
 
     def spent(self, ledger: PrivacyLedger) -> dict[str, float]:
         """Return what the client that told most has spent of its privacy; empty where no client adds noise."""
-        return ledger.figures(participations(self.cohorts.values()), self.signatures)
+        return ledger.figures(self.asked, self.signatures)

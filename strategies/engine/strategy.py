@@ -44,9 +44,20 @@ class LoraStrategy(Strategy):
         initial: the fresh adapter before round 1.
         registrar: who takes part.
         settings: cohort size, budget, deadlines.
+        on_cohort: called with a round and its cohort before anything is sent to them; what it keeps goes to
+            :meth:`History.recall` when the run is resumed, so that no release is forgotten with its round.
     """
 
-    def __init__(self, method: Method, *, initial: Adapter, registrar: Registrar, settings: RoundSettings) -> None:
+    def __init__(
+        self,
+        method: Method,
+        *,
+        initial: Adapter,
+        registrar: Registrar,
+        settings: RoundSettings,
+        on_cohort: Callable[[int, Sequence[str]], None] = lambda server_round, cohort: None,
+    ) -> None:
+        self.on_cohort = on_cohort
         self.method, self.registrar, self.settings = method, registrar, settings
         self.state: Any = method.init(initial)
         self.scores: list[ClientScore] = []
@@ -107,7 +118,8 @@ class LoraStrategy(Strategy):
         self.record.cohort = sample_cohort(
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
         )
-        self.history.cohorts[server_round] = self.record.cohort
+        self.history.note_cohort(server_round, self.record.cohort)
+        self.on_cohort(server_round, self.record.cohort)
         began, cohort = time.perf_counter(), {name: clients[name] for name in self.record.cohort}
         self._training = self._requests.training(self.state, cohort, server_round)
         self._sent_at = time.perf_counter()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
 from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
@@ -21,6 +23,8 @@ from models.adapters.training import evaluate
 from models.backbones.backbone import Backbone
 from models.backbones.loading import build_backbone
 from server_app.run import run
+from strategies.engine.privacy_ledger import composed_epsilon
+from strategies.engine.strategy import LoraStrategy
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError
 from tests.integration.conftest import SHORT
@@ -159,6 +163,36 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(finishe
     stopped = make_run(tmp_path / "stopped", **{"run.checkpoint-every": 2, "federation.rounds": 1})
     shutil.rmtree(stopped / "checkpoints")
     assert metrics_without_times(make_run(stopped, **{"run.resume": True})) == metrics_without_times(finished)
+
+
+@pytest.mark.parametrize("stopped_in", [1, 2])
+def test_a_round_that_is_made_again_costs_privacy_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: int
+) -> None:
+    values = {"method": "fedit", "federation.rounds": 2, "federation.evaluate-every": 2, "run.checkpoint-every": 1}
+    values |= {"data.clients-per-domain": 1, "data.unseen-fraction": 0.0, "federation.clients-per-round": 4}
+    values |= {"privacy.adapter-noise": 8.0, "privacy.adapter-clip": 1e-3, "hyperlora.probe-clients": 0}
+    aggregate = LoraStrategy.aggregate_train
+
+    def stop(strategy: LoraStrategy, server_round: int, replies: Iterable[Message]) -> Any:
+        if server_round == stopped_in:
+            assert list(replies)
+            raise RuntimeError("power cut")
+        return aggregate(strategy, server_round, replies)
+
+    monkeypatch.setattr(LoraStrategy, "aggregate_train", stop)
+    with pytest.raises(RuntimeError, match="power cut"):
+        make_run(tmp_path, **values)
+    monkeypatch.setattr(LoraStrategy, "aggregate_train", aggregate)
+    with (tmp_path / "asked.jsonl").open("a") as file:
+        file.write('{"server_round": 9, "half": "written')
+    make_run(tmp_path, **values, **{"run.resume": True})
+    spent = [record["privacy"]["epsilon"] for record in metrics_without_times(tmp_path)]
+    releases = [2, 3] if stopped_in == 1 else [1, 3]
+    assert spent == pytest.approx([composed_epsilon([(8.0, count)], 1e-5) for count in releases])
+    make_run(tmp_path, **(values | {"run.resume": True, "federation.rounds": 3}))
+    last = metrics_without_times(tmp_path)[-1]
+    assert last["privacy"]["epsilon"] == pytest.approx(composed_epsilon([(8.0, 4)], 1e-5))
 
 
 def test_a_run_that_was_stopped_while_it_wrote_its_results_writes_them(finished: Path, tmp_path: Path) -> None:

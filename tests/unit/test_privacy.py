@@ -29,6 +29,7 @@ from hyperlora.messages.train import TrainReply, TrainRequest
 from hyperlora.noise import noised, secret_noise, simulated_noise
 from models.adapters.adapter import Adapter
 from models.personalization.signature import Signature, compute_signature, private_signature
+from strategies.engine.history import History
 from strategies.engine.privacy_ledger import PrivacyLedger, composed_epsilon, participations
 from strategies.engine.records import RoundRecord
 from strategies.engine.strategy import LoraStrategy
@@ -249,6 +250,21 @@ def test_the_budget_is_spent_by_signatures_and_rounds() -> None:
     assert ledger.epsilon(1, most) <= 2.0 < ledger.epsilon(1, most + 1)
     assert PrivacyLedger(PrivacyConfig(adapter_noise=1.0)).affords(1, 10**6)
     assert participations([["a", "b"], ["a"]]) == {"a": 2, "b": 1}
+
+
+def test_a_round_that_was_forgotten_still_counts() -> None:
+    history = History()
+    history.note_cohort(1, ["a", "b"])
+    history.note_cohort(2, ["a"])
+    history.note_cohort(2, ["a"])
+    assert history.copy().asked == {"a": 3, "b": 1}
+    resumed = History({1: ["a", "b"]})
+    for _ in range(2):
+        resumed.recall([["a", "b"], ["a"], ["a"]])
+        assert resumed.asked == {"a": 3, "b": 1}
+    assert History({1: ["a"]}, forgotten={"a": 2}).asked == {"a": 3}
+    resumed.recall([])
+    assert resumed.asked == {"a": 3, "b": 1}
 
 
 def run_with(privacy: PrivacyConfig, rounds: int) -> tuple[LoraStrategy, list[RoundRecord]]:
