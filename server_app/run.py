@@ -31,7 +31,7 @@ from strategies.federation.client_list import ClientList
 from strategies.federation.registrar import Registrar
 from strategies.federation.shipping import Shipment
 from strategies.methods.base.server import Reports
-from strategies.methods.registry import build_method
+from strategies.methods.registry import build_method, required_rank
 
 log = logging.getLogger(__name__)
 SERVER_THREADS = 1
@@ -70,10 +70,12 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     federation, num_classes = config.federation, len(data_set_info(config.data).class_names)
     allowed = AllowListFile(Path(federation.allowed_clients)) if federation.allowed_clients else None
     shipment = Shipment(model.backbone.fingerprint, partial(backbone_file, config.data, config.model))
+    initial = model.fresh_adapter(config.seed)
+    rank = required_rank(config, initial.rank)
     return LoraStrategy(
         build_method(config, model.backbone.num_heads),
-        initial=model.fresh_adapter(config.seed),
-        registrar=Registrar.of(model, num_classes, allowed, shipment if config.model.ship else None),
+        initial=initial,
+        registrar=Registrar.of(model, num_classes, allowed, shipment if config.model.ship else None, rank),
         settings=replace(
             RoundSettings.of(config, min_clients=federation.min_clients or expected_clients(config.data)),
             clients_per_round=cohort_size(config.data, federation.clients_per_round),

@@ -7,7 +7,7 @@ from models.adapters.adapted_model import AdaptedModel
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
 from strategies.federation.registrar import Registrar
-from strategies.methods.registry import build_method
+from strategies.methods.registry import build_method, required_rank
 
 
 class HyperLoraStrategy(LoraStrategy):
@@ -26,9 +26,10 @@ class HyperLoraStrategy(LoraStrategy):
         self, model: AdaptedModel, *, num_classes: int, min_clients: int, config: RunConfig | None = None
     ) -> None:
         config = config or RunConfig()
+        initial = model.fresh_adapter(config.seed)
         super().__init__(
             build_method(config, model.backbone.num_heads),
-            initial=model.fresh_adapter(config.seed),
-            registrar=Registrar.of(model, num_classes),
+            initial=initial,
+            registrar=Registrar.of(model, num_classes, required_rank=required_rank(config, initial.rank)),
             settings=RoundSettings.of(config, min_clients=min_clients),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
@@ -32,6 +32,7 @@ class Registrar:
         num_classes: classes of the task.
         shipment: the backbone for nodes that lack it; None ships none.
         roster: who is known.
+        required_rank: rank of the adapters that every client must train; 0 where a client may declare a lower one.
     """
 
     fingerprint: str
@@ -39,6 +40,7 @@ class Registrar:
     num_classes: int
     shipment: Shipment | None = None
     roster: Roster = field(default_factory=Roster)
+    required_rank: int = 0
 
     @classmethod
     def of(
@@ -47,10 +49,11 @@ class Registrar:
         num_classes: int,
         allowed: AllowListFile | None = None,
         shipment: Shipment | None = None,
+        required_rank: int = 0,
     ) -> Registrar:
         """Return a registrar with an empty roster for clients that have the backbone of ``model``."""
         signature_size = 2 * model.backbone.embed_dim + num_classes + 1
-        return cls(model.backbone.fingerprint, signature_size, num_classes, shipment, Roster(allowed))
+        return cls(model.backbone.fingerprint, signature_size, num_classes, shipment, Roster(allowed), required_rank)
 
     @property
     def shipped_fingerprint(self) -> str:
@@ -110,7 +113,14 @@ class Registrar:
         return [sent.node_id for sent, reply in answers.answered if self.roster.enter(sent.node_id, reply)]
 
     def _decode(self, content: RecordDict, request: SignatureRequest) -> SignatureReply:
-        return SignatureReply.decode(content, signature_size=self.signature_size, num_classes=self.num_classes)
+        reply = SignatureReply.decode(content, signature_size=self.signature_size, num_classes=self.num_classes)
+        low = {card.client_id: card.rank for card in reply.cards if 0 < card.rank < self.required_rank}
+        reasons = {
+            name: f"it trains adapters of rank {rank}, and this method needs rank {self.required_rank} of every client"
+            for name, rank in low.items()
+        }
+        cards = [card for card in reply.cards if card.client_id not in low]
+        return replace(reply, cards=cards, left_out={**reply.left_out, **reasons})
 
     def _ship(self, grid: Grid, node_ids: Collection[int], timeout: float) -> list[int]:
         """Ship the backbone to nodes that lack it and return those that have it now."""

@@ -25,3 +25,8 @@ def build_method(config: RunConfig, num_heads: int = 1) -> Method:
         raise ConfigError(f"method '{config.method}' cannot be used: its module has no function 'build(config)'")
     method: Method = module.build(config)
     return method.for_heads(num_heads) if isinstance(method, FollowsBackbone) else method
+
+
+def required_rank(config: RunConfig, rank: int) -> int:
+    """Return the rank that every client must train, ``rank`` of the run's adapters; 0 where the method takes any."""
+    return 0 if find_method(config.method).any_rank else rank

@@ -48,11 +48,27 @@ def killed(call: Call) -> Message:
     return Message(Error(code=CRASHED, reason=reason), reply_to=call.message)
 
 
+def claims_many(call: Call) -> Message:
+    """The reply says that it was trained on 10^18 samples."""
+    answer = call.answer()
+    answer.content["metrics"]["num_examples"] = 10**18  # type: ignore[index]
+    return answer
+
+
+def forges(call: Call) -> Message:
+    """The reply holds five million characters that would look like lines of the server's log."""
+    answer = call.answer()
+    answer.content["config"]["client_id"] = "\n\x1b[2JWARNING all is well" + "x" * 5_000_000  # type: ignore[index]
+    return answer
+
+
 FAULTS: dict[str, tuple[Fault, str]] = {
     "raises": (raises, "the client's sensor is broken (error code 2)"),
     "returns NaN": (not_finite, "holds NaN, infinity or other data than it declares"),
     "returns an adapter of another shape": (wrong_shape, "expected float32"),
     "returns another client's adapter": (anothers, "expected client"),
+    "claims 10^18 samples": (claims_many, "it trained on 1000000000000000000 samples and has 10"),
+    "forges lines of the log": (forges, "expected client"),
     "is killed mid-training": (killed, "ended by signal 9 (error code 8)"),
     "never answers": (silent, "no reply within the time limit"),
     "answers after the deadline": (late, "no reply within the time limit"),

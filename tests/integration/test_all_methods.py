@@ -73,7 +73,19 @@ def test_what_travels_is_what_the_method_says(tmp_path: Path) -> None:
 def test_clients_of_different_ranks_take_part_together(method: str, tmp_path: Path) -> None:
     directory = made(tmp_path, method=method, **{"lora.ranks": "1,4"})
     assert not any(one["failures"] for one in figures(directory))
+    assert figures(directory)[-1]["evaluation"]
+    assert ("probe_up" in figures(directory)[-1]["bytes"]) == (method == "hyperlora")
     low = (directory / "adapters" / "clean-0" / "adapter_config.json").read_text()
     high = (directory / "adapters" / "clean-1" / "adapter_config.json").read_text()
     ranks = [json.loads(one)["r"] for one in (low, high)]
     assert ranks == [1, 4] or method == "flora"
+
+
+@pytest.mark.parametrize("method", ["hyperlora", "hetlora"])
+def test_clients_of_different_ranks_go_on_in_a_run_that_is_resumed(method: str, tmp_path: Path) -> None:
+    values = {"lora.ranks": "1,4", "run.checkpoint-every": 1, "federation.evaluate-every": 1}
+    made(tmp_path, method=method, **values)
+    directory = made(tmp_path, method=method, **{**values, "run.resume": True, "federation.rounds": 5})
+    rounds = figures(directory)
+    assert [one["server_round"] for one in rounds] == [1, 2, 3, 4, 5]
+    assert not any(one["failures"] for one in rounds)

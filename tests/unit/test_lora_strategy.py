@@ -20,10 +20,12 @@ from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError
 from strategies.federation.transport import error_sentence
 from strategies.methods.base.server import ClientUpdate
+from strategies.methods.fedit import FedIT
 from strategies.methods.flexlora import FlexLoRA
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from tests.builders import (
     CLASSES,
+    RANK,
     SIGNATURE_SIZE,
     Spoil,
     assert_same_products,
@@ -353,3 +355,30 @@ def test_a_narrow_wire_gives_nearly_the_same_rounds(wire: str) -> None:
     records = [run(strategy, 2)[1] for strategy in (exact, narrow)]
     assert not records[1][-1].failures
     assert_same_products(exact.state, narrow.state, 0.1)
+
+
+def _with_a_low_rank(strategy: LoraStrategy) -> LocalGrid:
+    cards = [replace(card, rank=1) if card.client_id == "client-1" else card for card in CARDS]
+    strategy.registrar.required_rank = RANK
+    return LocalGrid(fake_client_app(cards), {}, 3)
+
+
+def test_a_client_of_a_lower_rank_is_left_out_before_round_1_where_all_need_one_rank() -> None:
+    strategy = make_strategy(FedIT(), replace(SETTINGS, min_clients=7))
+    records: list[RoundRecord] = []
+    strategy.start(_with_a_low_rank(strategy), num_rounds=2, timeout=5.0, on_round=records.append)
+    reason = "it trains adapters of rank 1, and this method needs rank 2 of every client"
+    assert strategy.roster.left_out == {"client 'client-1'": reason}
+    assert not any(record.failures or "client-1" in record.cohort for record in records)
+
+
+def test_a_client_that_declares_a_lower_rank_when_a_run_goes_on_is_left_out() -> None:
+    before = make_strategy(FedIT())
+    run(before, rounds=1)
+    strategy = make_strategy(FedIT(), replace(SETTINGS, min_clients=7))
+    strategy.resume(before.checkpoint())
+    records: list[RoundRecord] = []
+    grid = _with_a_low_rank(strategy)
+    strategy.start(grid, num_rounds=3, timeout=5.0, start_round=2, on_round=records.append)
+    assert "client 'client-1'" in strategy.roster.left_out
+    assert not any(record.failures or "client-1" in record.cohort for record in records)
