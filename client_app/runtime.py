@@ -22,7 +22,7 @@ from client_app.site import Site, federation_of
 from client_app.site_store import SiteStore, cache_key, digest_of
 from hyperlora.config.methods import find_method
 from hyperlora.config.schema import ConfigError, RunConfig
-from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig, PrivacyConfig, SignatureConfig
+from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig, SignatureConfig
 from hyperlora.data.federation import ClientData, DataError, Federation, Samples
 from hyperlora.noise import Draw, secret_noise, simulated_noise
 from hyperlora.seeds import derive_seed
@@ -52,7 +52,7 @@ class TokenCache:
     def __init__(self, model: AdaptedModel, federation: Federation, limit: int, disk: SiteStore | None = None) -> None:
         self._model, self._federation, self._limit, self.disk = model, federation, limit, disk
         self._kept: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
-        self.signatures: dict[tuple[str, SignatureConfig, PrivacyConfig], Signature] = {}
+        self.signatures: dict[tuple[str, SignatureConfig, tuple[float, ...]], Signature] = {}
 
     def get(self, client_id: str, split: str) -> TokenSet:
         """Return one split (train, validation or test) of a client, computed at the first call."""
@@ -119,7 +119,7 @@ class ClientRuntime:
 
     def signature(self, client_id: str) -> Signature:
         """Describe the client's training samples with the frozen backbone; computed once per client and kept."""
-        place = (client_id, self.config.signature, self.config.privacy)
+        place = (client_id, self.config.signature, self._noise_of_signature)
         if place not in self.cache.signatures:
             self.cache.signatures[place] = self._recall(client_id)
         return self.cache.signatures[place]
@@ -157,8 +157,19 @@ class ClientRuntime:
         if self.cache.disk is None:
             self._require_memory()
             return self._describe(client_id)
-        key = self.cache.key(self.client(client_id).train, self.config.signature, self.config.privacy)
-        return self.cache.disk.cached("signature", key, lambda: self._describe(client_id))
+        train, noise = self.client(client_id).train, self._noise_of_signature
+        if not noise:
+            key = self.cache.key(train, self.config.signature)
+            return self.cache.disk.cached("signature", key, lambda: self._describe(client_id))
+        classes, backbone = len(self.federation.class_names), self.model.backbone.fingerprint
+        key = cache_key(digest_of(train), backbone, classes, self.config.signature, noise)
+        return self.cache.disk.cached(f"signature-{key}", key, lambda: self._describe(client_id), release=True)
+
+    @property
+    def _noise_of_signature(self) -> tuple[float, ...]:
+        """What of ``privacy`` a signature is made with; nothing else may draw its noise anew. Empty without noise."""
+        privacy = self.config.privacy
+        return (privacy.signature_noise, privacy.signature_clip) if privacy.signature_noise else ()
 
     def _describe(self, client_id: str) -> Signature:
         train = self.tokens(client_id, "train")

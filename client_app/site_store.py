@@ -64,8 +64,12 @@ class SiteStore:
         except StorageError as error:
             raise ConfigError(f"the state folder {error}") from error
 
-    def cached(self, name: str, key: str, make: Callable[[], Cached]) -> Cached:
-        """Return what was kept under ``name`` for ``key``, else make and keep it, in place of what was there."""
+    def cached(self, name: str, key: str, make: Callable[[], Cached], *, release: bool = False) -> Cached:
+        """Return what was kept under ``name`` for ``key``, else make and keep it, in place of what was there.
+
+        Raises:
+            StateError: a ``release``, which carries noise that must be drawn once only, cannot be kept.
+        """
         path = self.folder / f"{name}.state"
         try:
             known, value = read_state(path, CACHED, kind="site", version=VERSION)
@@ -77,8 +81,10 @@ class SiteStore:
                 log.warning("made again: %s", error)
         value = make()
         try:
-            write_state(path, (key, value), CACHED, kind="site", version=VERSION, durable=False)
+            write_state(path, (key, value), CACHED, kind="site", version=VERSION, durable=release)
         except StateError as error:
+            if release:
+                raise
             log.warning("not kept: %s", error)
         return value
 

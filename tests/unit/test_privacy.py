@@ -27,6 +27,7 @@ from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.plan import Start, chosen
 from hyperlora.messages.train import TrainReply, TrainRequest
 from hyperlora.noise import noised, secret_noise, simulated_noise
+from hyperlora.storage.state import StateError
 from models.adapters.adapter import Adapter
 from models.personalization.signature import Signature, compute_signature, private_signature
 from strategies.engine.history import History
@@ -327,3 +328,32 @@ def test_a_site_draws_the_noise_of_its_signature_once(tmp_path: Path) -> None:
 def test_a_site_without_a_place_for_its_noised_signature_is_told_so() -> None:
     with pytest.raises(ConfigError, match="state-dir"):
         open_runtime(NOISED, Site(client_id="clean-0")).signature("clean-0")
+
+
+def test_settings_that_a_signature_does_not_depend_on_draw_no_fresh_noise(tmp_path: Path) -> None:
+    site = Site(client_id="clean-0", state_dir=str(tmp_path))
+
+    def told(values: dict[str, float]) -> str:
+        runtime = open_runtime(NOISED.with_values(values), site)
+        runtime.cache.signatures.clear()
+        return runtime.signature("clean-0").digest()
+
+    first, louder = told({}), told({"privacy.signature-noise": 3.0})
+    assert first != louder
+    for other in ({"privacy.delta": 1e-5 + 1e-14}, {"privacy.adapter-clip": 2.0}, {"privacy.adapter-clip": 3.0}):
+        assert told(other) == first
+    assert told({"privacy.signature-noise": 3.0}) == louder
+
+
+def test_a_noised_signature_that_cannot_be_kept_is_not_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise StateError("the disk is full")
+
+    monkeypatch.setattr("client_app.site_store.write_state", full)
+    runtime = open_runtime(
+        NOISED.with_values({"train.prefix-cache-mb": 0}), Site(client_id="clean-0", state_dir=str(tmp_path))
+    )
+    with pytest.raises(StateError, match="full"):
+        runtime.signature("clean-0")
