@@ -135,7 +135,7 @@ class RunDirectory:
         """
         path = self.path / ASKED
         records = read_records(path) if path.exists() else []
-        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records), mode=PRIVATE_FILE)
         return [record["cohort"] for record in records]
 
     def recorded_rounds(self) -> int:

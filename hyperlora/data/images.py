@@ -1,6 +1,6 @@
 """Images in directories: ``root/class/image`` or ``root/domain/class/image``, or one client's own ``root/class/image``.
 
-Encoded images as tensors; what cannot be decoded is left out and counted.
+What cannot be decoded is left out and counted.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""Tensors, adapters and signatures as Flower records, and back with every expectation checked.
+"""Tensors as Flower records, and back with every expectation checked; a ConfigRecord carries the protocol's version.
 
-How numbers travel: as float32, as float16, or as int8 with a float32 scale for every row (or column).
-
-int8: an entry is round(value / scale), scale = max |row| / 127, and the rows run along the longer of the last two axes,
-so that scales are few. What has a generator is rounded up or down at random so that the expectation is the value
-(QSGD, arXiv 1610.02132): errors of many clients average out, and nobody has to keep what was rounded off.
-
-What every message carries: the protocol's version, in a ConfigRecord with its scalars.
+Numbers travel as float32, as float16, or as int8 with a float32 scale for every row (or column). In int8 an entry is
+round(value / scale), scale = max |row| / 127, and the rows run along the longer of the last two axes, so that scales
+are few. What has a generator is rounded up or down at random so that the expectation is the value (QSGD, arXiv
+1610.02132): errors of many clients average out, and nobody has to keep what was rounded off.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``query.signature``: the server asks a node which clients it hosts and what their data look like.
 
-What a client may be called: a name that is also safe as a file name, in a table and in a log line.
+A client's name must be safe as a file name, in a table and in a line of a log.
 """
 
 from __future__ import annotations
@@ -31,14 +31,18 @@ from models.personalization.signature import Signature
 PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED = ("anchor", "personal")
 """Names that something else than a client has in a run directory."""
+FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+"""What a simulation makes out of the name of a domain may be longer; it is safe as a file name all the same."""
+MAX_SIGNATURE_BYTES = 4096
+COUNT_TOLERANCE = 0.02
+"""The logarithm of a number of samples travels as float16 where a signature is large."""
+LEAST_FREQUENCY = 1e-12
+MOST_CLIENTS, MOST_DOMAIN = 10_000, 100
+"""Clients of one node, and characters of a domain."""
 RULE = (
     "1 to 64 letters, digits, dots, dashes and underscores that begin with a letter or digit, "
     f"and none of {', '.join(RESERVED)}"
 )
-
-
-FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
-"""What a simulation makes out of the name of a domain may be longer; it is safe as a file name all the same."""
 
 
 def is_file_name(text: str) -> bool:
@@ -49,14 +53,6 @@ def is_file_name(text: str) -> bool:
 def is_client_id(text: str) -> bool:
     """Tell whether a client may be called ``text``."""
     return PATTERN.fullmatch(text) is not None and text.lower() not in RESERVED
-
-
-MAX_SIGNATURE_BYTES = 4096
-COUNT_TOLERANCE = 0.02
-"""The logarithm of a number of samples travels as float16 where a signature is large."""
-LEAST_FREQUENCY = 1e-12
-MOST_CLIENTS, MOST_DOMAIN = 10_000, 100
-"""Clients of one node, and characters of a domain."""
 
 
 def signature_objection(num_examples: int, signature: Signature) -> str | None:

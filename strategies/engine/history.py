@@ -1,7 +1,4 @@
-"""What the clients of a run were asked and what they told so far.
-
-Which clients train in a round: seeded, by client-id, the same in every run.
-"""
+"""Who trains in a round, and what the clients of a run were asked and released so far."""
 
 from __future__ import annotations
 

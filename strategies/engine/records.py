@@ -1,7 +1,4 @@
-"""What is known after a round, as one JSON object per round (a line of metrics.jsonl).
-
-Figures over clients.
-"""
+"""What is known after a round, with figures over clients: one JSON object per round, a line of metrics.jsonl."""
 
 from __future__ import annotations
 

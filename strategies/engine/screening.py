@@ -3,10 +3,7 @@
 A client's movement is dW_end - dW_start in product space, over all modules and the head. One that is far longer than
 the others' (median and median absolute deviation, MAD) is cut short or left out before any method sees it. The others
 are the cohort and the clients of former rounds, with their last movements: a cohort of eight may happen to hold five
-attackers. Robust rules over the movements' inner products leave out or weigh down what lies apart
-(:mod:`strategies.engine.screening`).
-
-The geometric median of vectors that are known by their inner products alone.
+attackers. Robust rules leave out or weigh down what lies far from the geometric median of the movements.
 
 The weighted geometric median minimises sum_i w_i ||x_i - v||; it stays bounded while less than half of the weight is
 corrupted (Minsker 2015; as robust federated aggregation, RFA: Pillutla, Kakade, Harchaoui 2022, algorithm 2, smoothed

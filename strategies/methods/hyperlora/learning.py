@@ -9,9 +9,8 @@ Temperature and metric of the attention are learned on the entries of the others
 its own: how much a client trusts its own past (``trust``) decides what it can still build on later, which the loss at
 its present start does not know.
 
-Slopes of the clients' validation losses at the starts that they were sent, along what the starts are made of.
-
-A loss is linear here: each client's gradient becomes a matrix in product space once, and its inner products with all
+The inner products are slopes of the clients' validation losses along what their starts are made of: each client's
+gradient becomes a matrix in product space once, and its inner products with all
 entries of the memory that the group attends to, with what the corrector carries and with what was generated are taken
 together.
 """

@@ -1,12 +1,10 @@
 """The starts of a whole cohort: T_r(dW_anchor + (1 - g) sum_j strength alpha_ij D_j + g G(s_i)) for all clients i.
 
-What is added to the anchor for a client without an entry in the memory is times a strength that is chosen by rehearsal
+What is added to the anchor for a client without an entry in the memory is times a strength that is chosen by probes
 (:mod:`strategies.methods.hyperlora.probes`).
 
 The generator makes all deviations in one pass, the attention is one table, and clients that attend to much the same
-entries are truncated together (:mod:`models.lowrank.mixtures`).
-
-Mixtures of the memory for many clients: which clients are mixed together, and the mixtures as one map each kind.
+entries are mixed and truncated together (:mod:`models.lowrank.mixtures`).
 """
 
 from __future__ import annotations
