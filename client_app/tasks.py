@@ -86,13 +86,13 @@ class HostedClient:
             return self.runtime.client_half.compose(self, adapter, self.plan)
         return Composition(adapter, self.plan.base)
 
-    def trainer(self, purpose: str, make_penalty: MakePenalty | None = None) -> LocalTrainer:
+    def trainer(self, purpose: str, learning_rate: float, make_penalty: MakePenalty | None = None) -> LocalTrainer:
         """Return a fresh trainer of the loaded model, whose batches follow from client, round and purpose."""
         train = self.runtime.config.train
         return LocalTrainer(
             self.model,
             self.tokens("train"),
-            optimizer=OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay),
+            optimizer=OptimizerSpec(train.optimizer, learning_rate, train.weight_decay),
             batch_size=train.batch_size,
             seed=derive_seed(self.runtime.config.seed, self.client_id, self.server_round, purpose),
             penalty=make_penalty(self.model) if make_penalty else None,
@@ -105,12 +105,13 @@ class HostedClient:
         bias of the head before training and taken off afterwards.
         """
         model, plan, validation = self.model, self.plan, self.tokens("validation")
+        learning_rate = self.runtime.config.train.learning_rate
         rank = composition.adapter.rank
         model.load(self.with_prior(composition.adapter))
         with model.prepared(plan.trains, plan.core, composition.base):
             start_accuracy, start_loss = evaluate(model, validation)
             gradient = _gradient(model, validation, plan.gradient, rank)
-            train_loss = self.trainer("train", make_penalty).run(steps)
+            train_loss = self.trainer("train", learning_rate, make_penalty).run(steps)
             end_accuracy, end_loss = evaluate(model, validation)
             core = model.extract_core() if plan.trains == "core" else {}
             end = resized(model.extract(), rank)
@@ -194,7 +195,7 @@ def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: K
     model.load(client.with_prior(composition.adapter))
     scores, made = [], 0
     with model.prepared(plan.trains, plan.core, composition.base):
-        trainer = client.trainer("evaluate")
+        trainer = client.trainer("evaluate", runtime.config.train.rate_of_use)
         for steps in request.steps:
             trainer.run(steps - made)
             made = steps

@@ -106,7 +106,7 @@ def _make_adapters(run: RunFiles, images: Path, options: PersonalizeOptions, tar
         raise RunFilesError(described.left_out[options.name])
     after_round, start = start_for(run, described.cards[0], runtime.model.backbone.num_heads)
     model = runtime.model
-    steps = sorted({0, runtime.config.train.local_steps})
+    steps = sorted({0, runtime.config.train.steps_of_use})
     request = EvaluateRequest(options.name, after_round, steps, start)
     reply = evaluate_adapter(runtime, request, NothingKept())
     trained = Start(model.extract(), start.plan).whole()
@@ -126,8 +126,8 @@ def _open_runtime(run: RunFiles, images: Path, options: PersonalizeOptions) -> C
     transform = model.backbone.transform
     if not isinstance(transform, ImageTransform):
         raise RunFilesError(f"'{model.backbone.name}' takes no images, and personalize reads a folder of images")
-    steps = run.config.train.local_steps if options.steps is None else options.steps
-    config = run.config.with_values({"train.local-steps": steps, "train.device": options.device})
+    steps = run.config.train.steps_of_use if options.steps is None else options.steps
+    config = run.config.with_values({"train.adapt-steps": steps, "train.device": options.device})
     client = read_image_folder(
         images,
         options.name,

@@ -99,9 +99,9 @@ class RunConfig(Section):
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Numbers of local steps after which an evaluation scores, in order, with 0 and K among them."""
+        """Numbers of local steps after which an evaluation scores, in order, with 0 and those of use among them."""
         asked = {int(part) for part in self.federation.evaluate_steps.split(",") if part}
-        last = self.train.local_steps
+        last = self.train.steps_of_use
         return tuple(sorted({0, last} | {step for step in asked if step <= last}))
 
     def flat(self) -> dict[str, Scalar]:

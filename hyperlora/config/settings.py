@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from hyperlora.config.methods import METHODS, find_method
 from hyperlora.config.section import ConfigError, Fraction, PositiveInt, Rule, Section, key, names_out_of
@@ -33,6 +33,9 @@ StepList = Annotated[
         lambda value: all(part.strip().isdigit() for part in value.split(",") if value), "numbers separated by commas"
     ),
 ]
+
+
+StepsOrSame = Annotated[int, Field(ge=-1)]
 
 
 class DataConfig(Section):
@@ -107,17 +110,31 @@ class LoraConfig(Section):
 
 
 class TrainConfig(Section):
-    """The local budget and the local optimiser."""
+    """The local budget and the local optimiser: of training rounds, and of a client that adapts what it uses."""
 
     local_steps: NonNegativeInt = key(10, "optimiser steps K a client makes per round")
     batch_size: PositiveInt = key(16, "samples per local step")
     optimizer: Literal["adamw", "sgd"] = key("adamw", "local optimiser")
     learning_rate: PositiveFloat = key(3e-3, "local learning rate")
+    adapt_steps: StepsOrSame = key(
+        -1, "steps of a client that adapts an adapter to use it, apart from rounds; -1 takes train.local-steps"
+    )
+    adapt_learning_rate: NonNegativeFloat = key(0.0, "learning rate of those steps; 0 takes train.learning-rate")
     weight_decay: NonNegativeFloat = key(0.0, "local weight decay")
     prefix_cache_mb: NonNegativeInt = key(1024, "most MiB of frozen-prefix activations a client process keeps")
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "auto, cpu or cuda; cuda fails where no GPU is given to the client"
     )
+
+    @property
+    def steps_of_use(self) -> int:
+        """Optimiser steps of a client that adapts an adapter to use it."""
+        return self.local_steps if self.adapt_steps < 0 else self.adapt_steps
+
+    @property
+    def rate_of_use(self) -> float:
+        """Learning rate of a client that adapts an adapter to use it."""
+        return self.adapt_learning_rate or self.learning_rate
 
 
 class PriorConfig(Section):
@@ -141,7 +158,8 @@ class FederationConfig(Section):
     clients_per_round: PositiveInt = key(8, "clients in the cohort of a round")
     evaluate_every: PositiveInt = key(5, "rounds between evaluations; the last round is always evaluated")
     evaluate_steps: StepList = key(
-        "", "numbers of local steps after which a client is scored, as 0,1,5; 0 and K are always among them"
+        "",
+        "numbers of local steps after which a client is scored, as 0,1,5; 0 and train.adapt-steps are among them",
     )
     allowed_clients: str = key(
         "", "absolute path, at the server, of the list of clients and their node keys; empty admits every node"

@@ -77,7 +77,7 @@ def accuracy_of_client(run: RunFiles, client_id: str) -> str:
         return "this client was not evaluated"
     return (
         f"{100 * score['zero_step']:.1f} % of {score['num_test']} held-out samples of the client itself, as received; "
-        f"{100 * score['k_step']:.1f} % after {run.config.train.local_steps} local steps"
+        f"{100 * score['k_step']:.1f} % after {run.config.train.steps_of_use} local steps"
     )
 
 

@@ -57,6 +57,17 @@ def test_wrong_values_are_one_sentence(values: dict, sentence: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_client_adapts_as_in_a_round_unless_the_budget_of_use_is_set() -> None:
+    same = RunConfig.parse({"train.local-steps": 7, "train.learning-rate": 0.5})
+    assert (same.train.steps_of_use, same.train.rate_of_use, same.evaluation_steps) == (7, 0.5, (0, 7))
+    own = same.with_values(
+        {"train.adapt-steps": 20, "train.adapt-learning-rate": 0.1, "federation.evaluate-steps": "5,40"}
+    )
+    assert (own.train.local_steps, own.train.steps_of_use, own.train.rate_of_use) == (7, 20, 0.1)
+    assert own.evaluation_steps == (0, 5, 20)
+    assert own.with_values({"train.adapt-steps": 0}).evaluation_steps == (0,)
+
+
 def test_settings_of_an_old_run_are_read_under_their_new_names() -> None:
     stored = {"method": "hyperflora", "defence.norm": "off", "generator.hidden": 8, "rivals.lora-fair-lambda": 0.5}
     config = RunConfig.parse_stored(stored)

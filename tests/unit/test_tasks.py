@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -230,3 +232,18 @@ def nonzero(runtime: ClientRuntime) -> Adapter:
     return Adapter.from_tensors(
         {k: v + 0.05 * torch.randn(v.shape, generator=chance) for k, v in fresh.tensors().items()}
     )
+
+
+def test_a_client_adapts_at_the_rate_of_use_and_trains_at_that_of_rounds(runtime: ClientRuntime) -> None:
+    values = {"train.learning-rate": 1e-3, "train.adapt-learning-rate": 1e-2, "method": "fedit"}
+    apart = replace(runtime, config=RunConfig.parse(values))
+    rounds, use = (
+        replace(runtime, config=RunConfig.parse({"method": "fedit", "train.learning-rate": rate}))
+        for rate in (1e-3, 1e-2)
+    )
+    start = runtime.model.initialise(seed=2)
+    request = EvaluateRequest("full", 1, [0, 3], Start(start))
+    losses = [evaluate_adapter(one, request, DictKeeper()).test_loss for one in (apart, rounds, use)]
+    assert losses[0] == losses[2] != losses[1]
+    ends = [trained_with(one, LocalPlan(), start).end for one in (apart, rounds)]
+    assert all(torch.equal(value, ends[1].tensors()[name]) for name, value in ends[0].tensors().items())
