@@ -9,11 +9,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.cost import cost_of
+from benchmarks.grid import SuiteError
 from benchmarks.pages import FIGURES, fill_pages, hours, tables_of
 from benchmarks.perf.run import run_perf
-from benchmarks.result import load_results, missing_jobs, pack_runs
+from benchmarks.result import load_results, load_settings, missing_jobs, pack_runs
 from benchmarks.run_job import run_all
-from benchmarks.suite import Job, SuiteError, has_grid, load_jobs, suite_title
+from benchmarks.suite import (
+    Job,
+    chosen_settings,
+    has_grid,
+    load_jobs,
+    split_name,
+    suite_title,
+    tuning_suite,
+)
 from benchmarks.tuning import choose
 from hyperlora.cli.output import CommandError
 from hyperlora.cli.settings import parse_override, with_absolute_paths
@@ -55,8 +65,15 @@ def main(
         raise typer.Exit(1) from error
     missing = missing_jobs(wanted, results)
     console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are there, {len(missing)} to do")
+    if missing:
+        console.print(cost_of(missing, load_settings(results, suite), jobs))
+    if (tuned := tuning_suite(suite)) and not chosen_settings(tuned):
+        console.print(f"[yellow]'{tuned}' was not run: rates and steps are the preset's[/yellow]")
     failed = run_all(missing, results, jobs, say=console.print)
     pack_runs(results, suite)
+    if has_grid(suite):
+        say(choose(split_name(suite)[0], wanted, load_settings(results, suite)))
+        raise typer.Exit(1 if failed else 0)
     shown = [show(place, wanted, results, reference) for place in dict.fromkeys(job.suite for job in wanted)]
     raise typer.Exit(0 if any(shown) and not failed else 1)
 
@@ -66,9 +83,6 @@ def show(suite: str, wanted: list[Job], results: Path, reference: str) -> bool:
     order, found = list(dict.fromkeys(job.variant for job in wanted)), load_results(results, suite)
     if not found:
         return False
-    if has_grid(suite):
-        say(choose(suite, wanted, found))
-        return True
     title = [suite_title(suite)] if "/" in suite else []
     for text in [*title, *tables_of(found, order, reference or order[0]), hours(found, order)]:
         say(text)

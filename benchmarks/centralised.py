@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.adapting import RATE, mean_losses
+from benchmarks.grid import AdaptingGrid
 from benchmarks.result import job_result, write_json
 from benchmarks.suite import Job
 from client_app.runtime import ClientRuntime, open_runtime
@@ -37,7 +40,25 @@ def run_centralised(job: Job, target: Path) -> None:
     environment = describe_environment(job.config.seed, runtime.model.backbone.fingerprint)
     clients: list[Mapping[str, Any]] = [asdict(one) for one in scores]
     rounds, seconds = [record.as_json()], time.perf_counter() - began
-    write_json(target, job_result(job, environment=environment, clients=clients, rounds=rounds, seconds=seconds))
+    tried = mean_losses(adapting_losses(runtime, adapter, job.adapting)) if job.adapting else ()
+    result = job_result(job, environment=environment, clients=clients, rounds=rounds, seconds=seconds, adapting=tried)
+    write_json(target, result)
+
+
+def adapting_losses(
+    runtime: ClientRuntime, adapter: Adapter, grid: AdaptingGrid
+) -> dict[tuple[float, int], list[float]]:
+    """Return by rate and steps of use the validation losses of the seen clients."""
+    losses: dict[tuple[float, int], list[float]] = {}
+    seen = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
+    for rate, name in product(grid.rates, seen):
+        other = replace(runtime, config=runtime.config.with_values({RATE: rate}))
+        request = EvaluateRequest(name, runtime.config.federation.rounds, grid.steps, Start(adapter))
+        for steps, loss in zip(
+            grid.steps, evaluate_adapter(other, request, NothingKept()).validation_loss, strict=True
+        ):
+            losses.setdefault((rate, steps), []).append(loss)
+    return losses
 
 
 def trained(runtime: ClientRuntime) -> Adapter:

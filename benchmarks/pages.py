@@ -16,8 +16,9 @@ from typing import Any
 
 from benchmarks.attack_tables import attack_table, membership_table
 from benchmarks.figures import draw_methods, draw_steps
+from benchmarks.grid import SuiteError
 from benchmarks.result import load_results, load_settings
-from benchmarks.suite import SuiteError, setting_names, suite_title, variant_names
+from benchmarks.suite import setting_names, suite_title, variant_names
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
 

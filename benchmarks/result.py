@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from benchmarks.fingerprint import product_fingerprint, product_is_dirty
 from benchmarks.suite import Job, split_name
 from hyperlora.config.renamed import current_names
 
@@ -34,22 +35,27 @@ def job_result(
     rounds: Sequence[Mapping[str, Any]],
     seconds: float,
     attackers: Sequence[str] = (),
+    adapting: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, Any]:
     """Return the file's content: settings, commit, environment, every round's record and every client's scores.
 
-    ``seconds`` is the wall time of the whole run, ``attackers`` are the ids of clients that were made to attack.
+    ``seconds`` is the wall time of the whole run, ``attackers`` are the ids of clients that were made to attack,
+    ``adapting`` what budgets of use are worth (:mod:`benchmarks.adapting`).
     """
     return {
         "suite": job.suite,
         "variant": job.variant,
         "seed": job.config.seed,
         "commit": current_commit(),
+        "fingerprint": product_fingerprint(),
+        "dirty": product_is_dirty(),
         "seconds": seconds,
         "config": {key: value for key, value in job.config.flat().items() if key not in MACHINE_KEYS},
         "environment": environment,
         "attackers": list(attackers),
         "clients": clients,
         "rounds": rounds,
+        **({"adapting": list(adapting)} if adapting else {}),
     }
 
 
@@ -105,7 +111,7 @@ def is_run(run: Run | None, job: Job) -> bool:
 
     A result of other settings (other overrides, an edited suite) is not, and will be replaced.
     """
-    if run is None:
+    if run is None or (job.adapting and "adapting" not in run):
         return False
     flat = job.config.flat()
     return all(

@@ -60,6 +60,7 @@ def run_job(job: Job, target: Path) -> float:
 
 def run_federation(job: Job, target: Path) -> None:
     """Run ``job`` through the same ServerApp and ClientApp as Flower would."""
+    from benchmarks.adapting import AdaptingApp, mean_losses
     from benchmarks.attacks import attacked
     from benchmarks.local_grid import LocalGrid
     from client_app.app import app
@@ -71,7 +72,8 @@ def run_federation(job: Job, target: Path) -> None:
         tempfile.TemporaryDirectory(prefix="hyperlora-benchmark-") as scratch,
     ):
         values = {**job.config.flat(), "run.output-dir": str(Path(scratch) / "run"), "run.checkpoint-every": 0}
-        directory = run(LocalGrid(client, values, NODES, remembers=False), values)
+        tried = AdaptingApp(client, job.config, job.adapting) if job.adapting else None
+        directory = run(LocalGrid(tried or client, values, NODES, remembers=False), values)
         lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         result = job_result(
             job,
@@ -80,5 +82,6 @@ def run_federation(job: Job, target: Path) -> None:
             rounds=[json.loads(line) for line in lines],
             seconds=time.perf_counter() - began,
             attackers=sorted(attackers),
+            adapting=mean_losses(tried.losses) if tried else (),
         )
     write_json(target, result)

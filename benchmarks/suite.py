@@ -1,8 +1,9 @@
 """A suite: settings as toml, one run per variant and seed.
 
-A suite file has ``seeds`` and ``variants`` (or ``variants-of``: those of another suite), and may have a ``title``, a
-``preset``, a ``base`` of settings for all runs, a ``grid`` (a key and its values, every variant is run with each), and
-``tuned``: the suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`).
+A suite file has ``seeds`` and ``variants`` (or ``variants-of``: those of another suite, ``only`` some of them), and may
+have a ``title``, a ``preset``, a ``base`` of settings for all runs, a grid (:mod:`benchmarks.grid`), ``tuned``: the
+suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`), and ``minutes``: how long a run is
+believed to take on one core, until one has been made.
 
 It may also have ``axes``; every combination of one choice on each axis is then a setting: ``[axes.backbone.vit]`` and
 ``[axes.data.domainnet]`` make ``vit-domainnet``. A choice or a setting may follow the name of the suite:
@@ -15,11 +16,12 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.grid import AdaptingGrid, SuiteError, trial_name, trials
 from hyperlora.cli.settings import flatten
 from hyperlora.config.schema import RunConfig, Scalar
 
@@ -27,16 +29,13 @@ HERE = Path(__file__).parent
 TUNED = HERE / "tuned"
 
 
-class SuiteError(ValueError):
-    """A suite cannot be read; the message is one sentence."""
-
-
 @dataclass(frozen=True)
 class Job:
     """One run of a suite (``file`` or ``file/setting``).
 
     ``reference`` is ``centralised`` where the data are trained on in one place. ``attack`` is what a share of the
-    training clients does (:mod:`benchmarks.attacks`); empty where all are honest.
+    training clients does (:mod:`benchmarks.attacks`); empty where all are honest. ``trial`` has the settings of a grid
+    that are tried, ``adapting`` the budgets of use that are tried on the result.
     """
 
     suite: str
@@ -45,6 +44,8 @@ class Job:
     reference: str = ""
     attack: str = ""
     attack_share: float = 0.0
+    trial: Mapping[str, Scalar] = field(default_factory=dict)
+    adapting: AdaptingGrid | None = None
 
     @property
     def name(self) -> str:
@@ -77,19 +78,27 @@ def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], var
     if not settings:
         known_settings = ", ".join(settings_of(split_name(suite)[0], table))
         raise SuiteError(f"there is no setting '{suite}'; there are {known_settings}")
+    adapting = AdaptingGrid.of(table)
     return [
-        _job(place, label, {**base, **setting, **values, **overrides, "seed": seed}, reference)
+        _job(place, label, {**base, **setting, **values, **overrides, "seed": seed}, reference, trial, adapting)
         for place, setting in settings.items()
         for seed in seeds or table["seeds"]
         for name, own in known.items()
         if not variants or name in variants
-        for label, values, reference in _runs_of(name, own, table)
+        for label, values, reference, trial in _runs_of(name, own, table)
     ]
 
 
-def _job(place: str, label: str, values: dict[str, Scalar], reference: str) -> Job:
+def _job(
+    place: str,
+    label: str,
+    values: dict[str, Scalar],
+    reference: str,
+    trial: Mapping[str, Scalar],
+    adapting: AdaptingGrid | None,
+) -> Job:
     attack, share = str(values.pop("attack", "")), float(values.pop("attack-share", 0.0))
-    return Job(place, label, RunConfig.parse(values), reference, attack, share)
+    return Job(place, label, RunConfig.parse(values), reference, attack, share, trial, adapting)
 
 
 def split_name(suite: str) -> tuple[str, str]:
@@ -131,6 +140,21 @@ def has_grid(suite: str) -> bool:
     return "grid" in _table(suite)
 
 
+def expected_minutes(suite: str) -> float:
+    """Return how many minutes of one core a run is believed to take; 0 where the suite does not say."""
+    return float(_table(suite).get("minutes", 0.0))
+
+
+def seeds_of(suite: str) -> list[int]:
+    """Return the seeds of a suite."""
+    return list(_table(suite)["seeds"])
+
+
+def tuning_suite(suite: str) -> str:
+    """Return the name of the suite whose grid chose the settings; empty where there is none."""
+    return str(_table(suite).get("tuned", ""))
+
+
 def suite_title(suite: str) -> str:
     """Return what a suite's setting is called in a table; its name where it has no ``title``."""
     name, setting = split_name(suite)
@@ -155,16 +179,21 @@ def variant_names(suite: str) -> list[str]:
 def _variants(table: Mapping[str, Any]) -> dict[str, Any]:
     if "variants-of" not in table:
         return dict(table["variants"])
-    return {**_variants(_table(table["variants-of"])), **table.get("variants", {})}
+    others = _variants(_table(table["variants-of"]))
+    chosen = table.get("only", list(others))
+    if unknown := set(chosen) - set(others):
+        raise SuiteError(f"suite '{table['variants-of']}' has no variant {sorted(unknown)}")
+    return {**{name: others[name] for name in chosen}, **table.get("variants", {})}
 
 
-def _runs_of(name: str, own: Mapping[str, Any], table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+def _runs_of(
+    name: str, own: Mapping[str, Any], table: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any], str, dict[str, Scalar]]]:
     values = dict(flatten(own))
     reference = str(values.pop("reference", ""))
     tuned = {**chosen_settings(table["tuned"]).get(name, {}), **values} if "tuned" in table else values
-    for key, choices in table.get("grid", {"": [None]}).items():
-        for choice in choices:
-            yield (f"{name} @ {choice}", {**tuned, key: choice}, reference) if key else (name, tuned, reference)
+    for trial in trials(table, name):
+        yield trial_name(name, trial), {**tuned, **trial}, reference, trial
 
 
 def chosen_settings(suite: str) -> dict[str, dict[str, Scalar]]:

@@ -1,13 +1,28 @@
 from __future__ import annotations
 
+import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.fingerprint import product_fingerprint
+from benchmarks.grid import AdaptingGrid, trials
 from benchmarks.pages import FIGURES
 from benchmarks.result import load_results, missing_jobs, pack_runs, packed_file, run_file, write_json
-from benchmarks.suite import HERE, Job, SuiteError, chosen_settings, flatten, load_jobs, suite_title
+from benchmarks.run_job import run_federation
+from benchmarks.suite import (
+    HERE,
+    Job,
+    SuiteError,
+    chosen_settings,
+    flatten,
+    load_jobs,
+    seeds_of,
+    suite_title,
+    tuning_suite,
+)
 from benchmarks.table import accuracy_table, paired_table, steps_table
 from benchmarks.tracks import domain_table, target_table
 from benchmarks.tuning import choose
@@ -35,7 +50,7 @@ def test_overrides_and_seeds_reach_every_run() -> None:
 
 
 def test_unknown_names_are_one_sentence() -> None:
-    with pytest.raises(SuiteError, match="there is no suite 'nope'; there are attacks, digits"):
+    with pytest.raises(SuiteError, match="there is no suite 'nope'; there are attacks, clinc"):
         load_jobs("nope", {}, [], [])
     with pytest.raises(SuiteError, match="has no variant"):
         load_jobs("digits", {}, [], ["nope"])
@@ -115,24 +130,95 @@ def _write_run(results: Path, job: Job) -> None:
 def test_a_grid_runs_every_variant_with_each_choice_and_the_best_by_validation_loss_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = load_jobs("pacs-tune", {}, [], ["fedit"])
+    jobs = load_jobs("pacs-64-tune", {}, [], ["fedit"])
     assert [job.config.train.learning_rate for job in jobs] == [0.001, 0.003, 0.01, 0.03]
     found = {job.variant: [_validated(loss)] for job, loss in zip(jobs, (0.9, 0.5, 0.7, 0.8), strict=True)}
+    results = {"pacs-64-tune": found}
     monkeypatch.setattr("benchmarks.tuning.TUNED", tmp_path)
     monkeypatch.setattr("benchmarks.suite.TUNED", tmp_path)
-    choose("pacs-tune", jobs, found)
-    assert chosen_settings("pacs-tune") == {"fedit": {"train.learning-rate": 0.003}}
-    assert load_jobs("pacs", {}, [0], ["fedit"])[0].config.train.learning_rate == 0.003
+    choose("pacs-64-tune", jobs, results)
+    assert chosen_settings("pacs-64-tune") == {"fedit": {"train.learning-rate": 0.003}}
+    assert load_jobs("pacs-64", {}, [0], ["fedit"])[0].config.train.learning_rate == 0.003
 
 
 def _validated(loss: float) -> dict:
     figures = {"zero_step_validation_loss": {"mean": loss + 1}, "k_step_validation_loss": {"mean": loss}}
-    return {"rounds": [{"evaluation": {"seen": figures}}]}
+    return {"seed": 0, "rounds": [{"evaluation": {"seen": figures}}]}
+
+
+def test_rate_of_rounds_and_budget_of_use_are_chosen_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.tuning.TUNED", tmp_path)
+    monkeypatch.setattr("benchmarks.suite.TUNED", tmp_path)
+    jobs = load_jobs("pacs-tune", {}, [], ["fedit", "local"])
+    losses = {"fedit @ 0.001": 0.9, "fedit @ 0.003": 0.5, "local @ 0.001": 0.2}
+    found = {name: [_validated(loss)] for name, loss in losses.items()}
+    found["fedit @ 0.001"][0]["adapting"] = [{"rate": 0.01, "steps": 5, "loss": 0.3}]
+    found["fedit @ 0.003"][0]["adapting"] = [{"rate": 0.01, "steps": 5, "loss": 0.4}]
+    found["local @ 0.001"][0]["adapting"] = [{"rate": 0.01, "steps": 5, "loss": 1.3}]
+    choose("pacs-tune", jobs, {"pacs-tune": found})
+    assert chosen_settings("pacs-tune") == {
+        "fedit": {"train.learning-rate": 0.001, "train.adapt-learning-rate": 0.01, "train.adapt-steps": 5},
+        "local": {"train.learning-rate": 0.001, "train.adapt-steps": 0},
+    }
+    (job,) = load_jobs("pacs/feature", {}, [10], ["fedit"])
+    assert job.config.evaluation_steps == (0, 1, 2, 5)
+    assert (job.config.train.rate_of_use, job.config.train.local_steps) == (0.01, 10)
+    assert load_jobs("pacs/feature", {}, [10], ["local"])[0].config.evaluation_steps == (0,)
+
+
+def test_all_variants_have_the_same_number_of_trials() -> None:
+    table = {"grid": {"rate": [1, 2, 3, 4]}, "grids": {"b": {"rate": [1, 2], "own": [5, 6]}, "c": {"own": [5]}}}
+    assert trials({}, "a") == [{}]
+    assert len(trials(table, "a")) == len(trials(table, "b")) == 4
+    assert trials(table, "b")[1] == {"rate": 1, "own": 6}
+    with pytest.raises(SuiteError, match="the grid of 'c' has 1 trials, the other variants have 4 each"):
+        trials(table, "c")
+
+
+RETIRING = {"pacs-64", "pacs-feature", "pacs-skewed", "pacs-ablation"}
+"""Suites at 64 px, which go when those at 128 px have results."""
+
+
+@pytest.mark.parametrize("suite", sorted({*SUITES} - RETIRING))
+def test_no_suite_reports_on_seeds_that_it_was_tuned_on(suite: str) -> None:
+    tuned = tuning_suite(suite)
+    assert not tuned or not set(seeds_of(suite)) & set(seeds_of(tuned))
+
+
+def test_budgets_of_use_are_tried_on_what_a_run_ends_with_and_change_nothing_of_it(tmp_path: Path) -> None:
+    values = {"federation.rounds": 1, "federation.evaluate-every": 1, "train.local-steps": 2}
+    (plain,) = load_jobs("smoke", values, [0], ["fedsa-lora"])
+    tried = replace(plain, adapting=AdaptingGrid((0.001, 0.1), (2, 4)))
+    for name, job in (("plain", plain), ("tried", tried)):
+        run_federation(job, tmp_path / f"{name}.json")
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "tried"))
+    assert one["clients"] == two["clients"]
+    budgets = [(entry["rate"], entry["steps"]) for entry in two["adapting"]]
+    assert budgets == [
+        (0.001, 2),
+        (0.001, 4),
+        (0.1, 2),
+        (0.1, 4),
+    ]
+    same = [entry["loss"] for entry in two["adapting"]]
+    assert same[0] != same[2]
+    assert one["fingerprint"] == two["fingerprint"] == product_fingerprint()
+
+
+def test_the_fingerprint_is_that_of_what_the_code_does(tmp_path: Path) -> None:
+    path = tmp_path / "models" / "a.py"
+    path.parent.mkdir()
+    says = []
+    for text in ('"""One."""\nx = 1  # one\n', '"""Two."""\n\nx = 1\n', '"""Two."""\nx = 2\n'):
+        path.write_text(text)
+        product_fingerprint.cache_clear()
+        says.append(product_fingerprint(tmp_path))
+    assert says[0] == says[1] != says[2]
 
 
 def test_a_suite_may_take_the_variants_of_another() -> None:
     assert [job.variant for job in load_jobs("pacs-skewed", {}, [0], [])] == [
-        job.variant for job in load_jobs("pacs", {}, [0], [])
+        job.variant for job in load_jobs("pacs-64", {}, [0], [])
     ]
     assert load_jobs("pacs-skewed", {}, [0], ["fedit"])[0].config.data.dirichlet_alpha == 0.1
 

@@ -31,7 +31,7 @@ def test_a_block_has_the_named_tables_and_variants_only() -> None:
 
 
 def test_suites_with_commas_stand_side_by_side() -> None:
-    text = filled("<!-- results: pacs-feature, pacs | variants=fedit -->\n<!-- /results -->", RESULTS)
+    text = filled("<!-- results: pacs-feature, pacs-64 | variants=fedit -->\n<!-- /results -->", RESULTS)
     header, _, row = (line for line in text.splitlines() if line.startswith("|"))
     assert "feature shift, seen | feature shift, unseen | Dirichlet 0.5, seen | Dirichlet 0.5, unseen" in header
     assert row.startswith("| fedit | ")

@@ -1,0 +1,75 @@
+"""Budgets of use, tried on what a run ends with: nothing is trained again for them but what a client does at use.
+
+Seen clients adapt their last start at each rate and are scored by their validation shares after each number of steps,
+with the code and what they keep (:class:`client_app.tasks.Keeper`) as in the run's own evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any
+
+from flwr.app import Context, Message
+
+from benchmarks.grid import AdaptingGrid
+from client_app.runtime import open_runtime
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
+
+App = Callable[[Message, Context], Message]
+RATE = "train.adapt-learning-rate"
+
+
+@dataclass
+class AdaptingApp:
+    """A ClientApp that, asked to evaluate in the last round, also tries every budget of the grid.
+
+    Attributes:
+        app: the app that answers.
+        config: of the run.
+        grid: the budgets.
+        losses: (rate, steps) -> validation losses of the seen clients; filled by the run.
+    """
+
+    app: App
+    config: RunConfig
+    grid: AdaptingGrid
+    losses: dict[tuple[float, int], list[float]] = field(default_factory=dict)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer as the app does; what is tried changes neither the reply nor what the client keeps."""
+        reply = self.app(message, context)
+        if message.metadata.message_type == EvaluateRequest.TYPE and not reply.has_error():
+            asked = message.content.config_records["config"]
+            last = asked["server_round"] == self.config.federation.rounds
+            if last and asked["track"] == START_TRACK and self._trains(str(asked["client_id"])):
+                self._try(message, context)
+        return reply
+
+    def _trains(self, client_id: str) -> bool:
+        return open_runtime(self.config).client(client_id).trains
+
+    def _try(self, message: Message, context: Context) -> None:
+        asked = message.content.config_records["config"]
+        steps, asked["steps"] = asked["steps"], list(self.grid.steps)
+        try:
+            for rate in self.grid.rates:
+                other = copy(context)
+                other.run_config = {**context.run_config, RATE: rate}
+                reply = self.app(message, other)
+                self.note(rate, reply.content.metric_records["metrics"]["validation_loss"])
+        finally:
+            asked["steps"] = steps
+
+    def note(self, rate: float, losses: Any) -> None:
+        """Take over the validation losses of one client after each number of steps."""
+        for steps, loss in zip(self.grid.steps, losses, strict=True):
+            self.losses.setdefault((rate, steps), []).append(float(loss))
+
+
+def mean_losses(losses: Mapping[tuple[float, int], list[float]]) -> list[dict[str, float]]:
+    """Return what a result keeps: the mean validation loss over the seen clients for every budget."""
+    return [{"rate": rate, "steps": steps, "loss": mean(found)} for (rate, steps), found in losses.items()]

@@ -1,0 +1,29 @@
+"""What is left of a suite costs so much: from runs that are there, else from what the suite believes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from benchmarks.suite import Job, expected_minutes
+
+Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+
+
+def cost_of(missing: Sequence[Job], results: Results, workers: int) -> str:
+    """Return a sentence: core-minutes of the missing runs, and how long they take with so many at the same time."""
+    minutes = [_minutes(job, results) for job in missing]
+    unknown = sum(one is None for one in minutes)
+    known = sum(one for one in minutes if one is not None)
+    if unknown == len(missing):
+        return "what they cost is not known: no run has been made and the suite does not say"
+    more = f", and {unknown} runs of which nothing is known" if unknown else ""
+    return f"about {known:.0f} minutes of one core, {known / workers:.0f} with {workers} at the same time{more}"
+
+
+def _minutes(job: Job, results: Results) -> float | None:
+    """Return the minutes of a run: the mean of its variant's here, else of the variants here, else the suite's word."""
+    here = results.get(job.suite, {})
+    runs = here.get(job.variant) or [run for own in here.values() for run in own]
+    return mean(run["seconds"] for run in runs) / 60 if runs else expected_minutes(job.suite) or None
