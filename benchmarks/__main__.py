@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.cost import cost_of
 from benchmarks.grid import SuiteError
-from benchmarks.pages import FIGURES, fill_pages, hours, tables_of
+from benchmarks.pages import FIGURES, MORE_TABLES, TABLES, fill_pages, hours, tables_of
 from benchmarks.perf.run import run_perf
 from benchmarks.result import load_results, load_settings, missing_jobs, pack_runs
 from benchmarks.run_job import run_all
@@ -84,7 +84,7 @@ def show(suite: str, wanted: list[Job], results: Path, reference: str) -> bool:
     if not found:
         return False
     title = [suite_title(suite)] if "/" in suite else []
-    for text in [*title, *tables_of(found, order, reference or order[0]), hours(found, order)]:
+    for text in [*title, *tables_of(found, order, reference or order[0], [*TABLES, *MORE_TABLES]), hours(found, order)]:
         say(text)
     name = suite.replace("/", "-")
     for kind, draw in FIGURES.items():

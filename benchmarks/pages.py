@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.attack_tables import attack_table, membership_table
+from benchmarks.bootstrap import interval_table
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.grid import SuiteError
 from benchmarks.result import load_results, load_settings
@@ -36,6 +38,8 @@ TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
     "cost": lambda found, order, _: cost_table(found, order),
     "target": lambda found, order, _: target_table(found, order, TARGET_REFERENCE),
 }
+MORE_TABLES = {"intervals": interval_table}
+"""Tables that stand where a block names them."""
 FIGURES = {"steps": draw_steps, "methods": draw_methods}
 
 
@@ -61,7 +65,7 @@ class Block:
         if unknown := set(keys) - {"tables", "variants", "reference"}:
             raise SuiteError(f"'{wanted}' has the unknown keys {sorted(unknown)}")
         tables = _names(keys.get("tables", ""), ",") or tuple(TABLES)
-        if missing := set(tables) - {*TABLES, "attacks", MEMBERSHIP}:
+        if missing := set(tables) - {*TABLES, *MORE_TABLES, "attacks", MEMBERSHIP}:
             raise SuiteError(f"'{wanted}' names the tables {sorted(missing)}; there are {', '.join(TABLES)}")
         if suites == (MEMBERSHIP,):
             return cls(suites, (MEMBERSHIP,), (), "")
@@ -71,7 +75,26 @@ class Block:
 
 def tables_of(found: Results, order: Sequence[str], reference: str, names: Sequence[str] = tuple(TABLES)) -> list[str]:
     """Return the named tables of the variants in ``order``, those that are empty left out."""
-    return [text for text in (TABLES[name](found, order, reference) for name in names) if text]
+    kept, note = of_one_fingerprint(found)
+    makers = {**TABLES, **MORE_TABLES}
+    return [text for text in (*(makers[name](kept, order, reference) for name in names), note) if text]
+
+
+def of_one_fingerprint(found: Results) -> tuple[Results, str]:
+    """Return the runs of the product code that made most of them, and a sentence on it and on what is left out.
+
+    Runs from before there were fingerprints are shown where there are no others.
+    """
+    prints = Counter(run["fingerprint"] for runs in found.values() for run in runs if "fingerprint" in run)
+    if not prints:
+        return found, ""
+    chosen = prints.most_common(1)[0][0]
+    kept = {name: [run for run in runs if run.get("fingerprint") == chosen] for name, runs in found.items()}
+    others = [name for name, runs in found.items() if len(kept[name]) < len(runs)]
+    dirty = any(run.get("dirty") for runs in kept.values() for run in runs)
+    note = f"Made by the product code {chosen}{', which was not committed' if dirty else ''}"
+    note += f"; not shown, as of other code: {', '.join(others)}" if others else ""
+    return {name: runs for name, runs in kept.items() if runs}, f"{note}."
 
 
 def hours(found: Results, order: Sequence[str]) -> str:
@@ -118,7 +141,10 @@ def _text(wanted: str, results: Path) -> str:
         return "\n\n".join(
             [*tables_of(first, block.variants, block.reference, block.tables), hours(first, block.variants)]
         )
-    return side_by_side({suite_title(suite): runs for suite, runs in suites.items()}, block.variants)
+    shown = {suite_title(suite): of_one_fingerprint(runs) for suite, runs in suites.items()}
+    notes = [f"{title}: {note}" for title, (_, note) in shown.items() if note]
+    table = side_by_side({title: runs for title, (runs, _) in shown.items()}, block.variants)
+    return "\n\n".join([table, *notes])
 
 
 def _names(text: str, between: str) -> tuple[str, ...]:
