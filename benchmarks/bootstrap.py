@@ -105,6 +105,27 @@ def interval_table(results: Mapping[str, Runs], order: Sequence[str], reference:
     return markdown(f"minus {reference}", columns, rows) + note
 
 
+def calibration_table(results: Mapping[str, Runs], order: Sequence[str]) -> str:
+    """Return a markdown table: expected calibration error in points, mean over clients and seeds; empty without any."""
+    columns = [f"{group}, {what}" for group in ("seen", "unseen") for what in ("as received", "adapted")]
+    rows = {}
+    for name in order:
+        found = [_calibration(results.get(name, []), group, at) for group in ("seen", "unseen") for at in (0, -1)]
+        if any(found):
+            rows[name] = found
+    return markdown("calibration error", columns, rows) if rows else ""
+
+
+def _calibration(runs: Runs, group: str, at: int) -> str:
+    means = []
+    for run in runs:
+        clients = [one for one in run["clients"] if one["track"] == START_TRACK and one["seen"] == (group == "seen")]
+        errors = [list(one["calibration_by_steps"].values())[at] for one in clients if one.get("calibration_by_steps")]
+        if errors:
+            means.append(float(np.mean(errors)))
+    return f"{100 * np.mean(means):.1f}" if means else ""
+
+
 def _by_client(run: Mapping[str, Any], group: str, column: str) -> dict[str, float]:
     seen = group == "seen"
     return {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.attack_tables import attack_table, membership_table
-from benchmarks.bootstrap import interval_table
+from benchmarks.bootstrap import calibration_table, interval_table
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.grid import SuiteError
 from benchmarks.result import load_results, load_settings
@@ -38,7 +38,10 @@ TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
     "cost": lambda found, order, _: cost_table(found, order),
     "target": lambda found, order, _: target_table(found, order, TARGET_REFERENCE),
 }
-MORE_TABLES = {"intervals": interval_table}
+MORE_TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
+    "intervals": interval_table,
+    "calibration": lambda found, order, _: calibration_table(found, order),
+}
 """Tables that stand where a block names them."""
 FIGURES = {"steps": draw_steps, "methods": draw_methods}
 

@@ -19,7 +19,7 @@ from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, resized
 from models.adapters.gradient import GradientSpec, part_vectors
-from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
+from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, evaluate_calibrated, loss_gradient
 from models.personalization.prior import add_prior, remove_prior
 from models.personalization.signature import Signature
 from strategies.methods.base.client import Composition, MakePenalty, Trained
@@ -199,7 +199,7 @@ def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: K
         for steps in request.steps:
             trainer.run(steps - made)
             made = steps
-            scores.append((*evaluate(model, test), evaluate(model, validation)[1]))
-    accuracy, loss, validation_loss = (list(column) for column in zip(*scores, strict=True))
+            scores.append((*evaluate_calibrated(model, test), evaluate(model, validation)[1]))
+    accuracy, loss, calibration, validation_loss = (list(column) for column in zip(*scores, strict=True))
     seconds = time.perf_counter() - began
-    return EvaluateReply(request.client_id, len(test), accuracy, loss, validation_loss, seconds)
+    return EvaluateReply(request.client_id, len(test), accuracy, loss, validation_loss, calibration, seconds)

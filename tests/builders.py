@@ -96,7 +96,9 @@ def fake_client_app(cards: list[ClientCard], spoil: dict[str, Spoil] | None = No
     def evaluate(message: Message, context: Context) -> Message:
         request = EvaluateRequest.decode(message.content, fresh)
         count = len(request.steps)
-        reply = EvaluateReply(request.client_id, 5, [0.4, 0.8][:count], [1.0, 0.5][:count], [0.9, 0.6][:count], 0.1)
+        reply = EvaluateReply(
+            request.client_id, 5, [0.4, 0.8][:count], [1.0, 0.5][:count], [0.9, 0.6][:count], [0.2, 0.1][:count], 0.1
+        )
         return Message(reply.encode(), reply_to=message)
 
     return app

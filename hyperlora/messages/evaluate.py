@@ -71,13 +71,14 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """Test accuracy and loss, and validation loss, one entry per number of local steps asked for."""
+    """Test accuracy and loss, validation loss, and calibration error on the test split, by numbers of steps."""
 
     client_id: str
     num_test: int
     test_accuracy: Sequence[float]
     test_loss: Sequence[float]
     validation_loss: Sequence[float]
+    calibration_error: Sequence[float]
     seconds: float
 
     def encode(self) -> RecordDict:
@@ -88,6 +89,7 @@ class EvaluateReply:
                 "test_accuracy": list(self.test_accuracy),
                 "test_loss": list(self.test_loss),
                 "validation_loss": list(self.validation_loss),
+                "calibration_error": list(self.calibration_error),
                 "seconds": self.seconds,
             }
         )
@@ -100,12 +102,12 @@ class EvaluateReply:
         if client_id != request.client_id:
             raise ProtocolError(f"expected client '{request.client_id}', got '{client_id}'")
         record, count = metrics_of(content), len(request.steps)
-        names = ("test_accuracy", "test_loss", "validation_loss")
-        accuracy, loss, validation = (require_list(record, name, float, count) for name in names)
-        if any(not 0 <= one <= 1 for one in accuracy):
-            raise ProtocolError(f"test accuracies {accuracy} are not shares")
+        names = ("test_accuracy", "test_loss", "validation_loss", "calibration_error")
+        accuracy, loss, validation, calibration = (require_list(record, name, float, count) for name in names)
+        if any(not 0 <= one <= 1 for one in (*accuracy, *calibration)):
+            raise ProtocolError(f"test accuracies {accuracy} or calibration errors {calibration} are not shares")
         num_test, seconds = require(record, "num_test", int), require(record, "seconds", float)
         if num_test < 0:
             raise ProtocolError(f"num_test {num_test} is negative")
         require_measured([*loss, *validation, seconds])
-        return cls(client_id, num_test, accuracy, loss, validation, seconds)
+        return cls(client_id, num_test, accuracy, loss, validation, calibration, seconds)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
 
 EVALUATION_BATCH, TOKEN_BATCH = 256, 16
+CALIBRATION_BINS = 15
 Penalty = Callable[[], Tensor]
 
 
@@ -102,16 +103,41 @@ def evaluate(model: AdaptedModel, samples: TokenSet) -> tuple[float, float]:
 
     An empty set has accuracy 0 and loss 0; the number of its samples tells.
     """
+    accuracy, loss, _ = evaluate_calibrated(model, samples)
+    return accuracy, loss
+
+
+@torch.inference_mode()
+def evaluate_calibrated(model: AdaptedModel, samples: TokenSet) -> tuple[float, float, float]:
+    """Return accuracy, mean cross-entropy and expected calibration error; all 0 for an empty set."""
     count = samples.num_targets()
     if not count:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     correct, loss = 0.0, 0.0
+    confidences, hits = [], []
     for batch in samples.batches():
         tokens, labels = _on_device(model, samples, batch)
         logits = model.logits(tokens)
-        correct += float((logits.argmax(dim=1) == labels).sum())
+        hit, counted = logits.argmax(dim=1) == labels, labels != NO_TARGET
+        correct += float(hit.sum())
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return correct / count, loss / count
+        confidences.append(logits.softmax(dim=1).amax(dim=1)[counted])
+        hits.append(hit[counted])
+    return correct / count, loss / count, calibration_error(torch.cat(confidences), torch.cat(hits))
+
+
+def calibration_error(confidences: Tensor, hits: Tensor) -> float:
+    """Return sum_b n_b / n |accuracy_b - confidence_b| over equal-width bins of confidence (Guo et al. 2017).
+
+    Args:
+        confidences: (n,) probability of the predicted class; what is no number counts as 0.
+        hits: (n,) whether it was right.
+    """
+    confidences = confidences.double().nan_to_num(0.0)
+    bins = (confidences * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
+    gaps = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=confidences.device)
+    gaps.index_add_(0, bins, hits.double() - confidences)
+    return min(float(gaps.abs().sum()) / max(len(hits), 1), 1.0)
 
 
 def loss_gradient(model: AdaptedModel, samples: TokenSet) -> Adapter:

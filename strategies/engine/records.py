@@ -29,7 +29,8 @@ class ClientScore:
     """One client's evaluation: test accuracies (shares) after 0, after K, and after each number of local steps.
 
     ``chosen`` is the accuracy of whichever of the two has the lower loss on the client's validation share; settings are
-    to be compared by the validation losses, never by a test figure.
+    to be compared by the validation losses, never by a test figure. ``calibration_by_steps`` is the expected
+    calibration error on the test split.
     """
 
     client_id: str
@@ -44,6 +45,7 @@ class ClientScore:
     zero_step_validation_loss: float
     k_step_validation_loss: float
     by_steps: Mapping[str, float]
+    calibration_by_steps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -107,8 +109,13 @@ def client_score(card: ClientCard, request: EvaluateRequest, reply: EvaluateRepl
         zero_step_loss=reply.test_loss[0],
         zero_step_validation_loss=reply.validation_loss[0],
         k_step_validation_loss=reply.validation_loss[-1],
-        by_steps={str(steps): share for steps, share in zip(request.steps, accuracy, strict=True)},
+        by_steps=_by_steps(request, accuracy),
+        calibration_by_steps=_by_steps(request, reply.calibration_error),
     )
+
+
+def _by_steps(request: EvaluateRequest, values: Sequence[float]) -> dict[str, float]:
+    return {str(steps): value for steps, value in zip(request.steps, values, strict=True)}
 
 
 def evaluation_figures(scores: Sequence[ClientScore]) -> dict[str, Any]:

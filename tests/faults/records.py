@@ -42,7 +42,7 @@ class Decoder:
 def decoders() -> list[Decoder]:
     cards = SignatureReply([make_card("a"), make_card("b", trains=False)], {"c": "it is empty"})
     asked = EvaluateRequest("a", 3, [0, 10], Start(make_adapter(0)))
-    scored = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], 0.3)
+    scored = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], [0.1, 0.0], 0.3)
     return [
         Decoder("SignatureRequest", SignatureRequest("abc").encode, SignatureRequest.decode),
         Decoder(

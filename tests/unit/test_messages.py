@@ -43,7 +43,7 @@ def test_a_new_signature_survives_the_wire() -> None:
 def test_evaluate_messages_survive_the_wire() -> None:
     request = EvaluateRequest("a", 3, [0, 10], Start(make_adapter(0)))
     assert list(EvaluateRequest.decode(request.encode(), make_adapter(0)).steps) == [0, 10]
-    reply = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], 0.3)
+    reply = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], [0.1, 0.0], 0.3)
     assert EvaluateReply.decode(reply.encode(), request) == reply
 
 

@@ -17,7 +17,7 @@ from hyperlora.messages.plan import LocalPlan, Start, part_of
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter, resized
-from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, loss_gradient
+from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, calibration_error, evaluate, loss_gradient
 from models.backbones.loading import build_backbone
 
 EMPTY = Samples(torch.empty(0, 1, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
@@ -247,3 +247,17 @@ def test_a_client_adapts_at_the_rate_of_use_and_trains_at_that_of_rounds(runtime
     assert losses[0] == losses[2] != losses[1]
     ends = [trained_with(one, LocalPlan(), start).end for one in (apart, rounds)]
     assert all(torch.equal(value, ends[1].tensors()[name]) for name, value in ends[0].tensors().items())
+
+
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    confidences = torch.tensor([0.9, 0.9, 0.9, 0.9, 1.0])
+    hits = torch.tensor([True, True, False, False, True])
+    assert calibration_error(confidences, hits) == pytest.approx(4 / 5 * 0.4, abs=1e-6)
+    assert calibration_error(torch.tensor([float("nan")]), torch.tensor([False])) == 0.0
+
+
+def test_a_client_tells_its_calibration_after_every_number_of_steps(runtime: ClientRuntime) -> None:
+    request = EvaluateRequest("full", 1, [0, 3], Start(runtime.model.initialise(seed=2)))
+    reply = evaluate_adapter(runtime, request, DictKeeper())
+    assert len(reply.calibration_error) == 2
+    assert reply.calibration_error[0] != reply.calibration_error[1]
