@@ -55,6 +55,8 @@ METHODS: Mapping[str, MethodInfo] = {
     "feddpa": MethodInfo("strategies.methods.feddpa"),
     "potara": MethodInfo("strategies.methods.potara"),
     "hyperflora": MethodInfo("strategies.methods.hyperflora"),
+    "probe": MethodInfo("strategies.methods.probe"),
+    "clustered": MethodInfo("strategies.methods.clustered"),
 }
 METHOD_NAMES = one_of(METHODS)
 

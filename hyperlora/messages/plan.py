@@ -33,7 +33,7 @@ from models.adapters.adapter import HEAD, Adapter, combine, resized
 from models.adapters.gradient import NO_GRADIENT, GradientSpec
 from models.lowrank.factors import Factors
 
-TRAINED = ("all", "A", "B", "core")
+TRAINED = ("all", "A", "B", "core", "head", "body")
 PARTS = ("A", "B", HEAD)
 MAX_BASE_RANK = 2**14
 
@@ -44,7 +44,7 @@ class LocalPlan:
 
     Attributes:
         trains: ``all`` factors, only ``A``, only ``B``, or an r x r ``core`` R between them, dW = B R A with B and A
-            fixed. The head is always trained.
+            fixed, each with the head; the ``head`` alone, or the ``body``, which is all factors without the head.
         down: which of ``A``, ``B`` and ``head`` the server sends; what is missing is that of the fresh adapter, which
             both sides make from the run's seed, or what the client kept.
         up: which of them the client sends back; what is missing is as it was sent. A core is always sent both ways.

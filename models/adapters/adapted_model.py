@@ -93,11 +93,12 @@ class AdaptedModel:
         """Return a context in which the loaded adapter is trained as a plan says.
 
         Args:
-            trains: ``all`` factors, ``A``, ``B``, or a ``core`` between fixed factors.
+            trains: ``all`` factors, ``A``, ``B``, or a ``core`` between fixed factors, each with the head; the ``head``
+                alone, or the ``body``, all factors without the head.
             core: kind -> R (blocks, r, r) where a core is trained.
             base: a product that is added to the frozen weights meanwhile, or None.
         """
-        return prepared(self._layers, trains, core, base)
+        return prepared(self._layers, self._head(), trains, core, base)
 
     def extract_core(self) -> dict[str, Tensor]:
         """Return kind -> R (blocks, r, r), in a context that trains a core."""

@@ -26,7 +26,8 @@ from models.adapters.adapter import Adapter
 Layers = Mapping[str, Sequence[LoraLayer]]
 FEWEST_ROWS = 64
 """Rows of the input from which forming W + s B A pays."""
-FROZEN = {"all": (), "A": ("lora_B",), "B": ("lora_A",), "core": ("lora_A", "lora_B")}
+BOTH = ("lora_A", "lora_B")
+FROZEN = {"all": (), "A": ("lora_B",), "B": ("lora_A",), "core": BOTH, "head": BOTH, "body": ()}
 """The factors that a plan keeps as they are, by what it trains."""
 
 
@@ -48,16 +49,21 @@ class CoreFactor(nn.Module):
 
 
 @contextmanager
-def prepared(layers: Layers, trains: str, core: Mapping[str, Tensor], base: Adapter | None) -> Iterator[None]:
-    """Have ``layers`` train the factors that a plan names, on top of its base; afterwards all but these is as before.
+def prepared(
+    layers: Layers, head: nn.Module, trains: str, core: Mapping[str, Tensor], base: Adapter | None
+) -> Iterator[None]:
+    """Have what a plan names trained, on top of the plan's base; afterwards all but that is as before.
 
     Args:
         layers: kind -> LoRA layers in the order of the blocks, their adapter loaded.
-        trains: ``all``, ``A``, ``B`` or ``core``.
+        head: the trainable head.
+        trains: a key of ``FROZEN``.
         core: kind -> R (blocks, r, r) where a core is trained.
         base: added to the frozen weights, times the layers' scaling.
     """
     with ExitStack() as stack:
+        if trains == "body":
+            stack.callback(head.requires_grad_(False).requires_grad_, True)
         for kind, ones in layers.items():
             if base is not None:
                 for layer, product in zip(ones, base.low_rank[kind].product(), strict=True):

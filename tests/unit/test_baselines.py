@@ -48,6 +48,15 @@ def test_ffa_lora_exchanges_b_and_the_head_only() -> None:
     assert (plan.trains, {*plan.down}, {*plan.up}) == ("B", {"B", "head"}, {"B", "head"})
 
 
+def test_the_probe_averages_the_head_alone_and_leaves_the_backbone_as_it_is() -> None:
+    method, start = baseline("probe"), scalar(0, 2)
+    plan = method.plan(start, CARD)
+    assert (plan.trains, *plan.down, *plan.up) == ("head", "head", "head")
+    state = method.aggregate(start, [update(scalar(0, 2, head=1), start, 30), update(scalar(0, 2, head=5), start, 10)])
+    assert factors(state) == (0.0, 2.0)
+    assert state.head.tolist() == [[2.0, 2.0]]
+
+
 def test_rolora_trains_b_and_a_in_turn_and_averages_the_product_exactly() -> None:
     method, start = baseline("rolora"), scalar(0, 2)
     state = method.init(start)

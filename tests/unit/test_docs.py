@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperlora.config.methods import METHODS
 from hyperlora.config.schema import config_keys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,11 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page:
         if not target.exists() or (heading and heading not in headings_of(target)):
             wrong.append(link)
     assert wrong == []
+
+
+def test_every_method_has_a_row_in_the_page_of_methods() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs" / "methods.md").read_text(), flags=re.MULTILINE)
+    assert rows == list(METHODS)
 
 
 def test_pages_of_the_site_link_to_nothing_outside_of_it() -> None:

@@ -1,0 +1,1 @@
+"""Clustered federation: FedIT inside clusters of clients."""
