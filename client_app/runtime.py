@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from client_app.embedding_cache import EmbeddingCache, open_embedding_cache
 from client_app.site import Site, federation_of
 from client_app.site_store import SiteStore, cache_key, digest_of
 from hyperlora.config.methods import find_method
@@ -46,11 +47,20 @@ log = logging.getLogger(__name__)
 class TokenCache:
     """Samples behind the frozen prefix of the backbone, kept until ``limit`` bytes are exceeded (oldest go first).
 
-    With a ``disk`` they are read from there and written there too, save where ``limit`` is 0.
+    With a ``disk`` of the site, or with what the machine has ``embedded`` before, they are read from there and written
+    there too, save where ``limit`` is 0.
     """
 
-    def __init__(self, model: AdaptedModel, federation: Federation, limit: int, disk: SiteStore | None = None) -> None:
+    def __init__(
+        self,
+        model: AdaptedModel,
+        federation: Federation,
+        limit: int,
+        disk: SiteStore | None = None,
+        embedded: EmbeddingCache | None = None,
+    ) -> None:
         self._model, self._federation, self._limit, self.disk = model, federation, limit, disk
+        self._embedded = embedded
         self._kept: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
         self.signatures: dict[tuple[str, SignatureConfig, tuple[float, ...]], Signature] = {}
 
@@ -64,13 +74,24 @@ class TokenCache:
         return self._kept[place]
 
     def key(self, samples: Samples, *settings: object) -> str:
-        """Return what anything computed from ``samples`` with the frozen backbone is kept under."""
-        return cache_key(digest_of(samples), self._model.backbone.fingerprint, self._model.first_block, *settings)
+        """Return what anything computed from ``samples`` with the frozen backbone is kept under.
+
+        A transform counts with its repr: the length that texts are cut to, the size of images.
+        """
+        backbone = self._model.backbone
+        shape = (backbone.name, backbone.num_heads, backbone.num_tokens, repr(backbone.transform))
+        return cache_key(digest_of(samples), backbone.fingerprint, shape, self._model.first_block, *settings)
 
     def _find(self, split: str, samples: Samples) -> TokenSet:
-        if self.disk is None or not len(samples) or not self._limit:
+        if not len(samples) or not self._limit:
             return self._embed(samples)
-        return self.disk.cached(f"tokens-{split}", self.key(samples), lambda: self._embed(samples))
+        if self.disk is not None:
+            return self.disk.cached(f"tokens-{split}", self.key(samples), lambda: self._embed(samples))
+        if self._embedded is not None:
+            weight = next(self._model.backbone.module.parameters())
+            key = self.key(samples, weight.dtype, weight.device.type, torch.__version__)
+            return self._embedded.cached(key, lambda: self._embed(samples))
+        return self._embed(samples)
 
     @torch.no_grad()
     def _embed(self, samples: Samples) -> TokenSet:
@@ -205,21 +226,29 @@ def input_batches(backbone: Backbone, inputs: Inputs) -> Iterator[torch.Tensor]:
 def open_runtime(config: RunConfig, site: Site | None = None) -> ClientRuntime:
     """Return this process's runtime, at ``site`` or in a simulation; what does not depend on the method is kept."""
     config = site.settings(config) if site else config
-    parts = _open_parts(
-        config.data, config.model, config.lora, config.seed, config.train.device, config.train.prefix_cache_mb, site
-    )
+    train = config.train
+    megabytes = (train.prefix_cache_mb, train.embedding_cache_mb)
+    parts = _open_parts(config.data, config.model, config.lora, config.seed, train.device, megabytes, site)
     torch.set_num_threads(worthwhile_threads(parts[0].backbone, config.train.batch_size))
     return ClientRuntime(config, *parts, at_site=site is not None)
 
 
 @functools.lru_cache(maxsize=2)
 def _open_parts(
-    data: DataConfig, model: ModelConfig, lora: LoraConfig, seed: int, device: str, cache_mb: int, site: Site | None
+    data: DataConfig,
+    model: ModelConfig,
+    lora: LoraConfig,
+    seed: int,
+    device: str,
+    megabytes: tuple[int, int],
+    site: Site | None,
 ) -> tuple[AdaptedModel, Federation, TokenCache]:
     adapted = _open_model(data, model, lora, device)
     federation = federation_of(site, build_federation(data, image_size=model.image_size, seed=seed))
     disk = SiteStore(Path(site.state_dir), site.client_id) if site and site.state_dir else None
-    return adapted, federation, TokenCache(adapted, federation, limit=cache_mb * 2**20, disk=disk)
+    in_memory, on_disk = megabytes
+    embedded = None if site else open_embedding_cache(on_disk)
+    return adapted, federation, TokenCache(adapted, federation, in_memory * 2**20, disk, embedded)
 
 
 @functools.lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from client_app.embedding_cache import open_embedding_cache
 from client_app.runtime import ClientRuntime, TokenCache, choose_device, worthwhile_threads
 from client_app.tasks import NothingKept, describe_clients, evaluate_adapter
 from hyperlora.data.federation import SingleClient
@@ -140,7 +141,8 @@ def _open_runtime(run: RunFiles, images: Path, options: PersonalizeOptions) -> C
     federation = SingleClient(options.name, lambda: client, tuple(known.class_names))
     model.to(choose_device(options.device))
     torch.set_num_threads(worthwhile_threads(model.backbone, config.train.batch_size))
-    cache = TokenCache(model, federation, limit=config.train.prefix_cache_mb * 2**20)
+    embedded = open_embedding_cache(config.train.embedding_cache_mb)
+    cache = TokenCache(model, federation, config.train.prefix_cache_mb * 2**20, embedded=embedded)
     return ClientRuntime(config, model, federation, cache, at_site=False)
 
 

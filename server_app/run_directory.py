@@ -38,7 +38,14 @@ ASKED = "asked.jsonl"
 """One line for every cohort that was sent a message; nothing is ever taken from it, for what was sent is released."""
 ENVIRONMENT, LEFT_OUT, ERROR = "environment.json", "left_out.json", "error.txt"
 PACKAGES = ("hyperlora", "flwr", "ray", "torch", "torchvision", "timm", "peft", "transformers", "datasets", "numpy")
-MAY_CHANGE = ("run.", "federation.rounds", "federation.evaluate", "federation.join", "federation.round-timeout")
+MAY_CHANGE = (
+    "run.",
+    "federation.rounds",
+    "federation.evaluate",
+    "federation.join",
+    "federation.round-timeout",
+    "train.embedding-cache-mb",
+)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,9 @@ class TrainConfig(Section):
     adapt_learning_rate: NonNegativeFloat = key(0.0, "learning rate of those steps; 0 takes train.learning-rate")
     weight_decay: NonNegativeFloat = key(0.0, "local weight decay")
     prefix_cache_mb: NonNegativeInt = key(1024, "most MiB of frozen-prefix activations a client process keeps")
+    embedding_cache_mb: NonNegativeInt = key(
+        4096, "most MiB of them on the disk of a simulation, for later runs; 0 keeps none"
+    )
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "auto, cpu or cuda; cuda fails where no GPU is given to the client"
     )

@@ -69,6 +69,9 @@ class TextTransform:
     def __init__(self, name: str, tokenizer: Any, max_length: int) -> None:
         self.name, self.tokenizer, self.max_length = name, tokenizer, max_length
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(max_length={self.max_length})"
+
     def texts(self, inputs: Inputs) -> list[str]:
         """Return the texts; raise BackboneError for images."""
         if isinstance(inputs, Tensor):
