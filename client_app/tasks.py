@@ -98,8 +98,10 @@ class HostedClient:
             penalty=make_penalty(self.model) if make_penalty else None,
         )
 
-    def train(self, composition: Composition, steps: int, make_penalty: MakePenalty | None = None) -> Trained:
-        """Train ``composition`` as the plan says.
+    def train(
+        self, composition: Composition, steps: int, make_penalty: MakePenalty | None = None, *, trains: str = ""
+    ) -> Trained:
+        """Train ``composition`` as the plan says, or only the part that ``trains`` names.
 
         The validation share is never trained on; it scores the start and the result. The class prior is added to the
         bias of the head before training and taken off afterwards.
@@ -108,7 +110,7 @@ class HostedClient:
         learning_rate = self.runtime.config.train.learning_rate
         rank = composition.adapter.rank
         model.load(self.with_prior(composition.adapter))
-        with model.prepared(plan.trains, plan.core, composition.base):
+        with model.prepared(trains or plan.trains, plan.core, composition.base):
             start_accuracy, start_loss = evaluate(model, validation)
             gradient = _gradient(model, validation, plan.gradient, rank)
             train_loss = self.trainer("train", learning_rate, make_penalty).run(steps)

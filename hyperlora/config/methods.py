@@ -57,6 +57,8 @@ METHODS: Mapping[str, MethodInfo] = {
     "hyperflora": MethodInfo("strategies.methods.hyperflora"),
     "probe": MethodInfo("strategies.methods.probe"),
     "clustered": MethodInfo("strategies.methods.clustered"),
+    "fedper": MethodInfo("strategies.methods.fedper"),
+    "ditto": MethodInfo("strategies.methods.ditto"),
 }
 METHOD_NAMES = one_of(METHODS)
 

@@ -73,13 +73,16 @@ class LocalClient(Protocol):
     def keep(self, adapter: Adapter) -> None:
         """Keep ``adapter`` at the client, in place of the one before; it is never sent."""
 
-    def train(self, composition: Composition, steps: int, make_penalty: MakePenalty | None = None) -> Trained:
+    def train(
+        self, composition: Composition, steps: int, make_penalty: MakePenalty | None = None, *, trains: str = ""
+    ) -> Trained:
         """Train ``composition`` for ``steps`` optimiser steps as the plan of the request says.
 
         Args:
             composition: what is loaded; its adapter is trained.
             steps: optimiser steps; every call begins with a fresh optimiser and the same order of batches.
             make_penalty: given the loaded model, returns a function whose value is added to the loss at every step.
+            trains: what is trained, in place of what the plan says; empty follows the plan.
         """
 
 

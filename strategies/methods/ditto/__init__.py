@@ -1,0 +1,1 @@
+"""Ditto: a global adapter and a personal one that is held near it."""

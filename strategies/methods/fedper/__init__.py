@@ -1,0 +1,1 @@
+"""FedPer, FedRep and FedBABU: a shared body under a head that is a client's own."""
