@@ -10,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
+from client_app.gate import Settings, site_gate
 from client_app.runtime import ClientRuntime, TokenCache
 from client_app.site import clients_of, read_site
 from client_app.site_store import BackboneMissingError
@@ -41,20 +42,27 @@ def make_client_app(
         federation: your data: client-ids, class names, and ``load(client_id)``.
         config: method, local budget and optimiser; the defaults where it is None.
     """
-    settings = config or RunConfig()
+    own = config or RunConfig()
 
     @cache
     def runtime(at_site: bool) -> ClientRuntime:
         adapted = model()
-        limit = settings.train.prefix_cache_mb * 2**20
-        return ClientRuntime(settings, adapted, federation, TokenCache(adapted, federation, limit), at_site)
+        limit = own.train.prefix_cache_mb * 2**20
+        return ClientRuntime(own, adapted, federation, TokenCache(adapted, federation, limit), at_site)
 
-    return app_around(lambda context, fingerprint: runtime(read_site(context.node_config) is not None))
+    return app_around(
+        lambda context, fingerprint: runtime(read_site(context.node_config) is not None), lambda context: own
+    )
 
 
-def app_around(provide: ProvideRuntime) -> ClientApp:
-    """Return a ClientApp that answers signature, train and evaluate messages with the runtime it is provided."""
-    app = ClientApp()
+def app_around(provide: ProvideRuntime, settings: Settings) -> ClientApp:
+    """Return a ClientApp that answers signature, train and evaluate messages with the runtime it is provided.
+
+    Args:
+        provide: gives the runtime.
+        settings: gives the run's configuration, by which a site judges whether it answers at all.
+    """
+    app = ClientApp(mods=[site_gate(settings)])
 
     @app.query("signature")
     def signature(message: Message, context: Context) -> Message:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from client_app.embedding_cache import EmbeddingCache, open_embedding_cache
+from client_app.release_ledger import ReleaseLedger, open_ledger
 from client_app.site import Site, federation_of
 from client_app.site_store import SiteStore, cache_key, digest_of
 from hyperlora.config.methods import find_method
@@ -116,7 +117,8 @@ class TokenCache:
 class ClientRuntime:
     """The backbone with its adapter, the data and the tokens of one process, under one run's configuration.
 
-    ``at_site`` has no default: noise that a seed repeats is for simulations alone.
+    ``at_site`` has no default: noise that a seed repeats is for simulations alone. ``ledger`` counts what a site
+    releases in the run ``run_id``.
     """
 
     config: RunConfig
@@ -124,6 +126,8 @@ class ClientRuntime:
     federation: Federation
     cache: TokenCache
     at_site: bool
+    ledger: ReleaseLedger | None = None
+    run_id: int = 0
 
     def client(self, client_id: str) -> ClientData:
         """Return the data of a client; raises DataError where it has none."""
@@ -184,7 +188,13 @@ class ClientRuntime:
             return self.cache.disk.cached("signature", key, lambda: self._describe(client_id))
         classes, backbone = len(self.federation.class_names), self.model.backbone.fingerprint
         key = cache_key(digest_of(train), backbone, classes, self.config.signature, noise)
-        return self.cache.disk.cached(f"signature-{key}", key, lambda: self._describe(client_id), release=True)
+        return self.cache.disk.cached(f"signature-{key}", key, lambda: self._released(client_id), release=True)
+
+    def _released(self, client_id: str) -> Signature:
+        """Count a new noised signature at the site, then make it."""
+        if self.ledger is not None:
+            self.ledger.reserve("signature", self.config.privacy.signature_noise, self.run_id)
+        return self._describe(client_id)
 
     @property
     def _noise_of_signature(self) -> tuple[float, ...]:
@@ -223,14 +233,20 @@ def input_batches(backbone: Backbone, inputs: Inputs) -> Iterator[torch.Tensor]:
         yield from torch.split(backbone.prepare(inputs), PREFIX_BATCH)
 
 
-def open_runtime(config: RunConfig, site: Site | None = None) -> ClientRuntime:
-    """Return this process's runtime, at ``site`` or in a simulation; what does not depend on the method is kept."""
+def open_runtime(config: RunConfig, site: Site | None = None, run_id: int = 0) -> ClientRuntime:
+    """Return this process's runtime, at ``site`` or in a simulation; what does not depend on the method is kept.
+
+    Args:
+        config: the run's.
+        site: where the process is; None in a simulation.
+        run_id: Flower's id of the run, for the site's ledger.
+    """
     config = site.settings(config) if site else config
     train = config.train
     megabytes = (train.prefix_cache_mb, train.embedding_cache_mb)
     parts = _open_parts(config.data, config.model, config.lora, config.seed, train.device, megabytes, site)
     torch.set_num_threads(worthwhile_threads(parts[0].backbone, config.train.batch_size))
-    return ClientRuntime(config, *parts, at_site=site is not None)
+    return ClientRuntime(config, *parts, at_site=site is not None, ledger=open_ledger(site), run_id=run_id)
 
 
 @functools.lru_cache(maxsize=2)

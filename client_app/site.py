@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from hyperlora.config.schema import RunConfig
 from hyperlora.config.section import ConfigError, Rule, Scalar, Section, key, keys_of, nearest, parse_section
@@ -16,6 +16,7 @@ from hyperlora.messages.signature import RULE, is_client_id
 
 SIMULATION_KEYS = ("partition-id", "num-partitions")
 AbsolutePath = Annotated[str, Rule(lambda value: not value or Path(value).is_absolute(), "an absolute path")]
+Delta = Annotated[float, Field(gt=0, lt=1)]
 ClientName = Annotated[str, Rule(is_client_id, RULE)]
 
 
@@ -28,6 +29,8 @@ class Site(Section):
     weights: AbsolutePath = key("", "absolute path of its copy of the backbone's weights; empty takes model.weights")
     rank: NonNegativeInt = key(0, "largest LoRA rank that this client can train; 0 takes the run's")
     device: Literal["", "auto", "cpu", "cuda"] = key("", "device to train on; empty takes train.device")
+    epsilon_budget: NonNegativeFloat = key(0.0, "largest epsilon of all that it releases over all runs; 0 is no bound")
+    delta: Delta = key(1e-5, "delta of that epsilon")
 
     def settings(self, config: RunConfig) -> RunConfig:
         """Return the run's configuration as it holds at this site: with its own paths, device and rank.

@@ -1,9 +1,9 @@
 """What a site keeps on its own disk between messages, in a folder of the client under the site's ``state-dir``.
 
 In deployment every message is served by a fresh process. Kept are caches that cost time to make again, the client's
-last adapter, and backbones that the server shipped (``model.ship``). The folder is its owner's alone, and it may be
-deleted at any time: what is missing, damaged, of another version or made from other data or another backbone is made
-or fetched again.
+last adapter, and backbones that the server shipped (``model.ship``). The folder is its owner's alone, and all but the
+ledger of releases may be deleted at any time: what is missing, damaged, of another version or made from other data or
+another backbone is made or fetched again.
 """
 
 from __future__ import annotations

@@ -150,6 +150,7 @@ def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -
     """
     began, plan = time.perf_counter(), request.start.plan
     client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
+    changed = _changed_signature(runtime, request)
     trained = runtime.client_half.train(client, request.start.adapter, plan, request.local_steps)
     reply = TrainReply(
         request.client_id,
@@ -157,7 +158,7 @@ def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -
         trained.end,
         replace(trained.metrics, seconds=time.perf_counter() - began),
         trained.gradient,
-        _changed_signature(runtime, request),
+        changed,
         trained.core,
         plan.up,
     )

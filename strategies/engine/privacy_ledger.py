@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hyperlora.accounting import composed_epsilon
 from hyperlora.config.settings import PrivacyConfig
-
-
-class PrivacyError(RuntimeError):
-    """The accountant is not installed; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +42,6 @@ class PrivacyLedger:
             return {}
         spent = max((self.epsilon(signatures.get(name, 1), count) for name, count in asked.items()), default=0.0)
         return {"epsilon": spent, "delta": self.settings.delta}
-
-
-def composed_epsilon(releases: Sequence[tuple[float, int]], delta: float) -> float:
-    """Return the epsilon at ``delta`` of Gaussian mechanisms, as (noise multiplier, times) pairs.
-
-    Gaussian mechanisms of multipliers z_j together are exactly one of 1/z^2 = sum 1/z_j^2 (Dong, Roth and Su, "Gaussian
-    differential privacy", corollary 2.1), whose epsilon is that of Balle and Wang (2018), by Google's dp-accounting.
-
-    Raises:
-        PrivacyError: dp-accounting is not installed.
-    """
-    precision = sum(times / noise**2 for noise, times in releases)
-    return _gaussian_epsilon(precision**-0.5, delta) if precision else 0.0
-
-
-@functools.lru_cache(maxsize=1024)
-def _gaussian_epsilon(noise: float, delta: float) -> float:
-    try:
-        import dp_accounting  # slow to import, and needed for nothing else
-    except ImportError as error:
-        raise PrivacyError("noise is accounted for by dp-accounting: pip install 'hyperlora[privacy]'") from error
-    return float(dp_accounting.get_epsilon_gaussian(noise, delta))
 
 
 def participations(cohorts: Iterable[Sequence[str]]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
 from client_app.runtime import open_runtime
+from hyperlora.accounting import composed_epsilon
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.digits import digits_public
 from hyperlora.storage.tensor_store import TensorStore
@@ -23,7 +24,6 @@ from models.adapters.training import evaluate
 from models.backbones.backbone import Backbone
 from models.backbones.loading import build_backbone
 from server_app.run import run
-from strategies.engine.privacy_ledger import composed_epsilon
 from strategies.engine.strategy import LoraStrategy
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError

@@ -20,6 +20,7 @@ from client_app.handlers import make_client_app
 from client_app.privacy import private
 from client_app.runtime import ClientRuntime, TokenCache, open_runtime
 from client_app.site import Site
+from hyperlora.accounting import composed_epsilon
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.config.settings import PrivacyConfig
 from hyperlora.data.federation import DataError
@@ -31,7 +32,7 @@ from hyperlora.storage.state import StateError
 from models.adapters.adapter import Adapter
 from models.personalization.signature import Signature, compute_signature, private_signature
 from strategies.engine.history import History
-from strategies.engine.privacy_ledger import PrivacyLedger, composed_epsilon, participations
+from strategies.engine.privacy_ledger import PrivacyLedger, participations
 from strategies.engine.records import RoundRecord
 from strategies.engine.strategy import LoraStrategy
 from strategies.federation.registrar import Registrar
@@ -223,7 +224,7 @@ def test_a_noised_number_is_on_a_grid_that_the_value_does_not_move() -> None:
 
 def test_a_client_app_of_your_own_draws_secret_noise_at_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
     provided: list[Any] = []
-    monkeypatch.setattr("client_app.handlers.app_around", provided.append)
+    monkeypatch.setattr("client_app.handlers.app_around", lambda provide, settings: provided.append(provide))
     runtime = open_runtime(NOISED)
     make_client_app(lambda: runtime.model, runtime.federation, NOISED)
     at_site, simulated = (
