@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from client_app.policy import SitePolicy, read_policy
 from client_app.site import Site
 from hyperlora.accounting import composed_epsilon
 from hyperlora.config.section import ConfigError
@@ -66,14 +67,22 @@ class ReleaseLedger:
             self._log.append([{"time": moment, "run": str(run_id), "kind": kind, "noise": noise}])
 
 
-def open_ledger(site: Site | None) -> ReleaseLedger | None:
+def open_ledger(site: Site | None, policy: SitePolicy | None = None) -> ReleaseLedger | None:
     """Return the ledger of a site; None in a simulation, and where the site has neither a place nor a budget.
+
+    Args:
+        site: its node config; None in a simulation.
+        policy: where it was read already. The smaller of its ``maximum-epsilon`` and ``epsilon-budget`` holds.
 
     Raises:
         ConfigError: there is a budget and no place to count what is spent of it.
     """
-    if site is None or not (site.state_dir or site.epsilon_budget):
+    if site is None:
+        return None
+    bounds = (site.epsilon_budget, (policy or read_policy(site)).maximum_epsilon)
+    budget = min((bound for bound in bounds if bound), default=0.0)
+    if not (site.state_dir or budget):
         return None
     if not site.state_dir:
-        raise ConfigError("'epsilon-budget' needs a 'state-dir' in the node config, where releases are counted")
-    return ReleaseLedger(Path(site.state_dir) / site.client_id / FILE_NAME, site.epsilon_budget, site.delta)
+        raise ConfigError("a budget of epsilon needs a 'state-dir' in the node config, where releases are counted")
+    return ReleaseLedger(Path(site.state_dir) / site.client_id / FILE_NAME, budget, site.delta)

@@ -31,6 +31,7 @@ class Site(Section):
     device: Literal["", "auto", "cpu", "cuda"] = key("", "device to train on; empty takes train.device")
     epsilon_budget: NonNegativeFloat = key(0.0, "largest epsilon of all that it releases over all runs; 0 is no bound")
     delta: Delta = key(1e-5, "delta of that epsilon")
+    policy: AbsolutePath = key("", "absolute path of the site's policy, a TOML file; empty restricts nothing")
 
     def settings(self, config: RunConfig) -> RunConfig:
         """Return the run's configuration as it holds at this site: with its own paths, device and rank.

@@ -123,7 +123,7 @@ def test_a_signature_beyond_the_budget_is_not_computed(tmp_path: Path, monkeypat
         ("query.signature", "privacy.signature-noise", "privacy.signature-noise is 0"),
         ("train", "privacy.adapter-noise", "privacy.adapter-noise is 0"),
         ("train", "privacy.signature-noise", "privacy.signature-noise is 0"),
-        ("evaluate", "", "such an answer has none"),
+        ("evaluate", "", "an answer to 'evaluate' has none"),
     ],
 )
 def test_a_site_with_a_budget_answers_nothing_without_noise(
@@ -136,5 +136,5 @@ def test_a_site_with_a_budget_answers_nothing_without_noise(
 
 
 def test_a_budget_without_a_place_to_count_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'epsilon-budget' needs a 'state-dir'"):
+    with pytest.raises(ConfigError, match="budget of epsilon needs a 'state-dir'"):
         open_runtime(RunConfig.parse(PRIVATE), Site(client_id=NAME, epsilon_budget=1.0))

@@ -1,0 +1,116 @@
+"""A site's policy: what it answers at all, whatever a run asks for. A TOML file at the site, named in its node config.
+
+A run's submitter sets noise, clip and budget of the run; the policy says within which bounds the site takes part::
+
+    answers = ["signature", "train"]
+    methods = ["hyperlora", "fedit"]
+    minimum-signature-noise = 2.0
+    minimum-adapter-noise = 1.0
+    maximum-epsilon = 8.0
+    exact-counts = false
+    exact-label-frequencies = false
+
+What the file does not name is not restricted.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import NonNegativeFloat
+
+from client_app.site import Site
+from hyperlora.config.schema import RunConfig
+from hyperlora.config.section import ConfigError, Section, key, keys_of, names_out_of, nearest, parse_section
+from hyperlora.config.settings import PrivacyConfig
+
+KINDS = ("signature", "train", "evaluate", "statistics", "backbone")
+"""What may be asked of a site: the types of Flower's messages, without ``query.``."""
+NEEDED = {"signature": ("signature_noise",), "train": ("signature_noise", "adapter_noise"), "backbone": ()}
+"""The noise that an answer needs to be bounded; what is not in it has none. A train reply may hold a new signature."""
+Kinds = Annotated[str, names_out_of(KINDS)]
+
+
+class SitePolicy(Section):
+    """The rules of one site."""
+
+    answers: Kinds = key(",".join(KINDS), "kinds of messages that are answered")
+    methods: str = key("", "methods whose runs are answered; empty are all")
+    minimum_signature_noise: NonNegativeFloat = key(0.0, "least privacy.signature-noise of a run")
+    minimum_adapter_noise: NonNegativeFloat = key(0.0, "least privacy.adapter-noise of a run")
+    maximum_epsilon: NonNegativeFloat = key(0.0, "largest epsilon over all runs, as epsilon-budget; 0 is no bound")
+    exact_counts: bool = key(True, "whether the number of samples may leave as it is")
+    exact_label_frequencies: bool = key(True, "whether label frequencies may leave without noise")
+
+    def objection(self, kind: str, config: RunConfig, budget: float) -> str | None:
+        """Return why a message of a run is not answered, or None.
+
+        Args:
+            kind: one of ``KINDS``.
+            config: the run's configuration.
+            budget: the largest epsilon that the site may release over all runs; 0 where it has none.
+        """
+        if kind not in self.answers.split(","):
+            return f"it answers {self.answers or 'nothing'}, and not '{kind}'"
+        if self.methods and config.method not in self.methods.split(","):
+            return f"it takes part in runs of {self.methods}, and this one is of '{config.method}'"
+        return self._against_noise(kind, config.privacy, budget) or self._against_figures(kind, config.privacy)
+
+    def _against_noise(self, kind: str, privacy: PrivacyConfig, budget: float) -> str | None:
+        least = {"signature_noise": self.minimum_signature_noise, "adapter_noise": self.minimum_adapter_noise}
+        if not (budget or any(least.values())):
+            return None
+        if kind not in NEEDED:
+            return f"what has no noise has no bound, and an answer to '{kind}' has none"
+        for name in NEEDED[kind]:
+            told, shown = getattr(privacy, name), name.replace("_", "-")
+            if told < least[name]:
+                return f"it needs privacy.{shown} of at least {least[name]:g}, and this run has {told:g}"
+            if budget and not told:
+                return f"it has a budget of epsilon {budget:g}, and without noise (privacy.{shown} is 0) is no bound"
+        return None
+
+    def _against_figures(self, kind: str, privacy: PrivacyConfig) -> str | None:
+        if kind not in ("signature", "train", "statistics"):
+            return None
+        if not self.exact_counts:
+            return "it does not tell how many samples it has"
+        if not self.exact_label_frequencies and (kind == "statistics" or not privacy.signature_noise):
+            return "it does not tell its label frequencies without noise (privacy.signature-noise)"
+        return None
+
+
+def kind_of(message_type: str) -> str:
+    """Return the kind of a message out of its type."""
+    return message_type.removeprefix("query.")
+
+
+def read_policy(site: Site) -> SitePolicy:
+    """Return the policy that a site's node config names; one that restricts nothing where it names none.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key is unknown or has a wrong value.
+    """
+    if not site.policy:
+        return SitePolicy()
+    try:
+        values = tomllib.loads(Path(site.policy).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the site's policy '{site.policy}' cannot be read, so nothing is answered: {error}"
+        ) from None
+    known = [entry.key for entry in keys_of(SitePolicy)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                f"unknown key '{name}' in the site's policy, so nothing is answered{nearest(name, known)}"
+            )
+    return parse_section(SitePolicy, {name: _flat(value) for name, value in values.items()})
+
+
+def _flat(value: Any) -> Any:
+    """Return a list of names as one text, as a configuration has it; anything else as it is."""
+    names = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return ",".join(value) if names else value

@@ -1,0 +1,127 @@
+"""A site's policy file: what is refused, in which sentence, before anything is computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message, RecordDict
+
+from client_app import handlers
+from client_app.app import app
+from client_app.gate import RefusedError
+from client_app.policy import SitePolicy, read_policy
+from client_app.release_ledger import open_ledger
+from client_app.site import Site
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.messages.codec import ProtocolError
+from server_app.run import run
+from strategies.federation.roster import FederationError
+from tests.sites import SiteGrid
+
+NOISED: dict[str, Any] = {
+    "privacy.signature-noise": 2.0,
+    "privacy.adapter-noise": 3.0,
+    "hyperlora.gradient": "off",
+    "hyperlora.learn": "",
+}
+
+
+def site_with(directory: Path, policy: str) -> dict[str, Any]:
+    (directory / "policy.toml").write_text(policy)
+    return {
+        "client-id": "clean-0",
+        "state-dir": str(directory / "state"),
+        "policy": str(directory / "policy.toml"),
+    }
+
+
+def ask(directory: Path, policy: str, message_type: str, values: dict[str, Any]) -> Message:
+    context = SiteGrid(RunConfig.parse(values).flat(), [site_with(directory, policy)])._contexts[1]
+    return app(Message(RecordDict(), dst_node_id=1, message_type=message_type), context)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message_type", "values", "sentence"),
+    [
+        ('answers = ["signature", "train"]', "evaluate", {}, "it answers signature,train, and not 'evaluate'"),
+        ("answers = []", "query.signature", {}, "it answers nothing, and not 'signature'"),
+        ('methods = ["fedit"]', "train", {}, "runs of fedit, and this one is of 'hyperlora'"),
+        ("minimum-signature-noise = 2.5", "query.signature", NOISED, "signature-noise of at least 2.5.* has 2"),
+        ("minimum-adapter-noise = 4", "train", NOISED, "adapter-noise of at least 4, and this run has 3"),
+        ("minimum-adapter-noise = 1", "evaluate", NOISED, "an answer to 'evaluate' has none"),
+        ("maximum-epsilon = 1.0", "query.signature", {}, "budget of epsilon 1, and without noise"),
+        ("exact-counts = false", "query.signature", {}, "how many samples it has"),
+        ("exact-label-frequencies = false", "train", {}, "label frequencies without noise"),
+    ],
+)
+def test_what_the_policy_forbids_is_refused_before_a_handler_sees_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    message_type: str,
+    values: dict[str, Any],
+    sentence: str,
+) -> None:
+    def reached(*args: object) -> None:
+        raise AssertionError("a handler was reached")
+
+    for part in ("TrainRequest", "EvaluateRequest", "SignatureRequest"):
+        monkeypatch.setattr(getattr(handlers, part), "decode", reached)
+    with pytest.raises(RefusedError, match=f"^this site does not answer .*{sentence}"):
+        ask(tmp_path, policy, message_type, values)
+
+
+def test_what_the_policy_does_not_name_is_let_through(tmp_path: Path) -> None:
+    with pytest.raises(ProtocolError, match="the message holds no ConfigRecord"):
+        ask(tmp_path, 'answers = ["signature"]\nminimum-signature-noise = 2', "query.signature", NOISED)
+
+
+def test_the_statistics_of_classes_can_be_kept_back() -> None:
+    kept = SitePolicy(answers="train,signature,evaluate")
+    assert kept.objection("statistics", RunConfig(), 0.0) == (
+        "it answers train,signature,evaluate, and not 'statistics'"
+    )
+    assert SitePolicy().objection("statistics", RunConfig(), 0.0) is None
+    assert SitePolicy().objection("statistics", RunConfig(), 5.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        ("answer = []", "unknown key 'answer' in the site's policy.*did you mean 'answers'"),
+        ('answers = ["trian"]', "configuration key 'answers' must be names out of"),
+        ("maximum-epsilon = -1", "configuration key 'maximum-epsilon' must be 0 or more"),
+        ("maximum-epsilon =", "cannot be read, so nothing is answered"),
+    ],
+)
+def test_a_policy_that_cannot_be_read_answers_nothing(tmp_path: Path, policy: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        ask(tmp_path, policy, "query.signature", NOISED)
+
+
+def test_a_policy_file_that_is_not_there_answers_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read, so nothing is answered"):
+        read_policy(Site(client_id="clean-0", policy=str(tmp_path / "policy.toml")))
+
+
+@pytest.mark.parametrize(("own", "policy", "smaller"), [(3.0, 8.0, 3.0), (0.0, 8.0, 8.0), (9.0, 8.0, 8.0)])
+def test_the_smaller_of_two_budgets_holds(tmp_path: Path, own: float, policy: float, smaller: float) -> None:
+    ledger = open_ledger(
+        Site(client_id="a", state_dir=str(tmp_path), epsilon_budget=own), SitePolicy(maximum_epsilon=policy)
+    )
+    assert ledger is not None
+    assert ledger.budget == smaller
+
+
+def test_a_refusal_is_one_sentence_at_the_server(tmp_path: Path) -> None:
+    values = RunConfig.parse(
+        {"run.output-dir": str(tmp_path / "run"), "federation.min-clients": 1, "federation.join-timeout": 1.0}
+    ).flat()
+    grid = SiteGrid(values, [site_with(tmp_path, 'methods = ["fedit"]')])
+    with pytest.raises(FederationError, match="0 can take part; left out: this site does not answer"):
+        run(grid, values)
+    left_out = json.loads((tmp_path / "run" / "left_out.json").read_text())
+    assert left_out["node 1"].startswith("this site does not answer 'signature': it takes part in runs of fedit")
