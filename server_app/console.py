@@ -41,6 +41,13 @@ class RunConsole:
         if names:
             self._say(f"off: {', '.join(names)}")
 
+    def going_on(self, last_round: int) -> None:
+        """Say where a resumed run goes on; ``last_round`` is 0 where there is no checkpoint."""
+        if last_round:
+            self._say(f"going on after round {last_round}")
+        else:
+            self._say("there is no checkpoint: the run begins again at round 1")
+
     def round(self, record: RoundRecord) -> None:
         """Say what a round brought."""
         parts = [f"round {record.server_round:>{len(str(self._rounds))}}/{self._rounds}", _training(record)]

@@ -44,7 +44,11 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         ValueError, FederationError: what was asked for is wrong or cannot be done; one sentence, which is also
             written to ``error.txt`` in the run directory, unless another run has the directory.
     """
-    directory = RunDirectory.open(str(values.get("run.output-dir", "")), resume=bool(values.get("run.resume", False)))
+    directory = RunDirectory.open(
+        str(values.get("run.output-dir", "")),
+        resume=bool(values.get("run.resume", False)),
+        rounds=int(values.get("federation.rounds", RunConfig().federation.rounds)),
+    )
     with directory.held(), directory.recording_errors():
         config = RunConfig.parse({**values, "run.output-dir": str(directory.path)})
         torch.set_num_threads(SERVER_THREADS)
@@ -102,9 +106,10 @@ class _Run:
         rounds = self.config.federation.rounds
         start_round = self._restored_round() + 1 if self.config.run.resume else 1
         if start_round > rounds:
-            if self.directory.has_results or not self.strategy.scores:
+            if not self.strategy.scores:
                 raise ConfigError(
-                    f"all {rounds} rounds of the run in '{self.directory.path}' are made; raise federation.rounds"
+                    f"{start_round - 1} rounds of the run in '{self.directory.path}' are made and federation.rounds "
+                    f"is {rounds}: raise it"
                 )
             return  # it was stopped while its results were written
         self.directory.forget_results()
@@ -154,8 +159,8 @@ class _Run:
         if found is not None:
             self.strategy.resume(found)
         self.strategy.history.recall(self.directory.cohorts())
+        self.console.going_on(found.server_round if found else 0)
         if found is None:
-            log.warning("the run was stopped before its first checkpoint: it begins again at round 1")
             return 0
         method, cards = self.strategy.method, self.strategy.roster.cards.values()
         if any(method.plan(self.strategy.state, card).personal for card in cards):

@@ -55,24 +55,27 @@ class RunDirectory:
     Attributes:
         path: the directory.
         resume: whether it is to hold a run to go on with, or none.
+        rounds: how many the run is to have in all; 0 where that is not known.
     """
 
     path: Path
     resume: bool = False
+    rounds: int = 0
 
     @classmethod
-    def open(cls, output_dir: str, *, resume: bool = False) -> RunDirectory:
+    def open(cls, output_dir: str, *, resume: bool = False, rounds: int = 0) -> RunDirectory:
         """Make the directory, or take the one of an earlier run to go on in it.
 
         An empty ``output_dir`` makes a new one under ``~/hyperlora-runs``.
 
         Raises:
-            ConfigError: the path is relative, cannot be made, or holds a run (without ``resume``) or none (with it).
+            ConfigError: the path is relative, cannot be made, holds a run (without ``resume``) or none (with it), or
+                one that has ended with all its rounds.
         """
         path = Path(output_dir) if output_dir else _default_path()
         if not path.is_absolute():
             raise ConfigError(f"run.output-dir must be an absolute path, got '{output_dir}'")
-        directory = cls(path, resume)
+        directory = cls(path, resume, rounds)
         directory._check()
         try:
             path.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
@@ -87,6 +90,11 @@ class RunDirectory:
             )
         if self.resume and not (self.path / CONFIG).exists():
             raise ConfigError(f"run.output-dir '{self.path}' holds no run to go on with")
+        made = self.recorded_rounds() if self.resume and self.has_results else 0
+        if made and made >= self.rounds > 0:
+            raise ConfigError(
+                f"{made} rounds of the run in '{self.path}' are made and federation.rounds is {self.rounds}: raise it"
+            )
 
     @contextmanager
     def held(self, patience: float = PATIENCE) -> Iterator[None]:

@@ -10,6 +10,7 @@ import typer
 
 from hyperlora.cli.output import CommandError, OutputFormat, print_table, reports_errors, say
 from hyperlora.storage.files import write_text
+from hyperlora.storage.latest import followed
 
 if TYPE_CHECKING:
     from hyperlora.reporting.page import Page
@@ -39,7 +40,7 @@ def report(
     if to and len(runs) > 1:
         raise CommandError("--to names one file: give one run, or compare several with: hyperlora compare")
     base = RunFiles.open(against) if against else None
-    opened = map(RunFiles.open, runs)
+    opened = map(RunFiles.open, _each_once(runs))
     if output is OutputFormat.JSON:
         figures = [figures_of(run) | ({"paired": paired_figures(run, base)} if base else {}) for run in opened]
         say(json.dumps(figures[0] if len(figures) == 1 else figures))
@@ -66,6 +67,7 @@ def compare(
     from hyperlora.reporting.figures import comparison_figures
     from hyperlora.reporting.run_files import RunFiles
 
+    runs = _each_once(runs)
     if len(runs) < 2:
         raise CommandError("a comparison needs two runs or more; for the page of a single run: hyperlora report")
     opened = [RunFiles.open(run) for run in runs]
@@ -75,6 +77,11 @@ def compare(
         return
     print_table(SUMMARY, summary_rows(figures))
     _write_page(to, comparison_page(opened))
+
+
+def _each_once(runs: list[Path]) -> list[Path]:
+    """Return run directories without a second mention, as ``runs/*`` has of the one that ``runs/latest`` points to."""
+    return list(dict.fromkeys(followed(run) for run in runs))
 
 
 def _write_page(path: Path, page: Page) -> None:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from filelock import FileLock, Timeout
 
 from hyperlora.cli import flower
 from hyperlora.cli.flower import Connection, RunStatus, Tail, failure, follow
 from hyperlora.cli.output import CommandError, reports_errors, say, waiting
+from hyperlora.cli.preflight import check_before, held
 from hyperlora.cli.processes import Interrupted, interruptible, shielded
-from hyperlora.cli.settings import Settings, new_output_dir, read_settings, require_inputs
+from hyperlora.cli.settings import Settings, new_output_dir, read_settings
 from hyperlora.cli.superlink import local_superlink, simulation_size
+from hyperlora.config.schema import RunConfig
 from hyperlora.storage.files import PRIVATE_DIRECTORY
+from hyperlora.storage.latest import point_to
 
 
 @reports_errors
@@ -45,16 +47,21 @@ def run(
 
         hyperlora run --resume runs/first -c federation.rounds=60
     """
-    from hyperlora.task import expected_clients  # torch takes seconds to import
-
     options = {"method": method, "seed": seed, "run.output-dir": str(output_dir) if output_dir else None}
     settings = read_settings(app_dir.absolute(), config or [], override or [], options, resume)
     if superlink:
         size = simulation_size(supernodes, cpus_per_client, gpus_per_client) if supernodes else None
         submit_elsewhere(settings, superlink, size)
     else:
-        nodes = supernodes or expected_clients(settings.config.data)
+        check_before(settings.config, gpus_per_client)
+        nodes = supernodes or _expected_clients(settings.config)
         simulate(settings, simulation_size(nodes, cpus_per_client, gpus_per_client))
+
+
+def _expected_clients(config: RunConfig) -> int:
+    from hyperlora.task import expected_clients  # torch takes seconds to import
+
+    return expected_clients(config.data)
 
 
 def simulate(settings: Settings, size: str) -> None:
@@ -63,9 +70,10 @@ def simulate(settings: Settings, size: str) -> None:
     Raises:
         CommandError: when the run did not complete.
     """
-    require_inputs(settings.config)
     output_dir, since = _output_dir(settings), time.time()
-    with stoppable(f"the results so far lie in {output_dir}"), claimed(output_dir):
+    with stoppable(f"the results so far lie in {output_dir}"), held(output_dir):
+        if output_dir.parent == runs_directory():
+            point_to(output_dir)
         state = _simulate(settings, size, output_dir)
     if not state.completed:
         raise CommandError(f"{failure(state, output_dir, since)} (log: {output_dir / 'flower.log'})")
@@ -81,34 +89,19 @@ def _simulate(settings: Settings, size: str, output_dir: Path) -> RunStatus:
             return follow(connection, run_id, stream, look=_printer(tail, spinner_off))
 
 
+def runs_directory() -> Path:
+    """Return where runs go that name no directory, and where ``latest`` points to the last of them."""
+    return Path.cwd() / "runs"
+
+
 def _output_dir(settings: Settings) -> Path:
     wanted = settings.config.run.output_dir
-    path = Path(wanted) if wanted else new_output_dir(settings.config, Path.cwd() / "runs", datetime.now())
-    if (path / "metrics.jsonl").exists() and not settings.config.run.resume:
-        raise CommandError(f"run directory '{path}' already holds a run: name a new one, or go on with --resume {path}")
+    path = Path(wanted) if wanted else new_output_dir(settings.config, runs_directory(), datetime.now())
     try:
         path.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(f"run directory '{path}' cannot be made: {error.strerror}") from error
     return path
-
-
-@contextmanager
-def claimed(output_dir: Path) -> Iterator[None]:
-    """Keep a second command out of the run directory, before it writes to the log of the first.
-
-    Raises:
-        CommandError: another command writes to it.
-    """
-    lock = FileLock(output_dir / ".command.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CommandError(f"another run writes to '{output_dir}': let it end, or name another directory") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _printer(tail: Tail, spinner_off: Callable[[], None]) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from typing import Any
 from hyperlora.cli.output import CommandError
 from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import PATH_KEYS, RunConfig, Scalar
+from hyperlora.storage.latest import followed
 
 INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients")
 
@@ -61,6 +62,7 @@ def settings_of_run(directory: Path) -> dict[str, Scalar]:
     Raises:
         CommandError: the directory holds no run.
     """
+    directory = followed(directory)
     try:
         values: dict[str, Scalar] = dict(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:

@@ -55,8 +55,32 @@ def _read_rows(kind: str, origin: Origin, columns: Sequence[str]) -> Iterator[tu
     files = _files(kind, origin.path)
     for file in files:
         fallback = file.stem if len(files) > 1 else ONE_DOMAIN
-        for row in _rows(kind, file, columns):
+        for row in _whole_rows(file, _rows(kind, file, columns)):
             yield [_cell(row, column) for column in columns], _cell(row, origin.domain_column) or fallback
+
+
+def _whole_rows(file: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """Yield the rows of a file; those of a csv with more cells than the header are counted and left out.
+
+    Raises:
+        DataError: it has none.
+    """
+    count, longer = 0, []
+    for count, row in enumerate(rows, start=1):
+        if None in row:
+            longer.append(count)
+        else:
+            yield row
+    if longer:
+        log.warning(
+            "%d rows of '%s' have more cells than its header and are left out, row %d first; a text with a comma "
+            "stands in double quotes",
+            len(longer),
+            file,
+            longer[0],
+        )
+    if not count:
+        raise DataError(f"'{file}' has no rows: it is empty, or has a header only")
 
 
 def _text_listing(

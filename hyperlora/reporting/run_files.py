@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from hyperlora.config.schema import RunConfig
+from hyperlora.storage.latest import followed
 from hyperlora.task import build_model
 from models.adapters.adapted_model import AdaptedModel
 from strategies.engine.records import RoundRecord
@@ -45,6 +46,7 @@ class RunFiles:
             RunFilesError: it holds no run, no round of it is made, or a file is damaged.
             ConfigError: its configuration cannot be read by this version.
         """
+        path = followed(path)
         config = _json_of(path / "config.json", dict[str, bool | int | float | str])
         try:
             records = read_records(path / "metrics.jsonl")

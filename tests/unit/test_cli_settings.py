@@ -105,7 +105,8 @@ def test_every_output_dir_is_new(tmp_path):
     assert new_output_dir(RunConfig(seed=7), tmp_path, moment) == tmp_path / f"{first.name}-2"
 
 
-def test_the_command_passes_the_settings_and_the_size_on(app_dir, no_run):
+def test_the_command_passes_the_settings_and_the_size_on(app_dir, no_run, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     result = CliRunner().invoke(app, ["run", "app", "--seed", "5", "-c", "lora.rank=2", "--gpus-per-client", "0.5"])
     assert result.exit_code == 0, result.output
     [(settings, size)] = no_run

@@ -210,3 +210,21 @@ def test_a_server_without_data_knows_the_classes_that_it_is_told() -> None:
 def test_data_of_unknown_classes_only_are_told(photos: Path) -> None:
     with pytest.raises(DataError, match=r"has no sample of a known class; data.classes is 'bus,tram'"):
         list_samples("folder", Origin(str(photos), 6, ("bus", "tram")))
+
+
+def test_rows_with_more_cells_than_the_header_are_left_out_and_the_first_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("text,label\ngood,pos\nbad, really bad,neg\nbad,neg\n")
+    with caplog.at_level(logging.WARNING):
+        listing = list_samples("csv", Origin(str(path)))
+    assert listing.class_names == ("neg", "pos")
+    assert f"1 rows of '{path}' have more cells than its header and are left out, row 2 first" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["text,label\n", ""])
+def test_a_table_without_rows_says_so(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r.csv").write_text(content)
+    with pytest.raises(DataError, match="has no rows"):
+        list_samples("csv", Origin(str(tmp_path / "r.csv")))

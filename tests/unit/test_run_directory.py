@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from hyperlora.cli.output import CommandError
-from hyperlora.cli.run import claimed, simulate
-from hyperlora.cli.settings import Settings
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.storage.files import private_files
 from server_app.run_directory import RunDirectory
 
+RECORDS = "".join(f'{{"server_round": {number}}}\n' for number in (1, 2, 3))
 HOLDER = """
 import sys, time
 from server_app.run_directory import RunDirectory
@@ -95,16 +93,12 @@ def test_an_old_run_goes_on_with_the_keys_it_was_made_with_under_their_new_names
     assert json.loads((tmp_path / "config.json").read_text())["defence.norm-rule"] == "off"
 
 
-def test_a_second_command_is_refused_before_it_writes_to_the_log_of_the_first(tmp_path: Path) -> None:
-    with claimed(tmp_path), pytest.raises(CommandError, match="another run writes to"), claimed(tmp_path):
-        pass
-    with claimed(tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == [".command.lock"]
-
-
-def test_a_command_is_refused_in_a_directory_that_holds_a_run_before_it_writes_there(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").touch()
-    settings = Settings(tmp_path, RunConfig.parse({"run.output-dir": str(tmp_path)}), {})
-    with pytest.raises(CommandError, match="already holds a run"):
-        simulate(settings, "")
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_a_finished_run_is_not_touched_by_a_resume_that_has_nothing_to_do(tmp_path: Path, rounds: int) -> None:
+    for name, text in (("config.json", "{}"), ("evaluation.json", "[]"), ("metrics.jsonl", RECORDS)):
+        (tmp_path / name).write_text(text)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=f"3 rounds of the run in .* are made and federation.rounds is {rounds}"):
+        RunDirectory.open(str(tmp_path), resume=True, rounds=rounds)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert RunDirectory.open(str(tmp_path), resume=True, rounds=4).path == tmp_path

@@ -1,0 +1,149 @@
+"""What is refused before Flower starts, in one sentence and without a file in the directory that it is about."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from hyperlora.cli import preflight, run
+from hyperlora.cli.output import CommandError
+from hyperlora.cli.preflight import check_before, check_data, check_device, check_directory, held
+from hyperlora.cli.settings import Settings, settings_of_run
+from hyperlora.config.schema import RunConfig
+from hyperlora.data.federation import DataError
+
+RECORDS = "".join(f'{{"server_round": {number}}}\n' for number in range(1, 15))
+
+
+def config(**values: Any) -> RunConfig:
+    return RunConfig.parse({name.replace("__", ".").replace("_", "-"): value for name, value in values.items()})
+
+
+@contextmanager
+def untouched(directory: Path) -> Iterator[None]:
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    yield
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Path:
+    """A run of 14 rounds."""
+    (tmp_path / "checkpoints").mkdir()
+    files = {"config.json": "{}", "evaluation.json": "[]", "metrics.jsonl": RECORDS, "checkpoints/round-14": ""}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [".command.lock", ".lock"])
+def test_a_directory_in_use_is_refused_and_left_alone(ended: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "PATIENCE", 0.1)
+    with FileLock(ended / name), untouched(ended), pytest.raises(CommandError, match="another run writes to"):
+        check_directory(ended, config(run__resume=True))
+
+
+def test_a_directory_that_holds_a_run_is_not_taken_for_another(ended: Path) -> None:
+    with untouched(ended), pytest.raises(CommandError, match=f"already holds a run.*--resume {ended}"):
+        check_directory(ended, config())
+
+
+@pytest.mark.parametrize("rounds", [10, 14])
+def test_a_run_whose_rounds_are_made_says_how_many(ended: Path, rounds: int) -> None:
+    sentence = f"14 rounds of the run in .* are made and federation.rounds is {rounds}.*federation.rounds=28"
+    with untouched(ended), pytest.raises(CommandError, match=sentence):
+        check_directory(ended, config(run__resume=True, federation__rounds=rounds))
+    check_directory(ended, config(run__resume=True, federation__rounds=15))
+
+
+def test_a_run_that_was_stopped_while_it_wrote_its_results_may_go_on(ended: Path) -> None:
+    (ended / "evaluation.json").unlink()
+    check_directory(ended, config(run__resume=True, federation__rounds=14))
+
+
+def test_a_resume_without_a_checkpoint_says_that_it_begins_at_round_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text(RECORDS[:20])
+    check_directory(tmp_path, config(run__resume=True))
+    assert "the run begins at round 1" in capsys.readouterr().out
+
+
+def test_a_resume_whose_checkpoints_are_gone_is_refused(ended: Path) -> None:
+    (ended / "checkpoints" / "round-14").unlink()
+    with untouched(ended), pytest.raises(CommandError, match=r"no checkpoint in .* though 14 rounds were made"):
+        check_directory(ended, config(run__resume=True, run__checkpoint_every=5))
+
+
+def test_a_second_command_is_refused_before_it_writes_to_the_log_of_the_first(tmp_path: Path) -> None:
+    with held(tmp_path), pytest.raises(CommandError, match="another run writes to"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".command.lock"]
+
+
+@pytest.mark.parametrize(("gpus", "sentence"), [(0.0, "--gpus-per-client is 0"), (0.25, "this machine has no GPU")])
+def test_a_gpu_that_no_client_gets_is_refused(gpus: float, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(CommandError, match=sentence):
+        check_device(config(train__device="cuda"), gpus)
+    check_device(config(), 0.0)
+
+
+def table(path: Path, count: int, domains: tuple[str, ...] = ("all",)) -> str:
+    rows = [f"text {index},{index % 2},{domain}" for domain in domains for index in range(count)]
+    path.write_text("\n".join(["text,label,domain", *rows]))
+    return str(path)
+
+
+TEXT_MODEL = {"data__name": "csv", "model__name": "hf:somewhere"}
+
+
+def test_too_few_samples_are_named_with_what_helps(tmp_path: Path) -> None:
+    path = table(tmp_path / "r.csv", 30)
+    with pytest.raises(DataError, match="has 30 samples, too few for 5 clients"):
+        check_data(config(data__path=path, data__partition="iid", **TEXT_MODEL))
+
+
+def test_clients_that_will_be_left_out_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = table(tmp_path / "r.csv", 2, ("north", "south"))
+    with caplog.at_level(logging.WARNING):
+        check_data(config(data__path=path, data__partition="natural", **TEXT_MODEL))
+    assert (
+        "2 of 2 clients have too few samples to train, validate and test and are left out: north, south" in caplog.text
+    )
+
+
+def test_texts_for_a_model_of_images_are_refused(tmp_path: Path) -> None:
+    path = table(tmp_path / "r.csv", 200)
+    with pytest.raises(CommandError, match="is texts and model 'digits-vit' takes images"):
+        check_data(config(data__name="csv", data__path=path))
+
+
+def test_a_missing_column_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    path = table(tmp_path / "r.csv", 200)
+    with pytest.raises(DataError, match="has no column 'stars'"):
+        check_data(config(data__path=path, data__label_column="stars", **TEXT_MODEL))
+    with pytest.raises(CommandError, match=r"data\.path = .* does not exist"):
+        check_before(config(data__path=str(tmp_path / "no.csv"), **TEXT_MODEL), 0.0)
+
+
+def test_the_last_run_below_runs_is_found_as_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def simulated(settings: Settings, size: str, output_dir: Path) -> Any:
+        (output_dir / "config.json").write_text("{}")
+        return run.RunStatus("finished:completed", "")
+
+    monkeypatch.setattr(run, "_simulate", simulated)
+    for name in ("first", "second", "../elsewhere"):
+        path = (tmp_path / "runs" / name).resolve()
+        run.simulate(Settings(tmp_path, RunConfig.parse({"run.output-dir": str(path)}), {}), "")
+    assert settings_of_run(Path("runs/latest"))["run.output-dir"] == str(tmp_path / "runs" / "second")
+    assert not (tmp_path / "latest").exists()
