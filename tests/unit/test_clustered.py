@@ -11,7 +11,8 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
 from strategies.methods.base.server import ClientUpdate
-from strategies.methods.clustered.server import Clustered, ClusteredState, cluster_of, k_means
+from strategies.methods.clustered.division import k_means
+from strategies.methods.clustered.server import Clustered, ClusteredState
 from strategies.methods.registry import build_method
 from tests.builders import make_adapter, make_card, make_metrics
 
@@ -82,7 +83,7 @@ def test_clients_that_never_train_do_not_shape_the_clusters() -> None:
     method = method_of(warm_rounds=1)
     far = {f"u{index}": card_at(f"u{index}", 100.0 * (index + 1), trains=False) for index in range(3)}
     with_them = method.register(method.init(INITIAL), {**CARDS, **far})
-    assert {name: cluster_of(with_them, CARDS[name]) for name in "abcd"} in (
+    assert {name: with_them.cluster(CARDS[name]) for name in "abcd"} in (
         {"a": 0, "b": 0, "c": 1, "d": 1},
         {"a": 1, "b": 1, "c": 0, "d": 0},
     )

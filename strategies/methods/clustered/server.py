@@ -11,9 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
@@ -22,11 +19,8 @@ from models.lowrank.factors import Factors
 from models.personalization.signature import Projection, Standardizer
 from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights
 from strategies.methods.clustered.config import ClusteredSettings
+from strategies.methods.clustered.division import Division
 from strategies.methods.fedit import average_factors
-from strategies.methods.hyperlora.state import INITIAL_METRIC, signature_vector, vector_groups
-
-DIMENSIONS = 16
-RESTARTS = 10
 
 
 @dataclass(frozen=True)
@@ -35,15 +29,17 @@ class ClusteredState:
 
     Attributes:
         adapters: one for each cluster, all the same until they part; one alone before clients are known.
-        centers: (clusters, p) of the clusters; None before clients are known.
-        projection: from signature vectors to the p numbers that are clustered.
+        division: of the clients; None before they are known.
         rounds: rounds made.
     """
 
     adapters: Sequence[Adapter]
-    centers: Tensor | None = None
-    projection: Projection | None = None
+    division: Division | None = None
     rounds: int = 0
+
+    def cluster(self, card: ClientCard) -> int:
+        """Return the cluster of a client."""
+        return 0 if self.division is None else self.division.cluster(card)
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class Clustered(BaseMethod):
     clusters: int
     warm_rounds: int
     seed: int
-    state_classes = (ClusteredState, Projection, Standardizer, Adapter, Factors)
+    state_classes = (ClusteredState, Division, Projection, Standardizer, Adapter, Factors)
 
     def init(self, initial: Adapter) -> ClusteredState:
         """Start with the fresh adapter for everybody."""
@@ -61,27 +57,23 @@ class Clustered(BaseMethod):
 
     def register(self, state: ClusteredState, cards: Mapping[str, ClientCard]) -> ClusteredState:
         """Divide the clients that train; once the clusters have parted their centers stay."""
-        if state.centers is not None and state.rounds >= self.warm_rounds:
+        if state.rounds >= max(1, self.warm_rounds):
             return state
         known = [cards[name] for name in sorted(cards)]
         trained = [card for card in known if card.trains] or known
-        vectors = torch.stack([signature_vector(card.signature) for card in trained])
-        groups = vector_groups(trained[0].signature)
-        weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
-        projection = Projection.fit(vectors, weights.sqrt(), DIMENSIONS)
-        centers = k_means(projection(vectors), self.clusters, derive_seed(self.seed, "clusters"))
-        return replace(state, adapters=[state.adapters[0]] * len(centers), centers=centers, projection=projection)
+        division = Division.of(trained, self.clusters, derive_seed(self.seed, "clusters"))
+        return replace(state, adapters=[state.adapters[0]] * len(division.centers), division=division)
 
     def start(self, state: ClusteredState, card: ClientCard) -> Adapter:
         """Send the adapter of the client's cluster."""
-        return state.adapters[cluster_of(state, card)]
+        return state.adapters[state.cluster(card)]
 
     def aggregate(self, state: ClusteredState, updates: Sequence[ClientUpdate]) -> ClusteredState:
         """Average over all clients in the first rounds, later inside each cluster; one without a client stays."""
         parted = state.rounds >= self.warm_rounds
         members: dict[int, list[ClientUpdate]] = {}
         for update in updates:
-            members.setdefault(cluster_of(state, update.card) if parted else 0, []).append(update)
+            members.setdefault(state.cluster(update.card) if parted else 0, []).append(update)
         averages = {
             cluster: average_factors([update.end for update in some], example_weights(some))
             for cluster, some in members.items()
@@ -92,26 +84,6 @@ class Clustered(BaseMethod):
     def anchor(self, state: ClusteredState) -> None:
         """Return None: there is no global adapter."""
         return
-
-
-def cluster_of(state: ClusteredState, card: ClientCard) -> int:
-    """Return the cluster whose center is nearest to the client's signature; 0 before there are any."""
-    if state.centers is None or state.projection is None:
-        return 0
-    point = state.projection(signature_vector(card.signature))
-    return int((state.centers - point).square().sum(dim=1).argmin())
-
-
-def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """Return the centers (c, p) of ``points`` (n, p), c at most ``clusters`` and n: the best of ten starts.
-
-    k-means++ of scikit-learn (Arthur and Vassilvitskii 2007).
-    """
-    from sklearn.cluster import KMeans  # brings scipy, which no other method needs
-
-    count = len(torch.unique(points, dim=0))
-    fitted = KMeans(min(clusters, count), n_init=RESTARTS, random_state=seed % 2**32).fit(points.double().numpy())
-    return torch.as_tensor(fitted.cluster_centers_, dtype=points.dtype)
 
 
 def build(config: RunConfig) -> Clustered:
