@@ -16,7 +16,7 @@ from strategies.methods.registry import build_method
 from tests.builders import RANK, assert_same_products, make_adapter, make_card, make_metrics, moved, same_products
 
 INITIAL = make_adapter(0, fresh=True)
-CARD = make_card("a")
+CARD, NEWCOMER = make_card("a"), make_card("new", trains=False)
 
 
 def scalar(b: float, a: float, head: float = 0.0) -> Adapter:
@@ -69,9 +69,38 @@ def test_rolora_trains_b_and_a_in_turn_and_averages_the_product_exactly() -> Non
     assert method.plan(state, CARD).trains == "B"
 
 
-def test_fedsa_lora_shares_a_alone() -> None:
-    plan = baseline("fedsa-lora").plan(INITIAL, CARD)
-    assert (tuple(plan.down), tuple(plan.up), plan.personal) == (("A",), ("A",), True)
+def test_fedsa_lora_shares_a_alone_among_clients_that_train() -> None:
+    method = baseline("fedsa-lora")
+    plan = method.plan(method.init(INITIAL), CARD)
+    assert (tuple(plan.down), tuple(plan.up), plan.personal) == (("A",), ("A", "head"), True)
+    start = scalar(0, 1)
+    state = method.aggregate(
+        method.init(start), [update(scalar(0, 2, 1), start, 30), update(scalar(0, 6, 5), start, 10)]
+    )
+    assert factors(method.start(state, CARD)) == (0.0, 3.0)
+    assert method.start(state, CARD).head.tolist() == [[0.0, 0.0]]
+
+
+def test_fedsa_loras_newcomer_gets_the_average_head_of_the_last_cohort() -> None:
+    method, start = baseline("fedsa-lora"), scalar(0, 1)
+    state = method.aggregate(
+        method.init(start), [update(scalar(0, 2, 1), start, 30), update(scalar(0, 6, 5), start, 10)]
+    )
+    assert tuple(method.plan(state, NEWCOMER).down) == ("A", "head")
+    assert factors(method.start(state, NEWCOMER)) == (0.0, 3.0)
+    assert method.start(state, NEWCOMER).head.tolist() == [[2.0, 2.0]]
+
+
+def test_a_newcomer_of_local_gets_the_average_head_of_all_that_have_trained() -> None:
+    method, start = baseline("local"), scalar(0, 1)
+    first = ClientUpdate(make_card("a"), start, scalar(7, 7, 1), make_metrics(30))
+    second = ClientUpdate(make_card("b"), start, scalar(9, 9, 5), make_metrics(10))
+    state = method.aggregate(method.aggregate(method.init(start), [first]), [second])
+    made = method.start(state, NEWCOMER)
+    assert (factors(made), made.head.tolist()) == ((0.0, 1.0), [[2.0, 2.0]])
+    assert factors(method.start(state, make_card("a"))) == (7.0, 7.0)
+    untouched = method.start(state, make_card("c"))
+    assert (factors(untouched), untouched.head.tolist()) == ((0.0, 1.0), [[0.0, 0.0]])
 
 
 def test_flora_merges_the_stack_and_starts_afresh_with_another_a() -> None:
