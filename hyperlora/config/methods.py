@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
+from hyperlora.config.renamed import RENAMED_METHODS
 from hyperlora.config.section import ConfigError, Section, nearest, one_of
 
 
@@ -54,7 +55,7 @@ METHODS: Mapping[str, MethodInfo] = {
     "hetlora": MethodInfo("strategies.methods.hetlora", any_rank=True),
     "feddpa": MethodInfo("strategies.methods.feddpa"),
     "potara": MethodInfo("strategies.methods.potara"),
-    "hyperflora": MethodInfo("strategies.methods.hyperflora"),
+    "pfedhn-lora": MethodInfo("strategies.methods.pfedhn_lora"),
     "probe": MethodInfo("strategies.methods.probe"),
     "clustered": MethodInfo("strategies.methods.clustered"),
     "fedper": MethodInfo("strategies.methods.fedper"),
@@ -67,10 +68,12 @@ def find_method(name: str) -> MethodInfo:
     """Return the method of the table, or the one from outside that ``name`` is the module path of.
 
     Raises:
-        ConfigError: there is none, or its module cannot be imported.
+        ConfigError: there is none, it has another name now, or its module cannot be imported.
     """
     if name in METHODS:
         return METHODS[name]
+    if name in RENAMED_METHODS:
+        raise ConfigError(f"method '{name}' is now called '{RENAMED_METHODS[name]}'")
     info: MethodInfo = getattr(_outside(name), "INFO", MethodInfo())
     return replace(info, module=name)
 

@@ -1,11 +1,9 @@
-"""Keys that had another name once, so that old run directories can still be read."""
+"""Keys and methods that had another name once, so that old run directories can still be read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
-
-V = TypeVar("V")
+from typing import Any
 
 RENAMED: Mapping[str, str] = {
     "defence.norm": "defence.norm-rule",
@@ -13,14 +11,20 @@ RENAMED: Mapping[str, str] = {
     "hyperlora.rehearse": "hyperlora.probe-clients",
     "rivals.lora-fair-form": "lora-fair.form",
     "rivals.lora-fair-lambda": "lora-fair.penalty",
-    "rivals.hyperflora-learning-rate": "hyperflora.learning-rate",
+    "rivals.hyperflora-learning-rate": "pfedhn-lora.learning-rate",
+    "hyperflora.learning-rate": "pfedhn-lora.learning-rate",
+    "hyperflora.hidden": "pfedhn-lora.hidden",
+    "hyperflora.inputs": "pfedhn-lora.inputs",
 }
-SHARED: Mapping[str, str] = {"hyperflora.hidden": "generator.hidden", "hyperflora.inputs": "generator.inputs"}
+RENAMED_METHODS: Mapping[str, str] = {"hyperflora": "pfedhn-lora"}
+SHARED: Mapping[str, str] = {"pfedhn-lora.hidden": "generator.hidden", "pfedhn-lora.inputs": "generator.inputs"}
 """Keys whose value another key gave once."""
 
 
-def current_names(values: Mapping[str, V]) -> dict[str, V]:
-    """Return stored settings under today's keys."""
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored settings under today's keys, and with today's name of the method."""
     current = {RENAMED.get(name, name): value for name, value in values.items()}
+    if "method" in current:
+        current["method"] = RENAMED_METHODS.get(current["method"], current["method"])
     shared = {name: values[source] for name, source in SHARED.items() if source in values}
     return {**shared, **current}

@@ -51,7 +51,7 @@ def trained_by(method: Method, end: Adapter) -> Adapter:
 
 
 def method_of(name: str) -> Method:
-    small = {"generator.hidden": 8, "generator.rank": 3, "hyperflora.hidden": 8}
+    small = {"generator.hidden": 8, "generator.rank": 3, "pfedhn-lora.hidden": 8}
     return build_method(RunConfig.parse({"method": name, **small}))
 
 

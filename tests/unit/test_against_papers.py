@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,11 +94,19 @@ def test_flexlora() -> None:
 
 
 def test_flora() -> None:
-    """W <- W + sum_i w_i B_i A_i in every round; the new adapter adds nothing."""
+    """W <- W + sum_i w_i B_i A_i in every round; the new adapters add nothing, and A is another for every client."""
     method = method_of("flora")
     made = used_by_clients(method, after(method, *([adapter(*one) for one in ends] for ends in (FIRST, SECOND))))
     merged = sum(mean([B @ A for B, A, _ in ends]) for ends in (FIRST, SECOND))
     np.testing.assert_allclose(product(made), merged, atol=1e-5)
+    state = after(method, [adapter(*one) for one in FIRST])
+    cards = [make_card("c0"), make_card("c1"), make_card("c2", rank=2)]
+    fresh = [one.low_rank["w"] for one in method.starts(state, cards)]
+    assert [one.rank for one in fresh] == [R, R, 2]
+    assert not any(bool(one.B.any()) for one in fresh)
+    assert all(float(one.A.abs().max()) <= 1 / np.sqrt(N) for one in fresh)
+    assert not np.allclose(fresh[0].A, fresh[1].A)
+    assert not np.allclose(fresh[0].A, method.starts(method.init(INITIAL), cards)[0].low_rank["w"].A)
 
 
 def test_fedex_lora() -> None:
@@ -152,6 +161,38 @@ def test_hetlora() -> None:
     low = method.starts(state, [make_card("c0", rank=2)])[0].low_rank["w"]
     np.testing.assert_allclose(low.B[0].numpy(), B[:, :2], atol=1e-6)
     np.testing.assert_allclose(low.A[0].numpy(), A[:2], atol=1e-6)
+
+
+def test_hetlora_weighs_products_by_a_robust_rules_factors_too() -> None:
+    method = method_of("hetlora")
+    drawn, factors = [draw(seed) for seed in (1, 2, 3)], (1.0, 0.25, 0.5)
+    some = [replace(one, weight=w) for one, w in zip(updates([adapter(*one) for one in drawn]), factors, strict=True)]
+    made = used_by_clients(method, method.aggregate(method.init(INITIAL), some))
+    sizes = np.array([w * np.linalg.norm(B @ A) for w, (B, A, _) in zip(factors, drawn, strict=True)])
+    shares = sizes / sizes.sum()
+    B, A = (sum(p * one[part] for p, one in zip(shares, drawn, strict=True)) for part in (0, 1))
+    np.testing.assert_allclose(product(made), B @ A, atol=1e-6)
+
+
+def test_hetlora_prunes_where_training_made_the_last_columns_smaller() -> None:
+    """k = floor(gamma r); the client whose ||B[:, k:]|| ||A[k:, :]|| fell counts with k columns and is then sent k."""
+    method, start = method_of("hetlora", **{"hetlora.kept": 0.7}), draw(5)
+    B, A, head = start
+    ends = [adapter(B * [1, 1, 0.5], A, head), adapter(B * [0.1, 0.1, 1.5], A, head)]
+    sent = [
+        ClientUpdate(make_card(f"c{i}", num_examples=n), adapter(*start), end, make_metrics(n))
+        for i, (n, end) in enumerate(zip((10, 35), ends, strict=True))
+    ]
+    state = method.aggregate(method.init(INITIAL), sent)
+    pruned = [B[:, :2], B * [0.1, 0.1, 1.5]]
+    sizes = np.array([np.linalg.norm(left @ A[: left.shape[1]]) for left in pruned])
+    shares = sizes / sizes.sum()
+    left = shares[0] * np.pad(pruned[0], ((0, 0), (0, 1))) + shares[1] * pruned[1]
+    right = shares[0] * np.pad(A[:2], ((0, 1), (0, 0))) + shares[1] * A
+    np.testing.assert_allclose(product(state.adapter), left @ right, atol=1e-6)
+    ranks = [one.rank for one in method.starts(state, [make_card(name) for name in ("c0", "c1", "new")])]
+    assert ranks == [2, 3, 3]
+    assert method.starts(state, [make_card("c0", rank=1)])[0].rank == 1
 
 
 def test_potara() -> None:

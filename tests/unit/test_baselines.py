@@ -10,8 +10,8 @@ from hyperlora.messages.plan import LocalPlan, Start, part_of, with_core
 from models.adapters.adapter import Adapter, combine
 from models.lowrank.factors import Factors
 from strategies.methods.base.server import ClientUpdate, Method
-from strategies.methods.hyperflora.server import pull
 from strategies.methods.lora_fair.server import corrected, corrected_by_descent
+from strategies.methods.pfedhn_lora.server import pull
 from strategies.methods.registry import build_method
 from tests.builders import RANK, assert_same_products, make_adapter, make_card, make_metrics, moved, same_products
 
@@ -169,14 +169,14 @@ def test_fed_sb_splits_the_first_average_and_then_averages_cores() -> None:
 def test_hetlora_weighs_by_the_norms_of_the_products_and_cuts_to_a_clients_rank() -> None:
     method, start = baseline("hetlora"), scalar(0, 1)
     state = method.aggregate(method.init(start), [update(scalar(1, 1), start, 90), update(scalar(3, 1), start, 10)])
-    assert factors(state) == (pytest.approx(0.25 * 1 + 0.75 * 3), 1.0)
-    small = method.start(make_adapter(3), make_card("a", rank=1))
+    assert factors(state.adapter) == (pytest.approx(0.25 * 1 + 0.75 * 3), 1.0)
+    small = method.start(method.init(make_adapter(3)), make_card("a", rank=1))
     assert small.rank == 1
     torch.testing.assert_close(small.low_rank["mlp.fc1"].B, make_adapter(3).low_rank["mlp.fc1"].B[..., :1])
 
 
-def test_hyperflora_moves_what_it_makes_towards_what_the_client_made_of_it() -> None:
-    method = baseline("hyperflora")
+def test_pfedhn_moves_what_it_makes_towards_what_the_client_made_of_it() -> None:
+    method = baseline("pfedhn-lora")
     cards = {name: make_card(name) for name in "abcd"}
     state = method.register(method.init(INITIAL), cards)
     start = method.start(state, cards["a"])
@@ -188,7 +188,7 @@ def test_hyperflora_moves_what_it_makes_towards_what_the_client_made_of_it() -> 
     assert agreement > 0
 
 
-def test_hyperfloras_rule_has_the_clients_movement_as_its_gradient() -> None:
+def test_pfedhns_rule_has_the_clients_movement_as_its_gradient() -> None:
     start, end = make_adapter(1), make_adapter(2)
     made = Adapter.from_tensors({k: v.clone().requires_grad_() for k, v in start.tensors().items()})
     torch.autograd.backward(pull(made, update(end, start)))
@@ -196,7 +196,7 @@ def test_hyperfloras_rule_has_the_clients_movement_as_its_gradient() -> None:
         torch.testing.assert_close(tensor.grad, start.tensors()[name] - end.tensors()[name])
 
 
-@pytest.mark.parametrize("name", ["fedit", "fed-sb", "hyperflora"])
+@pytest.mark.parametrize("name", ["fedit", "fed-sb", "pfedhn-lora"])
 def test_methods_that_need_one_rank_say_so(name: str) -> None:
     with pytest.raises(ConfigError, match=f"'{name}' needs one rank for all clients"):
         RunConfig.parse({"method": name, "lora.ranks": "2,4"})

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from benchmarks.suite import flatten
 from hyperlora.config.schema import ConfigError, RunConfig, config_keys
-from strategies.methods.hyperflora.config import HyperFLoraSettings
 from strategies.methods.lora_fair.config import LoraFairSettings
+from strategies.methods.pfedhn_lora.config import PFedHNSettings
 from strategies.methods.registry import build_method
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
@@ -37,6 +37,8 @@ def test_parse_is_the_inverse_of_flat() -> None:
         ({"lora.rank": True}, "'lora.rank' takes an integer, got True"),
         ({"method": "fedsgd"}, "'method' must be one of 'hyperlora'"),
         ({"method": "lora-fiar"}, "got 'lora-fiar'; did you mean 'lora-fair'?"),
+        ({"method": "hyperflora"}, "method 'hyperflora' is now called 'pfedhn-lora'"),
+        ({"hyperflora.hidden": 8}, "'hyperflora.hidden' is now called 'pfedhn-lora.hidden'"),
         ({"method": 3}, "'method' takes a string, got 3 (int)"),
         ({"method": "my_app.fedprox"}, "'method' must be one of 'hyperlora'"),
         ({"wire.dtype": 16}, "'wire.dtype' takes a string, got 16 (int)"),
@@ -72,7 +74,8 @@ def test_settings_of_an_old_run_are_read_under_their_new_names() -> None:
     stored = {"method": "hyperflora", "defence.norm": "off", "generator.hidden": 8, "rivals.lora-fair-lambda": 0.5}
     config = RunConfig.parse_stored(stored)
     assert (config.defence.norm_rule, config.of(LoraFairSettings).penalty) == ("off", 0.5)
-    assert (config.of(HyperFLoraSettings).hidden, config.of(HyperFLoraSettings).inputs) == (8, 16)
+    assert (config.method, config.of(PFedHNSettings).hidden, config.of(PFedHNSettings).inputs) == ("pfedhn-lora", 8, 16)
+    assert RunConfig.parse_stored({"hyperflora.hidden": 7, "generator.hidden": 8}).of(PFedHNSettings).hidden == 7
     assert RunConfig.parse_stored(config.flat()) == config
 
 

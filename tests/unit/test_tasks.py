@@ -19,6 +19,8 @@ from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter, resized
 from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, calibration_error, evaluate, loss_gradient
 from models.backbones.loading import build_backbone
+from strategies.methods.hetlora.pruning import tail_size
+from strategies.methods.hetlora.server import pairs
 
 EMPTY = Samples(torch.empty(0, 1, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 
@@ -139,8 +141,8 @@ def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
         choose_device("cuda")
 
 
-def of_method(runtime: ClientRuntime, method: str) -> ClientRuntime:
-    config = RunConfig.parse({"method": method})
+def of_method(runtime: ClientRuntime, method: str, **values: str | float) -> ClientRuntime:
+    config = RunConfig.parse({"method": method, **values})
     return ClientRuntime(config, runtime.model, runtime.federation, runtime.cache, at_site=False)
 
 
@@ -219,11 +221,58 @@ def test_a_client_with_something_of_its_own_uses_it_and_sends_the_shared_part(
     start = nonzero(runtime)
     reply = trained_with(runtime, plan, start, kept)
     shared = trained_with(of_method(runtime, "fedit"), LocalPlan(), start).end
-    same = all(torch.equal(reply.end.tensors()[name], value) for name, value in shared.tensors().items())
-    assert same == (personal == "potara")
+    assert all(torch.equal(reply.end.tensors()[name], value) for name, value in shared.tensors().items())
     alone = evaluate_adapter(runtime, EvaluateRequest("full", 1, [0], Start(start, plan)), DictKeeper())
     mixed = evaluate_adapter(runtime, EvaluateRequest("full", 1, [0], Start(start, plan)), kept)
     assert alone.test_loss != mixed.test_loss
+
+
+def same(left: Adapter, right: Adapter) -> bool:
+    return all(torch.equal(value, right.tensors()[name]) for name, value in left.tensors().items())
+
+
+def test_potaras_local_adapter_begins_fresh_goes_on_by_itself_and_never_sees_the_servers(
+    runtime: ClientRuntime,
+) -> None:
+    alone, kept, plan = of_method(runtime, "fedit"), DictKeeper(), LocalPlan(personal=True)
+    expected = runtime.model.fresh_adapter(alone.config.seed)
+    for _ in range(2):
+        trained_with(of_method(runtime, "potara"), plan, nonzero(runtime), kept)
+        expected = trained_with(alone, LocalPlan(), expected).end
+        assert same(kept.kept["full"], expected)
+
+
+@pytest.mark.parametrize(("personal", "shared_steps"), [("feddpa", 1), ("potara", 2)])
+def test_an_equal_budget_shares_the_local_steps_out(runtime: ClientRuntime, personal: str, shared_steps: int) -> None:
+    runtime = of_method(runtime, personal, **{f"{personal}.budget": "equal"})
+    kept, start = DictKeeper(), nonzero(runtime)
+    reply = trained_with(runtime, LocalPlan(personal=True), start, kept)
+    plain = of_method(runtime, "fedit")
+    request = TrainRequest("full", 1, shared_steps, Start(start))
+    assert same(reply.end, train_start(plain, request, DictKeeper()).end)
+
+
+def test_hyperlora_that_merges_keeps_what_the_received_adapter_became(runtime: ClientRuntime) -> None:
+    kept = DictKeeper()
+    merging = of_method(runtime, "hyperlora", **{"hyperlora.merge-own": True})
+    reply = trained_with(merging, LocalPlan(personal=True), nonzero(runtime), kept)
+    assert same(kept.kept["full"], reply.end)
+
+
+def test_hetloras_client_shrinks_the_columns_that_it_would_prune(runtime: ClientRuntime) -> None:
+    start = nonzero(runtime)
+    free, held = (
+        trained_with(of_method(runtime, "hetlora", **{"hetlora.penalty": penalty}), LocalPlan(), start).end
+        for penalty in (0.0, 100.0)
+    )
+    sizes = [float(tail_size(pairs(one), 2)) for one in (free, held, start)]
+    assert sizes[1] < min(sizes[0], sizes[2])
+    low = resized(start, 1)
+    cannot_prune = [
+        trained_with(of_method(runtime, "hetlora", **{"hetlora.penalty": penalty}), LocalPlan(), low).end
+        for penalty in (0.0, 100.0)
+    ]
+    assert same(*cannot_prune)
 
 
 def nonzero(runtime: ClientRuntime) -> Adapter:

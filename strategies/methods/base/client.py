@@ -54,6 +54,16 @@ class Trained:
     gradient: Mapping[str, Tensor]
 
 
+def steps_of_both(steps: int, budget: str) -> tuple[int, int]:
+    """Return the local steps of the two adapters of a client that trains two.
+
+    Args:
+        steps: the local budget K.
+        budget: ``full`` gives K to each; ``equal`` gives K to both together, the first getting the odd step.
+    """
+    return (steps, steps) if budget == "full" else (steps - steps // 2, steps // 2)
+
+
 class LocalClient(Protocol):
     """One client, as the client half of a method sees it: its model, its samples and what it keeps."""
 

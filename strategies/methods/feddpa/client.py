@@ -1,8 +1,9 @@
 """FedDPA at the client: a private adapter beside the global one, mixed at use (arXiv 2403.19211, eq. 7-9).
 
-y = W_0 x + (1 - lambda) dW_global x + dW_private x. Half of the local steps train the private adapter, half the global
-one. The paper weighs each test instance by its similarity to S = 5 local samples; lambda here is the mean of that over
-samples of the client's own distribution.
+y = W_0 x + (1 - lambda) dW_global x + dW_private x. Each of the two adapters is trained for the whole local budget, as
+in the authors' code, so a client makes twice the steps of other methods; ``feddpa.budget = equal`` shares the budget
+out between them. The paper weighs each test instance by its similarity to S = 5 local samples; lambda here is the mean
+of that over samples of the client's own distribution.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import LocalPlan
 from models.adapters.adapter import Adapter
-from strategies.methods.base.client import ClientHalf, Composition, LocalClient, Trained
+from strategies.methods.base.client import ClientHalf, Composition, LocalClient, Trained, steps_of_both
+from strategies.methods.feddpa.config import FedDPASettings
 
 REFERENCE_SAMPLES = 5
 
@@ -31,14 +33,18 @@ class Mixed(Composition):
         return end if self.fixed_head is None else Adapter(end.low_rank, end.head - self.fixed_head)
 
 
+@dataclass(frozen=True)
 class FedDPAClient(ClientHalf):
-    """Keeps the private adapter."""
+    """Keeps the private adapter; ``budget`` is ``full`` or ``equal``."""
+
+    budget: str
 
     def train(self, client: LocalClient, start: Adapter, plan: LocalPlan, steps: int) -> Trained:
         """Train the private adapter over the received one, then the received one, which is sent back."""
         mixed = self.compose(client, start, plan)
-        private = client.train(mixed, steps - steps // 2)
-        shared = client.train(Composition(start), steps // 2)
+        private_steps, shared_steps = steps_of_both(steps, self.budget)
+        private = client.train(mixed, private_steps)
+        shared = client.train(Composition(start), shared_steps)
         client.keep(mixed.private(private.end))
         return replace(shared, metrics=private.metrics)
 
@@ -69,5 +75,5 @@ def affinity(client: LocalClient) -> float:
 
 
 def build(config: RunConfig) -> FedDPAClient:
-    """Return the client half; it has no settings."""
-    return FedDPAClient()
+    """Return the client half with the settings under ``feddpa``."""
+    return FedDPAClient(config.of(FedDPASettings).budget)

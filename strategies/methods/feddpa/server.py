@@ -1,7 +1,7 @@
 """FedDPA: a global adapter by FedIT and a private one of each client, mixed at use (arXiv 2403.19211, eq. 7-9).
 
-y = W_0 x + (1 - lambda) dW_global x + lambda dW_own x. Half of a client's local steps train the global adapter, half
-its own, which never leaves it. The paper weighs each instance by its similarity to a few local samples; here lambda
+y = W_0 x + (1 - lambda) dW_global x + lambda dW_own x. A client trains the global adapter and its own, which never
+leaves it. The paper weighs each instance by its similarity to a few local samples; here lambda
 is the mean of that over the client's samples (:mod:`strategies.methods.feddpa.client`).
 """
 
@@ -23,5 +23,5 @@ class FedDPA(FedIT):
 
 
 def build(config: RunConfig) -> FedDPA:
-    """Return the method; it has no settings."""
+    """Return the method; its settings are the client's."""
     return FedDPA()

@@ -1,1 +1,1 @@
-"""Potara: the federated adapter merged with the client's last one."""
+"""Potara: the federated adapter merged with one that is fine-tuned locally."""

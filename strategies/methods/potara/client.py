@@ -1,4 +1,8 @@
-"""Potara at the client: the received adapter merged with the client's last one at use (arXiv 2602.18658).
+"""Potara at the client: the received adapter merged at use with one that is fine-tuned locally (arXiv 2602.18658).
+
+The local adapter begins fresh, like the federated one, and goes on from where it ended in the client's last round; the
+server's never enters it. Each of the two is trained for the whole local budget; ``potara.budget = equal`` shares the
+budget out between them.
 
 theta = lambda theta_fed + (1 - lambda) theta_loc with lambda = (b - c) / (a + b - 2c), which minimises tr Var(theta):
 a = tr Var(fed), b = tr Var(loc), c = tr Cov. With per-sample gradients g_s and the damped diagonal Fisher
@@ -8,7 +12,7 @@ the two adapters, c the mean product. lambda is 1/2 where a + b = 2c.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +22,8 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import LocalPlan
 from models.adapters.adapter import Adapter, combine
 from models.adapters.training import TokenSet, loss_gradient
-from strategies.methods.base.client import ClientHalf, Composition, LocalClient, Trained
+from strategies.methods.base.client import ClientHalf, Composition, LocalClient, Trained, steps_of_both
+from strategies.methods.potara.config import PotaraSettings
 
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
@@ -27,19 +32,34 @@ DAMPING = 0.1
 FISHER_SAMPLES = 30
 
 
-class PotaraClient(ClientHalf):
-    """Trains what it receives, keeps the result, and merges the two when it uses an adapter."""
-
-    def train(self, client: LocalClient, start: Adapter, plan: LocalPlan, steps: int) -> Trained:
-        """Train the received adapter and keep what it became."""
-        trained = client.train(Composition(start, plan.base), steps)
-        client.keep(trained.end)
-        return trained
+class MergingClient(ClientHalf):
+    """Merges what it receives with what it kept when it uses an adapter."""
 
     def compose(self, client: LocalClient, adapter: Adapter, plan: LocalPlan) -> Composition:
         """Return the merged adapter; a client that kept nothing uses what it received."""
         kept = client.kept()
         return Composition(adapter if kept is None else merged(client, adapter, kept), plan.base)
+
+
+@dataclass(frozen=True)
+class PotaraClient(MergingClient):
+    """Trains what it receives and, by itself, the adapter that it keeps.
+
+    Attributes:
+        seed: of the run, which the fresh adapter follows from.
+        budget: ``full`` or ``equal``.
+    """
+
+    seed: int
+    budget: str
+
+    def train(self, client: LocalClient, start: Adapter, plan: LocalPlan, steps: int) -> Trained:
+        """Train the received adapter, which is sent back, and the local one, which is kept."""
+        shared_steps, own_steps = steps_of_both(steps, self.budget)
+        shared = client.train(Composition(start, plan.base), shared_steps)
+        own = client.kept() or client.model.fresh_adapter(self.seed)
+        client.keep(client.train(Composition(own, plan.base), own_steps).end)
+        return shared
 
 
 def merged(client: LocalClient, received: Adapter, kept: Adapter) -> Adapter:
@@ -78,5 +98,5 @@ def sample_gradients(model: AdaptedModel, samples: TokenSet, adapter: Adapter) -
 
 
 def build(config: RunConfig) -> PotaraClient:
-    """Return the client half; it has no settings."""
-    return PotaraClient()
+    """Return the client half with the settings under ``potara``."""
+    return PotaraClient(config.seed, config.of(PotaraSettings).budget)

@@ -1,4 +1,4 @@
-"""Potara: a client merges the federated adapter with its own last one when it uses it (arXiv 2602.18658).
+"""Potara: a client merges the federated adapter with a locally fine-tuned one when it uses it (arXiv 2602.18658).
 
 theta = lambda theta_fed + (1 - lambda) theta_loc with lambda = (b - c) / (a + b - 2c), a = tr Var(fed),
 b = tr Var(loc), c = tr Cov from diagonal Fisher estimates (``client.py``). Training is FedIT's.
@@ -17,10 +17,10 @@ class Potara(FedIT):
     """State: the averaged federated adapter."""
 
     def plan(self, state: Adapter, card: ClientCard) -> LocalPlan:
-        """Have the client keep what it trained and merge it at use."""
+        """Have the client keep the adapter that it trains by itself and merge it at use."""
         return LocalPlan(personal=True)
 
 
 def build(config: RunConfig) -> Potara:
-    """Return the method; it has no settings."""
+    """Return the method; its settings are the client's."""
     return Potara()

@@ -1,8 +1,10 @@
-"""HyperFLoRA: a hypernetwork alone makes every adapter (SDM 2024), by pFedHN's rule (arXiv 2103.04628, eq. 4).
+"""pFedHN on LoRA: a hypernetwork alone makes every adapter, taught by pFedHN's rule (arXiv 2103.04628, eq. 4).
 
 theta_i = G_phi(s_i); phi <- phi - eta sum_i w_i J_i^T (theta_i - theta_i'), J_i the Jacobian of factors and head at
-client i and theta_i' what its local steps made of them. Done with our signatures in place of class presence, the
-whole rank instead of 1, and Adam as the server's optimiser.
+client i and theta_i' what its local steps made of them. The network reads signatures in place of pFedHN's learned
+embeddings of clients, so that it makes adapters for newcomers too, and the server's optimiser is Adam. HyperFLoRA
+(SDM 2024) makes LoRA by the same rule, but pretrains by FedAvg and teaches on pseudo-clients first; neither is done
+here, so it is not that method.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from models.lowrank.factors import Factors
 from models.personalization.generators.build import Generator, build_generator
 from models.personalization.signature import Projection, Standardizer
 from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights
-from strategies.methods.hyperflora.config import HyperFLoraSettings
 from strategies.methods.hyperlora.state import INITIAL_METRIC, signature_vector, vector_groups
+from strategies.methods.pfedhn_lora.config import PFedHNSettings
 
 
 @dataclass(frozen=True)
-class HyperFLoraState:
+class PFedHNState:
     """The fresh adapter, the network's parameters and optimiser, and what a signature is reduced by."""
 
     initial: Adapter
@@ -40,20 +42,20 @@ class HyperFLoraState:
 
 
 @dataclass(frozen=True)
-class HyperFLora(BaseMethod):
+class PFedHNLora(BaseMethod):
     """Settings: the network's hidden width, the numbers a signature is reduced to, the server's rate, the seed."""
 
     hidden: int
     inputs: int
     learning_rate: float
     seed: int
-    state_classes = (HyperFLoraState, Standardizer, Projection, Adapter, Factors)
+    state_classes = (PFedHNState, Standardizer, Projection, Adapter, Factors)
 
-    def init(self, initial: Adapter) -> HyperFLoraState:
+    def init(self, initial: Adapter) -> PFedHNState:
         """Start with no network: its size depends on the signatures."""
-        return HyperFLoraState(initial, {})
+        return PFedHNState(initial, {})
 
-    def register(self, state: HyperFLoraState, cards: Mapping[str, ClientCard]) -> HyperFLoraState:
+    def register(self, state: PFedHNState, cards: Mapping[str, ClientCard]) -> PFedHNState:
         """Fit the inputs to the clients known and make the network, once."""
         if state.projection is not None:
             return state
@@ -63,12 +65,12 @@ class HyperFLora(BaseMethod):
         state = replace(state, projection=Projection.fit(table, weights.sqrt(), self.inputs))
         return replace(state, parameters=dict(self._network(state).state_dict()))
 
-    def start(self, state: HyperFLoraState, card: ClientCard) -> Adapter:
+    def start(self, state: PFedHNState, card: ClientCard) -> Adapter:
         """Return what the network makes for the client's signature."""
         with torch.no_grad():
             return self._made(state, [card], state.parameters)[0]
 
-    def aggregate(self, state: HyperFLoraState, updates: Sequence[ClientUpdate]) -> HyperFLoraState:
+    def aggregate(self, state: PFedHNState, updates: Sequence[ClientUpdate]) -> PFedHNState:
         """Take one step of Adam along pFedHN's rule."""
         network = self._network(state)
         network.load_state_dict(dict(state.parameters))
@@ -86,20 +88,18 @@ class HyperFLora(BaseMethod):
         learned = {name: value.detach().clone() for name, value in network.state_dict().items()}
         return replace(state, parameters=learned, optimizer=optimizer.state_dict())
 
-    def anchor(self, state: HyperFLoraState) -> None:
+    def anchor(self, state: PFedHNState) -> None:
         """Return None: there is no global adapter."""
         return
 
-    def _made(
-        self, state: HyperFLoraState, cards: Sequence[ClientCard], parameters: Mapping[str, Tensor]
-    ) -> AdapterBatch:
+    def _made(self, state: PFedHNState, cards: Sequence[ClientCard], parameters: Mapping[str, Tensor]) -> AdapterBatch:
         vectors = torch.stack([signature_vector(card.signature) for card in cards])
         inputs = vectors if state.projection is None else state.projection(vectors)
         buffers = {name: value for name, value in state.parameters.items() if name not in parameters}
         made: AdapterBatch = functional_call(self._network(state), {**buffers, **parameters}, (inputs,))
         return made
 
-    def _network(self, state: HyperFLoraState) -> Generator:
+    def _network(self, state: PFedHNState) -> Generator:
         if state.projection is None:
             raise RuntimeError("the hypernetwork was asked before any client was registered")
         return build_generator(
@@ -119,7 +119,7 @@ def pull(made: Adapter, update: ClientUpdate) -> Tensor:
     return torch.stack([(tensor * (start[name] - end[name])).sum() for name, tensor in made.tensors().items()]).sum()
 
 
-def build(config: RunConfig) -> HyperFLora:
-    """Return the method with the settings under ``hyperflora``."""
-    settings = config.of(HyperFLoraSettings)
-    return HyperFLora(settings.hidden, settings.inputs, settings.learning_rate, config.seed)
+def build(config: RunConfig) -> PFedHNLora:
+    """Return the method with the settings under ``pfedhn-lora``."""
+    settings = config.of(PFedHNSettings)
+    return PFedHNLora(settings.hidden, settings.inputs, settings.learning_rate, config.seed)

@@ -1,0 +1,1 @@
+"""HetLoRA: clients of different ranks, which prune their own."""

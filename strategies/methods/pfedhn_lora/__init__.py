@@ -1,0 +1,1 @@
+"""pFedHN on LoRA: a hypernetwork alone makes every adapter."""
