@@ -28,8 +28,14 @@ from hyperlora.config.settings import PrivacyConfig
 
 KINDS = ("signature", "train", "evaluate", "statistics", "backbone")
 """What may be asked of a site: the types of Flower's messages, without ``query.``."""
-NEEDED = {"signature": ("signature_noise",), "train": ("signature_noise", "adapter_noise"), "backbone": ()}
-"""The noise that an answer needs to be bounded; what is not in it has none. A train reply may hold a new signature."""
+NEEDED = {
+    "signature": ("signature_noise",),
+    "train": ("signature_noise", "adapter_noise"),
+    "evaluate": ("adapter_noise",),
+    "backbone": (),
+}
+"""The noise that an answer needs to be bounded: a train reply may hold a new signature, an evaluation tells no scores
+where adapters have noise. What is not in it has none."""
 Kinds = Annotated[str, names_out_of(KINDS)]
 
 
@@ -62,6 +68,8 @@ class SitePolicy(Section):
         least = {"signature_noise": self.minimum_signature_noise, "adapter_noise": self.minimum_adapter_noise}
         if not (budget or any(least.values())):
             return None
+        if privacy.exact_figures:
+            return "this run has exact figures told beside what has noise (privacy.exact-figures)"
         if kind not in NEEDED:
             return f"what has no noise has no bound, and an answer to '{kind}' has none"
         for name in NEEDED[kind]:
@@ -75,8 +83,8 @@ class SitePolicy(Section):
     def _against_figures(self, kind: str, privacy: PrivacyConfig) -> str | None:
         if kind not in ("signature", "train", "statistics"):
             return None
-        if not self.exact_counts:
-            return "it does not tell how many samples it has"
+        if not self.exact_counts and not privacy.keeps_counts:
+            return "it does not tell how many samples it has (they stay with it where signatures have noise)"
         if not self.exact_label_frequencies and (kind == "statistics" or not privacy.signature_noise):
             return "it does not tell its label frequencies without noise (privacy.signature-noise)"
         return None

@@ -21,7 +21,15 @@ from hyperlora.noise import Draw, noised
 from models.adapters.adapter import Adapter
 
 
-def private(reply: TrainReply, request: TrainRequest, *, clip: float, noise: float, draw: Draw) -> TrainReply:
+def private(
+    reply: TrainReply,
+    request: TrainRequest,
+    *,
+    clip: float,
+    noise: float,
+    draw: Draw,
+    keeps_scores: bool = True,
+) -> TrainReply:
     """Return ``reply`` as it may leave the client.
 
     Args:
@@ -30,6 +38,7 @@ def private(reply: TrainReply, request: TrainRequest, *, clip: float, noise: flo
         clip: L2 norm that the movement of all entries that travel is clipped to.
         noise: standard deviation of the noise in units of the sensitivity 2 ``clip`` (the noise multiplier).
         draw: makes the noise.
+        keeps_scores: whether losses and accuracies stay at the client.
 
     Raises:
         ValueError: the reply tells of the validation gradient, which carries no noise.
@@ -42,8 +51,8 @@ def private(reply: TrainReply, request: TrainRequest, *, clip: float, noise: flo
     released = _released(before, after, clip, noise, draw)
     end = Adapter.from_tensors({name: released.get(name, value) for name, value in reply.end.tensors().items()})
     core = {kind: released[kind] for kind in reply.core}
-    metrics = TrainMetrics(reply.metrics.num_examples, 0.0, 0.0, 0.0, 0.0, 0.0, reply.metrics.seconds)
-    return replace(reply, end=end, core=core, metrics=metrics)
+    kept = TrainMetrics(reply.metrics.num_examples, 0.0, 0.0, 0.0, 0.0, 0.0, reply.metrics.seconds)
+    return replace(reply, end=end, core=core, metrics=kept if keeps_scores else reply.metrics)
 
 
 def _core_before(reply: TrainReply, request: TrainRequest) -> dict[str, Tensor]:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from models.backbones.backbone import Backbone
 
 PREFIX_BATCH = 64
+UNTOLD_EXAMPLES = 100
+"""What every client tells in place of its number of samples where that stays with it; smoothing is of this size too."""
 LEAST_SHARED_WORK = 50_000_000
 log = logging.getLogger(__name__)
 
@@ -149,6 +151,10 @@ class ClientRuntime:
             self.cache.signatures[place] = self._recall(client_id)
         return self.cache.signatures[place]
 
+    def told_examples(self, client_id: str) -> int:
+        """Return the number of training samples that a client tells; the same for all where it is kept back."""
+        return UNTOLD_EXAMPLES if self.config.privacy.keeps_counts else len(self.client(client_id).train)
+
     def with_prior(self, client_id: str, adapter: Adapter) -> Adapter:
         """Return the adapter as the client uses it: with its own class prior in the bias of the head."""
         return add_prior(adapter, self.frequencies(client_id), self.config.prior_strength)
@@ -199,8 +205,8 @@ class ClientRuntime:
     @property
     def _noise_of_signature(self) -> tuple[float, ...]:
         """What of ``privacy`` a signature is made with; nothing else may draw its noise anew. Empty without noise."""
-        privacy = self.config.privacy
-        return (privacy.signature_noise, privacy.signature_clip) if privacy.signature_noise else ()
+        own = self.config.privacy
+        return (own.signature_noise, own.signature_clip, float(own.keeps_counts)) if own.signature_noise else ()
 
     def _describe(self, client_id: str) -> Signature:
         train = self.tokens(client_id, "train")
@@ -220,6 +226,7 @@ class ClientRuntime:
                 clip=privacy.signature_clip,
                 noise=privacy.signature_noise,
                 draw=self.noise(client_id, "signature"),
+                told_examples=self.told_examples(client_id),
             )
         except ValueError as error:
             raise DataError(f"client '{client_id}' takes no part: {error}") from error

@@ -139,7 +139,8 @@ def _card(runtime: ClientRuntime, client_id: str) -> ClientCard:
     signature = runtime.signature(client_id)
     ranks = runtime.config.lora.client_ranks
     rank = ranks[runtime.federation.client_ids.index(client_id) % len(ranks)] if ranks else 0
-    return ClientCard(client_id, client.domain, client.trains, len(client.train), signature, rank)
+    told = runtime.told_examples(client_id)
+    return ClientCard(client_id, client.domain, client.trains, told, signature, rank)
 
 
 def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -> TrainReply:
@@ -156,7 +157,11 @@ def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -
         request.client_id,
         request.server_round,
         trained.end,
-        replace(trained.metrics, seconds=time.perf_counter() - began),
+        replace(
+            trained.metrics,
+            num_examples=runtime.told_examples(request.client_id),
+            seconds=time.perf_counter() - began,
+        ),
         trained.gradient,
         changed,
         trained.core,
@@ -176,7 +181,14 @@ def _noised(runtime: ClientRuntime, request: TrainRequest, reply: TrainReply) ->
     if not privacy.adapter_noise:
         return reply
     draw = runtime.noise(request.client_id, request.server_round)
-    return private(reply, request, clip=privacy.adapter_clip, noise=privacy.adapter_noise, draw=draw)
+    return private(
+        reply,
+        request,
+        clip=privacy.adapter_clip,
+        noise=privacy.adapter_noise,
+        draw=draw,
+        keeps_scores=privacy.keeps_scores,
+    )
 
 
 def _gradient(model: AdaptedModel, validation: TokenSet, spec: GradientSpec, rank: int) -> dict[str, Tensor]:
@@ -189,8 +201,10 @@ def _gradient(model: AdaptedModel, validation: TokenSet, spec: GradientSpec, ran
 def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: Keeper) -> EvaluateReply:
     """Score the received adapter on the client's test and validation splits after each number of local steps.
 
-    What is trained here stays here.
+    What is trained here stays here. Where scores are kept back, nothing is computed and the reply has none.
     """
+    if runtime.config.privacy.keeps_scores:
+        return EvaluateReply.without_scores(request)
     began, plan = time.perf_counter(), request.start.plan
     client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
     model, test, validation = runtime.model, client.tokens("test"), client.tokens("validation")

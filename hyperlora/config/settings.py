@@ -197,7 +197,7 @@ class DefenceConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """Differential privacy at the clients; the accountant is in :mod:`strategies.engine.privacy_ledger`."""
+    """Differential privacy at the clients; the accountant is in :mod:`hyperlora.accounting`."""
 
     signature_noise: NonNegativeFloat = key(
         0.0, "noise on signatures, in units of their sensitivity to one sample; 0 is none"
@@ -209,9 +209,25 @@ class PrivacyConfig(Section):
     adapter_clip: PositiveFloat = key(1.0, "L2 norm that a client's movement is clipped to where there is noise")
     delta: PositiveFloat = key(1e-5, "delta of the privacy that the accountant tells")
     epsilon: NonNegativeFloat = key(0.0, "budget of a client: when it is spent, the client trains no more; 0 is none")
+    exact_figures: bool = key(
+        False,
+        "tell counts and scores exactly beside what has noise, to measure in a simulation; no epsilon has them",
+    )
+
+    @property
+    def keeps_counts(self) -> bool:
+        """Whether clients keep their number of samples to themselves: the signature has noise."""
+        return self.signature_noise > 0 and not self.exact_figures
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether clients keep losses and accuracies of training and evaluations to themselves: adapters have noise."""
+        return self.adapter_noise > 0 and not self.exact_figures
 
     def check(self, config: RunConfig) -> None:
         """Refuse a budget for what is sent without noise."""
+        if self.epsilon and self.exact_figures:
+            raise ConfigError("privacy.epsilon bounds nothing with privacy.exact-figures: exact figures have no bound")
         if self.epsilon and not (self.adapter_noise and self.signature_noise):
             raise ConfigError(
                 "privacy.epsilon needs privacy.signature-noise and privacy.adapter-noise: "

@@ -81,6 +81,12 @@ class EvaluateReply:
     calibration_error: Sequence[float]
     seconds: float
 
+    @classmethod
+    def without_scores(cls, request: EvaluateRequest) -> EvaluateReply:
+        """Return the reply of a client that took its adapter and tells nothing of it: on no test samples, all zeros."""
+        nothing = [0.0] * len(request.steps)
+        return cls(request.client_id, 0, nothing, nothing, nothing, nothing, 0.0)
+
     def encode(self) -> RecordDict:
         """Return the content of the message."""
         metrics = MetricRecord(

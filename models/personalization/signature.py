@@ -147,14 +147,22 @@ SENSITIVITY = math.sqrt(8.0)
 
 
 def private_signature(
-    features: Tensor, labels: Tensor, *, num_classes: int, smoothing: float, clip: float, noise: float, draw: Draw
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    smoothing: float,
+    clip: float,
+    noise: float,
+    draw: Draw,
+    told_examples: int,
 ) -> Signature:
     """Return a signature by which a training sample and any other in its place can hardly be told apart.
 
     The Gaussian mechanism (Dwork and Roth, "The Algorithmic Foundations of Differential Privacy", theorem A.1; exact
     epsilon by Balle and Wang, 2018) on the mean features, their mean squares and the label frequencies at once.
-    Neighbours differ in one sample that is replaced; the number of samples is taken to be public. Standard deviations
-    and frequencies are computed from the noised moments, which costs no more privacy.
+    Neighbours differ in one sample that is replaced. Standard deviations and frequencies are computed from the noised
+    moments and ``told_examples``, which costs no more privacy.
 
     Args:
         features: (M, d) pooled features of at most M samples.
@@ -164,6 +172,7 @@ def private_signature(
         clip: root mean square that a sample's features are clipped to; squares are clipped to sqrt 2 of what is left.
         noise: standard deviation of the noise in units of the sensitivity (the noise multiplier).
         draw: makes the noise; :func:`hyperlora.noise.secret_noise` where it shall protect.
+        told_examples: number of samples that the signature tells and smooths by: n, or any other that hides it.
 
     Raises:
         ValueError: a feature is not finite, so that it cannot be clipped.
@@ -181,12 +190,12 @@ def private_signature(
     second = noised(squares.mean(dim=0), step * squares_bound, draw)
     noisy = noised(frequencies, step, draw).clamp_min(0.0)
     noisy = noisy / noisy.sum().clamp_min(1e-6)
-    smooth = noisy * labels.numel() + smoothing
+    smooth = noisy * told_examples + smoothing
     return Signature(
         feature_mean=mean,
         feature_std=(second - mean.square()).clamp_min(0.0).sqrt(),
         class_frequencies=smooth / smooth.sum(),
-        log_num_examples=math.log(labels.numel()),
+        log_num_examples=math.log(told_examples),
     )
 
 

@@ -158,7 +158,7 @@ class LoraStrategy(Strategy):
         self._note_drift(updates)
         if updates:
             self.state = self.method.aggregate(self.state, updates)
-            sends_metrics = not self.settings.privacy.adapter_noise
+            sends_metrics = not self.settings.privacy.keeps_scores
             self.record.training = training_figures(updates, sends_metrics=sends_metrics)
             self._report()
             self.record.add_seconds("training", sum(update.metrics.seconds for update in updates))
@@ -175,12 +175,14 @@ class LoraStrategy(Strategy):
     ) -> list[Message]:
         """Ask every reachable client, seen and unseen, what the adapter made for it is worth.
 
-        Before that, clients score the candidates of a method that probes its starts.
+        Before that, clients score the candidates of a method that probes its starts. Where clients keep scores back,
+        they get their adapters by this message and tell nothing.
         """
-        if isinstance(self.method, ProbesStarts):
+        told = not self.settings.privacy.keeps_scores
+        if told and isinstance(self.method, ProbesStarts):
             self._probe(self.method, grid, server_round)
         began, last = time.perf_counter(), self._last_round == server_round
-        self._evaluation = self._requests.evaluation(self.state, server_round, last=last)
+        self._evaluation = self._requests.evaluation(self.state, server_round, last=last and told)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._evaluation.messages()

@@ -51,9 +51,16 @@ def ask(directory: Path, policy: str, message_type: str, values: dict[str, Any])
         ('methods = ["fedit"]', "train", {}, "runs of fedit, and this one is of 'hyperlora'"),
         ("minimum-signature-noise = 2.5", "query.signature", NOISED, "signature-noise of at least 2.5.* has 2"),
         ("minimum-adapter-noise = 4", "train", NOISED, "adapter-noise of at least 4, and this run has 3"),
-        ("minimum-adapter-noise = 1", "evaluate", NOISED, "an answer to 'evaluate' has none"),
+        (
+            "minimum-adapter-noise = 1",
+            "evaluate",
+            {"privacy.signature-noise": 2.0},
+            "of at least 1, and this run has 0",
+        ),
+        ("minimum-adapter-noise = 1", "train", NOISED | {"privacy.exact-figures": True}, "exact figures told"),
         ("maximum-epsilon = 1.0", "query.signature", {}, "budget of epsilon 1, and without noise"),
         ("exact-counts = false", "query.signature", {}, "how many samples it has"),
+        ("exact-counts = false", "train", NOISED | {"privacy.exact-figures": True}, "how many samples it has"),
         ("exact-label-frequencies = false", "train", {}, "label frequencies without noise"),
     ],
 )
@@ -75,8 +82,9 @@ def test_what_the_policy_forbids_is_refused_before_a_handler_sees_it(
 
 
 def test_what_the_policy_does_not_name_is_let_through(tmp_path: Path) -> None:
+    policy = 'answers = ["signature"]\nminimum-signature-noise = 2\nexact-counts = false'
     with pytest.raises(ProtocolError, match="the message holds no ConfigRecord"):
-        ask(tmp_path, 'answers = ["signature"]\nminimum-signature-noise = 2', "query.signature", NOISED)
+        ask(tmp_path, policy, "query.signature", NOISED)
 
 
 def test_the_statistics_of_classes_can_be_kept_back() -> None:

@@ -50,11 +50,18 @@ def samples() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def signature_of(
-    features: torch.Tensor, labels: torch.Tensor, noise: float, seed: int = 1, clip: float = 1e3
+    features: torch.Tensor, labels: torch.Tensor, noise: float, seed: int = 1, clip: float = 1e3, told: int = COUNT
 ) -> Signature:
     draw = simulated_noise(seed)
     return private_signature(
-        features, labels, num_classes=CLASSES_HERE, smoothing=1.0, clip=clip, noise=noise, draw=draw
+        features,
+        labels,
+        num_classes=CLASSES_HERE,
+        smoothing=1.0,
+        clip=clip,
+        noise=noise,
+        draw=draw,
+        told_examples=told,
     )
 
 
@@ -306,6 +313,15 @@ def test_without_noise_nothing_is_accounted_for() -> None:
         ({"privacy.adapter-noise": 1.0}, "hyperlora.gradient"),
         ({"privacy.epsilon": 1.0, "privacy.signature-noise": 1.0}, "privacy.adapter-noise"),
         ({"privacy.delta": 0.0}, "privacy.delta"),
+        (
+            {
+                "privacy.epsilon": 1.0,
+                "privacy.signature-noise": 1.0,
+                "privacy.adapter-noise": 1.0,
+                "privacy.exact-figures": True,
+            },
+            "exact figures have no bound",
+        ),
     ],
 )
 def test_settings_that_would_not_protect_are_refused(values: dict[str, float], sentence: str) -> None:

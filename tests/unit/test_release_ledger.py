@@ -123,7 +123,7 @@ def test_a_signature_beyond_the_budget_is_not_computed(tmp_path: Path, monkeypat
         ("query.signature", "privacy.signature-noise", "privacy.signature-noise is 0"),
         ("train", "privacy.adapter-noise", "privacy.adapter-noise is 0"),
         ("train", "privacy.signature-noise", "privacy.signature-noise is 0"),
-        ("evaluate", "", "an answer to 'evaluate' has none"),
+        ("evaluate", "privacy.adapter-noise", "privacy.adapter-noise is 0"),
     ],
 )
 def test_a_site_with_a_budget_answers_nothing_without_noise(
