@@ -79,7 +79,14 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     return LoraStrategy(
         build_method(config, model.backbone.num_heads),
         initial=initial,
-        registrar=Registrar.of(model, num_classes, allowed, shipment if config.model.ship else None, rank),
+        registrar=Registrar.of(
+            model,
+            num_classes,
+            allowed,
+            shipment if config.model.ship else None,
+            rank,
+            federation.clients_per_node,
+        ),
         settings=replace(
             RoundSettings.of(config, min_clients=federation.min_clients or expected_clients(config.data)),
             clients_per_round=cohort_size(config.data, federation.clients_per_round),

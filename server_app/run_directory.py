@@ -29,6 +29,7 @@ from hyperlora.storage.files import (
     write_json,
     write_text,
 )
+from server_app.tightening import tightens
 
 log = logging.getLogger(__name__)
 LOCK, PATIENCE = ".lock", 10.0
@@ -126,7 +127,9 @@ class RunDirectory:
         append_bytes(self.path / name, (json.dumps(value) + "\n").encode())
 
     def keep_config(self, config: RunConfig) -> None:
-        """Write ``config.json``; where there is one, the run goes on and only ``MAY_CHANGE`` may differ from it.
+        """Write ``config.json``; where there is one, the run goes on.
+
+        What may differ is ``MAY_CHANGE``, and what makes the run safer (:mod:`server_app.tightening`).
 
         Raises:
             ConfigError: another key differs, so that the run could not go on as it began.
@@ -134,7 +137,11 @@ class RunDirectory:
         path, flat = self.path / CONFIG, config.flat()
         kept = current_names(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else flat
         before = {**RunConfig().flat(), **kept}  # a key that is newer than the run had its default
-        changed = [name for name in flat if flat[name] != before[name] and not name.startswith(MAY_CHANGE)]
+        changed = [
+            name
+            for name in flat
+            if flat[name] != before[name] and not name.startswith(MAY_CHANGE) and not tightens(name, before, flat)
+        ]
         if changed:
             raise ConfigError(f"the run in '{self.path}' cannot go on with another {', '.join(changed)}")
         self.write_json(CONFIG, flat)

@@ -167,6 +167,9 @@ class FederationConfig(Section):
     allowed_clients: str = key(
         "", "absolute path, at the server, of the list of clients and their node keys; empty admits every node"
     )
+    clients_per_node: PositiveInt = key(
+        1, "most clients that one SuperNode may speak for; the nodes of a simulation host any number"
+    )
     min_clients: NonNegativeInt = key(0, "clients to wait for before round 1; 0 means all that the data set defines")
     min_replies: PositiveInt = key(1, "usable replies without which a round changes nothing")
     join_timeout: PositiveFloat = key(120.0, "seconds to wait for them")

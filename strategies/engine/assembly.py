@@ -30,6 +30,11 @@ class HyperLoraStrategy(LoraStrategy):
         super().__init__(
             build_method(config, model.backbone.num_heads),
             initial=initial,
-            registrar=Registrar.of(model, num_classes, required_rank=required_rank(config, initial.rank)),
+            registrar=Registrar.of(
+                model,
+                num_classes,
+                required_rank=required_rank(config, initial.rank),
+                most_clients=config.federation.clients_per_node,
+            ),
             settings=RoundSettings.of(config, min_clients=min_clients),
         )

@@ -17,7 +17,7 @@ from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
-from models.personalization.signature import drift
+from models.personalization.signature import Signature, drift
 from strategies.engine.checkpoint import Checkpoint, capture, restore
 from strategies.engine.history import History, sample_cohort
 from strategies.engine.privacy_ledger import PrivacyLedger
@@ -114,6 +114,7 @@ class LoraStrategy(Strategy):
             self.join(grid)
         if self.registrar.refresh(grid, self.settings.round_timeout):
             self._register()
+        self._note_returned()
         clients = self._willing()
         self.record.cohort = sample_cohort(
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
@@ -347,15 +348,26 @@ class LoraStrategy(Strategy):
 
     def _note_drift(self, updates: Sequence[ClientUpdate]) -> None:
         """Take over the signatures of clients whose data changed, and say by how much they did."""
-        known = [card.signature for card in self.roster.cards.values()]
         changed = [update.card for update in updates if update.card is not self.roster.cards[update.card.client_id]]
+        known = [card.signature for card in self.roster.cards.values()]
         for card in changed:
-            name, before = card.client_id, self.roster.cards[card.client_id].signature
-            self.record.drift[name] = drift(before, card.signature, known)
-            log.warning("client '%s' has other data now: its signature moved by %.2f", name, self.record.drift[name])
-            self.roster.cards[name] = card
+            before, self.roster.cards[card.client_id] = self.roster.cards[card.client_id].signature, card
+            self._note_moved(card, before, known)
         if changed:
             self._register()
+
+    def _note_returned(self) -> None:
+        """Say by how much the signatures moved that clients came back with, and count them as released."""
+        changed = self.roster.take_changed()
+        known = [card.signature for name, card in self.roster.cards.items() if name not in changed]
+        for name, before in changed.items():
+            self.history.note_signature(name)
+            self._note_moved(self.roster.cards[name], before, [*known, *changed.values()])
+
+    def _note_moved(self, card: ClientCard, before: Signature, known: Sequence[Signature]) -> None:
+        name = card.client_id
+        self.record.drift[name] = drift(before, card.signature, known)
+        log.warning("client '%s' has other data now: its signature moved by %.2f", name, self.record.drift[name])
 
     def _anchor_arrays(self) -> ArrayRecord | None:
         anchor = self.method.anchor(self.state)

@@ -41,6 +41,7 @@ class Registrar:
     shipment: Shipment | None = None
     roster: Roster = field(default_factory=Roster)
     required_rank: int = 0
+    _warned: bool = False
 
     @classmethod
     def of(
@@ -50,10 +51,12 @@ class Registrar:
         allowed: AllowListFile | None = None,
         shipment: Shipment | None = None,
         required_rank: int = 0,
+        most_clients: int = 1,
     ) -> Registrar:
         """Return a registrar with an empty roster for clients that have the backbone of ``model``."""
         signature_size = 2 * model.backbone.embed_dim + num_classes + 1
-        return cls(model.backbone.fingerprint, signature_size, num_classes, shipment, Roster(allowed), required_rank)
+        roster = Roster(allowed, most_clients=most_clients)
+        return cls(model.backbone.fingerprint, signature_size, num_classes, shipment, roster, required_rank)
 
     @property
     def shipped_fingerprint(self) -> str:
@@ -88,13 +91,22 @@ class Registrar:
         """Begin a round: ask nodes that are new for their clients; return whether one was added or changed its node."""
         roster = self.roster
         roster.patience.tick()
-        keys = {node.node_id: node.public_key for node in grid.get_nodes()} if roster.allowed is not None else {}
-        new = roster.see(list(keys) if roster.allowed is not None else list(grid.get_node_ids()), keys)
+        keys = {node.node_id: node.public_key for node in grid.get_nodes()}
+        new = roster.see(list(keys), keys)
+        self._warn_of_strangers(new)
         before = dict(roster.nodes)
         lacking = self._ask(grid, new, reply_timeout)
         for node_id in self._ask(grid, self._ship(grid, lacking, reply_timeout), reply_timeout):
             roster.leave_out(f"node {node_id}", "it lacks the server's backbone")
         return before != roster.nodes
+
+    def _warn_of_strangers(self, new: Collection[int]) -> None:
+        """Say once that nothing binds the nodes of a deployment to their clients."""
+        if self.roster.allowed is None and not self._warned and any(map(self.roster.is_deployed, new)):
+            self._warned = True
+            log.warning(
+                "there is no allow-list (federation.allowed-clients): every node that connects may speak for any free client"
+            )
 
     def _ask(self, grid: Grid, node_ids: Collection[int], timeout: float) -> list[int]:
         """Ask nodes for their clients and return those that lack the backbone."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from hyperlora.messages.signature import ClientCard, SignatureReply
-from strategies.federation.allow_list import AllowList, AllowListFile
+from models.personalization.signature import Signature
+from strategies.federation.allow_list import AllowList, AllowListFile, node_key
 
 FIRST_REST = 1
 log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ class Roster:
         nodes: client-id -> the node that it is reached at.
         left_out: node or client -> why it takes no part.
         patience: which nodes are not asked for a while.
+        most_clients: how many clients one node with a key of its own may host; simulated nodes host any number.
+        changed: client-id -> the signature that was known, for clients that came (back) with another one.
     """
 
     allowed: AllowList | AllowListFile | None = None
@@ -68,6 +71,8 @@ class Roster:
     nodes: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     patience: Patience = field(default_factory=Patience)
+    most_clients: int = 1
+    changed: dict[str, Signature] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
     _present: set[int] = field(default_factory=set)
     _keys: Mapping[int, bytes] = field(default_factory=dict)
@@ -137,16 +142,41 @@ class Roster:
             Whether the node needs the server's backbone first and is allowed to have it.
         """
         self.left_out.pop(f"node {node_id}", None)
+        names = {*(card.client_id for card in reply.cards), *reply.left_out}
+        hosted = len(names | {name for name, holder in self.nodes.items() if holder == node_id})
+        if hosted > self.most_clients and self.is_deployed(node_id):
+            limit = f"federation.clients-per-node allows {self.most_clients}"
+            self.leave_out(f"node {node_id}", f"it claims {hosted} clients, {limit}")
+            return False
         for name, reason in reply.left_out.items():
-            self.leave_out(f"client '{name}'", reason)
+            self._leave_out_for(node_id, name, reason)
         for card in reply.cards:
             self._admit(node_id, card)
         return bool(reply.needs_backbone) and self._is_allowed(node_id, reply.needs_backbone)
+
+    def is_deployed(self, node_id: int) -> bool:
+        """Tell whether a node is a SuperNode with a key pair, and not a part of a simulation."""
+        return node_key(self._keys.get(node_id, b"")) is not None
+
+    def take_changed(self) -> dict[str, Signature]:
+        """Return ``changed`` and forget it."""
+        changed, self.changed = self.changed, {}
+        return changed
 
     def leave_out(self, who: str, reason: str) -> None:
         """Note and log why a node or client takes no part."""
         self.left_out[who] = reason
         log.warning("%s is left out: %s", who, reason)
+
+    def _leave_out_for(self, node_id: int, client_id: str, reason: str) -> None:
+        """Note why a client takes no part, as its node says; what a node says of another's client is its own fault."""
+        holder = self.nodes.get(client_id, node_id)
+        objection = self._objection(node_id, client_id)
+        if objection or (holder != node_id and holder in self._present and client_id not in self._barred):
+            whose = objection or f"node {holder} is that client"
+            self.leave_out(f"node {node_id}", f"it tells why client '{client_id}' takes no part, but {whose}")
+            return
+        self.leave_out(f"client '{client_id}'", reason)
 
     def _connected(self) -> dict[str, ClientCard]:
         return {
@@ -164,9 +194,11 @@ class Roster:
             self._refused_for[node_id] = holder
             self.leave_out(f"node {node_id}", f"it claims client '{card.client_id}', which node {holder} is")
             return
+        known = self.cards.get(card.client_id)
+        if known is not None and known.signature.digest() != card.signature.digest():
+            self.changed.setdefault(card.client_id, known.signature)
         self.cards[card.client_id], self.nodes[card.client_id] = self._as_known(card), node_id
-        if barred:
-            self._let_in(card.client_id)
+        self._let_in(card.client_id)
 
     def _as_known(self, card: ClientCard) -> ClientCard:
         """Return the card with the signature that is known already where both say the same (rounding may differ)."""

@@ -202,6 +202,20 @@ def test_a_client_that_was_away_when_the_run_was_resumed_is_still_known() -> Non
     assert not second.record.failures
 
 
+def test_a_signature_that_changed_while_the_server_was_stopped_is_noticed_and_counted() -> None:
+    first, second = make_strategy(), make_strategy()
+    run(first, rounds=1)
+    second.resume(first.checkpoint())
+    changed = [make_card(CARDS[0].client_id, seed=77), *CARDS[1:]]
+    records: list[RoundRecord] = []
+    grid = LocalGrid(fake_client_app(changed), {}, 3)
+    second.start(grid, num_rounds=3, start_round=2, on_round=records.append)
+    assert list(records[0].drift) == [CARDS[0].client_id]
+    assert records[0].drift[CARDS[0].client_id] > 0.1
+    assert records[1].drift == {}
+    assert second.history.signatures == {CARDS[0].client_id: 2}
+
+
 def test_a_client_that_never_answers_is_named() -> None:
     strategy = make_strategy()
     grid = LocalGrid(fake_client_app(CARDS), {}, 3)

@@ -144,3 +144,52 @@ def test_a_client_goes_on_at_a_node_that_has_its_new_key() -> None:
     assert own.roster.nodes == {"a0": 2}
     assert list(own.roster.reachable()) == ["a0"]
     assert own.roster.left_out == {}
+
+
+def hosting(node_key: bytes, *names: str) -> tuple[SiteGrid, Registrar]:
+    """Return a grid of one node that says it hosts ``names``, asked once."""
+    app = ClientApp()
+
+    @app.query("signature")
+    def signature(message: Message, context: Any) -> Message:
+        return Message(SignatureReply([make_card(name) for name in names], {}).encode(), reply_to=message)
+
+    grid, asking = SiteGrid({}, [{}], [node_key]), registrar()
+    grid._client_app = app
+    asking.refresh(grid, 1.0)
+    return grid, asking
+
+
+def test_one_supernode_speaks_for_one_client_and_a_simulated_one_for_any_number() -> None:
+    names = [f"client-{number}" for number in range(2000)]
+    _, greedy = hosting(PEMS[0], *names)
+    assert greedy.roster.reachable() == {}
+    assert greedy.roster.left_out == {"node 1": "it claims 2000 clients, federation.clients-per-node allows 1"}
+    for key in (b"", b"\x00" * 32):
+        assert len(hosting(key, *names)[1].roster.reachable()) == 2000
+    assert list(hosting(PEMS[0], "client-0")[1].roster.reachable()) == ["client-0"]
+
+
+def test_a_deployment_without_an_allow_list_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    for key, warned in ((PEMS[0], 1), (b"", 0)):
+        caplog.clear()
+        grid, asking = hosting(key, "client-0")
+        asking.refresh(grid, 1.0)
+        assert sum("there is no allow-list" in line for line in caplog.messages) == warned
+
+
+def test_a_node_cannot_say_why_anothers_client_takes_no_part() -> None:
+    roster = Roster()
+    roster.see([1, 2], {})
+    roster.enter(1, SignatureReply([make_card("a")], {}))
+    roster.enter(2, SignatureReply([], {"a": "its data are gone", "b": "it has no samples"}))
+    assert roster.left_out == {
+        "node 2": "it tells why client 'a' takes no part, but node 1 is that client",
+        "client 'b'": "it has no samples",
+    }
+    listed = Roster(allow(client_0=LATER))
+    listed.see([1], {1: PEMS[1]})
+    listed.enter(1, SignatureReply([], {"client_0": "its data are gone"}))
+    assert list(listed.left_out) == ["node 1"]
+    roster.enter(1, SignatureReply([make_card("b")], {}))
+    assert "client 'b'" not in roster.left_out
