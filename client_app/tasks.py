@@ -18,7 +18,8 @@ from hyperlora.messages.signature import ClientCard, SignatureReply
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, resized
-from models.adapters.gradient import GradientSpec, part_vectors
+from models.adapters.gradient import WEIGHTS, GradientSpec, part_vectors
+from models.adapters.layers import Core
 from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, evaluate_calibrated, loss_gradient
 from models.personalization.prior import add_prior, remove_prior
 from models.personalization.signature import Signature
@@ -110,17 +111,22 @@ class HostedClient:
         learning_rate = self.runtime.config.train.learning_rate
         rank = composition.adapter.rank
         model.load(self.with_prior(composition.adapter))
-        with model.prepared(trains or plan.trains, plan.core, composition.base):
+        with model.prepared(trains or plan.trains, core_of(plan), composition.base):
             start_accuracy, start_loss = evaluate(model, validation)
             gradient = _gradient(model, validation, plan.gradient, rank)
             train_loss = self.trainer("train", learning_rate, make_penalty).run(steps)
             end_accuracy, end_loss = evaluate(model, validation)
             core = model.extract_core() if plan.trains == "core" else {}
-            end = resized(model.extract(), rank)
+        end = resized(model.extract(), rank)
         end = remove_prior(end, self.runtime.frequencies(self.client_id), self.runtime.config.prior_strength)
         count = len(self.tokens("train"))
         metrics = TrainMetrics(count, train_loss, start_loss, start_accuracy, end_loss, end_accuracy, seconds=0.0)
         return Trained(end, metrics, core, gradient)
+
+
+def core_of(plan: LocalPlan) -> Core | None:
+    """Return the core that a client trains and its frame; None where it trains no core."""
+    return None if plan.frame is None else Core(plan.frame, plan.core)
 
 
 def describe_clients(runtime: ClientRuntime, client_ids: Sequence[str]) -> SignatureReply:
@@ -192,8 +198,11 @@ def _noised(runtime: ClientRuntime, request: TrainRequest, reply: TrainReply) ->
 
 
 def _gradient(model: AdaptedModel, validation: TokenSet, spec: GradientSpec, rank: int) -> dict[str, Tensor]:
-    """Return what is sent of the validation gradient; zeros where the client has no validation share."""
-    if spec.kind == "off":
+    """Return what is sent of the validation gradient; zeros where the client has no validation share.
+
+    That of the weights is left to the client half of the method.
+    """
+    if spec.kind in ("off", WEIGHTS):
         return {}
     return spec.compress(part_vectors(resized(loss_gradient(model, validation), rank)))
 
@@ -211,7 +220,7 @@ def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: K
     composition = client.used(request.start.adapter)
     model.load(client.with_prior(composition.adapter))
     scores, made = [], 0
-    with model.prepared(plan.trains, plan.core, composition.base):
+    with model.prepared(plan.trains, core_of(plan), composition.base):
         trainer = client.trainer("evaluate", runtime.config.train.rate_of_use)
         for steps in request.steps:
             trainer.run(steps - made)

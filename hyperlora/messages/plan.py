@@ -43,15 +43,17 @@ class LocalPlan:
     """How a client works with the adapter it is sent.
 
     Attributes:
-        trains: ``all`` factors, only ``A``, only ``B``, or an r x r ``core`` R between them, dW = B R A with B and A
-            fixed, each with the head; the ``head`` alone, or the ``body``, which is all factors without the head.
+        trains: ``all`` factors, only ``A``, only ``B``, or a square ``core`` R between the fixed B and A of ``frame``,
+            dW = B R A, each with the head; the ``head`` alone, or the ``body``, which is all factors without the head.
         down: which of ``A``, ``B`` and ``head`` the server sends; what is missing is that of the fresh adapter, which
             both sides make from the run's seed, or what the client kept.
         up: which of them the client sends back; what is missing is as it was sent. A core is always sent both ways.
         personal: whether the client half of the method combines the adapter with one that the client kept.
         base: a product of any rank that is added to the frozen weights; it has no head.
-        core: kind -> R (blocks, r, r) where a core is trained.
-        gradient: what the train reply says about the validation gradient at the start.
+        frame: where a core is trained, the fixed B and A that stand in place of the adapter's own, of any one rank; it
+            has no head.
+        core: kind -> R (blocks, r, r) where a core is trained, r the rank of the frame.
+        gradient: what the train reply says about gradients.
 
     Raises:
         ProtocolError: a name is unknown.
@@ -62,17 +64,25 @@ class LocalPlan:
     up: Sequence[str] = PARTS
     personal: bool = False
     base: Adapter | None = None
+    frame: Adapter | None = None
     core: Mapping[str, Tensor] = field(default_factory=dict)
     gradient: GradientSpec = NO_GRADIENT
 
     def __post_init__(self) -> None:
         if self.trains not in TRAINED or not {*self.down, *self.up} <= {*PARTS}:
             raise ProtocolError(f"a client cannot train '{self.trains}', exchange {[*self.down]} and {[*self.up]}")
+        if (self.trains == "core") != (self.frame is not None):
+            raise ProtocolError("a core is trained between the factors of a frame, and there is one without the other")
 
     @property
     def base_rank(self) -> int:
         """Rank of the product that is added to the frozen weights; 0 where there is none."""
         return self.base.rank if self.base is not None and self.base.low_rank else 0
+
+    @property
+    def frame_rank(self) -> int:
+        """Rank of the fixed factors that a core stands between; 0 where none is trained."""
+        return 0 if self.frame is None else self.frame.rank
 
 
 PLAIN_PLAN = LocalPlan()
@@ -106,7 +116,7 @@ class Start:
 
     def whole(self) -> Adapter:
         """Return everything that is added to the backbone as one adapter, core and base included, of any rank."""
-        adapter = with_core(self.adapter, self.plan.core)
+        adapter = with_core(self.adapter, self.plan.frame, self.plan.core)
         return adapter if self.plan.base is None else combine([adapter, self.plan.base], [1.0, 1.0])
 
     def entries(self) -> dict[str, Any]:
@@ -120,14 +130,17 @@ class Start:
             "up": list(plan.up),
             "personal": plan.personal,
             "base_rank": plan.base_rank,
+            "frame_rank": plan.frame_rank,
         }
 
     def records(self) -> dict[str, ArrayRecord]:
-        """Return the arrays that travel: the chosen parts in the number format, core and base as float32."""
+        """Return the arrays that travel: the chosen parts in the number format, core, frame and base as float32."""
         plan = self.plan
         records = {"arrays": encode_packed(chosen(self.adapter, plan.down), self.wire)}
         if plan.core:
             records["core"] = encode_tensors(plan.core, np.float32)
+        if plan.frame is not None:
+            records["frame"] = encode_tensors(chosen(plan.frame, ("A", "B")), np.float32)
         if plan.base is not None and plan.base_rank:
             records["base"] = encode_tensors(chosen(plan.base, ("A", "B")), np.float32)
         return records
@@ -143,15 +156,16 @@ class Start:
         if not 1 <= rank <= fresh.rank:
             raise ProtocolError(f"a start of rank {rank} does not fit this client's rank {fresh.rank}")
         template = resized(fresh, rank)
-        core = _optional(content, "core", core_shapes(template, trains))
-        base = _optional(content, "base", base_shapes(template, require(config, "base_rank", int)))
+        base = _product(content, "base", template, require(config, "base_rank", int))
+        frame = _product(content, "frame", template, require(config, "frame_rank", int))
         plan = LocalPlan(
             trains,
             require_list(config, "down", str),
             require_list(config, "up", str),
             require(config, "personal", bool),
-            Adapter.from_tensors({**base, HEAD: 0 * template.head}) if base else None,
-            core,
+            base,
+            frame,
+            _optional(content, "core", core_shapes(frame)),
         )
         return cls(filled(content, template, plan.down, wire), plan, wire)
 
@@ -166,21 +180,20 @@ def chosen(adapter: Adapter, parts: Sequence[str]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in adapter.tensors().items() if part_of(name) in parts}
 
 
-def core_shapes(adapter: Adapter, trains: str) -> Shapes:
-    """Return kind -> shape of the core between the adapter's factors; empty where no core is trained."""
-    if trains != "core":
-        return {}
-    return {kind: (*factors.B.shape[:-2], factors.rank, factors.rank) for kind, factors in adapter.low_rank.items()}
+def core_shapes(frame: Adapter | None) -> Shapes:
+    """Return kind -> shape of the core between the factors of a frame; empty where there is none."""
+    kinds = {} if frame is None else frame.low_rank
+    return {kind: (*factors.B.shape[:-2], factors.rank, factors.rank) for kind, factors in kinds.items()}
 
 
-def base_shapes(adapter: Adapter, rank: int) -> Shapes:
-    """Return name -> shape of a base of ``rank`` for the modules of ``adapter``.
+def product_shapes(adapter: Adapter, rank: int) -> Shapes:
+    """Return name -> shape of a base or frame of ``rank`` for the modules of ``adapter``.
 
     Raises:
         ProtocolError: the rank is negative or absurdly large.
     """
     if not 0 <= rank <= MAX_BASE_RANK:
-        raise ProtocolError(f"a base of rank {rank} cannot be added to the frozen weights")
+        raise ProtocolError(f"a product of rank {rank} cannot stand beside the frozen weights")
     shapes: dict[str, tuple[int, ...]] = {}
     for kind, one in adapter.low_rank.items() if rank else ():
         shapes[f"{kind}.lora_A"] = (*one.A.shape[:-2], rank, one.A.shape[-1])
@@ -188,11 +201,14 @@ def base_shapes(adapter: Adapter, rank: int) -> Shapes:
     return shapes
 
 
-def with_core(adapter: Adapter, core: Mapping[str, Tensor]) -> Adapter:
-    """Return dW = B R A written as the factors B and R A; the adapter itself where there is no core."""
-    if not core:
+def with_core(adapter: Adapter, frame: Adapter | None, core: Mapping[str, Tensor]) -> Adapter:
+    """Return the head of ``adapter`` with dW = B R A, written as the factors B and R A of the frame and its core.
+
+    Where there is no frame it is the adapter itself.
+    """
+    if frame is None:
         return adapter
-    turned = {kind: Factors(B=factors.B, A=core[kind] @ factors.A) for kind, factors in adapter.low_rank.items()}
+    turned = {kind: Factors(B=factors.B, A=core[kind] @ factors.A) for kind, factors in frame.low_rank.items()}
     return Adapter(turned, adapter.head)
 
 
@@ -200,6 +216,12 @@ def filled(content: RecordDict, template: Adapter, parts: Sequence[str], wire: s
     """Return ``template`` with the ``parts`` that the message brings in the number format ``wire``."""
     shapes = {name: tuple(tensor.shape) for name, tensor in chosen(template, parts).items()}
     return Adapter.from_tensors({**template.tensors(), **decode_packed(arrays_of(content), shapes, wire)})
+
+
+def _product(content: RecordDict, name: str, like: Adapter, rank: int) -> Adapter | None:
+    """Return the factors of ``rank`` that the message brings under ``name``, without a head; None where rank is 0."""
+    tensors = _optional(content, name, product_shapes(like, rank))
+    return Adapter.from_tensors({**tensors, HEAD: 0 * like.head}) if tensors else None
 
 
 def _optional(content: RecordDict, name: str, shapes: Shapes) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from hyperlora.messages.codec import (
 from hyperlora.messages.plan import PARTS, Start, chosen, core_shapes, filled
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import GRADIENT_KINDS, GradientSpec
+from models.adapters.gradient import GRADIENT_KINDS, WEIGHTS, GradientSpec
 from models.personalization.signature import Signature
 
 MAX_SKETCH = 2**20
@@ -82,7 +82,7 @@ class TrainRequest:
 
 def _gradient_spec(config: ConfigRecord) -> GradientSpec:
     kind, size = require(config, "gradient", str), require(config, "sketch_size", int)
-    if kind not in GRADIENT_KINDS or not (0 < size <= MAX_SKETCH or kind != "sketch"):
+    if kind not in (*GRADIENT_KINDS, WEIGHTS) or not (0 < size <= MAX_SKETCH or kind not in ("sketch", WEIGHTS)):
         raise ProtocolError(f"a gradient of kind '{kind}' and sketch size {size} cannot be sent")
     return GradientSpec(kind, size)
 
@@ -180,7 +180,7 @@ class TrainReply:
         gradient: dict[str, Tensor] = {}
         if plan.gradient.kind != "off":
             gradient = decode_tensors(arrays_of(content, "gradient"), plan.gradient.shapes(start))
-        cores = core_shapes(start, plan.trains)
+        cores = core_shapes(plan.frame)
         core = decode_tensors(arrays_of(content, "core"), cores) if cores else {}
         signature = _new_signature(content, start)
         return cls(*answered, end, metrics, gradient, signature, core, plan.up)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, AdapterError, check_same_shapes, resized
-from models.adapters.layers import factor, fuse, prepared, read_core
+from models.adapters.layers import Core, factor, full_rank, fuse, prepared, read_core
 from models.backbones.backbone import Backbone
 from models.lowrank.factors import Factors
 
@@ -89,16 +89,27 @@ class AdaptedModel:
         head = self._head()
         return Adapter(low_rank, torch.cat([head.weight, head.bias[:, None]], dim=1).detach().cpu().clone())
 
-    def prepared(self, trains: str, core: Mapping[str, Tensor], base: Adapter | None) -> AbstractContextManager[None]:
+    def prepared(self, trains: str, core: Core | None, base: Adapter | None) -> AbstractContextManager[None]:
         """Return a context in which the loaded adapter is trained as a plan says.
 
         Args:
             trains: ``all`` factors, ``A``, ``B``, or a ``core`` between fixed factors, each with the head; the ``head``
                 alone, or the ``body``, all factors without the head.
-            core: kind -> R (blocks, r, r) where a core is trained.
+            core: the core and its frame, which stand in place of the factors where ``trains`` is ``core``.
             base: a product that is added to the frozen weights meanwhile, or None.
         """
         return prepared(self._layers, self._head(), trains, core, base)
+
+    @contextmanager
+    def full_rank(self) -> Iterator[float]:
+        """Return a context in which :meth:`take_gradient` has ``scaling`` dL/dW (blocks, m, n) of every kind as its B.
+
+        Yields:
+            The scaling, alpha / rank.
+        """
+        layers = [layer for ones in self._layers.values() for layer in ones]
+        with full_rank(self._layers):
+            yield next(iter(layers[0].scaling.values()))
 
     def extract_core(self) -> dict[str, Tensor]:
         """Return kind -> R (blocks, r, r), in a context that trains a core."""

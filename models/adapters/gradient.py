@@ -12,6 +12,7 @@ product of D with a matrix of rank 2 r that depends on the client alone (:func:`
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from models.lowrank.factors import Factors
 from models.lowrank.mixtures import distinct_terms
 
 GRADIENT_KINDS = ("off", "sketch", "adapter")
+WEIGHTS = "weights"
 SKETCH_SEED = 20_606
 DAMPING = 1e-2
 
@@ -32,11 +34,13 @@ Parts = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class GradientSpec:
-    """Which form of the validation gradient a train reply holds.
+    """Which gradient a train reply holds, and in which form.
 
     Attributes:
-        kind: ``off``; ``sketch``, ``size`` numbers per part; or ``adapter``, all numbers.
-        size: numbers of a sketch per part (module kind or head).
+        kind: ``off``; of the validation loss at the start, by the adapter's parts, a ``sketch`` of ``size`` numbers per
+            part or all numbers of the ``adapter``; or what the client half of the method computes of the frozen
+            ``weights``, as factors of rank ``size`` (:mod:`models.adapters.weight_gradient`).
+        size: numbers of a sketch per part (module kind or head), or the rank.
     """
 
     kind: str = "off"
@@ -46,6 +50,8 @@ class GradientSpec:
         """Return part -> shape of what travels for a start of the shape of ``adapter``."""
         if self.kind == "off":
             return {}
+        if self.kind == WEIGHTS:
+            return {kind: (packed_length(factors, self.size),) for kind, factors in adapter.low_rank.items()}
         lengths = {part: vector.numel() for part, vector in part_vectors(adapter).items()}
         return {part: (length if self.kind == "adapter" else self.size,) for part, length in lengths.items()}
 
@@ -68,6 +74,12 @@ class GradientSpec:
 
 
 NO_GRADIENT = GradientSpec()
+
+
+def packed_length(factors: Factors, rank: int) -> int:
+    """Return L (m + n) r, the numbers of factors of another rank for the same modules."""
+    *layers, m, n = factors.shape
+    return math.prod(layers) * (m + n) * rank
 
 
 def part_vectors(adapter: Adapter | AdapterBatch) -> dict[str, Tensor]:

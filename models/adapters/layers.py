@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,13 @@ def factor(factors: nn.ModuleDict) -> nn.Linear:
     return cast(nn.Linear, next(iter(factors.values())))
 
 
+class Core(NamedTuple):
+    """What a core is trained between: ``frame`` has the fixed B and A of every kind, ``R`` kind -> (blocks, r, r)."""
+
+    frame: Adapter
+    R: Mapping[str, Tensor]
+
+
 class CoreFactor(nn.Module):
     """lora_A as R A with A frozen and R (r, r) trained (Fed-SB, arXiv 2502.15436)."""
 
@@ -49,16 +56,14 @@ class CoreFactor(nn.Module):
 
 
 @contextmanager
-def prepared(
-    layers: Layers, head: nn.Module, trains: str, core: Mapping[str, Tensor], base: Adapter | None
-) -> Iterator[None]:
+def prepared(layers: Layers, head: nn.Module, trains: str, core: Core | None, base: Adapter | None) -> Iterator[None]:
     """Have what a plan names trained, on top of the plan's base; afterwards all but that is as before.
 
     Args:
         layers: kind -> LoRA layers in the order of the blocks, their adapter loaded.
         head: the trainable head.
         trains: a key of ``FROZEN``.
-        core: kind -> R (blocks, r, r) where a core is trained.
+        core: stands in place of the factors where ``trains`` is ``core``.
         base: added to the frozen weights, times the layers' scaling.
     """
     with ExitStack() as stack:
@@ -71,18 +76,47 @@ def prepared(
             for index, layer in enumerate(ones):
                 for name in FROZEN[trains]:
                     stack.callback(getattr(layer, name).requires_grad_(False).requires_grad_, True)
-                if trains == "core":
-                    stack.enter_context(_with_core(factor(layer.lora_A), core[kind][index]))
+                if core is not None:
+                    fixed = core.frame.low_rank[kind]
+                    stack.enter_context(_with_core(layer, fixed.B[index], core.R[kind][index], fixed.A[index]))
         yield
 
 
 @contextmanager
-def _with_core(lora_A: nn.Linear, core: Tensor) -> Iterator[None]:
-    parametrize.register_parametrization(lora_A, "weight", CoreFactor(core.to(lora_A.weight.device)))
+def _with_core(layer: LoraLayer, B: Tensor, R: Tensor, A: Tensor) -> Iterator[None]:
+    with _with_factors(layer, B, A):
+        lora_A = factor(layer.lora_A)
+        parametrize.register_parametrization(lora_A, "weight", CoreFactor(R.to(lora_A.weight.device)))
+        try:
+            yield
+        finally:
+            parametrize.remove_parametrizations(lora_A, "weight", leave_parametrized=False)
+
+
+@contextmanager
+def _with_factors(layer: LoraLayer, B: Tensor, A: Tensor, *, trained: bool = False) -> Iterator[None]:
+    """Have a layer work with B (m, r) and A (r, n) of any rank in place of its own, B trained where asked for."""
+    lora_A, lora_B = factor(layer.lora_A), factor(layer.lora_B)
+    before = lora_A.weight, lora_B.weight
+    lora_A.weight = nn.Parameter(A.to(before[0]), requires_grad=False)
+    lora_B.weight = nn.Parameter(B.to(before[1]), requires_grad=trained)
     try:
         yield
     finally:
-        parametrize.remove_parametrizations(lora_A, "weight", leave_parametrized=False)
+        lora_A.weight, lora_B.weight = before
+
+
+@contextmanager
+def full_rank(layers: Layers) -> Iterator[None]:
+    """Have every layer work with A = I and B = 0 on top of the product that it carries, so that dL/dB = s dL/dW."""
+    with ExitStack() as stack:
+        for layer in (one for ones in layers.values() for one in ones):
+            A, B = factor(layer.lora_A).weight.detach(), factor(layer.lora_B).weight.detach()
+            stack.enter_context(_on_base(layer, B @ A))
+            stack.enter_context(
+                _with_factors(layer, torch.zeros(len(B), A.shape[1]), torch.eye(A.shape[1]), trained=True)
+            )
+        yield
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from hyperlora.messages.plan import LocalPlan, Start, core_shapes
 from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import GradientSpec, part_vectors
+from models.adapters.gradient import GradientSpec
 from strategies.federation.client_list import ClientList, ClientListError
 from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card, make_metrics, moved
 from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
@@ -59,9 +59,11 @@ def decoders() -> list[Decoder]:
 def train_requests() -> dict[str, TrainRequest]:
     """Return one request for each wire format, and one for each kind of plan."""
     start = make_adapter(0)
-    core = {kind: torch.ones(shape) for kind, shape in core_shapes(start, "core").items()}
+    frame = replace(make_adapter(4, rank=5), head=0 * start.head)
+    core = {kind: torch.ones(shape) for kind, shape in core_shapes(frame).items()}
     plans = {
-        "a core": LocalPlan(trains="core", up=("head",), core=core),
+        "a core": LocalPlan(trains="core", up=("head",), frame=frame, core=core),
+        "a gradient of the weights": LocalPlan(trains="head", gradient=GradientSpec("weights", 3)),
         "a base": LocalPlan(base=replace(make_adapter(3, rank=3), head=0 * start.head)),
         "B alone": LocalPlan(trains="B", down=("B", "head"), up=("B", "head"), personal=True),
     }
@@ -75,7 +77,7 @@ def train_requests() -> dict[str, TrainRequest]:
 def _train_decoders(kind: str, request: TrainRequest) -> Iterator[Decoder]:
     end, signature = moved(request.start.adapter, "a", 1), make_card("b").signature
     plan = request.start.plan
-    gradient = plan.gradient.compress(part_vectors(end)) if plan.gradient.kind != "off" else {}
+    gradient = {name: torch.ones(shape) for name, shape in plan.gradient.shapes(end).items()}
     core = {name: 2 * one for name, one in plan.core.items()}
     reply = TrainReply("a", 3, end, make_metrics(), gradient, signature, core, plan.up)
     yield Decoder(f"TrainRequest, {kind}", request.encode, lambda content: TrainRequest.decode(content, FRESH))

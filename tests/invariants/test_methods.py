@@ -7,15 +7,16 @@ import torch
 
 from hyperlora.config.methods import METHODS
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.plan import Start, chosen
+from hyperlora.messages.plan import LocalPlan, Start, chosen
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, combine
+from models.adapters.gradient import WEIGHTS
 from models.lowrank.factors import Factors
 from strategies.methods.base.server import ClientUpdate, Method, with_clients
 from strategies.methods.registry import build_method
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
 
-EXACT = ("flexlora", "hyperlora", "flora", "fedex-lora", "fed-sb")
+EXACT = ("flexlora", "hyperlora", "flora", "fedex-lora")
 GLOBAL = ("fedit", *EXACT, "ffa-lora", "rolora", "lora-fair", "hetlora", "feddpa", "potara", "probe", "fedper", "ditto")
 INITIAL = make_adapter(0, fresh=True)
 CARDS = {name: make_card(name, num_examples=10 * index + 10) for index, name in enumerate("abcd")}
@@ -31,8 +32,16 @@ def updates_of(method: Method, state: object, ends: dict[str, Adapter]) -> list[
     for name, end in sorted(ends.items()):
         start, plan = start_of(method, state, CARDS[name]), method.plan(state, CARDS[name])
         sent = Adapter.from_tensors({**start.tensors(), **chosen(end, plan.up)})
-        updates.append(ClientUpdate(CARDS[name], start, sent, make_metrics(CARDS[name].num_examples)))
+        metrics = make_metrics(CARDS[name].num_examples)
+        updates.append(ClientUpdate(CARDS[name], start, sent, metrics, gradient_of(plan, start, name)))
     return updates
+
+
+def gradient_of(plan: LocalPlan, start: Adapter, name: str) -> dict[str, torch.Tensor]:
+    """What a client tells of the gradient of the weights; nothing where the method can do without."""
+    chance = torch.Generator().manual_seed(sum(map(ord, name)))
+    shapes = plan.gradient.shapes(start) if plan.gradient.kind == WEIGHTS else {}
+    return {kind: torch.randn(shape, generator=chance) for kind, shape in shapes.items()}
 
 
 def aggregated(method: Method, ends: dict[str, Adapter]) -> object:

@@ -13,7 +13,8 @@ import torch
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import Start
 from models.adapters.adapter import Adapter
-from models.lowrank.factors import ROW_NORM, Factors
+from models.adapters.weight_gradient import packed
+from models.lowrank.factors import Factors
 from strategies.methods.base.server import ClientUpdate, Method
 from strategies.methods.potara.client import deviations, merging_weight
 from strategies.methods.registry import build_method
@@ -129,19 +130,28 @@ def test_lora_fair(penalty: float) -> None:
     np.testing.assert_allclose(-(exact - (B + change) @ A) @ A.T + penalty * change, 0, atol=1e-5)
 
 
-def test_fed_sb() -> None:
-    """U S V^T of the first average; from then on B = U and A = V^T stay and R is averaged, which is exact."""
-    method = method_of("fed-sb")
-    state = after(method, [adapter(*one) for one in FIRST])
-    U, S, V = np.linalg.svd(mean([B @ A for B, A, _ in FIRST]))
-    np.testing.assert_allclose(product(used_by_clients(method, state)), U[:, :R] * S[:R] @ V[:R], atol=1e-5)
-    fixed = state.adapter.low_rank["w"]
-    B, A = fixed.B[0].numpy(), fixed.A[0].numpy()
-    np.testing.assert_allclose(B.T @ B * ROW_NORM**2, np.eye(R), atol=1e-6)
-    np.testing.assert_allclose(A @ A.T / ROW_NORM**2, np.eye(R), atol=1e-6)
-    cores = [np.random.default_rng(seed).normal(size=(R, R)) for seed in (7, 8, 9)]
-    heads = [adapter(B, A, head) for _, _, head in SECOND]
-    made = used_by_clients(method, method.aggregate(state, updates(heads, cores)))
+@pytest.mark.parametrize("basis", ["gradient", "sign"])
+def test_fed_sb(basis: str) -> None:
+    """U S V^T of the first step of full fine-tuning; then B = U and A = V^T stay and R is averaged, which is exact."""
+    r, values = 4, {"train.learning-rate": 0.01, "lora.alpha": 6.0}
+    method = method_of("fed-sb", **{"fed-sb.basis": basis, "fed-sb.rank": r}, **values)
+    gradients = [B @ A for B, A, _ in FIRST]
+    told = [
+        replace(one, gradient=packed({"w": torch.tensor(gradient[None])}, r))
+        for one, gradient in zip(updates([adapter(*one) for one in FIRST]), gradients, strict=True)
+    ]
+    state = method.aggregate(method.init(INITIAL), told)
+    G, eta, s = mean(gradients), 0.01, 6.0 / R
+    step = -eta * (np.sign(G) if basis == "sign" else np.sqrt(M * N) * G / np.linalg.norm(G)) / s
+    U, S, V = np.linalg.svd(step)
+    made = used_by_clients(method, state)
+    np.testing.assert_allclose(product(made), U[:, :r] * S[:r] @ V[:r], atol=1e-6)
+    np.testing.assert_allclose(made.head.numpy(), HEAD, atol=1e-6)
+    B, A = (one[0].numpy() for one in (state.frame.low_rank["w"].B, state.frame.low_rank["w"].A))
+    np.testing.assert_allclose(B.T @ B, np.eye(r), atol=1e-6)
+    np.testing.assert_allclose(A @ A.T, np.eye(r), atol=1e-6)
+    cores = [np.random.default_rng(seed).normal(size=(r, r)) for seed in (7, 8, 9)]
+    made = used_by_clients(method, method.aggregate(state, updates([adapter(*one) for one in SECOND], cores)))
     np.testing.assert_allclose(product(made), mean([B @ one @ A for one in cores]), atol=1e-5)
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from hyperlora.config.schema import ConfigError, RunConfig
-from hyperlora.messages.plan import LocalPlan, Start, part_of, with_core
+from hyperlora.messages.plan import LocalPlan, Start, part_of
 from models.adapters.adapter import Adapter, combine
+from models.adapters.gradient import GradientSpec
 from models.lowrank.factors import Factors
 from strategies.methods.base.server import ClientUpdate, Method
+from strategies.methods.fed_sb.server import equal_rank
 from strategies.methods.lora_fair.server import corrected, corrected_by_descent
 from strategies.methods.pfedhn_lora.server import pull
 from strategies.methods.registry import build_method
-from tests.builders import RANK, assert_same_products, make_adapter, make_card, make_metrics, moved, same_products
+from tests.builders import make_adapter, make_card, make_metrics, moved, same_products
 
 INITIAL = make_adapter(0, fresh=True)
 CARD, NEWCOMER = make_card("a"), make_card("new", trains=False)
@@ -153,17 +157,28 @@ def test_lora_fair_by_descent_comes_closer_in_angle() -> None:
         assert bool((after > before).all())
 
 
-def test_fed_sb_splits_the_first_average_and_then_averages_cores() -> None:
-    method = baseline("fed-sb")
-    ends = [moved(INITIAL, one, 1) for one in "ab"]
-    state = method.aggregate(method.init(INITIAL), [update(one, INITIAL) for one in ends])
-    expected = combine(ends, [0.5, 0.5]).truncated(RANK)
-    assert_same_products(with_core(state.adapter, state.core), expected)
+def test_fed_sb_asks_for_the_gradient_once_and_then_averages_cores() -> None:
+    method = baseline("fed-sb", **{"fed-sb.rank": 5})
+    state = method.init(INITIAL)
+    plan = method.plan(state, CARD)
+    assert (plan.trains, tuple(plan.up), plan.gradient) == ("head", ("head",), GradientSpec("weights", 5))
+    gradient = {name: torch.ones(shape) for name, shape in plan.gradient.shapes(INITIAL).items()}
+    told = [replace(update(one, INITIAL), gradient=gradient) for one in (moved(INITIAL, "a", 1), INITIAL)]
+    state = method.aggregate(state, told)
+    plan = method.plan(state, CARD)
+    assert (plan.trains, tuple(plan.up), plan.frame_rank) == ("core", ("head",), 5)
     start = method.start(state, CARD)
     cores = [{kind: factor * one for kind, one in state.core.items()} for factor in (1.0, 3.0)]
     later = method.aggregate(state, [update(start, start, core=core) for core in cores])
     torch.testing.assert_close(later.core, {kind: 2 * one for kind, one in state.core.items()})
-    assert tuple(method.plan(later, CARD).up) == ("head",)
+
+
+def test_fed_sbs_cores_have_as_many_numbers_as_the_factors_that_they_stand_for() -> None:
+    rank = equal_rank(INITIAL)
+    numbers = sum(factors.B.numel() + factors.A.numel() for factors in INITIAL.low_rank.values())
+    modules = sum(len(factors.B) for factors in INITIAL.low_rank.values())
+    smallest = min(min(factors.shape[-2:]) for factors in INITIAL.low_rank.values())
+    assert rank == smallest or rank**2 * modules <= numbers < (rank + 1) ** 2 * modules
 
 
 def test_hetlora_weighs_by_the_norms_of_the_products_and_cuts_to_a_clients_rank() -> None:

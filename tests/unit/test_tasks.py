@@ -17,8 +17,12 @@ from hyperlora.messages.plan import LocalPlan, Start, part_of
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter, resized
+from models.adapters.gradient import GradientSpec
+from models.adapters.layers import Core
 from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, calibration_error, evaluate, loss_gradient
+from models.adapters.weight_gradient import packed, unpacked, weight_gradient
 from models.backbones.loading import build_backbone
+from models.lowrank.factors import Factors
 from strategies.methods.hetlora.pruning import tail_size
 from strategies.methods.hetlora.server import pairs
 
@@ -171,16 +175,79 @@ def test_what_is_not_trained_stays_as_it_was(runtime: ClientRuntime, trains: str
     assert all(one.requires_grad for one in runtime.model.trainable_parameters())
 
 
-def test_a_core_is_trained_between_fixed_factors_and_leaves_the_layers_as_they_were(runtime: ClientRuntime) -> None:
+def test_a_core_is_trained_between_fixed_factors_of_any_rank_and_leaves_the_layers_as_they_were(
+    runtime: ClientRuntime,
+) -> None:
     start, before = nonzero(runtime), len(runtime.model.trainable_parameters())
-    core = {kind: torch.eye(3).expand(2, 3, 3) for kind in start.low_rank}
-    reply = trained_with(runtime, LocalPlan(trains="core", up=("head",), core=core), start)
-    assert {kind: tuple(one.shape) for kind, one in reply.core.items()} == dict.fromkeys(start.low_rank, (2, 3, 3))
-    assert all(not torch.equal(one, torch.eye(3).expand(2, 3, 3)) for one in reply.core.values())
-    for kind, one in reply.end.low_rank.items():
-        torch.testing.assert_close(one.A, reply.core[kind] @ start.low_rank[kind].A)
-        assert torch.equal(one.B, start.low_rank[kind].B)
+    frame = frame_like(start, 7)
+    core = {kind: 0.01 * torch.eye(7).expand(2, 7, 7) for kind in start.low_rank}
+    plan = LocalPlan(trains="core", up=("head",), frame=frame, core=core)
+    reply = trained_with(runtime, plan, start)
+    assert {kind: tuple(one.shape) for kind, one in reply.core.items()} == dict.fromkeys(start.low_rank, (2, 7, 7))
+    assert all(not torch.equal(one, core[kind]) for kind, one in reply.core.items())
+    assert not torch.equal(reply.end.head, start.head)
+    after = runtime.model.extract()
+    for kind, one in start.low_rank.items():
+        assert torch.equal(after.low_rank[kind].A, one.A)
+        assert torch.equal(after.low_rank[kind].B, one.B)
     assert len(runtime.model.trainable_parameters()) == before
+
+
+def test_a_core_acts_like_its_product_in_place_of_the_adapters_own(runtime: ClientRuntime) -> None:
+    start, tokens = nonzero(runtime), runtime.tokens("full", "test").tokens
+    frame = frame_like(start, 7)
+    core = {kind: 0.01 * torch.ones(2, 7, 7).tril() for kind in start.low_rank}
+    runtime.model.load(start)
+    with runtime.model.prepared("core", Core(frame, core), None):
+        got = runtime.model.logits(tokens).detach()
+    whole = Start(start, LocalPlan(trains="core", frame=frame, core=core)).whole()
+    runtime.model.load(Adapter(resized(start, 3).scaled(0.0).low_rank, start.head))
+    with runtime.model.prepared("all", None, Adapter(whole.low_rank, 0 * start.head)):
+        expected = runtime.model.logits(tokens).detach()
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def frame_like(adapter: Adapter, rank: int) -> Adapter:
+    chance, low_rank = torch.Generator().manual_seed(8), {}
+    for kind, (*layers, m, n) in ((kind, one.shape) for kind, one in adapter.low_rank.items()):
+        B, A = (torch.randn(*layers, *size, generator=chance) for size in ((m, rank), (rank, n)))
+        low_rank[kind] = Factors(B=B, A=A)
+    return Adapter(low_rank, 0 * adapter.head)
+
+
+def test_the_gradient_of_the_weights_is_the_slope_of_the_loss_along_a_product(runtime: ClientRuntime) -> None:
+    model, samples, step, scaling = runtime.model, runtime.tokens("full", "train"), 1e-3, 2.0
+    start = nonzero(runtime)
+    direction = Adapter(start.low_rank, 0 * start.head)
+    model.load(start)
+    gradient = weight_gradient(model, samples)
+    expected = scaling * sum(float((gradient[kind] * one.product()).sum()) for kind, one in direction.low_rank.items())
+    losses = []
+    for sign in (1, -1):
+        with model.prepared("all", None, direction.scaled(sign * step)):
+            losses.append(evaluate(model, samples)[1])
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(expected, rel=0.05)
+    assert same(model.extract(), start)
+
+
+def test_packed_factors_are_the_best_of_their_rank() -> None:
+    matrices = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(2))
+    like = Adapter({"w": Factors(B=torch.zeros(2, 9, 1), A=torch.zeros(2, 1, 5))}, torch.zeros(3, 4))
+    U, S, Vh = torch.linalg.svd(matrices, full_matrices=False)
+    cut = unpacked(packed({"w": matrices}, 3), like, 3)["w"]
+    torch.testing.assert_close(cut.product(), (U[..., :3] * S[..., None, :3]) @ Vh[..., :3, :])
+    whole = unpacked(packed({"w": matrices}, 7), like, 7)["w"]
+    torch.testing.assert_close(whole.product(), matrices)
+
+
+def test_fed_sbs_client_trains_the_head_and_tells_the_gradient_at_its_end(runtime: ClientRuntime) -> None:
+    runtime, start = of_method(runtime, "fed-sb"), runtime.model.initialise(seed=2)
+    plan = LocalPlan(trains="head", down=("head",), up=("head",), gradient=GradientSpec("weights", 4))
+    reply = trained_with(runtime, plan, start)
+    runtime.model.load(runtime.with_prior("full", reply.end))
+    expected = packed(weight_gradient(runtime.model, runtime.tokens("full", "train")), 4)
+    assert all(bool(one.any()) for one in expected.values())
+    torch.testing.assert_close(reply.gradient, expected)
 
 
 def test_a_base_acts_like_an_adapter_and_is_taken_out_again(runtime: ClientRuntime) -> None:
@@ -188,7 +255,7 @@ def test_a_base_acts_like_an_adapter_and_is_taken_out_again(runtime: ClientRunti
     base, start = nonzero(runtime), model.initialise(seed=4)
     model.load(start)
     plain = model.logits(tokens).detach()
-    with model.prepared("all", {}, base):
+    with model.prepared("all", None, base):
         based = model.logits(tokens).detach()
     torch.testing.assert_close(model.logits(tokens).detach(), plain, rtol=0, atol=0)
     model.load(Adapter(base.low_rank, start.head + 0))
