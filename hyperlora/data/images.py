@@ -1,4 +1,4 @@
-"""Images in directories: ``root/class/image`` or ``root/domain/class/image``, or one client's own ``root/class/image``.
+"""Images in directories: ``root/class/image`` or ``root/domain/class/image``.
 
 What cannot be decoded is left out and counted.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hyperlora.data.federation import ClientData, DataError, Samples
+from hyperlora.data.federation import DataError
 from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, absolute_path, number_labels, rows_by_domain
-from hyperlora.data.plans import split_by_key
 from hyperlora.seeds import content_key
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-PERSONAL_SUFFIXES = SUFFIXES[:3]
-LEAST_IMAGES = 3
 MODES = {1: "L", 3: "RGB"}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -126,68 +123,3 @@ def _file_bytes(path: Path) -> bytes:
     except OSError as error:
         log.warning("'%s' cannot be read: %s", path, error.strerror)
         return b""
-
-
-def read_image_folder(
-    root: Path,
-    client_id: str,
-    class_names: Sequence[str],
-    *,
-    image_size: int,
-    channels: int,
-    validation_fraction: float,
-    test_fraction: float,
-) -> ClientData:
-    """Return a person's images as one unseen client, ordered and divided by a hash of every file's content.
-
-    So the first images of a part, from which its signature is made, are of all classes.
-
-    Args:
-        root: directory with one directory for each class; a class may be missing.
-        client_id: the name of the client.
-        class_names: the classes of the task, in the order of the labels.
-        image_size: side in pixels that the images are resized to (bicubic).
-        channels: 1 (grey) or 3 (RGB).
-        validation_fraction: share held out for validation.
-        test_fraction: share held out for test.
-
-    Raises:
-        DataError: a directory is no class of the task, an image cannot be read, or there are too few.
-    """
-    files = list(_labelled_files(root, class_names))
-    if len(files) < LEAST_IMAGES:
-        raise DataError(
-            f"'{root}' has {len(files)} images below its class directories, expected at least {LEAST_IMAGES}; "
-            f"put them as {class_names[0]}/*.jpg, with .jpg, .jpeg or .png"
-        )
-    keyed = sorted((content_key(file.read_bytes()), file, label) for file, label in files)
-    images = torch.stack([_readable(file, image_size, channels) for _, file, _ in keyed])
-    labels = torch.tensor([label for _, _, label in keyed], dtype=torch.int64)
-    keys = [key for key, _, _ in keyed]
-    parts = split_by_key(
-        keys, validation_fraction=validation_fraction, test_fraction=test_fraction, client_id=client_id
-    )
-    train, validation, test = (Samples(images[part], labels[part]) for part in parts)
-    return ClientData(client_id, client_id, False, train, validation, test)
-
-
-def _labelled_files(root: Path, class_names: Sequence[str]) -> Iterator[tuple[Path, int]]:
-    if not root.is_dir():
-        raise DataError(f"there is no directory '{root}'")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    unknown = [path.name for path in folders if path.name not in class_names]
-    if unknown:
-        raise DataError(
-            f"'{root}' has directories that are no class of the run: {', '.join(unknown)}; "
-            f"its classes are {', '.join(class_names)}"
-        )
-    for folder in folders:
-        label = list(class_names).index(folder.name)
-        yield from ((file, label) for file in sorted(folder.rglob("*")) if file.suffix.lower() in PERSONAL_SUFFIXES)
-
-
-def _readable(file: Path, image_size: int, channels: int) -> Tensor:
-    try:
-        return decode_image(file.read_bytes(), image_size, channels)
-    except UNREADABLE as error:
-        raise DataError(f"the image '{file}' cannot be read: remove or repair it ({type(error).__name__})") from error

@@ -167,10 +167,15 @@ def require_adapter(directory: Path) -> Path:
     return directory
 
 
-def new_directory(path: Path) -> Path:
-    """Make the directory ``path`` and return it absolute; raises RunFilesError where there is something in it."""
+def require_new(path: Path) -> None:
+    """Raise RunFilesError where there is something at ``path`` already."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunFilesError(f"'{path}' is there already: name another directory with --to")
+
+
+def new_directory(path: Path) -> Path:
+    """Make the directory ``path`` and return it absolute; raises RunFilesError where there is something in it."""
+    require_new(path)
     path.mkdir(parents=True, exist_ok=True)
     return path.absolute()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from client_app.runtime import open_runtime
 from hyperlora import serving
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
-from hyperlora.data.images import read_image_folder
+from hyperlora.data.personal import Shares, read_image_folder
+from hyperlora.messages.plan import Start
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.serving import PersonalizeOptions, start_for
 from hyperlora.task import build_model
@@ -58,8 +61,7 @@ def test_both_adapters_load_with_peft_and_have_the_accuracy_that_was_said(person
     scores = json.loads((personal / "scores.json").read_text())
     config = RunConfig()
     classes = [str(digit) for digit in range(10)]
-    fractions = {"validation_fraction": 0.15, "test_fraction": 0.25}
-    test = read_image_folder(folder, "mine", classes, image_size=16, channels=1, **fractions).test
+    test = read_image_folder(folder, "mine", classes, image_size=16, channels=1, shares=Shares(0.15, 0.25)).test
     assert len(test) == scores["num_test"]
     for name, accuracy in zip(("generated", "after-4-steps"), scores["accuracy"], strict=True):
         built = build_model(config.data, config.model, config.lora)
@@ -110,7 +112,8 @@ def test_the_library_function_gives_what_the_command_writes(
 def test_no_local_step_writes_the_generated_adapter_alone(short_run: Path, folder: Path, tmp_path: Path) -> None:
     said = personalize(short_run, folder, "--steps", 0, "--to", tmp_path / "a", "--format", "json")
     assert len(json.loads(said)["accuracy"]) == 1
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["generated", "scores.json"]
+    made = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"generated", "scores.json"} <= made <= {"generated", "anchor", "scores.json"}
 
 
 def test_a_directory_that_is_no_class_is_named(short_run: Path, tmp_path: Path) -> None:
@@ -119,11 +122,73 @@ def test_a_directory_that_is_no_class_is_named(short_run: Path, tmp_path: Path) 
     assert "no class of the run: eleven; its classes are 0, 1, 2" in said
 
 
-def test_an_image_that_cannot_be_read_is_named(short_run: Path, tmp_path: Path) -> None:
+def test_a_bad_image_is_left_out_with_its_name_and_the_others_are_used(
+    short_run: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = Path(shutil.copytree(folder, tmp_path / "mine"))
+    (images / "3" / "broken.png").write_bytes(b"no image")
+    made = serving.personalize(short_run, images, PersonalizeOptions(steps=0, target=tmp_path / "a"))
+    total = len(list(images.rglob("*.png")))
+    assert f"1 of {total} images cannot be read and are left out: 3/broken.png" in caplog.text
+    assert made.num_train + made.num_validation + made.num_test == total - 1
+
+
+def test_a_folder_that_cannot_be_used_leaves_no_directory(short_run: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "3").mkdir(parents=True)
     for index in range(4):
         (tmp_path / "images" / "3" / f"{index}.png").write_bytes(b"no image")
-    assert "3/0.png' cannot be read" in personalize(short_run, tmp_path / "images", "--to", tmp_path / "a", status=1)
+    said = personalize(short_run, tmp_path / "images", "--to", tmp_path / "a", status=1)
+    assert "has 0 readable images below its class directories" in said
+    assert not (tmp_path / "a").exists()
+
+
+def test_beside_the_scores_stand_those_of_the_anchor_and_of_the_largest_class(personal: Path, folder: Path) -> None:
+    scores = json.loads((personal / "scores.json").read_text())
+    assert len(scores["anchor_accuracy"]) == len(scores["anchor_validation_loss"]) == 2
+    assert scores["anchor_accuracy"][0] != scores["accuracy"][0]
+    classes = [str(digit) for digit in range(10)]
+    data = read_image_folder(folder, "mine", classes, image_size=16, channels=1, shares=Shares(0.15, 0.25))
+    largest = data.train.labels.bincount().argmax()
+    assert scores["majority_accuracy"] == pytest.approx(float((data.test.labels == largest).float().mean()))
+
+
+def test_the_start_with_the_lower_validation_loss_is_the_one_to_use(
+    short_run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PersonalizeOptions(steps=2, target=tmp_path / "a")
+    made = serving.personalize(short_run, folder, options)
+    losses = dict(zip(("generated", "after-2-steps"), made.validation_loss, strict=True))
+    losses |= dict(zip(("anchor", "anchor-after-2-steps"), made.anchor_validation_loss, strict=True))
+    assert made.use == min(losses, key=losses.__getitem__)
+    assert (tmp_path / "a" / made.use / "adapter_model.safetensors").is_file()
+    started, start_for = RunFiles.open(short_run), serving.start_for
+
+    def useless(*arguments: Any) -> tuple[int, Start]:
+        server_round, start = start_for(*arguments)
+        return server_round, replace(start, adapter=replace(start.adapter, head=100 * start.adapter.head.flip(0)))
+
+    monkeypatch.setattr(serving, "start_for", useless)
+    fallen = serving.personalize(started.path, folder, replace(options, target=tmp_path / "b"))
+    assert fallen.use.startswith("anchor")
+    built = build_model(started.config.data, started.config.model, started.config.lora)
+    directory = str(tmp_path / "b" / "anchor-after-2-steps")
+    model = PeftModel.from_pretrained(built.peft_model.unload(), directory).eval()
+    classes = [str(digit) for digit in range(10)]
+    test = read_image_folder(folder, "mine", classes, image_size=16, channels=1, shares=Shares(0.15, 0.25)).test
+    with torch.no_grad():
+        predicted = model(built.backbone.prepare(test.inputs)).argmax(dim=1)
+    assert float((predicted == test.labels).float().mean()) == pytest.approx(fallen.anchor_accuracy[1])
+
+
+def test_data_unlike_those_of_every_client_are_warned_of(short_run: Path, folder: Path, tmp_path: Path) -> None:
+    assert "unlike" not in personalize(short_run, folder, "--steps", 0, "--to", tmp_path / "a")
+    for index, label in enumerate("0123456789" * 4):
+        path = tmp_path / "flat" / label / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 6 * index).save(path)
+    assert "unlike those of every client" in personalize(
+        short_run, tmp_path / "flat", "--steps", 0, "--to", tmp_path / "b"
+    )
 
 
 def test_a_name_that_a_client_of_the_run_has_is_refused(short_run: Path, folder: Path, tmp_path: Path) -> None:
@@ -134,4 +199,4 @@ def test_a_name_that_a_client_of_the_run_has_is_refused(short_run: Path, folder:
 def test_an_empty_folder_is_one_sentence(short_run: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     said = personalize(short_run, tmp_path / "images", "--to", tmp_path / "a", status=1)
-    assert "has 0 images below its class directories" in said
+    assert "has 0 readable images below its class directories" in said

@@ -14,9 +14,9 @@ from PIL import Image
 from hyperlora.data import hub_images, images
 from hyperlora.data.federation import DataError, Division, Federation
 from hyperlora.data.hub_images import encoded_images
-from hyperlora.data.images import read_image_folder
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import list_samples, open_federation
+from hyperlora.data.personal import Shares, read_image_folder
 from hyperlora.data.plans import DividedFederation
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "pacs"
@@ -109,8 +109,7 @@ def test_a_clients_files_in_a_folder_of_its_own_are_divided_as_they_were_in_the_
         file = tmp_path / "own" / NAMES[label] / f"{index}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-    fractions = {"validation_fraction": 0.15, "test_fraction": 0.25}
-    own = read_image_folder(tmp_path / "own", "me", NAMES, image_size=12, channels=3, **fractions)
+    own = read_image_folder(tmp_path / "own", "me", NAMES, image_size=12, channels=3, shares=Shares(0.15, 0.25))
     client = federation.load("sketch-1")
     for mine, theirs in ((own.train, client.train), (own.validation, client.validation), (own.test, client.test)):
         pairs = [
