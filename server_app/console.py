@@ -12,6 +12,7 @@ from rich.console import Console
 
 from hyperlora.config.schema import RunConfig
 from hyperlora.storage.files import StorageError, append_bytes
+from server_app.progress import Pace, clock
 from strategies.engine.records import RoundRecord
 
 log = logging.getLogger(__name__)
@@ -21,11 +22,15 @@ GROUPS = ("seen", "unseen")
 class RunConsole:
     """Appends lines to a file that ``hyperlora run`` shows as they come, and prints them where ``echo`` says so."""
 
-    def __init__(self, path: Path, *, rounds: int, echo: bool) -> None:
-        self._path, self._rounds = path, rounds
+    def __init__(self, path: Path, *, pace: Pace, echo: bool) -> None:
+        self._path, self._pace = path, pace
         self._screen = Console(highlight=False, quiet=not echo)
         self._began = time.perf_counter()
-        self._first: tuple[int, float] | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began, without those between a stop and the resume."""
+        return time.perf_counter() - self._began
 
     def opening(self, config: RunConfig, directory: Path) -> None:
         """Say what is about to run."""
@@ -41,8 +46,9 @@ class RunConsole:
         if names:
             self._say(f"off: {', '.join(names)}")
 
-    def going_on(self, last_round: int) -> None:
-        """Say where a resumed run goes on; ``last_round`` is 0 where there is no checkpoint."""
+    def going_on(self, last_round: int, elapsed: float) -> None:
+        """Say after which round a resumed run goes on, 0 without a checkpoint; it took ``elapsed`` seconds so far."""
+        self._began -= elapsed
         if last_round:
             self._say(f"going on after round {last_round}")
         else:
@@ -50,7 +56,8 @@ class RunConsole:
 
     def round(self, record: RoundRecord) -> None:
         """Say what a round brought."""
-        parts = [f"round {record.server_round:>{len(str(self._rounds))}}/{self._rounds}", _training(record)]
+        rounds = self._pace.rounds
+        parts = [f"round {record.server_round:>{len(str(rounds))}}/{rounds}", _training(record)]
         parts += [_group(name, record.evaluation[name]) for name in GROUPS if name in record.evaluation]
         if record.failures:
             parts.append(f"{len(record.failures)} left out")
@@ -58,19 +65,19 @@ class RunConsole:
             parts.append(f"{len(record.clipped)} cut short")
         if record.privacy:
             parts.append(f"epsilon {record.privacy['epsilon']:.3g}")
-        parts.append(f"{sum(record.bytes.values()) / 2**20:.1f} MiB{self._time(record.server_round)}")
+        parts.append(f"{sum(record.bytes.values()) / 2**20:.1f} MiB{self._time(record)}")
         self._say("  ".join(parts))
 
-    def _time(self, server_round: int) -> str:
-        """Return the time left, by the pace since the first round ended (which also paid for the start)."""
-        now, remaining = time.perf_counter(), self._rounds - server_round
-        if not remaining:
-            return f", {_clock(now - self._began)} in all"
-        if self._first is None:
-            self._first = (server_round, now)
-            return ""
-        first_round, then = self._first
-        return f", {_clock((now - then) / (server_round - first_round) * remaining)} left"
+    def _time(self, record: RoundRecord) -> str:
+        """Return the time left, the evaluations to come included, or after the last round the time in all."""
+        left = self._pace.left_after(record, time.perf_counter())
+        if record.server_round == self._pace.rounds:
+            return f", {clock(record.seconds.get('elapsed', self.elapsed))} in all"
+        return "" if left is None else f", {clock(left)} left"
+
+    def progress(self, line: str) -> None:
+        """Say how far a phase is that takes long."""
+        self._say(f"  {line}")
 
     def closing(self, record: RoundRecord, directory: Path) -> None:
         """Say the result, where it lies and how to go on."""
@@ -86,7 +93,7 @@ class RunConsole:
             )
         self._say(f"figure {directory / 'accuracy.png'}, metrics {directory / 'metrics.jsonl'}")
         self._say(f"one adapter per client in {directory / 'adapters'}; load with peft.PeftModel.from_pretrained")
-        self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._rounds}")
+        self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._pace.rounds}")
         self._say("compare: hyperlora run --method fedit; other settings: hyperlora run --help")
 
     def _say(self, line: str) -> None:
@@ -112,7 +119,3 @@ def _group(name: str, figures: dict[str, Any]) -> str:
 
 def _percent(figures: dict[str, float], name: str = "mean") -> str:
     return f"{100 * figures[name]:.1f} %"
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

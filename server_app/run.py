@@ -19,6 +19,7 @@ from hyperlora.task import backbone_file, build_model, cohort_size, data_set_inf
 from models.adapters.adapted_model import AdaptedModel
 from models.personalization.prior import add_prior
 from server_app.console import RunConsole
+from server_app.progress import Pace, ProgressGrid
 from server_app.run_directory import ENVIRONMENT, EVALUATION, LEFT_OUT, METRICS, RunDirectory, describe_environment
 from server_app.sinks import Sinks, open_sinks
 from strategies.engine.checkpoint import CheckpointStore
@@ -52,7 +53,7 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
     with directory.held(), directory.recording_errors():
         config = RunConfig.parse({**values, "run.output-dir": str(directory.path)})
         torch.set_num_threads(SERVER_THREADS)
-        console = RunConsole(directory.path / "console.log", rounds=config.federation.rounds, echo=echo)
+        console = RunConsole(directory.path / "console.log", pace=_pace(config), echo=echo)
         console.opening(config, directory.path)
         model = build_model(config.data, config.model, config.lora)
         directory.keep_config(config)
@@ -63,10 +64,17 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         with private_files():
             with closing(open_sinks(config, directory.path)) as sinks:
                 made = _Run(config, directory, strategy, console, sinks)
-                made.make_rounds(grid)
+                made.make_rounds(ProgressGrid(grid, console.progress))
             made.save_results(model)
         console.closing(strategy.record, directory.path)
     return directory.path
+
+
+def _pace(config: RunConfig) -> Pace:
+    """Return the pace of a run, which supposes until it has seen one that an evaluation is a round of all clients."""
+    federation = config.federation
+    clients = federation.min_clients or max(1, expected_clients(config.data))
+    return Pace(federation.rounds, federation.evaluate_every, clients / federation.clients_per_round)
 
 
 def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
@@ -143,6 +151,7 @@ class _Run:
 
     def _keep_round(self, record: RoundRecord) -> None:
         """Write one line of metrics and of the console, and a checkpoint where one is due."""
+        record.seconds["elapsed"] = self.console.elapsed
         self.directory.append_json(METRICS, record.as_json())
         done, every = record.server_round, self.config.run.checkpoint_every
         if every and (done % every == 0 or done == self.config.federation.rounds):
@@ -166,7 +175,7 @@ class _Run:
         if found is not None:
             self.strategy.resume(found)
         self.strategy.history.recall(self.directory.cohorts())
-        self.console.going_on(found.server_round if found else 0)
+        self.console.going_on(found.server_round if found else 0, self.directory.seconds_so_far())
         if found is None:
             return 0
         method, cards = self.strategy.method, self.strategy.roster.cards.values()

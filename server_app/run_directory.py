@@ -164,6 +164,11 @@ class RunDirectory:
         """Return how many rounds have their line in metrics.jsonl."""
         return len(self._records())
 
+    def seconds_so_far(self) -> float:
+        """Return how long the run took up to its last recorded round, stops left out; 0 where that is not known."""
+        records = self._records()
+        return float(records[-1]["seconds"].get("elapsed", 0.0)) if records else 0.0
+
     @property
     def has_results(self) -> bool:
         """Whether the run came to its end: its evaluation is what is written last."""

@@ -13,6 +13,7 @@ STEPS = {"zero_step": "as received", "k_step": "after local steps"}
 ANCHOR = "anchor"
 BASE_METHOD = "fedit"
 CLIPPED = "cut short: it moved far further than the cohort"
+ELAPSED = "elapsed"
 MIB = 2**20
 
 
@@ -28,7 +29,8 @@ def figures_of(run: RunFiles) -> dict[str, Any]:
         "accuracy_over_rounds": accuracy_over_rounds(run.records),
         "gain_over_anchor": gains(scores_by_client(run.scores), scores_by_client(run.scores, ANCHOR)),
         "bytes": totals(run.records, "bytes"),
-        "seconds": totals(run.records, "seconds"),
+        "seconds": {name: value for name, value in totals(run.records, "seconds").items() if name != ELAPSED},
+        "elapsed": elapsed(run.records),
         "failures": failures(run.records),
         "left_out": run.left_out,
     }
@@ -72,10 +74,19 @@ def totals(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
     return dict(total)
 
 
+def elapsed(records: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds from the start of a run to its last round, as its console says them.
+
+    For a run of an older version it is the time of its rounds, without its start.
+    """
+    if ELAPSED in records[-1]["seconds"]:
+        return float(records[-1]["seconds"][ELAPSED])
+    return sum(value for name, value in totals(records, "seconds").items() if name != "training")
+
+
 def traffic_and_time(figures: Mapping[str, Any]) -> tuple[float, float]:
-    """Return MiB sent and received, and seconds of wall time, of all rounds."""
-    wall = sum(value for name, value in figures["seconds"].items() if name != "training")
-    return sum(figures["bytes"].values()) / MIB, wall
+    """Return MiB sent and received, and the seconds that the run took."""
+    return sum(figures["bytes"].values()) / MIB, figures["elapsed"]
 
 
 def failures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from hyperlora.messages.signature import ClientCard
 from models.personalization.signature import Signature
 
-FEWEST, FAR = 3, 1.5
+FEWEST, FAR = 3, 1.2
+"""On the digits of other seeds no client is beyond 1.1 times the usual distance; flat images and noise are (1.5, 1.3)."""
 
 
 @dataclass(frozen=True)
@@ -55,4 +57,4 @@ def _features(signature: Signature) -> Tensor:
 def _rms(left: Tensor, right: Tensor) -> Tensor:
     """Return the root mean square difference of every row of (n, k) to every one of (m, k): (n, m)."""
     distances: Tensor = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances / float(left.shape[1]) ** 0.5
+    return distances / math.sqrt(left.shape[1])

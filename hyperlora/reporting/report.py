@@ -51,7 +51,7 @@ def _tiles(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{group}, {words}", f"{100 * columns[column]['mean']:.1f} %"
     mib, wall = traffic_and_time(figures)
     yield "sent and received", f"{mib:.1f} MiB"
-    yield "wall time of all rounds", f"{wall:.0f} s"
+    yield "time of the run", f"{int(wall) // 60}:{int(wall) % 60:02d}"
     yield "contributions left out or cut", str(sum(failure["count"] for failure in figures["failures"]))
 
 

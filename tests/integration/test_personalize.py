@@ -180,8 +180,10 @@ def test_the_start_with_the_lower_validation_loss_is_the_one_to_use(
     assert float((predicted == test.labels).float().mean()) == pytest.approx(fallen.anchor_accuracy[1])
 
 
-def test_data_unlike_those_of_every_client_are_warned_of(short_run: Path, folder: Path, tmp_path: Path) -> None:
-    assert "unlike" not in personalize(short_run, folder, "--steps", 0, "--to", tmp_path / "a")
+def test_data_far_from_those_of_every_client_are_warned_of(short_run: Path, folder: Path, tmp_path: Path) -> None:
+    said = personalize(short_run, folder, "--steps", 0, "--to", tmp_path / "a")
+    assert "nearest client: rotated-" in said
+    assert "unlike those of every client" not in said
     for index, label in enumerate("0123456789" * 4):
         path = tmp_path / "flat" / label / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

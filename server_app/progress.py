@@ -1,0 +1,131 @@
+"""How far a run is: what is being waited for, counted on the messages, and the time left by the pace so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from flwr.app import Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from strategies.engine.records import RoundRecord
+
+QUIET, EVERY = 5.0, 20.0
+"""Seconds after which a phase is spoken of for the first time, and between two lines of one phase."""
+PHASES = {
+    "query": "describing and embedding their samples",
+    "train": "training",
+    "evaluate": "evaluating",
+}
+
+
+@dataclass
+class Pace:
+    """The time that the rounds and evaluations to come will take.
+
+    Attributes:
+        rounds: of the run.
+        evaluate_every: rounds between two evaluations; the last round always has one.
+        evaluation_share: what an evaluation takes in training rounds, until one was seen.
+    """
+
+    rounds: int
+    evaluate_every: int
+    evaluation_share: float
+    _ended: float | None = None
+    _training: list[float] = field(default_factory=list)
+    _evaluating: list[float] = field(default_factory=list)
+
+    def left_after(self, record: RoundRecord, now: float) -> float | None:
+        """Note a round that ended at ``now`` and return the seconds left; None where there is no telling yet.
+
+        The first round of a process also pays for its start and counts only for its evaluation.
+        """
+        evaluation = sum(record.seconds.get(phase, 0.0) for phase in ("evaluating", "probing"))
+        if record.evaluation:
+            self._evaluating.append(evaluation)
+        if self._ended is not None:
+            self._training.append(now - self._ended - evaluation)
+        self._ended = now
+        if not self._training:
+            return None
+        training = fmean(self._training)
+        evaluating = fmean(self._evaluating) if self._evaluating else self.evaluation_share * training
+        coming = range(record.server_round + 1, self.rounds + 1)
+        evaluations = sum(number % self.evaluate_every == 0 or number == self.rounds for number in coming)
+        return training * len(coming) + evaluating * evaluations
+
+
+class ProgressGrid(Grid):
+    """A grid that says, while it is waited for, how many of the messages sent together are answered.
+
+    Args:
+        grid: does the work.
+        say: takes a line, such as ``training: 3 of 8 answered after 0:25, about 0:42 left``.
+        now: a clock in seconds.
+    """
+
+    def __init__(self, grid: Grid, say: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
+        self._grid, self._say, self._now = grid, say, now
+        self._phase, self._total, self._done = "", 0, 0
+        self._began = self._spoke = now()
+
+    def set_run(self, run: Run) -> None:
+        """See Flower's Grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See Flower's Grid."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """See Flower's Grid."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See Flower's Grid."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """See Flower's Grid."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages, which begins a phase that is named by their type."""
+        sent = list(messages)
+        if sent:
+            kind = sent[0].metadata.message_type.partition(".")[0]
+            self._phase, self._total, self._done = PHASES.get(kind, kind), len(sent), 0
+            self._began = self._spoke = self._now()
+        return self._grid.push_messages(sent)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there, and say how far the phase is where it is time to."""
+        replies = list(self._grid.pull_messages(message_ids))
+        self._done += len(replies)
+        now = self._now()
+        due = self._began + QUIET if self._spoke == self._began else self._spoke + EVERY
+        if self._done < self._total and now >= due:
+            self._spoke = now
+            self._say(self._line(now - self._began))
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See Flower's Grid; nothing is said meanwhile."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+    def _line(self, seconds: float) -> str:
+        left = f", about {clock(seconds / self._done * (self._total - self._done))} left" if self._done else ""
+        return f"{self._phase}: {self._done} of {self._total} answered after {clock(seconds)}{left}"
+
+
+def clock(seconds: float) -> str:
+    """Return minutes and seconds, as 1:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
