@@ -8,12 +8,16 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.serverapp import Grid
 
 from hyperlora.config.schema import ConfigError, RunConfig, Scalar
+from hyperlora.reporting.figures import scores_by_client
+from hyperlora.reporting.model_card import accuracy_of_anchor, accuracy_sentence, write_card
 from hyperlora.reporting.panels import save_accuracy
+from hyperlora.reporting.run_files import RunFiles
 from hyperlora.storage.files import private_files
 from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients
 from models.adapters.adapted_model import AdaptedModel
@@ -147,7 +151,20 @@ class _Run:
         if anchor is not None:
             model.save(anchor, adapters / "anchor")
         save_accuracy(self.directory.path / METRICS, self.directory.path / "accuracy")
-        self.directory.write_json(EVALUATION, [asdict(score) for score in self.strategy.scores])
+        scores = [asdict(score) for score in self.strategy.scores]
+        self._describe_adapters(adapters, scores)
+        self.directory.write_json(EVALUATION, scores)
+
+    def _describe_adapters(self, adapters: Path, scores: list[dict[str, Any]]) -> None:
+        """Write a model card into the directory of every adapter, in place of PEFT's empty one."""
+        run, by_client = RunFiles.open(self.directory.path), scores_by_client(scores)
+        for directory in sorted(path for path in adapters.iterdir() if path.is_dir()):
+            if directory.name == "anchor":
+                figures, title = accuracy_of_anchor(run), "anchor"
+            else:
+                figures = [accuracy_sentence(by_client.get(directory.name), self.config)]
+                title = f"adapter of client {directory.name}"
+            write_card(run, directory, title, figures=figures)
 
     def _keep_round(self, record: RoundRecord) -> None:
         """Write one line of metrics and of the console, and a checkpoint where one is due."""

@@ -19,7 +19,6 @@ from hyperlora.config.schema import RunConfig
 
 COMMAND_LOCK, RUN_LOCK = ".command.lock", ".lock"
 """Held by a command for as long as it runs, and by the process of the run itself, as by one of ``flwr run``."""
-TEXTS = ("csv", "jsonl", "parquet", "instructions", "fdu-mtl")
 LEAST_SAMPLES = 3
 PATIENCE = 10.0
 """Seconds that a run which is just being ended gets, as in :mod:`server_app.run_directory`."""
@@ -141,7 +140,7 @@ def check_data(config: RunConfig) -> None:
     Raises:
         CommandError, DataError: one sentence.
     """
-    from hyperlora.data.opening import OWN_DATA  # torch takes seconds to import
+    from hyperlora.data.opening import OWN_DATA, TEXTS  # torch takes seconds to import
     from hyperlora.task import build_federation
 
     data, model = config.data, config.model

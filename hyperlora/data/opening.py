@@ -19,6 +19,8 @@ READERS = {
     **dict.fromkeys(("domainnet", "nico++"), "split_lists.list_listed_images"),
 }
 """By name of the data set, the function that lists it; imported at use, for scikit-learn and datasets take seconds."""
+TEXTS = tuple(name for name, reader in READERS.items() if reader.startswith("tables."))
+"""The data sets whose samples are texts."""
 
 
 def open_federation(name: str, origin: Origin, division: Division) -> Federation:

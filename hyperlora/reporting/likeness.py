@@ -13,7 +13,7 @@ from hyperlora.messages.signature import ClientCard
 from models.personalization.signature import Signature
 
 FEWEST, FAR = 3, 1.2
-"""On the digits of other seeds no client is beyond 1.1 times the usual distance; flat images and noise are (1.5, 1.3)."""
+"""Digits of other seeds are at most 1.1 times the usual distance away; flat images 1.5 times, noise 1.3 times."""
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hyperlora.config.schema import RunConfig
+from hyperlora.data.opening import TEXTS
 from hyperlora.reporting.figures import ANCHOR, GROUPS, scores_by_client
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.storage.files import write_text
 from models.backbones.digits_vit import NAME as EMBEDDED_BACKBONE
 
 LOAD_PEFT = """
+from hyperlora import {imported}
 from peft import PeftModel
 
-# backbone: the frozen model named below, with a head of {classes} classes
-model = PeftModel.from_pretrained(backbone, "{directory}")
+# here, beside the directory "{directory}"; weights="" takes those that the model itself comes with
+backbone = build_backbone({arguments})
+model = PeftModel.from_pretrained(backbone.module, "{directory}").eval()
+# logits = model(backbone.prepare(samples)), for {samples}
 """
+A_BATCH = "images (n, channels, {0}, {0}) of type uint8"
 
 
 def write_card(run: RunFiles, directory: Path, name: str, *, figures: Sequence[str], loading: str = "") -> None:
@@ -30,8 +35,7 @@ def write_card(run: RunFiles, directory: Path, name: str, *, figures: Sequence[s
         figures: sentences about its accuracy, each a line of a list.
         loading: lines of Python that load it; those for PEFT by default.
     """
-    classes = len(run.require_clients().class_names)
-    loading = loading or LOAD_PEFT.format(directory=directory.name, classes=classes)
+    loading = loading or _loading(run, directory.name)
     config = run.config
     lines = [
         *_metadata(config),
@@ -64,6 +68,23 @@ def write_card(run: RunFiles, directory: Path, name: str, *, figures: Sequence[s
     write_text(directory / "README.md", "\n".join(lines))
 
 
+def _loading(run: RunFiles, directory: str) -> str:
+    """Return lines of Python that load a PEFT directory into the backbone of the run."""
+    config, names = run.config, run.require_clients().class_names
+    asked = {"name": config.model.name, "weights": "", "image_size": config.model.image_size, "num_classes": len(names)}
+    if config.model.name.startswith("hf:"):
+        asked |= {"max_length": config.model.max_length, "class_names": tuple(names), "prompt": config.model.prompt}
+        asked |= {"text_tower": config.model.text_tower, "revision": config.model.revision}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    embedded = config.model.name == EMBEDDED_BACKBONE
+    return LOAD_PEFT.format(
+        imported="build_backbone, digits_public" if embedded else "build_backbone",
+        arguments=arguments + (", pretraining=digits_public" if embedded else ""),
+        directory=directory,
+        samples="a list of texts" if config.data.name in TEXTS else A_BATCH.format(config.model.image_size),
+    )
+
+
 def _metadata(config: RunConfig) -> list[str]:
     tags = ["lora", "federated-learning", "flower", config.method]
     base = [] if config.model.name == EMBEDDED_BACKBONE else [f"base_model: timm/{config.model.name}"]
@@ -72,12 +93,16 @@ def _metadata(config: RunConfig) -> list[str]:
 
 def accuracy_of_client(run: RunFiles, client_id: str) -> str:
     """Return a sentence on the last evaluation of one client."""
-    score = scores_by_client(run.scores).get(client_id)
+    return accuracy_sentence(scores_by_client(run.scores).get(client_id), run.config)
+
+
+def accuracy_sentence(score: Mapping[str, Any] | None, config: RunConfig) -> str:
+    """Return a sentence on an entry of ``evaluation.json``; None where the client has none."""
     if score is None:
         return "this client was not evaluated"
     return (
         f"{100 * score['zero_step']:.1f} % of {score['num_test']} held-out samples of the client itself, as received; "
-        f"{100 * score['k_step']:.1f} % after {run.config.train.steps_of_use} local steps"
+        f"{100 * score['k_step']:.1f} % after {config.train.steps_of_use} local steps"
     )
 
 

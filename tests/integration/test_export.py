@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -112,3 +114,21 @@ def test_a_damaged_adapter_is_not_exported(short_run: Path, tmp_path: Path, name
     said = export(tmp_path / "run", "--to", tmp_path / "out", status=1)
     assert "is damaged" in " ".join(said.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_every_adapter_of_a_run_has_our_card_whose_code_loads_it_as_it_stands(
+    short_run: Path, monkeypatch: pytest.MonkeyPatch, runtime: ClientRuntime
+) -> None:
+    adapters = short_run / "adapters"
+    cards = {path.name: (path / "README.md").read_text() for path in adapters.iterdir()}
+    assert all(card.count("HyperLoRA on Flower") == 1 for card in cards.values())
+    assert f"{100 * score_of(short_run, 'noisy-4'):.1f} %" in cards["noisy-4"]
+    code = re.search(r"```python\n(.*?)```", cards["noisy-4"], flags=re.DOTALL)
+    assert code
+    monkeypatch.chdir(adapters)
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    test = runtime.client("noisy-4").test
+    with torch.no_grad():
+        predicted = names["model"](names["backbone"].prepare(test.inputs)).argmax(dim=1)
+    assert float((predicted == test.labels).float().mean()) == pytest.approx(score_of(short_run, "noisy-4"))
