@@ -166,6 +166,12 @@ def test_rate_of_rounds_and_budget_of_use_are_chosen_apart(tmp_path: Path, monke
     assert load_jobs("pacs/feature", {}, [10], ["local"])[0].config.evaluation_steps == (0,)
 
 
+def test_the_main_table_gives_the_class_prior_to_every_row_and_hetloras_clients_several_ranks() -> None:
+    jobs = load_jobs("pacs", {}, [10], [])
+    assert {job.config.prior_strength for job in jobs} == {1.0}
+    assert {job.config.lora.client_ranks for job in jobs if job.variant == "hetlora"} == {(1, 2, 3, 4)}
+
+
 def test_all_variants_have_the_same_number_of_trials() -> None:
     table = {"grid": {"rate": [1, 2, 3, 4]}, "grids": {"b": {"rate": [1, 2], "own": [5, 6]}, "c": {"own": [5]}}}
     assert trials({}, "a") == [{}]

@@ -9,11 +9,12 @@ import torch
 
 from client_app.runtime import ClientRuntime, TokenCache, choose_device, worthwhile_threads
 from client_app.tasks import describe_clients, evaluate_adapter, train_start
+from hyperlora.config.methods import METHODS
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.data.digits import digits_public
 from hyperlora.data.federation import ClientData, DataError, Samples
 from hyperlora.messages.evaluate import EvaluateRequest
-from hyperlora.messages.plan import LocalPlan, Start, part_of
+from hyperlora.messages.plan import LocalPlan, Start, chosen, part_of
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter, resized
@@ -23,8 +24,10 @@ from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, cali
 from models.adapters.weight_gradient import packed, unpacked, weight_gradient
 from models.backbones.loading import build_backbone
 from models.lowrank.factors import Factors
+from strategies.methods.base.server import with_clients
 from strategies.methods.hetlora.pruning import tail_size
 from strategies.methods.hetlora.server import pairs
+from strategies.methods.registry import build_method
 
 EMPTY = Samples(torch.empty(0, 1, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 
@@ -377,3 +380,27 @@ def test_a_client_tells_its_calibration_after_every_number_of_steps(runtime: Cli
     reply = evaluate_adapter(runtime, request, DictKeeper())
     assert len(reply.calibration_error) == 2
     assert reply.calibration_error[0] != reply.calibration_error[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_the_class_prior_in_what_is_used_and_never_in_what_is_sent(
+    runtime: ClientRuntime, method: str
+) -> None:
+    heads = []
+    for use in ("on", "off"):
+        switched = of_method(runtime, method, **{"prior.use": use, "lora.rank": 3})
+        start, kept = first_start(switched), DictKeeper()
+        reply = train_start(switched, TrainRequest("full", 1, 0, start), kept)
+        torch.testing.assert_close(chosen(reply.end, start.plan.up), chosen(start.adapter, start.plan.up))
+        evaluate_adapter(switched, EvaluateRequest("full", 1, [0], start), kept)
+        heads.append(runtime.model.extract().head)
+    torch.testing.assert_close(heads[0][:, -1] - heads[1][:, -1], runtime.frequencies("full").log())
+    torch.testing.assert_close(heads[0][:, :-1], heads[1][:, :-1])
+
+
+def first_start(runtime: ClientRuntime) -> Start:
+    """The start of the client ``full`` in round 1."""
+    (card,), method = describe_clients(runtime, ["full"]).cards, build_method(runtime.config, num_heads=4)
+    state = method.init(runtime.model.fresh_adapter(runtime.config.seed))
+    state = with_clients(method, state, {card.client_id: card})
+    return Start(method.starts(state, [card])[0], method.plan(state, card))
