@@ -10,6 +10,7 @@ import typer
 from hyperlora.cli.certs import app as certs
 from hyperlora.cli.doctor import doctor
 from hyperlora.cli.export import export
+from hyperlora.cli.forget import forget
 from hyperlora.cli.output import say
 from hyperlora.cli.personalize import personalize
 from hyperlora.cli.report import compare, report
@@ -22,6 +23,7 @@ app.command()(personalize)
 app.command()(report)
 app.command()(compare)
 app.command()(export)
+app.command()(forget)
 app.command()(doctor)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hyperlora.messages.signature import ClientCard
 from strategies.engine.privacy_ledger import PrivacyLedger, participations
@@ -60,6 +60,11 @@ class History:
     def note_signature(self, client_id: str) -> None:
         """Count another signature of a client."""
         self.signatures[client_id] = self.signatures.get(client_id, 1) + 1
+
+    def without(self, client_id: str) -> History:
+        """Return one that knows no movement of a client any more; what it was asked still costs privacy and stays."""
+        lengths = {name: length for name, length in self.lengths.items() if name != client_id}
+        return replace(self.copy(), lengths=lengths)
 
     def within_budget(self, cards: Mapping[str, ClientCard], ledger: PrivacyLedger) -> dict[str, ClientCard]:
         """Return the clients that can release one more adapter without spending more than their privacy budget."""

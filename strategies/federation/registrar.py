@@ -105,7 +105,7 @@ class Registrar:
         if self.roster.allowed is None and not self._warned and any(map(self.roster.is_deployed, new)):
             self._warned = True
             log.warning(
-                "there is no allow-list (federation.allowed-clients): every node that connects may speak for any free client"
+                "there is no allow-list (federation.allowed-clients): any node may speak for any client that is free"
             )
 
     def _ask(self, grid: Grid, node_ids: Collection[int], timeout: float) -> list[int]:

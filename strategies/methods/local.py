@@ -17,7 +17,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
-from strategies.methods.base.server import BaseMethod, ClientUpdate
+from strategies.methods.base.server import BaseMethod, ClientUpdate, without
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Local(BaseMethod):
         own = {update.card.client_id: update.end for update in updates}
         examples = {update.card.client_id: update.metrics.num_examples for update in updates}
         return replace(state, own={**state.own, **own}, examples={**state.examples, **examples})
+
+    def forget(self, state: LocalState, client_id: str) -> LocalState:
+        """Drop the client's adapter, and with it its share of the average head."""
+        return replace(state, own=without(state.own, client_id), examples=without(state.examples, client_id))
 
     def anchor(self, state: LocalState) -> None:
         """Return None: there is no global adapter."""

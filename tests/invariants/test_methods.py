@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+
 import pytest
 import torch
 
@@ -12,7 +15,7 @@ from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, combine
 from models.adapters.gradient import WEIGHTS
 from models.lowrank.factors import Factors
-from strategies.methods.base.server import ClientUpdate, Method, with_clients
+from strategies.methods.base.server import ClientUpdate, Forgets, Method, with_clients
 from strategies.methods.registry import build_method
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
 
@@ -163,3 +166,32 @@ def test_fedit_does_not() -> None:
     expected = combine(list(ends.values()), [CARDS[one].num_examples / 60 for one in ends])
     with pytest.raises(AssertionError):
         assert_same_products(method.anchor(aggregated(method, ends)), expected, 1e-2)
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Yield every text in a state, however deep: keys, entries and fields."""
+    if isinstance(value, str):
+        yield value
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from texts_in(getattr(value, part.name))
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from (*texts_in(key), *texts_in(entry))
+    elif isinstance(value, Sequence):
+        for entry in value:
+            yield from texts_in(entry)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_client_that_is_forgotten_is_nowhere_in_the_state_and_the_method_goes_on(name: str) -> None:
+    method = method_of(name)
+    state = aggregated(method, {one: moved(INITIAL, one, 1) for one in CARDS})
+    knows = "b" in texts_in(state)
+    assert knows == isinstance(method, Forgets), "a method that holds something of single clients needs 'forget'"
+    state = method.forget(state, "b") if isinstance(method, Forgets) else state
+    assert "b" not in texts_in(state)
+    others = {one: card for one, card in CARDS.items() if one != "b"}
+    state = with_clients(method, state, others)
+    assert "b" not in texts_in(state)
+    assert all(bool(value.isfinite().all()) for value in start_of(method, state, CARDS["a"]).tensors().values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -17,6 +17,8 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainMetrics
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,14 @@ class Reports(Protocol):
 
 
 @runtime_checkable
+class Forgets(Protocol):
+    """A method whose state holds something of single clients."""
+
+    def forget(self, state: Any, client_id: str) -> Any:
+        """Return the state without what it holds of a client, whether or not it holds anything."""
+
+
+@runtime_checkable
 class FollowsBackbone(Protocol):
     """A method whose modules depend on the backbone."""
 
@@ -145,6 +155,11 @@ class SharedAdapterMethod(BaseMethod):
     def anchor(self, state: Adapter) -> Adapter:
         """Return the shared adapter."""
         return state
+
+
+def without(entries: Mapping[str, T], client_id: str) -> dict[str, T]:
+    """Return entries by client-id but for one client's."""
+    return {name: value for name, value in entries.items() if name != client_id}
 
 
 def with_clients(method: Method, state: Any, cards: Mapping[str, ClientCard]) -> Any:

@@ -28,7 +28,7 @@ from models.lowrank.factors import Factors
 from models.personalization.corrector import correct
 from models.personalization.signature import Projection, Standardizer
 from models.personalization.synthesizer import initial_psi
-from strategies.methods.base.server import ClientUpdate, example_weights
+from strategies.methods.base.server import ClientUpdate, example_weights, without
 from strategies.methods.hyperlora.config import CorrectorSettings, GeneratorSettings, HyperLoraSettings
 from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
 from strategies.methods.hyperlora.learning import learn
@@ -114,6 +114,25 @@ class HyperLoraMethod:
         weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
         fitted = Projection.fit(table, weights.sqrt(), self.generator_inputs)
         return replace(state, projection=fitted, generator=None, generator_optimizer=None)
+
+    def forget(self, state: HyperLoraState, client_id: str) -> HyperLoraState:
+        """Drop a client's entry and signature, all that was fitted to signatures, and the generator its entry taught.
+
+        Scales, projection and generator are made again from the other clients. The anchor, psi and the gates were
+        learned with the client too and stay: its share cannot be told from the others'.
+        """
+        return replace(
+            state,
+            memory=without(state.memory, client_id),
+            num_examples=without(state.num_examples, client_id),
+            signature_vectors=without(state.signature_vectors, client_id),
+            standardizer=None,
+            projection=None,
+            generator=None,
+            generator_optimizer=None,
+            distilled=None,
+            residual=None,
+        )
 
     def start(self, state: HyperLoraState, card: ClientCard) -> Adapter:
         """Return the anchor plus attended and generated deviations, cut to the anchor's rank."""
