@@ -6,10 +6,12 @@ Nothing here writes into a run directory that it refuses.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -17,12 +19,16 @@ from hyperlora.cli.output import CommandError, say
 from hyperlora.cli.settings import require_inputs
 from hyperlora.config.schema import RunConfig
 
+if TYPE_CHECKING:
+    from hyperlora.data.federation import Federation
+
 COMMAND_LOCK, RUN_LOCK = ".command.lock", ".lock"
 """Held by a command for as long as it runs, and by the process of the run itself, as by one of ``flwr run``."""
 LEAST_SAMPLES = 3
 PATIENCE = 10.0
 """Seconds that a run which is just being ended gets, as in :mod:`server_app.run_directory`."""
-log = logging.getLogger(__name__)
+FILES_SECONDS = 1.0
+"""How long images are looked at before a run; the header of one takes about a tenth of a millisecond."""
 
 
 def check_before(config: RunConfig, gpus_per_client: float) -> None:
@@ -151,21 +157,36 @@ def check_data(config: RunConfig) -> None:
         )
     if data.name not in OWN_DATA or not data.path:
         return
-    counts = samples_per_client(build_federation(data, image_size=model.image_size, seed=config.seed))
-    small = [name for name, count in counts.items() if count < LEAST_SAMPLES]
-    if small:
-        log.warning(
-            "%d of %d clients have too few samples to train, validate and test and are left out: %s",
-            len(small),
-            len(counts),
-            ", ".join(small[:5]),
-        )
+    tell_clients(samples_per_client(build_federation(data, image_size=model.image_size, seed=config.seed)))
+    if data.name == "folder":
+        tell_bad_images(Path(data.path), seconds=FILES_SECONDS)
 
 
-def samples_per_client(federation: object) -> dict[str, int]:
+def samples_per_client(federation: Federation) -> dict[str, int]:
     """Return how many samples each client of a divided data set holds, unreadable ones included."""
     from hyperlora.data.plans import DividedFederation
 
     if not isinstance(federation, DividedFederation):
         return {}
     return {name: len(federation.rows(name)) for name in federation.client_ids}
+
+
+def tell_clients(counts: Mapping[str, int]) -> None:
+    """Say how many samples the clients hold, and which of them hold too few to take part."""
+    if counts:
+        say(f"{len(counts)} clients hold {min(counts.values())} to {max(counts.values())} samples each")
+    small = [name for name, count in counts.items() if count < LEAST_SAMPLES]
+    if small:
+        named = ", ".join(small[:5]) + (" ..." if len(small) > 5 else "")
+        say(f"{len(small)} of them have too few to train, validate and test, and are left out: {named}", style="yellow")
+
+
+def tell_bad_images(root: Path, seconds: float, *, thorough: bool = False) -> None:
+    """Say once which images cannot be read; after so many ``seconds`` the others are left to the clients' log."""
+    from hyperlora.data.images import image_files, named_files, unreadable_images
+
+    until = time.monotonic() + seconds
+    found = list(takewhile(lambda _: time.monotonic() < until, unreadable_images(image_files(root), thorough=thorough)))
+    bad = [file.relative_to(root) for file in found if file is not None]
+    if bad:
+        say(f"{len(bad)} of {len(found)} images cannot be read and are left out{named_files(bad)}", style="yellow")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from hyperlora.seeds import content_key
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+MOST_NAMED = 3
 MODES = {1: "L", 3: "RGB"}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -33,22 +34,53 @@ def decode_image(encoded: bytes, image_size: int, channels: int = 3) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def read_images(samples: Iterable[tuple[bytes, int]], domain: str, image_size: int) -> Source:
-    """Decode pairs of encoded image and label; the key of a sample is the hash of its bytes."""
-    images, labels, keys, unreadable = [], [], [], 0
-    for encoded, label in samples:
+def read_images(
+    samples: Iterable[tuple[bytes, int]], domain: str, image_size: int, files: Sequence[Path] = ()
+) -> Source:
+    """Decode pairs of encoded image and label, which lie in ``files``; the key of a sample is the hash of its bytes."""
+    images, labels, keys, unreadable = [], [], [], []
+    for place, (encoded, label) in enumerate(samples):
         try:
             images.append(decode_image(encoded, image_size))
         except UNREADABLE:
-            unreadable += 1
+            unreadable.append(place)
             continue
         labels.append(label)
         keys.append(content_key(encoded))
     if unreadable:
-        total = len(images) + unreadable
-        log.warning("%d of %d images of domain '%s' are unreadable and left out", unreadable, total, domain)
+        total, named = len(images) + len(unreadable), named_files([files[place] for place in unreadable if files])
+        log.warning(
+            "%d of %d images of domain '%s' are unreadable and left out%s", len(unreadable), total, domain, named
+        )
     stacked = torch.stack(images) if images else torch.empty(0, 3, image_size, image_size, dtype=torch.uint8)
     return Source(stacked, torch.tensor(labels, dtype=torch.int64), keys)
+
+
+def named_files(files: Sequence[Path]) -> str:
+    """Return the end of a sentence that names the first of ``files``; empty where there are none."""
+    return f": {', '.join(map(str, files[:MOST_NAMED]))}{' ...' if len(files) > MOST_NAMED else ''}" if files else ""
+
+
+def image_files(root: Path) -> list[Path]:
+    """Return all images below a directory, sorted; hidden ones are passed over."""
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
+
+
+def unreadable_images(files: Iterable[Path], *, thorough: bool = False) -> Iterator[Path | None]:
+    """Yield for every file itself where it is no image, else None.
+
+    Args:
+        files: to look at.
+        thorough: decode all of each; without, the header and the checksums of formats that have some are read.
+    """
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                image.load() if thorough else image.verify()
+        except UNREADABLE:
+            yield file
+        else:
+            yield None
 
 
 def listing_of_files(
@@ -67,7 +99,8 @@ def listing_of_files(
     names, numbers = number_labels(labels, classes, origin.path)
 
     def read(domain: str, rows: Sequence[int]) -> Source:
-        return read_images(((_file_bytes(files[row]), numbers[row]) for row in rows), domain, origin.image_size)
+        samples = ((_file_bytes(files[row]), numbers[row]) for row in rows)
+        return read_images(samples, domain, origin.image_size, [files[row] for row in rows])
 
     return Listing(names, rows_by_domain(domains, numbers), numbers, read, test)
 
@@ -82,7 +115,7 @@ def list_folder(name: str, origin: Origin) -> Listing:
         DataError: the path is relative or missing, or holds no images two or three levels deep, or both.
     """
     root = _directory(origin.path)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
+    files = image_files(root)
     depth = _depth(root, files)
     parts = [path.relative_to(root).parts for path in files]
     folders = root.glob("/".join("*" * (depth - 1)))

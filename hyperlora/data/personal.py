@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hyperlora.data.federation import ClientData, DataError, Samples
-from hyperlora.data.images import SUFFIXES, UNREADABLE, decode_image
+from hyperlora.data.images import SUFFIXES, UNREADABLE, decode_image, named_files
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import list_samples
 from hyperlora.data.plans import split_by_key
@@ -19,7 +19,7 @@ from hyperlora.seeds import content_key
 
 log = logging.getLogger(__name__)
 IMAGES, TABLES = SUFFIXES[:3], ("csv", "jsonl", "parquet")
-LEAST_SAMPLES, MOST_NAMED = 3, 3
+LEAST_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def read_image_folder(
     read = [(_decoded(file, image_size, channels), label, file) for file, label in files]
     bad = [file for image, _, file in read if image is None]
     if bad:
-        named = ", ".join(str(file.relative_to(root)) for file in bad[:MOST_NAMED])
-        log.warning("%d of %d images cannot be read and are left out: %s", len(bad), len(files), named)
+        named = named_files([file.relative_to(root) for file in bad])
+        log.warning("%d of %d images cannot be read and are left out%s", len(bad), len(files), named)
     keyed = sorted(
         ((content_key(file.read_bytes()), label, image) for image, label, file in read if image is not None),
         key=lambda one: one[0],

@@ -75,7 +75,9 @@ def test_bad_images_and_unknown_classes_are_left_out_with_a_count(
         client = federation.load("all-0")
     assert federation.class_names == ("cat", "dog", "bird")
     assert len(client.train) + len(client.validation) + len(client.test) == 58
-    assert "2 of 60 images of domain 'all' are unreadable and left out" in caplog.text
+    assert f"2 of 60 images of domain 'all' are unreadable and left out: {photos}/cat/00.png, {photos}/cat/02.png" in (
+        caplog.text
+    )
     assert "1 samples of" in caplog.text
     assert "'ghost' (1)" in caplog.text
     assert "1 of 3 classes have no sample in" in caplog.text

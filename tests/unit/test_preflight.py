@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from hyperlora.cli import preflight, run
 from hyperlora.cli.output import CommandError
@@ -111,13 +111,25 @@ def test_too_few_samples_are_named_with_what_helps(tmp_path: Path) -> None:
         check_data(config(data__path=path, data__partition="iid", **TEXT_MODEL))
 
 
-def test_clients_that_will_be_left_out_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_clients_that_will_be_left_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = table(tmp_path / "r.csv", 2, ("north", "south"))
-    with caplog.at_level(logging.WARNING):
-        check_data(config(data__path=path, data__partition="natural", **TEXT_MODEL))
-    assert (
-        "2 of 2 clients have too few samples to train, validate and test and are left out: north, south" in caplog.text
-    )
+    check_data(config(data__path=path, data__partition="natural", **TEXT_MODEL))
+    said = capsys.readouterr().out
+    assert "2 clients hold 2 to 2 samples each" in said
+    assert "2 of them have too few to train, validate and test, and are left out: north, south" in said
+
+
+def test_images_that_cannot_be_read_are_named_once_with_the_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(24):
+        path = tmp_path / "photos" / "cat" / f"{index:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7), (index, 0, 90)).save(path)
+    (tmp_path / "photos" / "cat" / "00.png").write_bytes(b"no image")
+    values = {"data__name": "folder", "data__path": str(tmp_path / "photos"), "data__clients_per_domain": 1}
+    check_data(config(data__unseen_fraction=0.0, **values))
+    assert capsys.readouterr().out.count("1 of 24 images cannot be read and are left out: cat/00.png") == 1
 
 
 def test_texts_for_a_model_of_images_are_refused(tmp_path: Path) -> None:
