@@ -9,7 +9,17 @@ from typing import Any
 from benchmarks.table import cell, markdown
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
-NO_GLOBAL_MODEL = ("local", "fedsa-lora", "feddpa", "potara", "pfedhn-lora", "clustered", "fedper", "ditto")
+NO_GLOBAL_MODEL = (
+    "local",
+    "fedsa-lora",
+    "feddpa",
+    "potara",
+    "pfedhn-lora",
+    "clustered",
+    "fedper",
+    "ditto",
+    "hilora",
+)
 WINDOW = 3
 
 

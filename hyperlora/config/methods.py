@@ -60,6 +60,7 @@ METHODS: Mapping[str, MethodInfo] = {
     "clustered": MethodInfo("strategies.methods.clustered"),
     "fedper": MethodInfo("strategies.methods.fedper"),
     "ditto": MethodInfo("strategies.methods.ditto"),
+    "hilora": MethodInfo("strategies.methods.hilora"),
 }
 METHOD_NAMES = one_of(METHODS)
 

@@ -83,6 +83,13 @@ class AdaptedModel:
         """Return the LoRA factors and the head's parameters, in a fixed order."""
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
+    def left_factors(self) -> dict[str, list[nn.Parameter]]:
+        """Return kind -> lora_B (m, r) of every block, the parameters themselves."""
+        return {
+            kind: [cast(nn.Parameter, factor(layer.lora_B).weight) for layer in layers]
+            for kind, layers in self._layers.items()
+        }
+
     def extract(self) -> Adapter:
         """Return a copy of the adapter that the model carries now."""
         low_rank = {kind: _stack(layers) for kind, layers in self._layers.items()}

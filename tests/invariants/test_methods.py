@@ -20,7 +20,20 @@ from strategies.methods.registry import build_method
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
 
 EXACT = ("flexlora", "hyperlora", "flora", "fedex-lora")
-GLOBAL = ("fedit", *EXACT, "ffa-lora", "rolora", "lora-fair", "hetlora", "feddpa", "potara", "probe", "fedper", "ditto")
+GLOBAL = (
+    "fedit",
+    *EXACT,
+    "ffa-lora",
+    "rolora",
+    "lora-fair",
+    "hetlora",
+    "feddpa",
+    "potara",
+    "probe",
+    "fedper",
+    "ditto",
+    "hilora",
+)
 INITIAL = make_adapter(0, fresh=True)
 CARDS = {name: make_card(name, num_examples=10 * index + 10) for index, name in enumerate("abcd")}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,16 +30,29 @@ class Division:
         Coordinates are standardised over the clients; feature means, feature deviations and class frequencies weigh
         what HyperLoRA's distance gives them before it learns.
         """
-        vectors = torch.stack([signature_vector(card.signature) for card in cards])
-        groups = vector_groups(cards[0].signature)
-        weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
-        projection = Projection.fit(vectors, weights.sqrt(), DIMENSIONS)
+        vectors, projection = fitted(cards)
         return cls(projection, k_means(projection(vectors), clusters, seed))
 
     def cluster(self, card: ClientCard) -> int:
         """Return the cluster whose center is nearest to the client's signature."""
         point = self.projection(signature_vector(card.signature))
         return int((self.centers - point).square().sum(dim=1).argmin())
+
+
+def fitted(cards: Sequence[ClientCard]) -> tuple[Tensor, Projection]:
+    """Return the signature vectors (N, k) of clients and the projection that is fitted to them."""
+    vectors, groups = (
+        torch.stack([signature_vector(card.signature) for card in cards]),
+        vector_groups(cards[0].signature),
+    )
+    weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
+    return vectors, Projection.fit(vectors, weights.sqrt(), DIMENSIONS)
+
+
+def projected_signatures(cards: Mapping[str, ClientCard]) -> dict[str, Tensor]:
+    """Return client-id -> (p,) what a client's signature is projected to."""
+    vectors, projection = fitted(list(cards.values()))
+    return dict(zip(cards, projection(vectors), strict=True))
 
 
 def k_means(points: Tensor, clusters: int, seed: int) -> Tensor:
