@@ -181,3 +181,13 @@ def test_a_strong_term_keeps_a_tier_out_of_the_subspace_below(runtime: ClientRun
 def test_shares_that_leave_nothing_to_the_leaves_are_refused() -> None:
     with pytest.raises(ConfigError, match="must be below 1 together"):
         RunConfig.parse({"method": "hilora", "hilora.root-share": 0.6, "hilora.cluster-share": 0.4})
+
+
+def test_a_forgotten_client_is_a_newcomer_and_a_cluster_without_members_takes_nobody() -> None:
+    method, states, _ = tiers()
+    state = states[3]
+    for name in "ab":
+        state = method.forget(state, name)
+    state = method.register(state, {name: CARDS[name] for name in "acdz"})
+    assert "a" not in state.leaves
+    assert {state.cluster(name) for name in "acdz"} == {states[3].members["c"]}

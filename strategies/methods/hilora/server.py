@@ -21,7 +21,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, AdapterSum, combine
 from models.lowrank.factors import Factors
-from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights
+from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights, without
 from strategies.methods.clustered.division import projected_signatures
 from strategies.methods.hilora.clustering import clusters_of, smoothed, subspace_distances
 from strategies.methods.hilora.config import HiLoraSettings
@@ -56,9 +56,11 @@ class HiLoraState:
         """Return the cluster of a client, by its signature where it did not train the root."""
         if name in self.members:
             return self.members[name]
-        centers = [self._center(index) for index in range(len(self.clusters))]
-        distances = [float((center - self.signatures[name]).square().sum()) for center in centers]
-        return distances.index(min(distances))
+        centers = {cluster: self._center(cluster) for cluster in sorted(set(self.members.values()))}
+        distances = {
+            cluster: float((center - self.signatures[name]).square().sum()) for cluster, center in centers.items()
+        }
+        return min(distances, key=lambda cluster: distances[cluster], default=0)
 
     def _center(self, cluster: int) -> Tensor:
         inside = [self.signatures[name] for name, place in self.members.items() if place == cluster]
@@ -117,6 +119,16 @@ class HiLora(BaseMethod):
         for index, some in members.items():
             clusters[index] = averaged(some, clusters[index])
         return replace(state, clusters=clusters)
+
+    def forget(self, state: HiLoraState, client_id: str) -> HiLoraState:
+        """Drop the client's leaf, its place in a cluster, its subspace and its signature; its share in tiers stays."""
+        return replace(
+            state,
+            leaves=without(state.leaves, client_id),
+            members=without(state.members, client_id),
+            bases=without(state.bases, client_id),
+            signatures=without(state.signatures, client_id),
+        )
 
     def anchor(self, state: HiLoraState) -> Adapter:
         """Return the root."""
