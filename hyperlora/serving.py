@@ -45,7 +45,8 @@ class PersonalizeOptions:
         steps: local steps K; those of the run by default.
         device: ``auto``, ``cpu`` or ``cuda``.
         weights: the backbone's weights, where they are not where the run found them.
-        target: new directory for the adapters; ``<run>/personal/<name>`` by default.
+        target: new directory for the adapters; ``<run>/personal/<name>`` by default, for a federation that somebody
+            published ``personal/<name>`` in the current directory.
     """
 
     name: str = ""
@@ -94,7 +95,8 @@ def personalize(run_directory: Path, own: Path, options: PersonalizeOptions | No
     written too. ``scores.json`` has all scores.
 
     Args:
-        run_directory: a run with a checkpoint.
+        run_directory: a run with a checkpoint, or a federation that ``hyperlora publish`` wrote: its directory,
+            ``hf:owner/name``, or ``demo``, which comes with the package.
         own: a folder ``<class>/*.jpg`` or ``*.png``, or a csv, jsonl or parquet file of texts; classes of the run.
         options: name, local steps, device, weights and target.
 
@@ -104,7 +106,7 @@ def personalize(run_directory: Path, own: Path, options: PersonalizeOptions | No
     options = options or PersonalizeOptions()
     options = replace(options, name=options.name or (own.stem if own.is_file() else own.absolute().name))
     run = RunFiles.open(run_directory)
-    target = options.target or run.path / "personal" / options.name
+    target = options.target or run.place_for("personal") / options.name
     require_new(target)
     scored = _make_adapters(run, own, options, target)
     scores = {name: value for name, value in asdict(scored).items() if name != "directory"}

@@ -45,7 +45,7 @@ def export(
 def _export_adapter(run: RunFiles, client: str | None, to: Path | None) -> Path:
     from hyperlora.reporting.run_files import new_directory
 
-    source, target = _adapter_of(run, client), new_directory(to or run.path / "exports" / (client or ANCHOR))
+    source, target = _adapter_of(run, client), new_directory(to or run.place_for("exports") / (client or ANCHOR))
     for name in PEFT_FILES:
         shutil.copyfile(source / name, target / name)
     _write_card(run, client, target)
@@ -58,7 +58,7 @@ def _export_merged(run: RunFiles, client: str | None, to: Path | None, weights: 
 
     source, names = _adapter_of(run, client), run.require_clients().class_names
     model = run.rebuild_model(weights)
-    target = new_directory(to or run.path / "exports" / f"{client or ANCHOR}-merged")
+    target = new_directory(to or run.place_for("exports") / f"{client or ANCHOR}-merged")
     _write_card(run, client, target, save_merged(merged(model, source), model, names, target))
     return target
 

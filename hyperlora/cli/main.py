@@ -13,6 +13,7 @@ from hyperlora.cli.export import export
 from hyperlora.cli.forget import forget
 from hyperlora.cli.output import say
 from hyperlora.cli.personalize import personalize
+from hyperlora.cli.publish import publish
 from hyperlora.cli.report import compare, report
 from hyperlora.cli.run import run
 
@@ -23,6 +24,7 @@ app.command()(personalize)
 app.command()(report)
 app.command()(compare)
 app.command()(export)
+app.command()(publish)
 app.command()(forget)
 app.command()(doctor)
 

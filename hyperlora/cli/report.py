@@ -10,7 +10,7 @@ import typer
 
 from hyperlora.cli.output import CommandError, OutputFormat, print_table, reports_errors, say
 from hyperlora.storage.files import write_text
-from hyperlora.storage.latest import followed
+from hyperlora.storage.run_names import followed
 
 if TYPE_CHECKING:
     from hyperlora.reporting.page import Page

@@ -20,7 +20,7 @@ from hyperlora.cli.settings import Settings, new_output_dir, read_settings
 from hyperlora.cli.superlink import local_superlink, simulation_size
 from hyperlora.config.schema import RunConfig
 from hyperlora.storage.files import PRIVATE_DIRECTORY
-from hyperlora.storage.latest import point_to
+from hyperlora.storage.run_names import point_to
 
 
 @reports_errors

@@ -14,7 +14,7 @@ from typing import Any
 from hyperlora.cli.output import CommandError
 from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import PATH_KEYS, RunConfig, Scalar
-from hyperlora.storage.latest import followed
+from hyperlora.storage.run_names import followed, is_published
 
 INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients")
 
@@ -63,6 +63,8 @@ def settings_of_run(directory: Path) -> dict[str, Scalar]:
         CommandError: the directory holds no run.
     """
     directory = followed(directory)
+    if is_published(directory):
+        raise CommandError(f"'{directory}' was published to make adapters from, and cannot be gone on with")
     try:
         values: dict[str, Scalar] = dict(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:

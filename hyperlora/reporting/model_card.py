@@ -25,7 +25,15 @@ model = PeftModel.from_pretrained(backbone.module, "{directory}").eval()
 A_BATCH = "images (n, channels, {0}, {0}) of type uint8"
 
 
-def write_card(run: RunFiles, directory: Path, name: str, *, figures: Sequence[str], loading: str = "") -> None:
+def write_card(
+    run: RunFiles,
+    directory: Path,
+    name: str,
+    *,
+    figures: Sequence[str],
+    loading: str = "",
+    license_name: str = "",
+) -> None:
     """Write the card as ``README.md``: Markdown with the metadata that the Hugging Face hub reads.
 
     Args:
@@ -34,11 +42,12 @@ def write_card(run: RunFiles, directory: Path, name: str, *, figures: Sequence[s
         name: what was exported, for the title.
         figures: sentences about its accuracy, each a line of a list.
         loading: lines of Python that load it; those for PEFT by default.
+        license_name: of the files, as the hub names it; empty says nothing.
     """
     loading = loading or _loading(run, directory.name)
     config = run.config
     lines = [
-        *_metadata(config),
+        *_metadata(config, license_name),
         f"# {name}: {config.model.name} adapted to {config.data.name} by {config.method}",
         "",
         f"Made by federated learning ({config.method}, HyperLoRA on Flower): {len(run.records)} rounds of "
@@ -85,10 +94,11 @@ def _loading(run: RunFiles, directory: str) -> str:
     )
 
 
-def _metadata(config: RunConfig) -> list[str]:
+def _metadata(config: RunConfig, license_name: str) -> list[str]:
     tags = ["lora", "federated-learning", "flower", config.method]
     base = [] if config.model.name == EMBEDDED_BACKBONE else [f"base_model: timm/{config.model.name}"]
-    return ["---", "library_name: peft", *base, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+    terms = [f"license: {license_name}"] if license_name else []
+    return ["---", "library_name: peft", *terms, *base, "tags:", *(f"- {tag}" for tag in tags), "---", ""]
 
 
 def accuracy_of_client(run: RunFiles, client_id: str) -> str:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from hyperlora.config.schema import RunConfig
-from hyperlora.storage.latest import followed
+from hyperlora.storage.run_names import is_published, located
 from hyperlora.task import build_model
 from models.adapters.adapted_model import AdaptedModel
 from strategies.engine.records import RoundRecord
@@ -46,7 +46,7 @@ class RunFiles:
             RunFilesError: it holds no run, no round of it is made, or a file is damaged.
             ConfigError: its configuration cannot be read by this version.
         """
-        path = followed(path)
+        path = located(path)
         config = _json_of(path / "config.json", dict[str, bool | int | float | str])
         try:
             records = read_records(path / "metrics.jsonl")
@@ -55,6 +55,10 @@ class RunFiles:
         if not records:
             raise RunFilesError(f"the run in '{path}' has no round yet: its metrics.jsonl is empty")
         return cls(path.absolute(), RunConfig.parse_stored(config), records)
+
+    def place_for(self, what: str) -> Path:
+        """Return where what is made from the run goes: below it, for a published one below the current directory."""
+        return (Path.cwd() if is_published(self.path) else self.path) / what
 
     @property
     def name(self) -> str:

@@ -1,0 +1,100 @@
+"""A run as others may have it: what `personalize` needs, a model card, and a statement of what the files tell.
+
+Left out are paths, machines, times, who was asked when, every client's accuracy and its adapter's own directory. What
+the server keeps between rounds is in it, for that is what generates adapters: signatures of clients and, for a method
+that remembers them, their deviations.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from hyperlora.config.schema import RunConfig
+from hyperlora.reporting.model_card import accuracy_of_anchor, write_card
+from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory, require_new
+from hyperlora.reporting.state_view import open_checkpoint
+from hyperlora.storage.files import write_json, write_text
+from hyperlora.storage.run_names import STATEMENT
+from strategies.engine.checkpoint import Checkpoint, CheckpointStore
+from strategies.engine.records import RoundRecord
+
+KEPT_OF_ROUND = ("server_round", "training", "evaluation", "method", "privacy")
+ANCHOR = "anchor"
+USE = """
+# on the command line: hyperlora personalize {directory} my-data
+from pathlib import Path
+
+from hyperlora import personalize
+
+personalize(Path("{directory}"), Path("my-data"))  # my-data/<class>/*.jpg, or a csv of texts
+"""
+TEXT = """# What these files tell of the clients
+
+Written by `hyperlora publish`. No sample, path or machine of a client is in it. In it are, for each of {clients}
+clients:
+
+- its name, its domain, its number of samples and its signature: means and deviations of the frozen backbone's
+  features, and the frequencies of its classes ({noise});
+- what the method `{method}` remembers of its trained adapter, in `checkpoints` ({adapters}).
+
+Both say something of the client's data: whoever has the same backbone can compare a sample with them. Noise at the
+client (`privacy.signature-noise`, `privacy.adapter-noise`) bounds what they tell; without it there is no bound. Ask
+the clients before you hand this on.
+"""
+
+
+def publish_run(run: RunFiles, target: Path, license_name: str) -> Path:
+    """Write what others need of a run into the new directory ``target`` and return that.
+
+    Args:
+        run: a run with a checkpoint.
+        target: where to.
+        license_name: of the files, as the hub names it, for the card; for example ``apache-2.0``.
+
+    Raises:
+        RunFilesError: the run has no checkpoint or no list of clients, or something is at ``target``.
+        StateError, StorageError: it cannot be read or written.
+    """
+    require_new(target)
+    clients = run.require_clients()
+    method, found = open_checkpoint(run)
+    if found is None:
+        raise RunFilesError(f"the run in '{run.path}' has no checkpoint: run it with run.checkpoint-every above 0")
+    target = new_directory(target)
+    bare = Checkpoint(found.server_round, found.state, found.cards)
+    CheckpointStore(target / "checkpoints", keep=1).save(bare, method.state_classes)
+    records = [RoundRecord(**{key: record[key] for key in KEPT_OF_ROUND}).as_json() for record in run.records]
+    write_text(target / "metrics.jsonl", "".join(_json_line(record) for record in records))
+    write_json(target / "config.json", run.config.public())
+    write_json(target / "clients.json", clients.as_json())
+    kept = {name: run.environment[name] for name in ("seed", "backbone_fingerprint", "packages", "python")}
+    write_json(target / "environment.json", kept)
+    _write_texts(run, target, len(clients.cards), license_name)
+    return target
+
+
+def _write_texts(run: RunFiles, target: Path, clients: int, license_name: str) -> None:
+    figures = accuracy_of_anchor(run)
+    title = f"federation of {clients} clients"
+    write_card(
+        run, target, title, figures=figures, loading=USE.format(directory=target.name), license_name=license_name
+    )
+    write_text(target / STATEMENT, _statement(run.config, clients))
+    anchor = run.path / "adapters" / ANCHOR
+    if anchor.is_dir():
+        (target / ANCHOR).mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copyfile(anchor / name, target / ANCHOR / name)
+        write_card(run, target / ANCHOR, ANCHOR, figures=figures, license_name=license_name)
+
+
+def _statement(config: RunConfig, clients: int) -> str:
+    noise = config.privacy.signature_noise, config.privacy.adapter_noise
+    words = [f"with noise of {amount:g} times its sensitivity" if amount else "without noise" for amount in noise]
+    return TEXT.format(clients=clients, method=config.method, noise=words[0], adapters=words[1])
+
+
+def _json_line(record: dict[str, object]) -> str:
+    return json.dumps(record) + "\n"

@@ -1,0 +1,53 @@
+"""Where a run lies that is named: ``runs/latest``, ``demo``, ``hf:owner/name`` or its directory."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+NAME = "latest"
+STATEMENT = "PRIVACY.md"
+"""Stands in a run that was published, and in no other."""
+DEMO = Path(__file__).parents[1] / "demo"
+"""A small federation on digits that comes with the package."""
+HUB = "hf:"
+
+
+def point_to(run: Path) -> None:
+    """Make ``latest``, beside the directory ``run``, a link to it; where a folder cannot have links there is none.
+
+    A file or directory of that name that is no link is left alone.
+    """
+    link = run.parent / NAME
+    if run.name == NAME or (link.exists() and not link.is_symlink()):
+        return
+    fresh = link.with_name(f".{NAME}.{uuid4().hex}.tmp")
+    with suppress(OSError):
+        fresh.symlink_to(run.name, target_is_directory=True)
+        fresh.replace(link)
+
+
+def followed(run: Path) -> Path:
+    """Return the directory that a path ending in ``latest`` stands for; any other path is returned as it is."""
+    return run.parent / run.readlink() if run.name == NAME and run.is_symlink() else run
+
+
+def located(run: Path) -> Path:
+    """Return the directory of a run that is named by a path, by ``demo``, or by a place on the Hugging Face hub.
+
+    A directory of such a name is taken before anything else.
+    """
+    name = str(run)
+    if run.exists():
+        return followed(run)
+    if name.startswith(HUB):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name.removeprefix(HUB)))
+    return DEMO if name == DEMO.name else followed(run)
+
+
+def is_published(run: Path) -> bool:
+    """Tell whether a directory is what ``hyperlora publish`` wrote: to be read, not to be gone on with."""
+    return (run / STATEMENT).exists()

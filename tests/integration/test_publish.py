@@ -1,0 +1,83 @@
+"""`hyperlora publish`: others make adapters from what it wrote, and it tells no more of the run than it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from hyperlora.cli.main import app
+from hyperlora.cli.output import CommandError
+from hyperlora.cli.settings import settings_of_run
+from hyperlora.data.digits import digits_public
+from hyperlora.reporting.run_files import RunFiles
+from hyperlora.serving import start_for
+
+
+def invoke(*arguments: object, status: int = 0) -> str:
+    outcome = CliRunner().invoke(app, list(map(str, arguments)))
+    assert outcome.exit_code == status, outcome.output
+    return outcome.output
+
+
+@pytest.fixture(scope="module")
+def published(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("published") / "digits"
+    said = invoke("publish", short_run, "--to", target, "--license", "apache-2.0")
+    assert "PRIVACY.md before you hand it on" in said
+    return target
+
+
+def test_the_same_adapter_is_generated_from_what_was_published(short_run: Path, published: Path) -> None:
+    starts = []
+    for directory in (short_run, published):
+        run = RunFiles.open(directory)
+        starts.append(start_for(run, run.require_clients().cards["rotated-4"])[1].adapter)
+    for mine, theirs in zip(*(one.tensors().values() for one in starts), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_adapters_are_made_from_it_in_the_current_directory(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, (image, label) in enumerate(zip(*(part[:60] for part in digits_public()), strict=True)):
+        path = tmp_path / "mine" / str(int(label)) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(published.rglob("*"))
+    invoke("personalize", published, "mine", "--steps", 0)
+    assert (tmp_path / "personal" / "mine" / "generated" / "adapter_model.safetensors").is_file()
+    assert sorted(published.rglob("*")) == before
+
+
+def test_it_tells_of_no_path_machine_or_time_and_no_clients_accuracy(short_run: Path, published: Path) -> None:
+    assert {path.name for path in published.iterdir()} == {
+        "README.md", "PRIVACY.md", "anchor", "checkpoints", "clients.json", "config.json", "environment.json",
+        "metrics.jsonl",
+    }  # fmt: skip
+    text = "".join(path.read_text() for path in published.iterdir() if path.is_file())
+    assert str(short_run) not in text
+    assert "cores" not in json.loads((published / "environment.json").read_text())
+    records = [json.loads(line) for line in (published / "metrics.jsonl").read_text().splitlines()]
+    assert [record["cohort"] for record in records] == [[], [], []]
+    assert all(not record["seconds"] and not record["failures"] for record in records)
+    assert "without noise" in (published / "PRIVACY.md").read_text()
+    assert "license: apache-2.0" in (published / "README.md").read_text()
+
+
+def test_it_cannot_be_gone_on_with_and_an_old_directory_is_not_overwritten(short_run: Path, published: Path) -> None:
+    with pytest.raises(CommandError, match="cannot be gone on with"):
+        settings_of_run(published)
+    assert "is there already" in invoke("publish", short_run, "--to", published, status=1)
+
+
+def test_it_is_read_from_the_hub_by_name(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: asked.append(name) or str(published))
+    assert RunFiles.open(Path("hf:somebody/digits")).config.method == "hyperlora"
+    assert asked == ["somebody/digits"]
