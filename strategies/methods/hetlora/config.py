@@ -16,7 +16,7 @@ class HetLoraSettings(Section):
     kept: Annotated[float, Field(gt=0, le=1)] = key(
         0.99, "share gamma of its rank, rounded down, that a client keeps when it prunes; 1 never prunes"
     )
-    penalty: NonNegativeFloat = key(0.01, "weight lambda of the penalty on the columns that would be pruned")
+    penalty: NonNegativeFloat = key(0.1, "weight lambda of the penalty on the columns that would be pruned")
 
 
 SECTIONS = (HetLoraSettings,)
