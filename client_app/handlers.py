@@ -14,7 +14,7 @@ from client_app.gate import Settings, site_gate
 from client_app.runtime import ClientRuntime, TokenCache
 from client_app.site import clients_of, read_site
 from client_app.site_store import BackboneMissingError
-from client_app.tasks import describe_clients, evaluate_adapter, train_start
+from client_app.tasks import describe_classes, describe_clients, evaluate_adapter, train_start
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import Federation
 from hyperlora.messages.backbone import named_backbone
@@ -22,6 +22,7 @@ from hyperlora.messages.codec import ProtocolError, encode_packed
 from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import SignatureReply, SignatureRequest
+from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
 
@@ -67,6 +68,13 @@ def app_around(provide: ProvideRuntime, settings: Settings) -> ClientApp:
     @app.query("signature")
     def signature(message: Message, context: Context) -> Message:
         return Message(_describe(provide, message, context).encode(), reply_to=message)
+
+    @app.query("statistics")
+    def statistics(message: Message, context: Context) -> Message:
+        runtime = provide(context, named_backbone(message.content))
+        request = StatisticsRequest.decode(message.content, runtime.model.fresh_adapter(runtime.config.seed))
+        _require_hosted(request.client_id, context, runtime)
+        return Message(describe_classes(runtime, request, ContextKeeper(context)).encode(), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

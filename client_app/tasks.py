@@ -1,4 +1,4 @@
-"""What a client does when it is asked: describe its data, train a start, evaluate an adapter."""
+"""What a client does when it is asked: describe its data and its classes, train a start, evaluate an adapter."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from client_app.privacy import private
 from client_app.runtime import ClientRuntime
 from hyperlora.data.federation import DataError
+from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import LocalPlan
 from hyperlora.messages.signature import ClientCard, SignatureReply
+from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, resized
 from models.adapters.gradient import WEIGHTS, GradientSpec, part_vectors
 from models.adapters.layers import Core
 from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, evaluate_calibrated, loss_gradient
+from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.prior import add_prior, remove_prior
 from models.personalization.signature import Signature
 from strategies.methods.base.client import Composition, MakePenalty, Trained
@@ -147,6 +151,28 @@ def _card(runtime: ClientRuntime, client_id: str) -> ClientCard:
     rank = ranks[runtime.federation.client_ids.index(client_id) % len(ranks)] if ranks else 0
     told = runtime.told_examples(client_id)
     return ClientCard(client_id, client.domain, client.trains, told, signature, rank)
+
+
+def describe_classes(runtime: ClientRuntime, request: StatisticsRequest, keeper: Keeper) -> StatisticsReply:
+    """Return the class statistics of the client's training samples, in the feature space of the received adapter.
+
+    Raises:
+        ProtocolError: nothing of the kind may leave in a private run, or the samples have no class each.
+    """
+    privacy, plan = runtime.config.privacy, request.start.plan
+    if privacy.signature_noise or privacy.adapter_noise:
+        raise ProtocolError("the run is private, and class statistics carry no noise: they stay at the client")
+    client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
+    train, model = client.tokens("train"), runtime.model
+    if train.labels.ndim != 1:
+        raise ProtocolError("class statistics need one class for each sample, which a language model does not have")
+    composition = client.used(request.start.adapter)
+    model.load(composition.adapter)
+    with model.prepared(plan.trains, core_of(plan), composition.base):
+        features = [model.features(train.tokens[batch].to(model.device)).cpu() for batch in train.batches()]
+    classes = len(request.start.adapter.head)
+    statistics = compute_class_statistics(torch.cat(features), train.labels, num_classes=classes, rank=request.rank)
+    return StatisticsReply(request.client_id, statistics)
 
 
 def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -> TrainReply:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from client_app.embedding_cache import open_embedding_cache
 from client_app.runtime import ClientRuntime, TokenCache, choose_device, worthwhile_threads
-from client_app.tasks import NothingKept, describe_clients, evaluate_adapter
+from client_app.tasks import NothingKept, describe_classes, describe_clients, evaluate_adapter
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import ClientData, SingleClient
 from hyperlora.data.listing import Origin
@@ -23,6 +24,7 @@ from hyperlora.data.personal import Shares, read_image_folder, read_text_table
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
+from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.reporting.likeness import Likeness, likeness
 from hyperlora.reporting.model_card import write_card
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory, require_new
@@ -31,7 +33,7 @@ from hyperlora.storage.files import write_json
 from models.adapters.adapter import Adapter
 from models.backbones.backbone import Transform
 from models.backbones.transforms import ImageTransform
-from strategies.methods.base.server import with_clients
+from strategies.methods.base.server import AsksStatistics, served_starts, with_clients
 
 GENERATED, ANCHOR = "generated", "anchor"
 
@@ -141,7 +143,7 @@ def _make_adapters(run: RunFiles, own: Path, options: PersonalizeOptions, place:
     if described.left_out:
         raise RunFilesError(described.left_out[options.name])
     card = described.cards[0]
-    after_round, start = start_for(run, card, runtime.model.backbone.num_heads)
+    after_round, start = start_for(run, card, runtime)
     generated = _try_start(runtime, GENERATED, after_round, start)
     shared = anchor_of(run, runtime.model.backbone.num_heads)
     anchor = [] if shared is None else [_try_start(runtime, ANCHOR, after_round, replace(start, adapter=shared))]
@@ -222,14 +224,19 @@ def anchor_of(run: RunFiles, num_heads: int = 1) -> Adapter | None:
     return None if found is None else method.anchor(found.state)
 
 
-def start_for(run: RunFiles, card: ClientCard, num_heads: int = 1) -> tuple[int, Start]:
-    """Return the round of the last checkpoint, and the start and plan of its method for a client that it never met.
+def start_for(run: RunFiles, card: ClientCard, runtime: ClientRuntime | None = None) -> tuple[int, Start]:
+    """Return the round of the last checkpoint, and what its method serves a client that it never met, with its plan.
+
+    Args:
+        run: the run.
+        card: of the client.
+        runtime: has the client's data, for a method that asks for its class statistics; without it there are none.
 
     Raises:
         RunFilesError: the run has no checkpoint, or its clients train only a core.
         StateError: it has some, and none can be used.
     """
-    method, found = open_checkpoint(run, num_heads)
+    method, found = open_checkpoint(run, runtime.model.backbone.num_heads if runtime else 1)
     if found is None:
         raise RunFilesError(
             f"the run in '{run.path}' has no checkpoint: run it again with run.checkpoint-every above 0"
@@ -239,4 +246,15 @@ def start_for(run: RunFiles, card: ClientCard, num_heads: int = 1) -> tuple[int,
     plan = method.plan(state, card)
     if plan.core:
         raise RunFilesError(f"method '{run.config.method}' cannot be personalised here: its clients train only a core")
-    return found.server_round, Start(method.starts(state, [card])[0], plan)
+    if runtime is not None and isinstance(method, AsksStatistics):
+        state = _with_own_statistics(method, state, card, runtime)
+    return found.server_round, Start(served_starts(method, state, [card])[0], plan)
+
+
+def _with_own_statistics(method: AsksStatistics, state: Any, card: ClientCard, runtime: ClientRuntime) -> Any:
+    rank, anchor = method.statistics_rank(state), method.anchor(state)
+    if rank is None or anchor is None:
+        return state
+    request = StatisticsRequest(card.client_id, 0, rank, Start(anchor))
+    reply = describe_classes(runtime, request, NothingKept())
+    return method.with_statistics(state, {card.client_id: reply.statistics})

@@ -10,10 +10,12 @@ from flwr.clientapp import ClientApp
 
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard, SignatureReply
+from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
 from models.adapters.gradient import part_vectors
 from models.lowrank.factors import Factors
+from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.personalization.signature import Signature
 
 RANK, CLASSES, WIDTH, BLOCKS = 2, 3, 6, 4
@@ -47,6 +49,14 @@ def make_card(
     return ClientCard(name, "domain", trains, num_examples, signature, rank)
 
 
+def make_statistics(name: str, *, counts: tuple[int, ...] = (5, 3, 2), rank: int = WIDTH) -> ClassStatistics:
+    """What the classes of a fake client look like, which depends on its name."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    labels = torch.repeat_interleave(torch.arange(CLASSES), torch.tensor(counts))
+    features = torch.randn(len(labels), WIDTH, generator=generator) + 2.0 * torch.eye(CLASSES, WIDTH)[labels]
+    return compute_class_statistics(features, labels, num_classes=CLASSES, rank=rank)
+
+
 def make_metrics(num_examples: int = 10) -> TrainMetrics:
     return TrainMetrics(num_examples, 1.0, 1.2, 0.4, 0.9, 0.6, 0.5)
 
@@ -73,14 +83,28 @@ def moved(start: Adapter, name: str, server_round: int) -> Adapter:
 Spoil = Callable[[Message, TrainRequest], Message]
 
 
-def fake_client_app(cards: list[ClientCard], spoil: dict[str, Spoil] | None = None) -> ClientApp:
-    """A ClientApp whose nodes host ``cards`` in turn; ``spoil`` changes the train reply of some clients."""
+def fake_client_app(
+    cards: list[ClientCard],
+    spoil: dict[str, Spoil] | None = None,
+    spoil_statistics: Callable[[Message], Message] | None = None,
+) -> ClientApp:
+    """A ClientApp whose nodes host ``cards`` in turn.
+
+    ``spoil`` changes the train reply of some clients, ``spoil_statistics`` the class statistics of the first.
+    """
     app, fresh = ClientApp(), make_adapter(0, fresh=True)
 
     @app.query("signature")
     def signature(message: Message, context: Context) -> Message:
         index, count = context.node_config["partition-id"], context.node_config["num-partitions"]
         return Message(SignatureReply(cards[index::count], {}).encode(), reply_to=message)
+
+    @app.query("statistics")
+    def statistics(message: Message, context: Context) -> Message:
+        request = StatisticsRequest.decode(message.content, fresh)
+        made = make_statistics(request.client_id, rank=request.rank)
+        answer = Message(StatisticsReply(request.client_id, made).encode(), reply_to=message)
+        return spoil_statistics(answer) if spoil_statistics and request.client_id == cards[0].client_id else answer
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

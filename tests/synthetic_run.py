@@ -18,7 +18,12 @@ from strategies.methods.registry import build_method
 from tests.builders import make_adapter, make_card, make_metrics, moved
 
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
-SMALLEST = {"generator.kind": "off", "hyperlora.gradient": "off", "hyperlora.learning-rate": 0.0}
+SMALLEST = {
+    "hyperlora.deviations": "serving",
+    "generator.kind": "off",
+    "hyperlora.gradient": "off",
+    "hyperlora.learning-rate": 0.0,
+}
 
 
 def make_synthetic_run(directory: Path, *, clients: int, rounds: int, **overrides: bool | float | str) -> Path:

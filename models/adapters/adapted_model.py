@@ -74,10 +74,15 @@ class AdaptedModel:
         """Map tokens before ``first_block``, samples first, to logits (n, classes)."""
         return self.backbone.anatomy.forward_suffix(self.network, tokens, self.first_block)
 
+    @torch.no_grad()
+    def features(self, tokens: Tensor) -> Tensor:
+        """Map tokens, samples first, to the pooled features (n, d) that the head reads, adapter included."""
+        return self.backbone.anatomy.pooled_features(self.network, tokens, self.first_block)
+
     def frozen_features(self, tokens: Tensor) -> Tensor:
         """Map tokens, samples first, to the pooled features (n, d) of the backbone without its adapter."""
-        with torch.no_grad(), self.peft_model.disable_adapter():
-            return self.backbone.anatomy.pooled_features(self.network, tokens, self.first_block)
+        with self.peft_model.disable_adapter():
+            return self.features(tokens)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the LoRA factors and the head's parameters, in a fixed order."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
+from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
 from strategies.engine.settings import RoundSettings
 from strategies.federation.registrar import Registrar
 from strategies.federation.transport import Exchange
-from strategies.methods.base.server import Method, OffersAlternatives, ProbesStarts
+from strategies.methods.base.server import AsksStatistics, Method, OffersAlternatives, ProbesStarts, served_starts
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,14 @@ class RequestMaker:
     settings: RoundSettings
 
     def starts(self, state: Any, cards: Mapping[str, ClientCard]) -> dict[str, Start]:
-        """Return by client-id the start of each client as it decodes it, with its plan."""
-        adapters = self.method.starts(state, list(cards.values()))
+        """Return by client-id the start of each client for a round, as it decodes it, with its plan."""
+        return self._fitted(state, cards, self.method.starts(state, list(cards.values())))
+
+    def served(self, state: Any, cards: Mapping[str, ClientCard]) -> dict[str, Start]:
+        """Return by client-id what each client is sent to use, as it decodes it, with its plan."""
+        return self._fitted(state, cards, served_starts(self.method, state, list(cards.values())))
+
+    def _fitted(self, state: Any, cards: Mapping[str, ClientCard], adapters: Sequence[Adapter]) -> dict[str, Start]:
         return {
             name: Start(adapter, self.method.plan(state, card), self.settings.wire).fitted(card.rank)
             for (name, card), adapter in zip(cards.items(), adapters, strict=True)
@@ -59,11 +66,23 @@ class RequestMaker:
                 self._add(exchange, request)
         return exchange
 
+    def statistics(self, state: Any, server_round: int) -> Exchange[StatisticsRequest]:
+        """Ask every reachable client for its class statistics in the feature space of the anchor, where wanted."""
+        exchange: Exchange[StatisticsRequest] = Exchange()
+        anchor = self.method.anchor(state)
+        rank = self.method.statistics_rank(state) if isinstance(self.method, AsksStatistics) else None
+        if rank is None or anchor is None:
+            return exchange
+        for name, card in self.registrar.roster.reachable().items():
+            start = Start(anchor, wire=self.settings.wire).fitted(card.rank)
+            self._add(exchange, StatisticsRequest(name, server_round, rank, start))
+        return exchange
+
     def evaluation(self, state: Any, server_round: int, *, last: bool) -> Exchange[EvaluateRequest]:
         """Ask every reachable client what its start is worth, and in the last round what the alternatives are."""
         exchange: Exchange[EvaluateRequest] = Exchange()
         cards, method = self.registrar.roster.reachable(), self.method
-        for name, start in self.starts(state, cards).items():
+        for name, start in self.served(state, cards).items():
             steps = self.settings.evaluate_steps
             self._add(exchange, EvaluateRequest(name, server_round, steps, start, START_TRACK))
             if last and isinstance(method, OffersAlternatives):
@@ -80,7 +99,7 @@ class RequestMaker:
             start = Start(adapter, wire=self.settings.wire).fitted(card.rank)
             yield EvaluateRequest(card.client_id, server_round, [0], start, track)
 
-    def _add(self, exchange: Exchange[Any], request: TrainRequest | EvaluateRequest) -> None:
+    def _add(self, exchange: Exchange[Any], request: TrainRequest | EvaluateRequest | StatisticsRequest) -> None:
         exchange.add(
             request,
             node_id=self.registrar.roster.nodes[request.client_id],

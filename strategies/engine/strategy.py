@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from hyperlora.messages.codec import encode_packed
+from hyperlora.messages.codec import ProtocolError, encode_packed
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard
+from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
 from models.personalization.signature import Signature, drift
@@ -27,7 +28,7 @@ from strategies.engine.settings import RoundSettings
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError, Roster
 from strategies.federation.transport import Exchange, Intake, replies_as_they_come
-from strategies.methods.base.server import ClientUpdate, Method, ProbesStarts, Reports, with_clients
+from strategies.methods.base.server import AsksStatistics, ClientUpdate, Method, ProbesStarts, Reports, with_clients
 
 NOT_ASKED = "not asked: its node did not answer lately"
 log = logging.getLogger(__name__)
@@ -176,10 +177,12 @@ class LoraStrategy(Strategy):
     ) -> list[Message]:
         """Ask every reachable client, seen and unseen, what the adapter made for it is worth.
 
-        Before that, clients score the candidates of a method that probes its starts. Where clients keep scores back,
-        they get their adapters by this message and tell nothing.
+        Before that, clients describe their classes to a method that asks for it, and score the candidates of one that
+        probes its starts. Where clients keep scores back, they get their adapters by this message and tell nothing.
         """
         told = not self.settings.privacy.keeps_scores
+        if isinstance(self.method, AsksStatistics):
+            self._ask_statistics(self.method, grid, server_round)
         if told and isinstance(self.method, ProbesStarts):
             self._probe(self.method, grid, server_round)
         began, last = time.perf_counter(), self._last_round == server_round
@@ -187,6 +190,25 @@ class LoraStrategy(Strategy):
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._evaluation.messages()
+
+    def _ask_statistics(self, method: AsksStatistics, grid: Grid, server_round: int) -> None:
+        """Have all clients describe their classes; one that does not answer is served without its own statistics."""
+        began, exchange = time.perf_counter(), self._requests.statistics(self.state, server_round)
+        if not exchange.sent:
+            return
+        answers = exchange.ask(grid, self.settings.round_timeout, self._checked_statistics)
+        self._note("statistics", answers.failures, answers.bytes_down, answers.bytes_up)
+        statistics = {sent.recipient: reply.statistics for sent, reply in answers.answered}
+        self.state = method.with_statistics(self.state, statistics)
+        self._report()
+        self.record.add_seconds("statistics", time.perf_counter() - began)
+
+    def _checked_statistics(self, content: RecordDict, request: StatisticsRequest) -> StatisticsReply:
+        reply = StatisticsReply.decode(content, request)
+        counted, told = int(reply.statistics.counts.sum()), self.roster.cards[request.client_id].num_examples
+        if counted > told:
+            raise ProtocolError(f"its class statistics count {counted} samples, and it said it has {told}")
+        return reply
 
     def _probe(self, method: ProbesStarts, grid: Grid, server_round: int) -> None:
         """Have clients score the method's candidates; a client that does not answer is left out."""
@@ -273,7 +295,7 @@ class LoraStrategy(Strategy):
         What a client keeps to itself is not in it.
         """
         cards = dict(sorted(self.roster.cards.items()))
-        return {name: (cards[name], start.whole()) for name, start in self._requests.starts(self.state, cards).items()}
+        return {name: (cards[name], start.whole()) for name, start in self._requests.served(self.state, cards).items()}
 
     def checkpoint(self) -> Checkpoint:
         """Return everything that a run goes on from after the round that was made last."""

@@ -17,11 +17,21 @@ from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import LocalPlan, Start, core_shapes
 from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
+from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
 from models.adapters.gradient import GradientSpec
 from strategies.federation.client_list import ClientList, ClientListError
-from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card, make_metrics, moved
+from tests.builders import (
+    CLASSES,
+    SIGNATURE_SIZE,
+    fake_client_app,
+    make_adapter,
+    make_card,
+    make_metrics,
+    make_statistics,
+    moved,
+)
 from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
 from tests.faults.mutation import mutate, mutate_json
 from tests.faults.table import Row
@@ -43,7 +53,11 @@ def decoders() -> list[Decoder]:
     cards = SignatureReply([make_card("a"), make_card("b", trains=False)], {"c": "it is empty"})
     asked = EvaluateRequest("a", 3, [0, 10], Start(make_adapter(0)))
     scored = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], [0.1, 0.0], 0.3)
+    classes = StatisticsRequest("a", 3, 4, Start(make_adapter(0)))
+    described = StatisticsReply("a", make_statistics("a", rank=4))
     return [
+        Decoder("StatisticsRequest", classes.encode, lambda content: StatisticsRequest.decode(content, FRESH)),
+        Decoder("StatisticsReply", described.encode, lambda content: StatisticsReply.decode(content, classes)),
         Decoder("SignatureRequest", SignatureRequest("abc").encode, SignatureRequest.decode),
         Decoder(
             "SignatureReply",

@@ -23,9 +23,7 @@ from hyperlora.messages.plan import Start
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.serving import PersonalizeOptions, start_for
 from hyperlora.task import build_model
-from models.adapters.adapter import subtract
 from models.adapters.training import evaluate
-from models.lowrank.factors import norm
 from models.personalization.prior import add_prior
 
 
@@ -95,7 +93,7 @@ def test_another_signature_gets_another_adapter(short_run: Path) -> None:
     run = RunFiles.open(short_run)
     cards = run.require_clients().cards
     starts = [start_for(run, replace(cards[name], client_id="x"))[1].adapter for name in ("rotated-4", "inverted-4")]
-    assert all(float(norm(one).sum()) > 1e-3 for one in subtract(*starts).low_rank.values())
+    assert float((starts[0].head - starts[1].head).norm()) > 1e-2
 
 
 def test_the_library_function_gives_what_the_command_writes(

@@ -232,32 +232,45 @@ def test_a_directory_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
         make_run(tmp_path / "nothing", **{"run.resume": True})
 
 
-def test_a_memory_on_disk_changes_nothing(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_on_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = make_run(tmp_path / "memory", **{"hyperlora.deviations": "rounds"})
     written, write = [], TensorStore._written
     monkeypatch.setattr(TensorStore, "_written", lambda store, tensors: written.append(1) or write(store, tensors))
-    on_disk = make_run(tmp_path / "disk", **{"hyperlora.memory-limit": 2})
+    on_disk = make_run(tmp_path / "disk", **{"hyperlora.memory-limit": 2, "hyperlora.deviations": "rounds"})
     assert len(written) >= 6
-    assert metrics_without_times(on_disk) == metrics_without_times(finished)
+    assert metrics_without_times(on_disk) == metrics_without_times(in_memory)
 
 
-def test_a_rehearsal_changes_what_newcomers_get_and_nothing_else(finished: Path, tmp_path: Path) -> None:
-    rehearsed = metrics_without_times(finished)
-    plain = metrics_without_times(make_run(tmp_path / "run", **{"hyperlora.probe-clients": 0}))
+def test_probing_deviations_changes_what_newcomers_get_and_nothing_else(tmp_path: Path) -> None:
+    own = {"hyperlora.deviations": "serving", "hyperlora.statistics": False}
+    probed = metrics_without_times(make_run(tmp_path / "probed", **own))
+    plain = metrics_without_times(make_run(tmp_path / "run", **own, **{"hyperlora.probe-clients": 0}))
     assert plain[-1]["method"]["newcomer_strength"] == 1.0
-    assert rehearsed[-1]["method"]["newcomer_strength"] in (0.0, 0.5, 1.0)
-    assert [one["bytes"].get("probe_up", 0) > 0 for one in rehearsed] == [False, True, True]
-    assert rehearsed[-1]["evaluation"]["seen"] == plain[-1]["evaluation"]["seen"]
+    assert probed[-1]["method"]["newcomer_strength"] in (0.0, 0.5, 1.0)
+    assert [one["bytes"].get("probe_up", 0) > 0 for one in probed] == [False, True, True]
+    assert probed[-1]["evaluation"]["seen"] == plain[-1]["evaluation"]["seen"]
 
 
-def test_a_method_says_what_is_off(tmp_path: Path) -> None:
-    off = {"generator.kind": "off", "corrector.rank": 0, "hyperlora.learning-rate": 0.0}
-    directory = make_run(tmp_path / "off", **off)
-    assert "off: generator, corrector, learning" in (directory / "console.log").read_text()
+def test_heads_from_class_statistics_are_served_and_never_trained(finished: Path, tmp_path: Path) -> None:
+    own = {"hyperlora.statistics": False}
+    served, plain = metrics_without_times(finished), metrics_without_times(make_run(tmp_path / "plain", **own))
+    assert [one["bytes"].get("statistics_up", 0) > 0 for one in served] == [False, True, True]
+    assert [one["training"] for one in served] == [one["training"] for one in plain]
+    gains = [
+        served[-1]["evaluation"][group]["zero_step"]["mean"] - plain[-1]["evaluation"][group]["zero_step"]["mean"]
+        for group in ("seen", "unseen")
+    ]
+    assert min(gains) > 0.02
+
+
+def test_a_method_says_what_is_off(finished: Path) -> None:
+    assert "off: synthesizer, LoRA generator, corrector, learning" in (finished / "console.log").read_text()
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attention", "heads"])
 def test_every_kind_of_generator_runs(tmp_path: Path, kind: str) -> None:
-    last = metrics_without_times(make_run(tmp_path / kind, **{"generator.kind": kind, "generator.rank": 4}))[-1]
+    own = {"generator.kind": kind, "generator.rank": 4, "hyperlora.deviations": "rounds"}
+    last = metrics_without_times(make_run(tmp_path / kind, **own))[-1]
     assert last["evaluation"]["unseen generator"]["zero_step"]["mean"] > 0.2
 
 

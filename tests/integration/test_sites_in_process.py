@@ -118,7 +118,8 @@ def test_a_client_that_joins_at_round_3_gets_a_generated_start_and_one_that_leav
     newcomer, leaver, size = names[-1], names[0], 5
     seed = next(one for one in range(99) if newcomer in sample_cohort(names, size, seed=one, server_round=3))
     own = {"seed": seed, "federation.rounds": 6, "federation.clients-per-round": size, "federation.min-clients": 7}
-    config = RunConfig.parse(settings(tmp_path / "run", **own, **{"data.clients-per-domain": 2}))
+    own |= {"hyperlora.deviations": "rounds", "data.clients-per-domain": 2}
+    config = RunConfig.parse(settings(tmp_path / "run", **own))
     model = build_model(config.data, config.model, config.lora)
     strategy = build_strategy(config, model)
     grid = SiteGrid(config.flat(), [{"client-id": name} for name in names])

@@ -8,7 +8,7 @@ import pytest
 
 from models.adapters.adapter import Adapter, subtract
 from strategies.methods.base.server import ClientUpdate
-from strategies.methods.hyperlora.probes import STRENGTHS
+from strategies.methods.hyperlora.probes import STRENGTHS, candidates
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.methods.hyperlora.state import HyperLoraState
 from tests.builders import make_adapter, make_card, make_metrics, moved, products
@@ -16,6 +16,7 @@ from tests.builders import make_adapter, make_card, make_metrics, moved, product
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate("abcdefg")}
 KNOWN = [CARDS[name] for name in "abcdef"]
 METHOD = HyperLoraMethod(temperature=2.0, probe_clients=5)
+TRIED = candidates(deviations=True, statistics=False)
 
 
 def after_one_round() -> HyperLoraState:
@@ -31,7 +32,7 @@ def beyond_anchor(state: HyperLoraState, start: Adapter) -> float:
 
 
 def losses(best: float, clients: str = "abcde") -> dict[str, dict[str, float]]:
-    return {name: {str(one): 1.0 + abs(one - best) for one in STRENGTHS} for name in clients}
+    return {name: {one.name: 1.0 + abs(one.strength - best) for one in TRIED} for name in clients}
 
 
 def test_clients_with_an_entry_try_on_what_they_would_get_without_it() -> None:
@@ -42,10 +43,10 @@ def test_clients_with_an_entry_try_on_what_they_would_get_without_it() -> None:
     name, starts = next(iter(tried.items()))
     without = replace(state, memory={other: one for other, one in state.memory.items() if other != name})
     expected = products(METHOD.start(without, CARDS[name]))
-    for part, value in products(starts["1.0"]).items():
+    for part, value in products(starts["1/0"]).items():
         assert value.sub(expected[part]).abs().max() < 1e-4
-    assert beyond_anchor(state, starts["0.0"]) == pytest.approx(0.0, abs=1e-6)
-    full, half = (beyond_anchor(state, starts[name]) for name in ("1.0", "0.5"))
+    assert beyond_anchor(state, starts["0/0"]) == pytest.approx(0.0, abs=1e-6)
+    full, half = (beyond_anchor(state, starts[name]) for name in ("1/0", "0.5/0"))
     assert 1e-4 < half < full
 
 
@@ -63,7 +64,7 @@ def test_the_strength_with_the_lowest_loss_is_for_newcomers_alone(best: float) -
 
 @pytest.mark.parametrize(("best", "lie"), [(0.0, 1.0), (1.0, 0.0), (0.5, 1.0)])
 def test_a_quarter_of_liars_does_not_choose_for_everybody(best: float, lie: float) -> None:
-    lies = {name: {str(one): 0.0 if one == lie else 1e6 for one in STRENGTHS} for name in "wxyz"}
+    lies = {name: {one.name: 0.0 if one.strength == lie else 1e6 for one in TRIED} for name in "wxyz"}
     after = METHOD.apply_probe_losses(after_one_round(), losses(best, "abcdefghijkl") | lies)
     assert after.newcomer_strength == best
 
@@ -71,7 +72,7 @@ def test_a_quarter_of_liars_does_not_choose_for_everybody(best: float, lie: floa
 def test_too_few_scores_or_none_at_all_change_nothing() -> None:
     state = after_one_round()
     assert METHOD.apply_probe_losses(state, losses(0.0, "abc")) is state
-    broken = {name: {**one, "0.5": float("nan")} for name, one in losses(0.0).items()}
+    broken = {name: {**one, "0.5/0": float("nan")} for name, one in losses(0.0).items()}
     assert METHOD.apply_probe_losses(state, broken) is state
     assert replace(METHOD, probe_clients=0).probe_starts(state, KNOWN, 1) == {}
     assert METHOD.probe_starts(state, KNOWN[:3], 1) == {}

@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, Error, Message
 from flwr.serverapp.strategy import Strategy
 
 from benchmarks.local_grid import LocalGrid
+from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
 from strategies.engine.records import RoundRecord
 from strategies.engine.settings import RoundSettings
@@ -72,6 +73,55 @@ def starts_of(grid: LocalGrid, server_round: int) -> dict[str, object]:
         if message.metadata.message_type == TrainRequest.TYPE
         and message.content["config"]["server_round"] == server_round
     }
+
+
+DESCRIBED = HyperLoraMethod(temperature=1.0, deviations="off", scatter_rank=4, head_share=0.5)
+
+
+def evaluated_heads(grid: LocalGrid) -> dict[str, torch.Tensor]:
+    fresh = make_adapter(0, fresh=True)
+    evaluated = [message.content for message in grid.sent if message.metadata.message_type == EvaluateRequest.TYPE]
+    requests = [EvaluateRequest.decode(content, fresh) for content in evaluated]
+    return {request.client_id: request.start.adapter.head for request in requests if request.track == START_TRACK}
+
+
+def test_clients_train_the_anchor_and_are_served_heads_of_their_own() -> None:
+    strategy = make_strategy(DESCRIBED)
+    grid, records = run(strategy, rounds=2)
+    trained = list(starts_of(grid, 2).values())
+    assert all(same_products(start, trained[0]) for start in trained)
+    heads = list(evaluated_heads(grid).values())
+    assert len(heads) == len(CARDS)
+    assert all(not torch.allclose(heads[0], other) for other in heads[1:])
+    assert records[1].bytes["statistics_up"] > 0
+    assert sorted(strategy.state.class_statistics) == sorted(card.client_id for card in CARDS)
+    assert set(strategy.state.head_generator.names) == {card.client_id for card in CARDS if card.trains}
+
+
+def broken_counts(answer: Message) -> Message:
+    arrays = answer.content["arrays"]
+    answer.content["arrays"] = ArrayRecord({**arrays, "counts": Array(np.full(CLASSES, -1, np.float32))})
+    return answer
+
+
+def test_broken_class_statistics_cost_their_own_client_only() -> None:
+    strategy = make_strategy(DESCRIBED)
+    grid = LocalGrid(fake_client_app(CARDS, None, broken_counts), {}, 3)
+    records: list[RoundRecord] = []
+    strategy.start(grid, num_rounds=2, timeout=5.0, on_round=records.append)
+    assert "negative" in records[1].failures["statistics client-0"]
+    assert sorted(strategy.state.class_statistics) == sorted(card.client_id for card in CARDS[1:])
+    heads = evaluated_heads(grid)
+    assert sorted(heads) == sorted(card.client_id for card in CARDS)
+    assert all(not torch.allclose(heads["client-0"], head) for name, head in heads.items() if name != "client-0")
+
+
+def test_class_statistics_are_of_one_anchor_and_dropped_when_it_moves() -> None:
+    strategy = make_strategy(DESCRIBED)
+    run(strategy, rounds=3)
+    assert set(strategy.state.class_statistics)
+    update = ClientUpdate(CARDS[0], strategy.state.anchor, moved(strategy.state.anchor, "a", 9), make_metrics())
+    assert not strategy.method.aggregate(strategy.state, [update]).class_statistics
 
 
 def test_clients_of_one_round_receive_different_adapters() -> None:

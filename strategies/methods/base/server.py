@@ -17,6 +17,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainMetrics
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
+from models.personalization.class_statistics import ClassStatistics
 
 T = TypeVar("T")
 
@@ -86,6 +87,28 @@ class ProbesStarts(Protocol):
 
     def apply_probe_losses(self, state: Any, losses: Mapping[str, Mapping[str, float]]) -> Any:
         """Return the state given client-id -> name of the candidate -> validation loss in nats per label."""
+
+
+@runtime_checkable
+class Serves(Protocol):
+    """A method that gives a client another adapter to use than to train in a round."""
+
+    def served(self, state: Any, cards: Sequence[ClientCard]) -> Sequence[Adapter]:
+        """Return the adapter that each client is sent to use, in the order of ``cards``."""
+
+
+@runtime_checkable
+class AsksStatistics(Protocol):
+    """A method that has all clients, seen and unseen, describe their classes before an evaluation."""
+
+    def anchor(self, state: Any) -> Adapter | None:
+        """Return the adapter in whose feature space they do."""
+
+    def statistics_rank(self, state: Any) -> int | None:
+        """Return the most rank of the scatter within classes that clients send, or None where nothing is asked."""
+
+    def with_statistics(self, state: Any, statistics: Mapping[str, ClassStatistics]) -> Any:
+        """Return the state given client-id -> class statistics in the feature space of its anchor; others' stay."""
 
 
 @runtime_checkable
@@ -165,6 +188,11 @@ def without(entries: Mapping[str, T], client_id: str) -> dict[str, T]:
 def with_clients(method: Method, state: Any, cards: Mapping[str, ClientCard]) -> Any:
     """Return the state given the clients known, for a method that uses what is known of them."""
     return method.register(state, cards) if isinstance(method, RegistersClients) else state
+
+
+def served_starts(method: Method, state: Any, cards: Sequence[ClientCard]) -> Sequence[Adapter]:
+    """Return the adapters that clients are sent to use: those of rounds, unless the method makes others."""
+    return method.served(state, cards) if isinstance(method, Serves) else method.starts(state, cards)
 
 
 def example_weights(updates: Sequence[ClientUpdate]) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from hyperlora.config.section import ConfigError, Fraction, PositiveInt, Section, key, names_out_of
 
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from hyperlora.config.schema import RunConfig
 
 GradientKind = Literal["off", "sketch", "adapter"]
+Deviations = Literal["rounds", "serving", "off"]
 GeneratorKind = Literal["off", "atoms", "mlp", "attention", "heads"]
 LEARNABLE = ("attention", "trust", "strength", "gates")
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 LearnableList = Annotated[str, names_out_of(LEARNABLE)]
 
 
@@ -22,16 +24,26 @@ class HyperLoraSettings(Section):
 
     prefix: ClassVar[str] = "hyperlora"
 
+    deviations: Deviations = key(
+        "off",
+        "where starts hold attended and generated deviations: in rounds and at use (rounds), at use alone, or off",
+    )
+    averaging: PositiveShare = key(
+        0.3, "weight of a round's anchor in the running average that clients are served; 1 serves the last anchor"
+    )
+    statistics: bool = key(True, "clients describe their classes before an evaluation, for a head in closed form")
+    statistics_rank: PositiveInt = key(16, "rank of the scatter within classes that clients send")
+    head_share: Fraction = key(0.5, "share of that head in what clients are served, before it is probed")
     temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory, before it is learned")
     self_logit: float = key(0.0, "added to the attention logit of a client's own deviation, before it is learned")
     strength: NonNegativeFloat = key(
         1.0, "factor on the attended deviations, before it is learned; 0 is no synthesizer"
     )
     server_step: PositiveFloat = key(1.0, "step of the anchor along the averaged movements")
-    gradient: GradientKind = key("sketch", "what train replies tell of the validation gradient")
+    gradient: GradientKind = key("off", "what train replies tell of the validation gradient")
     sketch_size: PositiveInt = key(256, "numbers of a sketched gradient per module kind and head")
     learn: LearnableList = key("gates", "which of attention, trust, strength and gates are learned")
-    learning_rate: NonNegativeFloat = key(0.05, "of what is learned; 0 keeps everything as it is")
+    learning_rate: NonNegativeFloat = key(0.0, "of what is learned; 0 keeps everything as it is")
     memory_limit: NonNegativeInt = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all")
     merge_own: bool = key(False, "clients merge their start with their own last adapter at use (Potara's gate)")
     probe_clients: NonNegativeInt = key(
@@ -68,7 +80,7 @@ class CorrectorSettings(Section):
 
     prefix: ClassVar[str] = "corrector"
 
-    rank: NonNegativeInt = key(8, "most rank that is carried of what truncation cut off; 0 is no corrector")
+    rank: NonNegativeInt = key(0, "most rank that is carried of what truncation cut off; 0 is no corrector")
 
 
 SECTIONS = (HyperLoraSettings, GeneratorSettings, CorrectorSettings)

@@ -1,8 +1,8 @@
-"""How strongly newcomers are personalised: clients with an entry in the memory try on what they would get without it.
+"""How clients are served is chosen by clients that try it on as if they were new, on their own validation split.
 
-Leave-one-out over clients: the start that a client would get as a newcomer, at several strengths, is scored on its own
-validation split, and newcomers get the strength with the lowest trimmed mean loss; 0 is the anchor. A quarter of the
-clients is left out at either end, so that a few that lie about their loss cannot choose for everybody.
+Two numbers are chosen, for everybody: how much of a start's deviation a client without an entry in the memory gets, and
+how much of its head comes from class statistics. Those with the lowest trimmed mean loss win. A quarter of the clients
+is left out at either end, so that a few that lie about their loss cannot choose for everybody.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from hyperlora.messages.signature import ClientCard
@@ -18,50 +18,90 @@ from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
 from strategies.methods.hyperlora.state import HyperLoraState
 
-STRENGTHS = (0.0, 0.5, 1.0)
-"""What is tried; the first is the anchor, which every loss is compared with."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to serve: ``strength`` of a newcomer's deviation, ``share`` of the head from class statistics."""
+
+    strength: float
+    share: float
+
+    @property
+    def name(self) -> str:
+        """Its name in requests."""
+        return f"{self.strength:g}/{self.share:g}"
+
+    def chosen(self, state: HyperLoraState) -> HyperLoraState:
+        """Return ``state`` with clients served like that."""
+        return replace(state, newcomer_strength=self.strength, head_share=self.share)
+
+
+ANCHOR = Candidate(0.0, 0.0)
+"""What every loss is compared with."""
+STRENGTHS, SHARES = (0.0, 0.5, 1.0), (0.0, 0.25, 0.5, 0.75)
 LEAST_CLIENTS = 4
 TRIMMED = 0.25
-"""Share of the clients that is left out at either end of a strength's losses."""
-NewcomerStarts = Callable[[HyperLoraState, Sequence[ClientCard]], Sequence[Adapter]]
+"""Share of the clients that is left out at either end of a candidate's losses."""
+ServedToNewcomers = Callable[[HyperLoraState, Sequence[ClientCard]], Sequence[Adapter]]
+
+
+def candidates(*, deviations: bool, statistics: bool) -> list[Candidate]:
+    """Return what is tried, ``ANCHOR`` first: all strengths at the middle share, all shares without deviations.
+
+    Args:
+        deviations: whether clients are served deviations at all.
+        statistics: whether clients described their classes.
+    """
+    shares = SHARES if statistics else (0.0,)
+    middle = shares[len(shares) // 2]
+    alone = [Candidate(0.0, share) for share in shares]
+    return alone + [Candidate(strength, middle) for strength in STRENGTHS[1:] if deviations]
 
 
 def probe_starts(
-    state: HyperLoraState, cards: Sequence[ClientCard], most: int, server_round: int, make: NewcomerStarts
+    state: HyperLoraState,
+    cards: Sequence[ClientCard],
+    tried: Sequence[Candidate],
+    most: int,
+    server_round: int,
+    make: ServedToNewcomers,
 ) -> dict[str, dict[str, Adapter]]:
-    """Return client-id -> strength (as text) -> the start that it would get as a newcomer.
+    """Return client-id -> candidate's name -> what the client would be served as a newcomer.
 
     Args:
         state: of the server.
-        cards: clients that can be asked; those with an entry are.
-        most: so many of them at most, drawn anew every round.
+        cards: clients that can be asked; those that have trained are.
+        tried: the candidates.
+        most: so many clients at most, drawn anew every round.
         server_round: the round.
-        make: makes starts as if clients had no entry.
+        make: makes what newcomers are served.
     """
-    known = sorted((card for card in cards if card.client_id in state.memory), key=lambda card: card.client_id)
-    if len(known) < LEAST_CLIENTS:
+    known = sorted((card for card in cards if card.client_id in state.num_examples), key=lambda card: card.client_id)
+    if len(known) < LEAST_CLIENTS or len(tried) < 2:
         return {}
     chosen = random.Random(derive_seed("rehearsal", server_round)).sample(known, min(most, len(known)))
-    tried: dict[str, dict[str, Adapter]] = {card.client_id: {} for card in chosen}
-    for strength in STRENGTHS:
-        for card, start in zip(chosen, make(replace(state, newcomer_strength=strength), chosen), strict=True):
-            tried[card.client_id][str(strength)] = start
-    return tried
+    starts: dict[str, dict[str, Adapter]] = {card.client_id: {} for card in chosen}
+    for candidate in tried:
+        for card, start in zip(chosen, make(candidate.chosen(state), chosen), strict=True):
+            starts[card.client_id][candidate.name] = start
+    return starts
 
 
-def apply_probe_losses(state: HyperLoraState, losses: Mapping[str, Mapping[str, float]]) -> HyperLoraState:
-    """Return ``state`` with the best strength over clients that scored every strength.
+def apply_probe_losses(
+    state: HyperLoraState, tried: Sequence[Candidate], losses: Mapping[str, Mapping[str, float]]
+) -> HyperLoraState:
+    """Return ``state`` with the best candidate over clients that scored every one of ``tried``.
 
     That is the one with the lowest trimmed mean of their validation losses, each seen from the client's own loss with
     the anchor. Fewer than ``LEAST_CLIENTS`` clients change nothing.
     """
-    full = [[one.get(str(s), math.nan) for s in STRENGTHS] for one in losses.values()]
+    full = [[one.get(candidate.name, math.nan) for candidate in tried] for one in losses.values()]
     full = [row for row in full if all(map(math.isfinite, row))]
     if len(full) < LEAST_CLIENTS:
         return state
     beyond_anchor = zip(*([loss - row[0] for loss in row] for row in full), strict=True)
-    means = dict(zip(STRENGTHS, map(trimmed_mean, beyond_anchor), strict=True))
-    return replace(state, newcomer_strength=min(means, key=means.__getitem__))
+    means = dict(zip(tried, map(trimmed_mean, beyond_anchor), strict=True))
+    return min(tried, key=means.__getitem__).chosen(state)
 
 
 def trimmed_mean(values: Sequence[float]) -> float:

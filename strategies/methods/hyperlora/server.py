@@ -1,10 +1,14 @@
-"""HyperLoRA: every client starts from an adapter made for its own data distribution (after arXiv 2606.06154).
+"""HyperLoRA: every client is served an adapter made for its own data distribution (after arXiv 2606.06154).
 
 The anchor moves by the clients' movements, averaged in product space:
-dW_anchor <- T_r( dW_anchor + eta sum_i w_i (dW_i - dW_i^start) ). What a client learned beyond the anchor, its
-deviation D_i = dW_i - dW_anchor, is remembered. A start is the anchor plus attended deviations
-(:mod:`models.personalization.synthesizer`) or generated ones (:mod:`strategies.methods.hyperlora.generator`), and how
-it is put together is learned from the clients' validation loss (:mod:`strategies.methods.hyperlora.learning`).
+dW_anchor <- T_r( dW_anchor + eta sum_i w_i (dW_i - dW_i^start) ), and clients are served its running average over
+rounds. Before an evaluation clients tell what their classes look like in its feature space, and each is served a head
+that follows from that in closed form (:mod:`models.personalization.head_generator`), mixed with the anchor's.
+
+Where ``hyperlora.deviations`` is on, what a client learned beyond the anchor, D_i = dW_i - dW_anchor, is remembered,
+and a start holds attended deviations (:mod:`models.personalization.synthesizer`) or generated ones
+(:mod:`strategies.methods.hyperlora.generator`); how it is put together can be learned from the clients' validation loss
+(:mod:`strategies.methods.hyperlora.learning`).
 """
 
 from __future__ import annotations
@@ -22,17 +26,19 @@ from hyperlora.messages.plan import LocalPlan
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from hyperlora.storage.tensor_store import DiskMemory
-from models.adapters.adapter import Adapter, AdapterSum, resized, subtract
+from models.adapters.adapter import Adapter, AdapterSum, combine, resized, subtract
 from models.adapters.gradient import NO_GRADIENT, GradientSpec
 from models.lowrank.factors import Factors
+from models.personalization.class_statistics import ClassStatistics
 from models.personalization.corrector import correct
 from models.personalization.signature import Projection, Standardizer
 from models.personalization.synthesizer import initial_psi
 from strategies.methods.base.server import ClientUpdate, example_weights, without
-from strategies.methods.hyperlora.config import CorrectorSettings, GeneratorSettings, HyperLoraSettings
+from strategies.methods.hyperlora.config import CorrectorSettings, Deviations, GeneratorSettings, HyperLoraSettings
 from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
+from strategies.methods.hyperlora.heads import with_heads
 from strategies.methods.hyperlora.learning import learn
-from strategies.methods.hyperlora.probes import apply_probe_losses, probe_starts
+from strategies.methods.hyperlora.probes import Candidate, apply_probe_losses, candidates, probe_starts
 from strategies.methods.hyperlora.starts import generated_start, make_starts
 from strategies.methods.hyperlora.state import INITIAL_METRIC, HyperLoraState, signature_vector, vector_groups
 
@@ -57,6 +63,11 @@ class HyperLoraMethod:
         probe_clients: clients that are asked for the strength that newcomers get; 0 where that is left at 1.
         merges_own: whether clients merge their start with their own last adapter at use (Potara's gate).
         generator_inputs: numbers that a signature vector is reduced to for the generator.
+        deviations: where starts hold deviations: in ``rounds`` and at use, at use alone (``serving``), or ``off``.
+        scatter_rank: rank of the scatter within classes that clients send; None where no class statistics are asked.
+        head_share: share of the head from class statistics in what clients are served, before it is probed.
+        prior_strength: gamma of the class prior that clients add to their head; 0 where they add none.
+        averaging: weight of a round's anchor in the running average that clients are served.
     """
 
     temperature: float = 0.3
@@ -74,11 +85,16 @@ class HyperLoraMethod:
     merges_own: bool = False
     newcomer_share: float = 0.0
     probe_clients: int = 0
+    deviations: Deviations = "rounds"
+    scatter_rank: int | None = None
+    head_share: float = 0.0
+    prior_strength: float = 0.0
+    averaging: float = 1.0
 
     @property
     def state_classes(self) -> tuple[type, ...]:
         """The dataclasses that the state is made of."""
-        return (HyperLoraState, Standardizer, Projection, Adapter, Factors)
+        return (HyperLoraState, Standardizer, Projection, ClassStatistics, Adapter, Factors)
 
     def for_heads(self, num_heads: int) -> HyperLoraMethod:
         """Return the method whose generator serves blocks with ``num_heads`` attention heads."""
@@ -98,7 +114,8 @@ class HyperLoraMethod:
             "residual": torch.full((len(parts),), INITIAL_RESIDUAL_LOGIT),
             "generator": torch.full((len(parts),), INITIAL_GENERATOR_LOGIT),
         }
-        return HyperLoraState(initial, self.memory, {}, None, {}, torch.empty(0, dtype=torch.int64), psi, gates)
+        groups = torch.empty(0, dtype=torch.int64)
+        return HyperLoraState(initial, self.memory, {}, None, {}, groups, psi, gates, head_share=self.head_share)
 
     def register(self, state: HyperLoraState, cards: Mapping[str, ClientCard]) -> HyperLoraState:
         """Fit the scale of the signature vectors to the clients known."""
@@ -108,7 +125,10 @@ class HyperLoraMethod:
         others = sorted(names, key=lambda name: derive_seed("shuffled", name)) if self.shuffled else names
         vectors = {name: signature_vector(cards[other].signature) for name, other in zip(names, others, strict=True)}
         table, groups = torch.stack([vectors[name] for name in names]), vector_groups(cards[names[0]].signature)
-        state = replace(state, standardizer=Standardizer.fit(table), signature_vectors=vectors, groups=groups)
+        training = tuple(name for name in names if cards[name].trains)
+        state = replace(
+            state, standardizer=Standardizer.fit(table), signature_vectors=vectors, groups=groups, training=training
+        )
         if state.projection is not None and len(cards) < 2 * state.projection.fitted:
             return state
         weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
@@ -126,6 +146,7 @@ class HyperLoraMethod:
             memory=without(state.memory, client_id),
             num_examples=without(state.num_examples, client_id),
             signature_vectors=without(state.signature_vectors, client_id),
+            class_statistics=without(state.class_statistics, client_id),
             standardizer=None,
             projection=None,
             generator=None,
@@ -135,18 +156,32 @@ class HyperLoraMethod:
         )
 
     def start(self, state: HyperLoraState, card: ClientCard) -> Adapter:
-        """Return the anchor plus attended and generated deviations, cut to the anchor's rank."""
+        """Return what one client trains in a round."""
         return self.starts(state, [card])[0]
 
     def starts(self, state: HyperLoraState, cards: Sequence[ClientCard]) -> Sequence[Adapter]:
-        """Return the starts of many clients, for little more than those of a few."""
-        return self._starts(state, cards)
+        """Return what clients train in a round: the anchor, with their deviations where those belong in rounds."""
+        if self.deviations != "rounds":
+            return [state.anchor] * len(cards)
+        return self._with_deviations(state, cards, state.anchor)
 
-    def _starts(
+    def served(self, state: HyperLoraState, cards: Sequence[ClientCard]) -> Sequence[Adapter]:
+        """Return what clients use: anchor and deviations, with heads from class statistics mixed in."""
+        return self._served(state, cards)
+
+    def _served(
         self, state: HyperLoraState, cards: Sequence[ClientCard], *, as_newcomers: bool = False
     ) -> list[Adapter]:
+        starts = self._with_deviations(state, cards, state.served_anchor, as_newcomers=as_newcomers)
+        return with_heads(state, cards, starts, self.prior_strength)
+
+    def _with_deviations(
+        self, state: HyperLoraState, cards: Sequence[ClientCard], base: Adapter, *, as_newcomers: bool = False
+    ) -> list[Adapter]:
+        if self.deviations == "off":
+            return [base] * len(cards)
         return make_starts(
-            state,
+            replace(state, anchor=base),
             cards,
             generator=self.serving(state),
             attends=bool(self.strength),
@@ -154,16 +189,29 @@ class HyperLoraMethod:
             as_newcomers=as_newcomers,
         )
 
+    def statistics_rank(self, state: HyperLoraState) -> int | None:
+        """Return the rank of the scatter that clients send with their class statistics; None asks for none."""
+        return self.scatter_rank
+
+    def with_statistics(self, state: HyperLoraState, statistics: Mapping[str, ClassStatistics]) -> HyperLoraState:
+        """Return the state that knows what the classes of these clients look like."""
+        return replace(state, class_statistics={**state.class_statistics, **statistics})
+
     def probe_starts(
         self, state: HyperLoraState, cards: Sequence[ClientCard], server_round: int
     ) -> dict[str, dict[str, Adapter]]:
-        """Return what some clients would start from if they were new, at several strengths."""
-        make = functools.partial(self._starts, as_newcomers=True)
-        return probe_starts(state, cards, self.probe_clients, server_round, make) if self.probe_clients else {}
+        """Return what some clients would be served if they were new, in several ways."""
+        make = functools.partial(self._served, as_newcomers=True)
+        return probe_starts(state, cards, self._candidates(state), self.probe_clients, server_round, make)
 
     def apply_probe_losses(self, state: HyperLoraState, losses: Mapping[str, Mapping[str, float]]) -> HyperLoraState:
-        """Return the state with the strength that serves newcomers best."""
-        return apply_probe_losses(state, losses)
+        """Return the state with the way that served the probing clients best."""
+        return apply_probe_losses(state, self._candidates(state), losses)
+
+    def _candidates(self, state: HyperLoraState) -> list[Candidate]:
+        if not self.probe_clients:
+            return []
+        return candidates(deviations=self.deviations != "off", statistics=state.head_generator is not None)
 
     def plan(self, state: HyperLoraState, card: ClientCard) -> LocalPlan:
         """Have all of the start trained; merged with the client's own last adapter at use where that is switched on."""
@@ -173,7 +221,7 @@ class HyperLoraMethod:
         """Return what the client would start from with less: the anchor alone, the generator without any memory."""
         generator = self.serving(state)
         served = {} if generator is None else {"generator": generated_start(state, card, generator)}
-        return {"anchor": state.anchor} | served
+        return {"anchor": state.served_anchor} | served
 
     def serving(self, state: HyperLoraState) -> ServedGenerator | None:
         """Return the generator, or None where it is off or was not taught yet."""
@@ -190,19 +238,18 @@ class HyperLoraMethod:
             groups=self.learned,
         )
         state = self._moved(state, updates)
-        rank = state.anchor.rank
-        deviations = {update.card.client_id: subtract(resized(update.end, rank), state.anchor) for update in updates}
         counts = {update.card.client_id: update.metrics.num_examples for update in updates}
         state = replace(
             state,
-            memory=with_entries(state.memory, deviations),
+            memory=self._remembered(state, updates),
             num_examples={**state.num_examples, **counts},
+            class_statistics={},
         )
-        return state if self.generator is None else self.generator.taught(state)
+        return state if self.generator is None or self.deviations == "off" else self.generator.taught(state)
 
     def anchor(self, state: HyperLoraState) -> Adapter:
-        """Return the anchor."""
-        return state.anchor
+        """Return the anchor that clients are served."""
+        return state.served_anchor
 
     def report(self, state: HyperLoraState) -> dict[str, float]:
         """Return the learned parameters by name, for the metrics."""
@@ -212,6 +259,7 @@ class HyperLoraMethod:
             "self_logit": float(psi["self_logit"]),
             **{f"metric {index}": float(one.exp()) for index, one in enumerate(psi["log_metric"])},
             "newcomer_strength": state.newcomer_strength,
+            **_head_figures(state),
             **{f"strength {part}": float(one) for part, one in zip(parts, psi["strength"], strict=True)},
         }
         for name, gate in state.gates.items():
@@ -219,21 +267,39 @@ class HyperLoraMethod:
         return figures | {f"distilled {name}": value for name, value in (state.distilled or {}).items()}
 
     def switched_off(self) -> list[str]:
-        """Return which of synthesizer, generator, corrector and learning are off."""
+        """Return which of head generator, synthesizer, LoRA generator, corrector and learning are off."""
+        deviates = self.deviations != "off"
         on = {
-            "synthesizer": self.strength,
-            "generator": self.generator,
+            "head generator": self.scatter_rank,
+            "synthesizer": deviates and self.strength,
+            "LoRA generator": deviates and self.generator,
             "corrector": self.residual_rank,
             "learning": self.learning_rate,
         }
         return [name for name, setting in on.items() if not setting]
+
+    def _remembered(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> Mapping[str, Adapter]:
+        if self.deviations == "off":
+            return state.memory
+        rank = state.anchor.rank
+        deviations = {update.card.client_id: subtract(resized(update.end, rank), state.anchor) for update in updates}
+        return with_entries(state.memory, deviations)
 
     def _moved(self, state: HyperLoraState, updates: Sequence[ClientUpdate]) -> HyperLoraState:
         total = moved_anchor(state.anchor, updates, self.server_step)
         gates = by_part(state, torch.sigmoid(state.gates["residual"]))
         rank = state.anchor.rank
         kept, residual = correct(total, state.residual, gates, rank=rank, residual_rank=self.residual_rank)
-        return replace(state, anchor=kept.aligned(state.anchor), residual=residual)
+        anchor = kept.aligned(state.anchor)
+        return replace(state, anchor=anchor, average=self._average(state, anchor), residual=residual)
+
+    def _average(self, state: HyperLoraState, anchor: Adapter) -> Adapter | None:
+        """Return the running average of the anchors over rounds, in product space; None where it is the anchor."""
+        if self.averaging == 1.0:
+            return None
+        before = state.served_anchor if state.average is not None else anchor
+        mixed = combine([before, anchor], [1.0 - self.averaging, self.averaging])
+        return mixed.truncated(anchor.rank).aligned(anchor)
 
 
 def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -> AdapterSum:
@@ -282,7 +348,30 @@ def build(config: RunConfig) -> HyperLoraMethod:
         merges_own=own.merge_own,
         newcomer_share=net.newcomer_share,
         probe_clients=own.probe_clients,
+        deviations=own.deviations,
+        scatter_rank=own.statistics_rank if own.statistics and _asks_statistics(config) else None,
+        head_share=own.head_share if own.statistics else 0.0,
+        prior_strength=config.prior_strength,
+        averaging=own.averaging,
     )
+
+
+def _asks_statistics(config: RunConfig) -> bool:
+    """Tell whether class statistics may be asked: not in a private run, and not where a text tower makes the head."""
+    return not (config.privacy.signature_noise or config.privacy.adapter_noise or config.model.text_tower)
+
+
+def _head_figures(state: HyperLoraState) -> dict[str, float]:
+    """Return by name how heads are generated: share, and what the clients' class means differ by."""
+    if state.head_generator is None:
+        return {}
+    found = state.head_generator.variances
+    return {
+        "head share": state.head_share,
+        "head variance of clients": found.client,
+        "head variance of classes": found.single,
+        "head length": found.length,
+    }
 
 
 def _empty_memory(config: RunConfig) -> Mapping[str, Adapter]:

@@ -142,11 +142,11 @@ def _starts_of_group(
     newcomer_share: float,
 ) -> list[Adapter]:
     used = rows.any(dim=0).nonzero().flatten()
-    if generator is None and not len(used):
+    scale = torch.where(known, 1.0, state.newcomer_strength)
+    if not bool(scale.any()) or (generator is None and not len(used)):
         return [state.anchor] * len(cards)
     parts = state.anchor.parts
     share = _generated_share(state, rows, known, newcomer_share) if generator else torch.zeros(len(cards), len(parts))
-    scale = torch.where(known, 1.0, state.newcomer_strength)
     entries = [state.memory[state.names[index]] for index in used.tolist()]
     strength = state.psi["strength"]
     weights = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
+from models.personalization.class_statistics import ClassStatistics
+from models.personalization.head_generator import HeadGenerator
 from models.personalization.signature import Projection, Signature, Standardizer
 from models.personalization.synthesizer import Keys, attention, attention_to_others
 
@@ -41,6 +43,11 @@ class HyperLoraState:
         generator_optimizer: state of its optimiser.
         distilled: relative errors of the generator's last distillation.
         newcomer_strength: how much of what it is attended or generated a client without an entry gets.
+        training: client-ids of the clients known that train.
+        class_statistics: client-id -> what its classes look like in the anchor's feature space; empty until clients
+            were asked, and again as soon as the anchor moved.
+        average: running average of the anchors over rounds; None where clients are served the last one.
+        head_share: how much of a served head is generated from class statistics, the others' is the anchor's.
     """
 
     anchor: Adapter
@@ -58,6 +65,15 @@ class HyperLoraState:
     generator_optimizer: Mapping[str, Any] | None = None
     distilled: Mapping[str, float] | None = None
     newcomer_strength: float = 1.0
+    training: Sequence[str] = ()
+    class_statistics: Mapping[str, ClassStatistics] = field(default_factory=dict)
+    head_share: float = 0.0
+    average: Adapter | None = None
+
+    @property
+    def served_anchor(self) -> Adapter:
+        """The anchor that clients use and describe their classes with."""
+        return self.anchor if self.average is None else self.average
 
     @functools.cached_property
     def names(self) -> Sequence[str]:
@@ -71,6 +87,24 @@ class HyperLoraState:
             self.standardize(torch.stack([self.signature_vectors[name] for name in self.names])),
             torch.tensor([float(self.num_examples[name]) for name in self.names]),
         )
+
+    @functools.cached_property
+    def head_generator(self) -> HeadGenerator | None:
+        """Heads from the class statistics of the clients that train; None where nothing is known of any class."""
+        described = {name: self.class_statistics[name] for name in self.training if name in self.class_statistics}
+        try:
+            return HeadGenerator.fit(described, self.distances(list(described), list(described))) if described else None
+        except ValueError:
+            return None
+
+    def distances(self, clients: Sequence[str], others: Sequence[str]) -> Tensor:
+        """Return the mean squared differences of the standardised feature means of clients, (clients, others)."""
+        left, right = (
+            self.standardize(torch.stack([self.signature_vectors[name] for name in names]))[:, self.groups == 0]
+            for names in (clients, others)
+        )
+        squared: Tensor = torch.cdist(left, right).square() / left.shape[1]
+        return squared
 
     def own(self, client_ids: Sequence[str]) -> Tensor:
         """Return which entry of the memory is the client's own, boolean (clients, N)."""
