@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, combine
 from models.adapters.gradient import WEIGHTS
 from models.lowrank.factors import Factors
+from strategies.engine.checkpoint import Checkpoint, CheckpointStore
 from strategies.methods.base.server import ClientUpdate, Forgets, Method, with_clients
 from strategies.methods.registry import build_method
 from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
@@ -208,3 +210,13 @@ def test_a_client_that_is_forgotten_is_nowhere_in_the_state_and_the_method_goes_
     state = with_clients(method, state, others)
     assert "b" not in texts_in(state)
     assert all(bool(value.isfinite().all()) for value in start_of(method, state, CARDS["a"]).tensors().values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_checkpoint_gives_back_every_start(name: str, tmp_path: Path) -> None:
+    method, store = method_of(name), CheckpointStore(tmp_path, keep=1)
+    state = aggregated(method, {one: moved(INITIAL, one, 1) for one in "abc"})
+    store.save(Checkpoint(1, state), method.state_classes)
+    restored = store.latest(method.state_classes).state
+    for one in CARDS:
+        assert_same_products(whole_start(method, restored, one), whole_start(method, state, one), 0.0)
