@@ -7,6 +7,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from client_app.audit import SiteAudit
 from client_app.policy import kind_of, read_policy
 from client_app.release_ledger import open_ledger
 from client_app.site import Site, read_site
@@ -24,14 +25,21 @@ class RefusedError(ProtocolError):
 def site_gate(settings: Settings) -> Mod:
     """Return a Flower mod that lets a message through to its handler where the site may answer it.
 
-    In a simulation every message passes: its node config names no site.
+    What was asked and what became of it is in the site's audit log before a reply leaves. In a simulation every message
+    passes: its node config names no site.
     """
 
     def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         site = read_site(context.node_config)
-        if site is not None:
-            _admit(site, settings(context), message.metadata.message_type, context.run_id)
-        return call_next(message, context)
+        if site is None:
+            return call_next(message, context)
+        with SiteAudit.of(site, message, context.run_id) as audit:
+            config = settings(context)
+            audit.note(method=config.method)
+            _admit(site, config, message.metadata.message_type, context.run_id)
+            reply = call_next(message, context)
+            audit.note_reply(reply)
+        return reply
 
     return gate
 

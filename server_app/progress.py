@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from flwr.app import Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
+from server_app.wrapped_grid import WrappedGrid
 from strategies.engine.records import RoundRecord
 
 QUIET, EVERY = 5.0, 20.0
@@ -60,7 +59,7 @@ class Pace:
         return training * len(coming) + evaluating * evaluations
 
 
-class ProgressGrid(Grid):
+class ProgressGrid(WrappedGrid):
     """A grid that says, while it is waited for, how many of the messages sent together are answered.
 
     Args:
@@ -70,32 +69,10 @@ class ProgressGrid(Grid):
     """
 
     def __init__(self, grid: Grid, say: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
-        self._grid, self._say, self._now = grid, say, now
+        super().__init__(grid)
+        self._say, self._now = say, now
         self._phase, self._total, self._done = "", 0, 0
         self._began = self._spoke = now()
-
-    def set_run(self, run: Run) -> None:
-        """See Flower's Grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See Flower's Grid."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """See Flower's Grid."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See Flower's Grid."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """See Flower's Grid."""
-        return self._grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, which begins a phase that is named by their type."""
@@ -116,10 +93,6 @@ class ProgressGrid(Grid):
             self._spoke = now
             self._say(self._line(now - self._began))
         return replies
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """See Flower's Grid; nothing is said meanwhile."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
 
     def _line(self, seconds: float) -> str:
         left = f", about {clock(seconds / self._done * (self._total - self._done))} left" if self._done else ""

@@ -22,6 +22,7 @@ from hyperlora.storage.files import private_files
 from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients
 from models.adapters.adapted_model import AdaptedModel
 from models.personalization.prior import add_prior
+from server_app.audit import AuditedGrid, RunAudit, digest_of_settings
 from server_app.console import RunConsole
 from server_app.progress import Pace, ProgressGrid
 from server_app.run_directory import ENVIRONMENT, EVALUATION, LEFT_OUT, METRICS, RunDirectory, describe_environment
@@ -67,8 +68,10 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         console.switched_off(strategy.method.switched_off() if isinstance(strategy.method, Reports) else ())
         with private_files():
             with closing(open_sinks(config, directory.path)) as sinks:
-                made = _Run(config, directory, strategy, console, sinks)
-                made.make_rounds(ProgressGrid(grid, console.progress))
+                audit = RunAudit(directory.path)
+                audit.note("begun", method=config.method, resume=config.run.resume, settings=digest_of_settings(config))
+                made = _Run(config, directory, strategy, console, sinks, audit)
+                made.make_rounds(ProgressGrid(AuditedGrid(grid, audit), console.progress))
             made.save_results(model)
         console.closing(strategy.record, directory.path)
     return directory.path
@@ -115,6 +118,7 @@ class _Run:
     strategy: LoraStrategy
     console: RunConsole
     sinks: Sinks
+    audit: RunAudit
 
     @property
     def checkpoints(self) -> CheckpointStore:
@@ -175,6 +179,7 @@ class _Run:
             self.checkpoints.save(self.strategy.checkpoint(), self.strategy.method.state_classes)
             self._keep_clients()
         self._keep_left_out()
+        self.audit.note_round(record, self.strategy.roster.left_out)
         self.console.round(record)
         self.sinks.round(record)
 

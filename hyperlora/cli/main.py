@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hyperlora.cli.audit import app as audit
 from hyperlora.cli.certs import app as certs
 from hyperlora.cli.doctor import doctor
 from hyperlora.cli.export import export
@@ -20,6 +21,7 @@ from hyperlora.cli.run import run
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
 app.command()(run)
 app.add_typer(certs, name="certs")
+app.add_typer(audit, name="audit")
 app.command()(personalize)
 app.command()(report)
 app.command()(compare)

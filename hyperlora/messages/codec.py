@@ -8,6 +8,7 @@ are few. What has a generator is rounded up or down at random so that the expect
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -239,6 +240,20 @@ def _bytes_of(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
 
 def _size(value: str | bytes | float) -> int:
     return len(value) if isinstance(value, str | bytes) else 1 if isinstance(value, bool) else 8
+
+
+def content_digest(content: RecordDict) -> str:
+    """Return the SHA-256 over all records of a message's content, the same at the sender and at the recipient."""
+    digest = hashlib.sha256()
+    for name, record in sorted(content.items()):
+        digest.update(f"{type(record).__name__} {name}\n".encode())
+        for key, value in sorted(record.items()):
+            if isinstance(value, Array):
+                digest.update(f"{key} {value.dtype} {tuple(value.shape)} {len(value.data)}\n".encode())
+                digest.update(value.data)
+            else:
+                digest.update(f"{key} {value!r}\n".encode())
+    return digest.hexdigest()
 
 
 PROTOCOL_VERSION = 2

@@ -55,15 +55,18 @@ class ChainedLog:
         finally:
             self._lock.release()
 
-    def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
+    def append(self, entries: Sequence[Mapping[str, Any]]) -> list[int]:
         """Append ``entries`` and wait until they are on the disk; a line that a killed process left unfinished goes.
+
+        Returns:
+            Their numbers.
 
         Raises:
             ChainError: the last line is not a line of such a log.
             StorageError: they cannot be written.
         """
         if not entries:
-            return
+            return []
         with self.held():
             number, previous = self._end()
             lines = []
@@ -73,6 +76,7 @@ class ChainedLog:
                 previous = lines[-1]["digest"]
             text = "".join(json.dumps(line) + "\n" for line in lines)
             append_bytes(self.path, text.encode())
+        return [line["number"] for line in lines]
 
     def read(self) -> list[dict[str, Any]]:
         """Return all entries in order, each with its number and digest; none where there is no file.

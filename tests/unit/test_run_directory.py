@@ -83,14 +83,14 @@ def test_a_directory_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
 
 def test_an_old_run_goes_on_with_the_keys_it_was_made_with_under_their_new_names(tmp_path: Path) -> None:
     directory = RunDirectory.open(str(tmp_path))
-    stored = {**RunConfig().flat(), "defence.norm": "off", "hyperlora.rehearse": 4}
+    stored = {**RunConfig().flat(), "defence.norm": "reject", "hyperlora.rehearse": 4}
     for name in ("defence.norm-rule", "hyperlora.probe-clients"):
         del stored[name]
     directory.write_json("config.json", stored)
     with pytest.raises(ConfigError, match=r"cannot go on with another defence\.norm-rule"):
         directory.keep_config(RunConfig.parse({"hyperlora.probe-clients": 4}))
     directory.keep_config(RunConfig.parse_stored(stored))
-    assert json.loads((tmp_path / "config.json").read_text())["defence.norm-rule"] == "off"
+    assert json.loads((tmp_path / "config.json").read_text())["defence.norm-rule"] == "reject"
 
 
 @pytest.mark.parametrize("rounds", [2, 3])
