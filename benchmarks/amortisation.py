@@ -1,0 +1,201 @@
+"""``python -m benchmarks.amortisation``: what is a newcomer worth the class statistics of others, and its own?
+
+A run of HyperLoRA is made (or named with ``--run``). At its last checkpoint unseen clients are served heads again: once
+with the class statistics of fewer of the clients that train, once with fewer of their own samples behind theirs. The
+anchor is that of all rounds throughout, so the curves are of the head generator alone. Subsets are drawn several times.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated
+
+import torch
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.figures import PALETTE, save
+from benchmarks.personalize import make_run
+from benchmarks.result import current_commit, write_json
+from client_app.runtime import ClientRuntime, open_runtime
+from hyperlora.messages.signature import ClientCard
+from hyperlora.reporting.run_files import RunFiles
+from hyperlora.reporting.state_view import open_checkpoint
+from hyperlora.seeds import derive_seed
+from models.adapters.adapter import Adapter
+from models.personalization.class_statistics import compute_class_statistics
+from models.personalization.prior import add_prior
+from models.personalization.signature import class_frequencies
+from strategies.methods.hyperlora.heads import with_heads
+from strategies.methods.hyperlora.state import HyperLoraState
+
+HERE = Path(__file__).parent
+CLIENTS = (1, 2, 4, 8, 16, 24, 48, 96)
+SAMPLES = (0, 5, 10, 20, 50, 100, 200)
+DRAWS = 5
+console = Console()
+Curve = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """An unseen client: its card, and features and labels of its training and test samples."""
+
+    card: ClientCard
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+    def with_samples(self, count: int, draw: int) -> Newcomer:
+        """Return the client as if it had ``count`` of its training samples; all where it has fewer."""
+        features, labels = self.train
+        order = torch.randperm(
+            len(labels), generator=torch.Generator().manual_seed(derive_seed(self.card.client_id, draw))
+        )[:count]
+        return replace(self, train=(features[order], labels[order]))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The state of a run at its last checkpoint, and the unseen clients that are served from it."""
+
+    state: HyperLoraState
+    newcomers: Sequence[Newcomer]
+    classes: int
+    smoothing: float
+    prior: float
+
+    def accuracy(self, newcomer: Newcomer, state: HyperLoraState, *, share: float) -> float:
+        """Return the newcomer's test accuracy with a head from ``state`` and its own samples."""
+        features, labels = newcomer.train
+        frequencies = class_frequencies(labels, self.classes, self.smoothing)
+        card = replace(newcomer.card, signature=replace(newcomer.card.signature, class_frequencies=frequencies))
+        statistics = dict(state.class_statistics)
+        statistics.pop(card.client_id, None)
+        if len(labels):
+            own = compute_class_statistics(features, labels, num_classes=self.classes, rank=1)
+            statistics[card.client_id] = own
+        served = replace(state, class_statistics=statistics, head_share=share)
+        (start,) = with_heads(served, [card], [state.served_anchor], self.prior)
+        return self._score(add_prior(start, frequencies, self.prior), newcomer)
+
+    def _score(self, adapter: Adapter, newcomer: Newcomer) -> float:
+        features, labels = newcomer.test
+        logits = features @ adapter.head[:, :-1].mT + adapter.head[:, -1]
+        return float((logits.argmax(dim=1) == labels).float().mean())
+
+
+def open_scene(run: RunFiles) -> Scene:
+    """Return the scene of a finished run of HyperLoRA."""
+    _, found = open_checkpoint(run)
+    if found is None or not isinstance(found.state, HyperLoraState) or not found.state.class_statistics:
+        raise typer.BadParameter(f"'{run.path}' has no checkpoint of HyperLoRA with class statistics")
+    state, runtime, known = found.state, open_runtime(run.config), run.require_clients()
+    runtime.model.load(state.served_anchor)
+    unseen = [card for card in known.cards.values() if not card.trains]
+    newcomers = [
+        Newcomer(card, *(features_of(runtime, card.client_id, split) for split in ("train", "test"))) for card in unseen
+    ]
+    return Scene(state, newcomers, len(known.class_names), run.config.signature.smoothing, run.config.prior_strength)
+
+
+def features_of(runtime: ClientRuntime, client_id: str, split: str) -> tuple[Tensor, Tensor]:
+    """Return features (n, d) of one split with the adapter that is loaded, and labels (n,)."""
+    samples = runtime.tokens(client_id, split)
+    return torch.cat([runtime.model.features(samples.tokens[batch]) for batch in samples.batches()]), samples.labels
+
+
+def by_clients(scene: Scene) -> dict[str, Curve]:
+    """Return accuracies by number of clients whose class statistics are known, for heads of several kinds."""
+    seen = [name for name in scene.state.training if name in scene.state.class_statistics]
+    share = scene.state.head_share or 0.5
+
+    def states(count: int) -> Iterator[HyperLoraState]:
+        for draw in range(DRAWS):
+            chosen = random.Random(derive_seed("amortisation", count, draw)).sample(seen, count)
+            yield replace(scene.state, training=tuple(sorted(chosen)))
+
+    counts = [count for count in CLIENTS if count < len(seen)] + [len(seen)]
+    return {
+        "anchor": curve(counts, lambda count: [average(scene, scene.state, 0.0)]),
+        "statistics head": curve(counts, lambda count: [average(scene, state, 1.0) for state in states(count)]),
+        "both": curve(counts, lambda count: [average(scene, state, share) for state in states(count)]),
+    }
+
+
+def by_samples(scene: Scene) -> dict[str, Curve]:
+    """Return accuracies by number of the newcomer's own samples."""
+    share = scene.state.head_share or 0.5
+
+    def scores(kind: float) -> Callable[[int], list[float]]:
+        return lambda count: [average(of_draw(scene, count, draw), scene.state, kind) for draw in range(DRAWS)]
+
+    kinds = {"anchor": 0.0, "statistics head": 1.0, "both": share}
+    return {name: curve(SAMPLES, scores(kind)) for name, kind in kinds.items()}
+
+
+def of_draw(scene: Scene, count: int, draw: int) -> Scene:
+    """Return the scene with ``count`` own samples behind every newcomer."""
+    return replace(scene, newcomers=[one.with_samples(count, draw) for one in scene.newcomers])
+
+
+def average(scene: Scene, state: HyperLoraState, share: float) -> float:
+    """Return the mean test accuracy over the newcomers."""
+    return mean(scene.accuracy(one, state, share=share) for one in scene.newcomers)
+
+
+def curve(counts: Sequence[int], scores: Callable[[int], list[float]]) -> Curve:
+    """Return, by number, the accuracies of all draws."""
+    return {str(count): scores(count) for count in counts}
+
+
+def draw(found: dict[str, dict[str, Curve]], target: Path) -> None:
+    """Draw both sets of curves: means over draws, bands one standard deviation."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    labels = ("clients that described their classes", "the newcomer's own training samples")
+    for axes, label, curves in zip(panels, labels, found.values(), strict=True):
+        for color, (name, one) in zip(PALETTE, curves.items(), strict=False):
+            places, middle = range(len(one)), [100 * mean(values) for values in one.values()]
+            band = [100 * stdev(values) if len(values) > 1 else 0.0 for values in one.values()]
+            axes.errorbar(places, middle, yerr=band, marker="o", ms=3.5, color=color, label=name, capsize=2)
+        axes.set(xlabel=label, xticks=range(len(one)), xticklabels=list(one))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("unseen clients, as received (%)")
+    panels[1].legend(frameon=False, fontsize=8, loc="lower right")
+    save(figure, target)
+
+
+def main(
+    preset: Annotated[str, typer.Option(help="name of a file in benchmarks/presets")] = "pacs_many",
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for the run")] = None,
+    run: Annotated[Path | None, typer.Option(help="directory of a run that is there already")] = None,
+    to: Annotated[Path, typer.Option(help="json file; the figure lies beside it")] = HERE
+    / "results"
+    / "amortisation.json",
+) -> None:
+    """Make the run, serve its unseen clients with less and less, and draw what that is worth."""
+    logging.basicConfig(level=logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="hyperlora-amortisation-") as scratch:
+        files = RunFiles.open(run or make_run(preset, override or [], Path(scratch) / "run"))
+        scene = open_scene(files)
+    found = {"clients": by_clients(scene), "samples": by_samples(scene)}
+    write_json(to, {"preset": preset, "seed": files.config.seed, "commit": current_commit(), **found})
+    draw(found, to.with_suffix(".svg"))
+    for name, curves in found.items():
+        console.print(
+            name,
+            json.dumps({kind: {n: round(100 * mean(v), 1) for n, v in one.items()} for kind, one in curves.items()}),
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
