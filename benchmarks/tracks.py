@@ -19,6 +19,7 @@ NO_GLOBAL_MODEL = (
     "fedper",
     "ditto",
     "hilora",
+    "lda",
 )
 WINDOW = 3
 

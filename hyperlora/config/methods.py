@@ -61,6 +61,8 @@ METHODS: Mapping[str, MethodInfo] = {
     "fedper": MethodInfo("strategies.methods.fedper"),
     "ditto": MethodInfo("strategies.methods.ditto"),
     "hilora": MethodInfo("strategies.methods.hilora"),
+    "lda": MethodInfo("strategies.methods.lda"),
+    "fed3r": MethodInfo("strategies.methods.fed3r"),
 }
 METHOD_NAMES = one_of(METHODS)
 

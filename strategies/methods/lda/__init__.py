@@ -1,0 +1,1 @@
+"""Linear discriminant heads from class means shrunk to those of all clients."""
