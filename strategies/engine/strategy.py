@@ -178,10 +178,11 @@ class LoraStrategy(Strategy):
         """Ask every reachable client, seen and unseen, what the adapter made for it is worth.
 
         Before that, clients describe their classes to a method that asks for it, and score the candidates of one that
-        probes its starts. Where clients keep scores back, they get their adapters by this message and tell nothing.
+        probes its starts. A private run asks for no class statistics; where clients keep scores back, they get their
+        adapters by this message and tell nothing.
         """
         told = not self.settings.privacy.keeps_scores
-        if isinstance(self.method, AsksStatistics):
+        if not self.ledger.on and isinstance(self.method, AsksStatistics):
             self._ask_statistics(self.method, grid, server_round)
         if told and isinstance(self.method, ProbesStarts):
             self._probe(self.method, grid, server_round)

@@ -147,6 +147,7 @@ class HyperLoraMethod:
             num_examples=without(state.num_examples, client_id),
             signature_vectors=without(state.signature_vectors, client_id),
             class_statistics=without(state.class_statistics, client_id),
+            training=[name for name in state.training if name != client_id],
             standardizer=None,
             projection=None,
             generator=None,
