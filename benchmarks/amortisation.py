@@ -83,7 +83,8 @@ class Scene:
         if len(labels):
             own = compute_class_statistics(features, labels, num_classes=self.classes, rank=1)
             statistics[card.client_id] = own
-        served = replace(state, class_statistics=statistics, head_share=share)
+        scale = state.head_scale if share else 1.0
+        served = replace(state, class_statistics=statistics, head_share=share, head_scale=scale)
         (start,) = with_heads(served, [card], [state.served_anchor], self.prior)
         return self._score(add_prior(start, frequencies, self.prior), newcomer)
 

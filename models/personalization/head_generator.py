@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models.personalization.class_statistics import ClassStatistics, bounded, pooled_covariance
 
-RIDGE = 0.3
+RIDGE = 0.01
 """Share of the mean variance within classes that is added to every direction before it is inverted."""
 VAGUE = 100.0
 """Variance of a class's mean over the federation, in units of the variance within classes: nothing is known of it."""

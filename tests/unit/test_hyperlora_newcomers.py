@@ -43,10 +43,10 @@ def test_clients_with_an_entry_try_on_what_they_would_get_without_it() -> None:
     name, starts = next(iter(tried.items()))
     without = replace(state, memory={other: one for other, one in state.memory.items() if other != name})
     expected = products(METHOD.start(without, CARDS[name]))
-    for part, value in products(starts["1/0"]).items():
+    for part, value in products(starts["1/0/1"]).items():
         assert value.sub(expected[part]).abs().max() < 1e-4
-    assert beyond_anchor(state, starts["0/0"]) == pytest.approx(0.0, abs=1e-6)
-    full, half = (beyond_anchor(state, starts[name]) for name in ("1/0", "0.5/0"))
+    assert beyond_anchor(state, starts["0/0/1"]) == pytest.approx(0.0, abs=1e-6)
+    full, half = (beyond_anchor(state, starts[name]) for name in ("1/0/1", "0.5/0/1"))
     assert 1e-4 < half < full
 
 
@@ -72,7 +72,7 @@ def test_a_quarter_of_liars_does_not_choose_for_everybody(best: float, lie: floa
 def test_too_few_scores_or_none_at_all_change_nothing() -> None:
     state = after_one_round()
     assert METHOD.apply_probe_losses(state, losses(0.0, "abc")) is state
-    broken = {name: {**one, "0.5/0": float("nan")} for name, one in losses(0.0).items()}
+    broken = {name: {**one, "0.5/0/1": float("nan")} for name, one in losses(0.0).items()}
     assert METHOD.apply_probe_losses(state, broken) is state
     assert replace(METHOD, probe_clients=0).probe_starts(state, KNOWN, 1) == {}
     assert METHOD.probe_starts(state, KNOWN[:3], 1) == {}

@@ -15,6 +15,7 @@ GradientKind = Literal["off", "sketch", "adapter"]
 Deviations = Literal["rounds", "serving", "off"]
 GeneratorKind = Literal["off", "atoms", "mlp", "attention", "heads"]
 LEARNABLE = ("attention", "trust", "strength", "gates")
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 LearnableList = Annotated[str, names_out_of(LEARNABLE)]
 
@@ -33,7 +34,8 @@ class HyperLoraSettings(Section):
     )
     statistics: bool = key(True, "clients describe their classes before an evaluation, for a head in closed form")
     statistics_rank: PositiveInt = key(16, "rank of the scatter within classes that clients send")
-    head_share: Fraction = key(0.5, "share of that head in what clients are served, before it is probed")
+    head_share: Share = key(0.5, "share of that head in what clients are served, before it is probed")
+    head_scale: PositiveFloat = key(0.5, "factor on the served head beside the class prior, before it is probed")
     temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory, before it is learned")
     self_logit: float = key(0.0, "added to the attention logit of a client's own deviation, before it is learned")
     strength: NonNegativeFloat = key(

@@ -16,7 +16,7 @@ from strategies.methods.hyperlora.state import HyperLoraState
 def with_heads(
     state: HyperLoraState, cards: Sequence[ClientCard], starts: Sequence[Adapter], prior: float
 ) -> list[Adapter]:
-    """Return ``starts`` with (1 - share) of their own head and ``state.head_share`` of the generated one.
+    """Return ``starts`` with scale ((1 - share) own head + share generated head); both numbers are the state's.
 
     A client adds ``prior`` times the logarithm of its smoothed class frequencies to the bias; where it does, what the
     federation's class counts say of these frequencies is put in their place.
@@ -27,12 +27,12 @@ def with_heads(
         starts: of the clients, in their order.
         prior: strength gamma of the class prior that clients add; 0 where they add none.
     """
-    generator, share = state.head_generator, state.head_share
+    generator, share, scale = state.head_generator, state.head_share, state.head_scale
     if generator is None or not share:
         return list(starts)
     distances = state.distances([card.client_id for card in cards], generator.names)
     return [
-        Adapter(start.low_rank, (1 - share) * start.head + share * head + bias)
+        Adapter(start.low_rank, scale * ((1 - share) * start.head + share * head) + bias)
         for card, start, (head, bias) in zip(
             cards, starts, _made(state, generator, cards, distances, prior), strict=True
         )

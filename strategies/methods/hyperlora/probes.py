@@ -1,8 +1,9 @@
 """How clients are served is chosen by clients that try it on as if they were new, on their own validation split.
 
-Two numbers are chosen, for everybody: how much of a start's deviation a client without an entry in the memory gets, and
-how much of its head comes from class statistics. Those with the lowest trimmed mean loss win. A quarter of the clients
-is left out at either end, so that a few that lie about their loss cannot choose for everybody.
+Three numbers are chosen, for everybody: how much of a start's deviation a client without an entry in the memory gets,
+how much of its head comes from class statistics, and how much that head counts beside the class prior. Those with the
+lowest trimmed mean loss win. A quarter of the clients is left out at either end, so that a few that lie about their
+loss cannot choose for everybody.
 """
 
 from __future__ import annotations
@@ -21,24 +22,27 @@ from strategies.methods.hyperlora.state import HyperLoraState
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to serve: ``strength`` of a newcomer's deviation, ``share`` of the head from class statistics."""
+    """One way to serve: ``strength`` of a newcomer's deviation, ``share`` and ``scale`` of the served head."""
 
     strength: float
     share: float
+    scale: float
 
     @property
     def name(self) -> str:
         """Its name in requests."""
-        return f"{self.strength:g}/{self.share:g}"
+        return f"{self.strength:g}/{self.share:g}/{self.scale:g}"
 
     def chosen(self, state: HyperLoraState) -> HyperLoraState:
         """Return ``state`` with clients served like that."""
-        return replace(state, newcomer_strength=self.strength, head_share=self.share)
+        return replace(state, newcomer_strength=self.strength, head_share=self.share, head_scale=self.scale)
 
 
-ANCHOR = Candidate(0.0, 0.0)
+ANCHOR = Candidate(0.0, 0.0, 1.0)
 """What every loss is compared with."""
-STRENGTHS, SHARES = (0.0, 0.5, 1.0), (0.0, 0.25, 0.5, 0.75)
+STRENGTHS = (0.0, 0.5, 1.0)
+HEADS = ((0.25, 1.0), (0.25, 0.5), (0.5, 0.5), (1.0, 0.5), (1.0, 0.25))
+"""Share and scale of the heads that are tried."""
 LEAST_CLIENTS = 4
 TRIMMED = 0.25
 """Share of the clients that is left out at either end of a candidate's losses."""
@@ -46,16 +50,15 @@ ServedToNewcomers = Callable[[HyperLoraState, Sequence[ClientCard]], Sequence[Ad
 
 
 def candidates(*, deviations: bool, statistics: bool) -> list[Candidate]:
-    """Return what is tried, ``ANCHOR`` first: all strengths at the middle share, all shares without deviations.
+    """Return what is tried, ``ANCHOR`` first: all heads without deviations, all strengths with the head in the middle.
 
     Args:
         deviations: whether clients are served deviations at all.
         statistics: whether clients described their classes.
     """
-    shares = SHARES if statistics else (0.0,)
-    middle = shares[len(shares) // 2]
-    alone = [Candidate(0.0, share) for share in shares]
-    return alone + [Candidate(strength, middle) for strength in STRENGTHS[1:] if deviations]
+    heads = [Candidate(0.0, *head) for head in HEADS] if statistics else []
+    middle = heads[len(heads) // 2] if heads else ANCHOR
+    return [ANCHOR, *heads] + [replace(middle, strength=one) for one in STRENGTHS[1:] if deviations]
 
 
 def probe_starts(

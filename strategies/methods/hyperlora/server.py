@@ -65,7 +65,8 @@ class HyperLoraMethod:
         generator_inputs: numbers that a signature vector is reduced to for the generator.
         deviations: where starts hold deviations: in ``rounds`` and at use, at use alone (``serving``), or ``off``.
         scatter_rank: rank of the scatter within classes that clients send; None where no class statistics are asked.
-        head_share: share of the head from class statistics in what clients are served, before it is probed.
+        head_share, head_scale: share of the head from class statistics in what clients are served, and factor on the
+            mixture, before they are probed.
         prior_strength: gamma of the class prior that clients add to their head; 0 where they add none.
         averaging: weight of a round's anchor in the running average that clients are served.
     """
@@ -88,6 +89,7 @@ class HyperLoraMethod:
     deviations: Deviations = "rounds"
     scatter_rank: int | None = None
     head_share: float = 0.0
+    head_scale: float = 1.0
     prior_strength: float = 0.0
     averaging: float = 1.0
 
@@ -115,7 +117,8 @@ class HyperLoraMethod:
             "generator": torch.full((len(parts),), INITIAL_GENERATOR_LOGIT),
         }
         groups = torch.empty(0, dtype=torch.int64)
-        return HyperLoraState(initial, self.memory, {}, None, {}, groups, psi, gates, head_share=self.head_share)
+        heads = {"head_share": self.head_share, "head_scale": self.head_scale}
+        return HyperLoraState(initial, self.memory, {}, None, {}, groups, psi, gates, **heads)
 
     def register(self, state: HyperLoraState, cards: Mapping[str, ClientCard]) -> HyperLoraState:
         """Fit the scale of the signature vectors to the clients known."""
@@ -352,6 +355,7 @@ def build(config: RunConfig) -> HyperLoraMethod:
         deviations=own.deviations,
         scatter_rank=own.statistics_rank if own.statistics and _asks_statistics(config) else None,
         head_share=own.head_share if own.statistics else 0.0,
+        head_scale=own.head_scale,
         prior_strength=config.prior_strength,
         averaging=own.averaging,
     )
@@ -369,6 +373,7 @@ def _head_figures(state: HyperLoraState) -> dict[str, float]:
     found = state.head_generator.variances
     return {
         "head share": state.head_share,
+        "head scale": state.head_scale,
         "head variance of clients": found.client,
         "head variance of classes": found.single,
         "head length": found.length,

@@ -47,7 +47,8 @@ class HyperLoraState:
         class_statistics: client-id -> what its classes look like in the anchor's feature space; empty until clients
             were asked, and again as soon as the anchor moved.
         average: running average of the anchors over rounds; None where clients are served the last one.
-        head_share: how much of a served head is generated from class statistics, the others' is the anchor's.
+        head_share: how much of a served head is generated from class statistics, the rest is the anchor's.
+        head_scale: factor on a served head, the class prior of the client left as it is.
     """
 
     anchor: Adapter
@@ -68,6 +69,7 @@ class HyperLoraState:
     training: Sequence[str] = ()
     class_statistics: Mapping[str, ClassStatistics] = field(default_factory=dict)
     head_share: float = 0.0
+    head_scale: float = 1.0
     average: Adapter | None = None
 
     @property
