@@ -117,8 +117,8 @@ class HyperLoraMethod:
             "generator": torch.full((len(parts),), INITIAL_GENERATOR_LOGIT),
         }
         groups = torch.empty(0, dtype=torch.int64)
-        heads = {"head_share": self.head_share, "head_scale": self.head_scale}
-        return HyperLoraState(initial, self.memory, {}, None, {}, groups, psi, gates, **heads)
+        state = HyperLoraState(initial, self.memory, {}, None, {}, groups, psi, gates)
+        return replace(state, head_share=self.head_share, head_scale=self.head_scale)
 
     def register(self, state: HyperLoraState, cards: Mapping[str, ClientCard]) -> HyperLoraState:
         """Fit the scale of the signature vectors to the clients known."""
