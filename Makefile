@@ -1,8 +1,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := .venv-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format table deployment faults soak docker-demo clean
+.PHONY: help install run test lint format table deployment faults soak sbom audit docker-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "%-11s %s\n", $$1, $$2 }'
@@ -41,6 +42,17 @@ faults: install  ## try every fault, 10,000 mutated records and 1,000 damaged ch
 
 soak: install  ## 200 rounds of 100 clients with random faults: nothing grows, leaks or gets worse
 	$(BIN)/python -m benchmarks.soak
+
+$(TOOLS)/.installed:
+	python3 -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet cyclonedx-bom pip-audit
+	touch $@
+
+sbom: install $(TOOLS)/.installed  ## write sbom.json: every installed package with version and licence (CycloneDX)
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --output-reproducible --of JSON -o sbom.json
+
+audit: install $(TOOLS)/.installed  ## look all installed packages up among the known vulnerabilities (pip-audit; network)
+	$(TOOLS)/bin/pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 docker-demo: install  ## make keys, run a federation of three sites in containers, collect the results, stop
 	docker/demo.sh
