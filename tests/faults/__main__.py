@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-RECORDS, FILES, KILLS = 10_000, 1_000, 20
+RECORDS, FILES, LEDGERS, KILLS = 10_000, 1_000, 500, 20
 
 
 def clients(directory: Path) -> Iterable[object]:
@@ -49,8 +49,9 @@ def records(directory: Path) -> Iterable[object]:
 
 def files(directory: Path) -> Iterable[object]:
     from tests.faults.damaged import damaged_rows
+    from tests.faults.ledgers import ledger_row
 
-    return damaged_rows(FILES, directory)
+    return [*damaged_rows(FILES, directory), ledger_row(LEDGERS, directory)]
 
 
 PARTS: dict[str, Callable[[Path], Iterable[object]]] = {
