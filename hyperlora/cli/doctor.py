@@ -24,7 +24,7 @@ INSTALL, FLOWER_PACKAGE = f"{sys.executable} -m pip install", "'flwr[simulation]
 PACKAGES = ("hyperlora", "flwr", "ray", "torch", "timm", "peft", "transformers", "datasets", "safetensors", "numpy")
 PROGRAMS = ("flwr", "flower-superlink", "flower-supernode")
 PORTS = {8000: "SuperLink", 9094: "SuperNode"}
-EXAMPLE = "deit_tiny_patch16_224"
+EXAMPLE, HUB_EXAMPLE = "deit_tiny_patch16_224", "hf:sentence-transformers/all-MiniLM-L6-v2"
 GIB = 2**30
 LEAST_DISK, LEAST_MEMORY = 2 * GIB, 4 * GIB
 
@@ -159,9 +159,20 @@ def check_ports() -> Iterator[Finding]:
 def check_registry() -> Iterator[Finding]:
     """Tell the known methods, data sets and backbones."""
     from hyperlora.config.methods import METHODS
-    from hyperlora.data.federation import DATA_SETS
+    from hyperlora.data.opening import OWN_DATA, READERS
     from models.backbones import digits_vit
 
     yield Finding("methods", ", ".join(METHODS))
-    yield Finding("data sets", ", ".join(DATA_SETS))
-    yield Finding("backbones", f"{digits_vit.NAME} (embedded), timm's VisionTransformers, as {EXAMPLE}")
+    yield Finding("own data", f"{', '.join(OWN_DATA)} (data.name, with data.path)")
+    yield Finding("data sets", ", ".join(name for name in READERS if name not in OWN_DATA))
+    yield Finding("backbones", f"{digits_vit.NAME} (embedded); timm's ViTs and MLP-Mixers, as {EXAMPLE}")
+    yield Finding("backbones hf:", f"{', '.join(hub_models())} of transformers, as {HUB_EXAMPLE}")
+
+
+def hub_models() -> list[str]:
+    """Return the architectures that a name with ``hf:`` may be of, as transformers calls them."""
+    from models.backbones.loading import families
+    from models.backbones.split_model import TransformersFamily
+
+    found = (family.model_types for family in families() if isinstance(family, TransformersFamily))
+    return sorted({name for names in found for name in names})

@@ -18,7 +18,7 @@ from hyperlora.reporting.panels import draw_accuracies, draw_gain
 from hyperlora.reporting.run_files import RunFiles
 
 SUMMARY = ("run", "seen, as received", "seen, after K", "unseen, as received", "unseen, after K", "MiB", "seconds")
-PAIRED = ("clients", "", "number", "mean gain (points)", "better off", "equal", "worse off")
+PAIRED = ("clients", "adapter", "number", "mean gain (points)", "better off", "equal", "worse off")
 
 
 def comparison_page(runs: Sequence[RunFiles]) -> Page:

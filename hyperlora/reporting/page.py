@@ -31,7 +31,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """A report; ``tiles`` are the headline figures, each a label and a value."""
+    """A report; ``tiles`` are the headline figures, each a label and a value, ``terms`` words and what they mean."""
 
     title: str
     subtitle: str
@@ -39,6 +39,8 @@ class Page:
     panels: Sequence[Panel]
     tables: Sequence[Table]
     notes: Sequence[str] = ()
+    verdict: str = ""
+    terms: Sequence[tuple[str, str]] = ()
 
     def html(self) -> str:
         """Return the page; all text but the figures is escaped."""

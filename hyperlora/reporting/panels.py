@@ -94,9 +94,22 @@ def _line(axes: Axes, points: Sequence[Point], label: str, color: str, line: str
 
 
 def _label_accuracy(axes: Axes) -> None:
-    axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(0, 100))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=_fitting(axes))
+    _whole_rounds(axes, [round_ for line in axes.lines for round_ in np.asarray(line.get_xdata()).tolist()])
     axes.figure.legend(loc="outside upper left", ncols=2, frameon=False)
+
+
+def _fitting(axes: Axes) -> tuple[float, float]:
+    """Return the bounds, in whole tens of percent, between which all lines of mean accuracy lie."""
+    heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
+    return max(0.0, 10 * np.floor(heights.min() / 10 - 0.5)), min(100.0, 10 * np.ceil(heights.max() / 10 + 0.5))
+
+
+def _whole_rounds(axes: Axes, rounds: Sequence[float]) -> None:
+    """Put ticks at whole rounds only, one tick where there is one round."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(set(rounds)) == 1:
+        axes.set_xticks([rounds[0]])
 
 
 def draw_gain(gain: Mapping[str, float], rows: Mapping[str, str], unseen: Sequence[str], name: str, over: str) -> str:
@@ -244,7 +257,7 @@ def draw_phases(records: Sequence[Mapping[str, Any]], key: str) -> str:
                 axes.bar(rounds, heights, bottom=base, width=0.8, color=color, label=text)
                 base = base + heights
         axes.set(xlabel="round", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _whole_rounds(axes, rounds)
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside upper left", ncols=2)
         return inline_svg(figure, key, f"{label}, by phase")

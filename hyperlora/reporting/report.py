@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from hyperlora.reporting.comparison import gain_by_domain, paired_panels, paired_table
-from hyperlora.reporting.figures import ANCHOR, STEPS, figures_of, paired_figures, scores_by_client, traffic_and_time
+from hyperlora.reporting.figures import (
+    ANCHOR,
+    GROUPS,
+    STEPS,
+    figures_of,
+    paired_figures,
+    scores_by_client,
+    traffic_and_time,
+)
 from hyperlora.reporting.page import Page, Panel, Table
 from hyperlora.reporting.panels import (
     draw_accuracy,
@@ -17,8 +25,19 @@ from hyperlora.reporting.panels import (
 )
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.reporting.state_view import StateView, view_state
+from hyperlora.reporting.verdict import TERMS, chosen_starts, interval, losers, verdict
 
-CLIENT_COLUMNS = ("client", "domain", "", "test samples", "as received (%)", "after local steps (%)", "gain (points)")
+CLIENT_COLUMNS = (
+    "client",
+    "domain",
+    "group",
+    "test samples",
+    "as received (%)",
+    "its 95 % interval",
+    "after local steps (%)",
+    "over the anchor (points)",
+    "by validation",
+)
 
 
 def report_page(run: RunFiles, against: RunFiles | None = None) -> Page:
@@ -41,7 +60,9 @@ def report_page(run: RunFiles, against: RunFiles | None = None) -> Page:
         tiles=list(_tiles(figures)),
         panels=list(_panels(run, figures, paired)),
         tables=[*([paired_table(paired)] if paired else []), *_tables(run, figures)],
-        notes=[unfinished] if made < planned else [],
+        notes=[*([unfinished] if made < planned else []), *filter(None, [losers(run.scores)])],
+        verdict=verdict(run.scores),
+        terms=TERMS,
     )
 
 
@@ -56,13 +77,15 @@ def _tiles(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | None) -> Iterator[Panel]:
-    if figures["accuracy_over_rounds"]:
-        yield Panel(
-            "Accuracy over rounds",
-            draw_accuracy(figures["accuracy_over_rounds"], "accuracy"),
-            "Mean over clients of the accuracy on each client's own test data; the band is one standard deviation over "
-            "clients around the accuracy as received. Unseen clients never train.",
-        )
+    for group in GROUPS:
+        series = {name: line for name, line in figures["accuracy_over_rounds"].items() if name.startswith(f"{group} ")}
+        if series:
+            yield Panel(
+                f"Accuracy over rounds, {group} clients",
+                draw_accuracy(series, f"accuracy-{group}"),
+                "Mean over clients of the accuracy on each client's own test data; the band is one standard deviation "
+                "over clients around the accuracy as received.",
+            )
     if paired:
         yield from paired_panels(run, paired)
     if figures["gain_over_anchor"]:
@@ -147,12 +170,15 @@ def _faults(figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _client_rows(run: RunFiles, figures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    gain = figures["gain_over_anchor"]
+    gain, choices = figures["gain_over_anchor"], chosen_starts(run.scores)
     for name, score in scores_by_client(run.scores).items():
         group = "seen" if score["seen"] else "unseen"
-        accuracy = [f"{100 * score[column]:.1f}" for column in STEPS]
+        received, adapted = (f"{100 * score[column]:.1f}" for column in STEPS)
+        low, high = (f"{100 * bound:.0f}" for bound in interval(score["zero_step"], score["num_test"]))
         over = f"{100 * gain[name]:+.1f}" if name in gain else "-"
-        yield (name, score["domain"], group, str(score["num_test"]), *accuracy, over)
+        chosen = "-" if name not in choices else f"the {ANCHOR}" if choices[name].anchor else "its own"
+        bounds = f"{low} to {high}"
+        yield (name, score["domain"], group, str(score["num_test"]), received, bounds, adapted, over, chosen)
 
 
 def _listed(values: list[Any], most: int = 6) -> str:

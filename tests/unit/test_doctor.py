@@ -75,3 +75,10 @@ def test_missing_programs_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = doctor.check_programs()
     assert finding.status is Status.WRONG
     assert finding.found == "missing: flwr"
+
+
+def test_it_names_own_data_and_every_family_of_backbones() -> None:
+    found = {finding.check: finding.found for finding in doctor.check_registry()}
+    assert all(name in found["own data"] for name in ("folder", "csv", "instructions"))
+    assert {"pacs", "fdu-mtl", "digits"} <= set(found["data sets"].split(", "))
+    assert all(name in found["backbones hf:"] for name in ("bert", "clip", "dinov2", "llama", "hf:"))

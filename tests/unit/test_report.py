@@ -16,7 +16,7 @@ from hyperlora.cli.main import app
 from hyperlora.reporting.comparison import comparison_page
 from hyperlora.reporting.figures import STEPS, comparison_figures, failures, gains, labels_of, totals
 from hyperlora.reporting.page import Page, Table
-from hyperlora.reporting.panels import project_signatures
+from hyperlora.reporting.panels import draw_accuracy, project_signatures
 from hyperlora.reporting.report import report_page
 from hyperlora.reporting.run_files import RunFiles, RunFilesError
 from hyperlora.reporting.state_view import spectrum, view_state
@@ -87,7 +87,8 @@ def test_figures_take_their_colours_from_the_page(run: RunFiles) -> None:
 
 def test_a_method_without_attention_or_anchor_scores_has_no_empty_panel(fedit: RunFiles) -> None:
     titles = [panel.title for panel in report_page(fedit).panels]
-    assert titles == ["Accuracy over rounds", "Map of signatures", "Singular values", "Traffic", "Time"]
+    curves = [f"Accuracy over rounds, {group} clients" for group in ("seen", "unseen")]
+    assert titles == [*curves, "Map of signatures", "Singular values", "Traffic", "Time"]
 
 
 def test_a_report_against_fedit_pairs_each_client_with_itself_and_marks_who_is_unseen(
@@ -274,3 +275,22 @@ def test_a_directory_without_rounds_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RunFilesError, match="has no round yet"):
         RunFiles.open(tmp_path)
+
+
+def test_one_evaluation_has_one_whole_tick_and_the_axis_fits(run: RunFiles) -> None:
+    point = [{"round": 5, "mean": 0.62, "std": 0.1}]
+    svg = draw_accuracy({"seen zero_step": point, "seen k_step": [{"round": 5, "mean": 0.74, "std": 0.1}]}, "a")
+    ticks = re.findall(r"<text[^>]*>([\d.]+)</text>", svg)
+    assert ticks[0] == "5"
+    assert set(ticks[1:]) <= {"50", "55", "60", "65", "70", "75", "80"}
+
+
+def test_every_column_of_the_clients_has_a_header_and_small_samples_an_interval(run: RunFiles) -> None:
+    page = report_page(run)
+    clients = next(table for table in page.tables if table.title == "Clients")
+    assert all(clients.columns)
+    assert {len(row) for row in clients.rows} == {len(clients.columns)}
+    assert re.fullmatch(r"\d+ to \d+", clients.rows[0][5])
+    assert page.verdict.startswith("On their own test data")
+    assert {term for term, _ in page.terms} >= {"anchor", "as received", "probing"}
+    assert "What the words mean" in page.html()
