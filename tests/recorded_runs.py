@@ -75,12 +75,16 @@ def main() -> int:
         difference = largest_difference(figures, recorded.get(name))
         print(f"{name}: largest difference {difference:.2g}", flush=True)
         worst = max(worst, difference)
-        recorded[name] = figures if arguments.record else recorded.get(name)
-    if arguments.record:
-        RECORDED.parent.mkdir(exist_ok=True)
-        RECORDED.write_bytes(gzip.compress(json.dumps(recorded, sort_keys=True).encode(), mtime=0))
-        return 0
-    return int(worst > TOLERANCE)
+        if arguments.record:
+            recorded[name] = figures
+            write_recorded(recorded)
+    return int(worst > TOLERANCE and not arguments.record)
+
+
+def write_recorded(figures: dict[str, Any]) -> None:
+    """Write the figures of all runs, after each of them, so that a recording that is cut off keeps what it has."""
+    RECORDED.parent.mkdir(exist_ok=True)
+    RECORDED.write_bytes(gzip.compress(json.dumps(figures, sort_keys=True).encode(), mtime=0))
 
 
 if __name__ == "__main__":
