@@ -73,14 +73,14 @@ class Scene:
     smoothing: float
     prior: float
 
-    def accuracy(self, newcomer: Newcomer, state: HyperLoraState, *, share: float) -> float:
-        """Return the newcomer's test accuracy with a head from ``state`` and its own samples."""
+    def accuracy(self, newcomer: Newcomer, state: HyperLoraState, *, share: float, described: bool = True) -> float:
+        """Return the newcomer's test accuracy with a head from ``state`` and, if it is described, its own samples."""
         features, labels = newcomer.train
         frequencies = class_frequencies(labels, self.classes, self.smoothing)
         card = replace(newcomer.card, signature=replace(newcomer.card.signature, class_frequencies=frequencies))
         statistics = dict(state.class_statistics)
         statistics.pop(card.client_id, None)
-        if len(labels):
+        if described and len(labels):
             own = compute_class_statistics(features, labels, num_classes=self.classes, rank=1)
             statistics[card.client_id] = own
         scale = state.head_scale if share else 1.0
@@ -143,14 +143,30 @@ def by_samples(scene: Scene) -> dict[str, Curve]:
     return {name: curve(SAMPLES, scores(kind)) for name, kind in kinds.items()}
 
 
+def by_parts(scene: Scene) -> dict[str, float]:
+    """Return accuracies without one part of what a head is made of at a time."""
+    state, share = scene.state, scene.state.head_share or 0.5
+    names = sorted(state.signature_vectors)
+    others = random.Random(derive_seed("shuffled signatures")).sample(names, len(names))
+    swapped = {name: state.signature_vectors[other] for name, other in zip(names, others, strict=True)}
+    shuffled = replace(state, signature_vectors=swapped)
+    return {
+        "all": average(scene, state, share),
+        "signatures shuffled": average(scene, shuffled, share),
+        "no own statistics": average(scene, state, share, described=False),
+        "neither": average(scene, shuffled, share, described=False),
+        "anchor": average(scene, state, 0.0),
+    }
+
+
 def of_draw(scene: Scene, count: int, draw: int) -> Scene:
     """Return the scene with ``count`` own samples behind every newcomer."""
     return replace(scene, newcomers=[one.with_samples(count, draw) for one in scene.newcomers])
 
 
-def average(scene: Scene, state: HyperLoraState, share: float) -> float:
+def average(scene: Scene, state: HyperLoraState, share: float, *, described: bool = True) -> float:
     """Return the mean test accuracy over the newcomers."""
-    return mean(scene.accuracy(one, state, share=share) for one in scene.newcomers)
+    return mean(scene.accuracy(one, state, share=share, described=described) for one in scene.newcomers)
 
 
 def curve(counts: Sequence[int], scores: Callable[[int], list[float]]) -> Curve:
@@ -188,9 +204,11 @@ def main(
     with tempfile.TemporaryDirectory(prefix="hyperlora-amortisation-") as scratch:
         files = RunFiles.open(run or make_run(preset, override or [], Path(scratch) / "run"))
         scene = open_scene(files)
+    parts = by_parts(scene)
     found = {"clients": by_clients(scene), "samples": by_samples(scene)}
-    write_json(to, {"preset": preset, "seed": files.config.seed, "commit": current_commit(), **found})
+    write_json(to, {"preset": preset, "seed": files.config.seed, "commit": current_commit(), **found, "parts": parts})
     draw(found, to.with_suffix(".svg"))
+    console.print("parts", json.dumps({name: round(100 * one, 1) for name, one in parts.items()}))
     for name, curves in found.items():
         console.print(
             name,

@@ -91,6 +91,11 @@ class RunConsole:
                 f"{_percent(figures['k_step'])} after local steps "
                 f"(worst tenth {_percent(figures['k_step'], 'worst_tenth')})"
             )
+            if alone := record.evaluation.get(f"{name} anchor"):
+                self._say(
+                    f"without what is generated for each of them, {name} clients would have "
+                    f"{_percent(alone['zero_step'])} as received"
+                )
         self._say(f"figure {directory / 'accuracy.png'}, metrics {directory / 'metrics.jsonl'}")
         self._say(f"one adapter per client in {directory / 'adapters'}; load with peft.PeftModel.from_pretrained")
         self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._pace.rounds}")
