@@ -31,11 +31,13 @@ HYPERLORA_USER="$(id -u):$(id -g)"
 if [[ $(id -u) == 0 ]]; then
   HYPERLORA_USER=49999:49999
   chown -R "$HYPERLORA_USER" demo
+  chown 0:0 demo/tls/ca.key  # signs certificates; no container needs it
 fi
 export HYPERLORA_USER
 
 trap 'docker compose down --timeout 20' EXIT
-docker compose up --detach --build
+docker compose build
+docker compose up --detach
 
 results=demo-$(date +%Y%m%d-%H%M%S)
 FLWR_HOME="$PWD/demo/flwr" hyperlora run .. --superlink demo --output-dir "/results/$results" \

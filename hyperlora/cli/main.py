@@ -9,6 +9,7 @@ import typer
 
 from hyperlora.cli.audit import app as audit
 from hyperlora.cli.certs import app as certs
+from hyperlora.cli.check import check
 from hyperlora.cli.doctor import doctor
 from hyperlora.cli.export import export
 from hyperlora.cli.forget import forget
@@ -20,6 +21,7 @@ from hyperlora.cli.run import run
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
 app.command()(run)
+app.command()(check)
 app.add_typer(certs, name="certs")
 app.add_typer(audit, name="audit")
 app.command()(personalize)

@@ -138,6 +138,18 @@ def check_device(config: RunConfig, gpus_per_client: float) -> None:
         raise CommandError(f"--gpus-per-client is {gpus_per_client:g}, but this machine has no GPU that torch can use")
 
 
+def check_kind(config: RunConfig) -> None:
+    """Refuse texts for a model of images; raises CommandError."""
+    from hyperlora.data.opening import TEXTS  # torch takes seconds to import
+
+    data, model = config.data, config.model
+    if data.name in TEXTS and not model.name.startswith("hf:"):
+        raise CommandError(
+            f"data.name '{data.name}' is texts and model '{model.name}' takes images: name a text model, as "
+            "-c model.name=hf:sentence-transformers/all-MiniLM-L6-v2"
+        )
+
+
 def check_data(config: RunConfig) -> None:
     """Refuse data that cannot be divided over the clients, or that the model does not take.
 
@@ -146,15 +158,11 @@ def check_data(config: RunConfig) -> None:
     Raises:
         CommandError, DataError: one sentence.
     """
-    from hyperlora.data.opening import OWN_DATA, TEXTS  # torch takes seconds to import
+    from hyperlora.data.opening import OWN_DATA
     from hyperlora.task import build_federation
 
+    check_kind(config)
     data, model = config.data, config.model
-    if data.name in TEXTS and not model.name.startswith("hf:"):
-        raise CommandError(
-            f"data.name '{data.name}' is texts and model '{model.name}' takes images: name a text model, as "
-            "-c model.name=hf:sentence-transformers/all-MiniLM-L6-v2"
-        )
     if data.name not in OWN_DATA or not data.path:
         return
     tell_clients(samples_per_client(build_federation(data, image_size=model.image_size, seed=config.seed)))

@@ -76,14 +76,48 @@ def test_every_secret_that_a_command_names_is_given_to_it_and_no_other_private_k
     assert {one for service in SERVICES.values() for one in service["secrets"]} == set(compose()["secrets"])
 
 
-def test_only_supernodes_and_the_server_share_a_network() -> None:
+def test_a_site_shares_a_network_with_the_superlink_alone_and_none_of_its_networks_leads_outside() -> None:
     networks = compose()["networks"]
-    assert {name for name, settings in networks.items() if not (settings or {}).get("internal")} == {"federation"}
     members = {one: {name for name, service in SERVICES.items() if one in service["networks"]} for one in networks}
-    assert members["federation"] == {"superlink", *SITES}
+    outside = [name for name, settings in networks.items() if not (settings or {}).get("internal")]
+    assert [members[name] for name in outside] == [{"superlink"}]
     assert members["server"] == {"superlink", "serverapp", "register"}
     for site in SITES:
         assert members[site] == {site, f"{site}-app"}
+        assert members[site.replace("site", "uplink")] == {"superlink", site}
+        assert set(SERVICES[site]["networks"]) == {site, site.replace("site", "uplink")}
+
+
+def test_the_image_is_built_once_and_without_cuda_unless_gpus_are_asked_for() -> None:
+    built = {name for name, service in SERVICES.items() if "build" in service}
+    shared = {name for name, service in SERVICES.items() if service["image"] == "hyperlora-superexec"}
+    assert built == {"serverapp"}
+    assert built < shared
+    assert all(SERVICES[name]["pull_policy"] == "never" for name in shared)
+    assert SERVICES["serverapp"]["build"]["args"] == {"TORCH_BACKEND": "cpu"}
+    assert compose("compose.gpu.yml")["services"]["serverapp"]["build"]["args"] == {"TORCH_BACKEND": ""}
+    copied = re.findall(r"^COPY (.*) \S+$", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE)
+    allowed = {line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines()} - {"*"}
+    assert {name for line in copied for name in line.split()} == allowed
+    assert all((ROOT / name).is_file() for name in allowed)
+
+
+def test_every_container_has_limits_and_logs_that_do_not_grow() -> None:
+    for name, service in SERVICES.items():
+        assert service["mem_limit"] in ("1g", "4g"), name
+        assert service["pids_limit"] > 0, name
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
+
+
+def test_a_health_check_is_frequent_at_the_start_only() -> None:
+    for name in ("superlink", *SITES):
+        health = SERVICES[name]["healthcheck"]
+        assert (health["interval"], health["start_interval"], health["start_period"]) == ("30s", "2s", "120s"), name
+
+
+def test_the_key_that_signs_certificates_is_given_to_no_container() -> None:
+    assert not any("ca.key" in secret["file"] for secret in compose()["secrets"].values())
+    assert "chown 0:0 demo/tls/ca.key" in (DOCKER / "demo.sh").read_text()
 
 
 def test_a_sites_data_are_mounted_read_only_and_in_its_own_app_alone() -> None:

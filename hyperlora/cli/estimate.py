@@ -1,0 +1,82 @@
+"""What a run will cost, measured on one batch: seconds on one core, bytes in messages, memory of what is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from client_app.runtime import ClientRuntime
+
+BATCH = 16
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Figures of a run; seconds are of one core, at the speed of one batch just now.
+
+    Attributes:
+        kept_bytes: what the frozen prefix makes of all samples, in memory and on disk.
+        embedding: seconds to make that, once.
+        round_seconds: local training of one cohort.
+        evaluation_seconds: one evaluation of all clients, with their local steps.
+        adapter_bytes: of one adapter, as it travels without compression.
+    """
+
+    kept_bytes: int
+    embedding: float
+    round_seconds: float
+    evaluation_seconds: float
+    adapter_bytes: int
+
+    def total_seconds(self, rounds: int, evaluations: int) -> float:
+        """Return the seconds of a whole run."""
+        return self.embedding + rounds * self.round_seconds + evaluations * self.evaluation_seconds
+
+
+def estimate(runtime: ClientRuntime, samples: int, cohort: int) -> Estimate:
+    """Measure one batch of the first client's samples.
+
+    Args:
+        runtime: model and data.
+        samples: of all clients.
+        cohort: clients in a round.
+
+    Raises:
+        DataError, BackboneError: the data cannot be read, or are not what the backbone takes.
+    """
+    from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate
+
+    model, config = runtime.model, runtime.config.train
+    train = runtime.client(runtime.federation.client_ids[0]).train
+    inputs = model.backbone.prepare(train.inputs[:BATCH])
+    count, clients = len(inputs), len(runtime.federation.client_ids)
+    tokens, embedding = _timed(lambda: model.embed(inputs))
+    batch = TokenSet(tokens, model.backbone.targets(inputs, train.labels[:count]))
+    adapter = model.fresh_adapter(runtime.config.seed)
+    model.load(adapter)
+    optimizer = OptimizerSpec(config.optimizer, config.learning_rate, config.weight_decay)
+    trainer = LocalTrainer(model, batch, optimizer=optimizer, batch_size=count, seed=0)
+    _, step = _timed(lambda: trainer.run(1))
+    _, scoring = _timed(lambda: evaluate(model, batch))
+    step *= config.batch_size / count
+    held_out = runtime.config.data.test_fraction + runtime.config.data.validation_fraction
+    scored = (1 + bool(config.steps_of_use)) * scoring / count * held_out * samples
+    return Estimate(
+        kept_bytes=tokens.nbytes // count * samples,
+        embedding=embedding / count * samples,
+        round_seconds=cohort * config.local_steps * step,
+        evaluation_seconds=clients * config.steps_of_use * step + scored,
+        adapter_bytes=sum(tensor.nbytes for tensor in adapter.tensors().values()),
+    )
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """Return what ``work`` returns at its second call, and the seconds of that; the first one warms up."""
+    work()
+    began = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - began
