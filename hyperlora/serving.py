@@ -97,8 +97,8 @@ def personalize(run_directory: Path, own: Path, options: PersonalizeOptions | No
     written too. ``scores.json`` has all scores.
 
     Args:
-        run_directory: a run with a checkpoint, or a federation that ``hyperlora publish`` wrote: its directory,
-            ``hf:owner/name``, or ``demo``, which comes with the package.
+        run_directory: a run with a checkpoint, or a federation that ``hyperlora publish`` wrote: its directory, or
+            ``hf:owner/name``.
         own: a folder ``<class>/*.jpg`` or ``*.png``, or a csv, jsonl or parquet file of texts; classes of the run.
         options: name, local steps, device, weights and target.
 

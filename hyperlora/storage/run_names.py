@@ -1,4 +1,4 @@
-"""Where a run lies that is named: ``runs/latest``, ``demo``, ``hf:owner/name`` or its directory."""
+"""Where a run lies that is named: ``runs/latest``, ``hf:owner/name`` or its directory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from uuid import uuid4
 NAME = "latest"
 STATEMENT = "PRIVACY.md"
 """Stands in a run that was published, and in no other."""
-DEMO = Path(__file__).parents[1] / "demo"
-"""A small federation on digits that comes with the package."""
 HUB = "hf:"
 
 
@@ -34,7 +32,7 @@ def followed(run: Path) -> Path:
 
 
 def located(run: Path) -> Path:
-    """Return the directory of a run that is named by a path, by ``demo``, or by a place on the Hugging Face hub.
+    """Return the directory of a run that is named by a path or by a place on the Hugging Face hub.
 
     A directory of such a name is taken before anything else.
     """
@@ -45,7 +43,7 @@ def located(run: Path) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name.removeprefix(HUB)))
-    return DEMO if name == DEMO.name else followed(run)
+    return followed(run)
 
 
 def is_published(run: Path) -> bool:
