@@ -49,6 +49,7 @@ def main(
     results: Annotated[Path, typer.Option(help="folder of the results and figures")] = RESULTS,
     jobs: Annotated[int, typer.Option(min=1, help="runs at the same time, one core each")] = 2,
     reference: Annotated[str, typer.Option(help="variant that differences are to; the first by default")] = "",
+    dry: Annotated[bool, typer.Option("--dry", help="say what is missing and what it costs, and run nothing")] = False,
 ) -> None:
     """Run a suite's missing runs, then print its tables and draw its figures; they need the results alone."""
     logging.basicConfig(level=logging.WARNING)
@@ -69,6 +70,8 @@ def main(
         console.print(cost_of(missing, load_settings(results, suite), jobs))
     if (tuned := tuning_suite(suite)) and not chosen_settings(tuned):
         console.print(f"[yellow]'{tuned}' was not run: rates and steps are the preset's[/yellow]")
+    if dry:
+        raise typer.Exit
     failed = run_all(missing, results, jobs, say=console.print)
     pack_runs(results, suite)
     if has_grid(suite):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cost import cost_of
 from benchmarks.fingerprint import product_fingerprint
 from benchmarks.grid import AdaptingGrid, trials
 from benchmarks.pages import FIGURES
@@ -170,6 +171,13 @@ def test_the_main_table_gives_the_class_prior_to_every_row_and_hetloras_clients_
     jobs = load_jobs("pacs", {}, [10], [])
     assert {job.config.prior_strength for job in jobs} == {1.0}
     assert {job.config.lora.client_ranks for job in jobs if job.variant == "hetlora"} == {(1, 2, 3, 4)}
+
+
+def test_headline_has_runs_of_the_main_table_and_takes_less_than_forty_minutes_on_two_cores() -> None:
+    jobs = load_jobs("headline", {}, [], [])
+    main = {job.variant: job.config for job in load_jobs("pacs/feature", {}, [11], [])}
+    assert all(job.config == main[job.variant] for job in load_jobs("headline/feature", {}, [11], []))
+    assert cost_of(jobs, {}, 2) == "about 60 minutes of one core, 30 with 2 at the same time"
 
 
 def test_all_variants_have_the_same_number_of_trials() -> None:
