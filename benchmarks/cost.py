@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from benchmarks.suite import Job, expected_minutes
+from benchmarks.suite import HERE, Job, expected_minutes, load_jobs
+from benchmarks.table import markdown
 
 Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
@@ -27,3 +28,13 @@ def _minutes(job: Job, results: Results) -> float | None:
     here = results.get(job.suite, {})
     runs = here.get(job.variant) or [run for own in here.values() for run in own]
     return mean(run["seconds"] for run in runs) / 60 if runs else expected_minutes(job.suite) or None
+
+
+def cost_page() -> str:
+    """Return a markdown table: runs and core-hours of every suite that says how long a run takes."""
+    rows = {}
+    for name in sorted(path.stem for path in (HERE / "suites").glob("*.toml")):
+        if minutes := expected_minutes(name):
+            runs = len(load_jobs(name, {}, [], []))
+            rows[f"`{name}`"] = [str(runs), f"{minutes:g}", f"{runs * minutes / 60:.1f}"]
+    return markdown("suite", ["runs", "minutes of a run, one core", "hours of one core"], rows)

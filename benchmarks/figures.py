@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.table import scored
+from benchmarks.table import adapted, scored
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -23,9 +23,11 @@ def draw_steps(results: Results, order: Sequence[str], target: Path) -> None:
 
     Lines are means over seeds, bands one standard deviation. At most eight variants are drawn.
     """
+    shown = [name for name in order if name in results][: len(PALETTE)]
+    if not shown:
+        return save(unmeasured(), target)
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    shown = [name for name in order if name in results][: len(PALETTE)]
     for axes, (group, title) in zip(panels, GROUPS.items(), strict=True):
         for color, name in zip(PALETTE, shown, strict=False):
             _draw_steps_of(axes, results[name], group, name, color)
@@ -33,7 +35,7 @@ def draw_steps(results: Results, order: Sequence[str], target: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("mean test accuracy over clients (%)")
     panels[1].legend(frameon=False, fontsize=8, loc="lower right")
-    save(figure, target)
+    return save(figure, target)
 
 
 def _draw_steps_of(axes: Axes, runs: Sequence[Mapping[str, Any]], group: str, name: str, color: str) -> None:
@@ -50,8 +52,10 @@ def _draw_steps_of(axes: Axes, runs: Sequence[Mapping[str, Any]], group: str, na
 
 
 def draw_methods(results: Results, order: Sequence[str], target: Path) -> None:
-    """Draw every variant's accuracy: seen and unseen, as received (filled) and after K steps (open)."""
+    """Draw every variant's accuracy: seen and unseen, as received (filled) and adapted (open)."""
     shown = [name for name in order if name in results]
+    if not shown:
+        return save(unmeasured(), target)
     figure = Figure(figsize=(7, 0.32 * len(shown) + 1.2), layout="constrained")
     axes = figure.add_subplot()
     for place, name in enumerate(reversed(shown)):
@@ -62,14 +66,21 @@ def draw_methods(results: Results, order: Sequence[str], target: Path) -> None:
                     continue
                 values = [100 * run["rounds"][-1]["evaluation"][group][column]["mean"] for run in runs]
                 error = stdev(values) if len(values) > 1 else 0.0
-                label = f"{group}, {'as received' if fill == color else 'after K steps'}" if not place else None
+                label = f"{group}, {'as received' if fill == color else adapted(results)}" if not place else None
                 axes.errorbar(
                     mean(values), place + shift, xerr=error, fmt="o", ms=5, mfc=fill, color=color, lw=1, label=label
                 )
     axes.set(xlabel="mean test accuracy over clients (%)", yticks=range(len(shown)), yticklabels=reversed(shown))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    save(figure, target)
+    return save(figure, target)
+
+
+def unmeasured() -> Figure:
+    """Return the figure of a suite without results."""
+    figure = Figure(figsize=(7, 1.2))
+    figure.text(0.5, 0.5, "not measured yet", ha="center", va="center")
+    return figure
 
 
 def save(figure: Figure, target: Path) -> None:

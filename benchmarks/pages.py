@@ -2,7 +2,8 @@
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suite ``membership`` is the table of
-:mod:`benchmarks.membership`. Several suites, with commas, stand side by side in one table.
+:mod:`benchmarks.membership`, ``costs`` what every suite costs. Several suites, with commas, stand side by side in one
+table, or one sentence each (``tables=verdicts``). A block without any result says so.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from typing import Any
 
 from benchmarks.attack_tables import attack_table, membership_table
 from benchmarks.bootstrap import calibration_table, interval_table
+from benchmarks.cost import cost_page
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.grid import SuiteError
 from benchmarks.result import load_results, load_settings
-from benchmarks.suite import setting_names, suite_title, variant_names
+from benchmarks.suite import HERE, setting_names, split_name, suite_title, variant_names
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
+from benchmarks.verdicts import verdicts
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 TARGET_REFERENCE = "fedit"
-MEMBERSHIP = "membership"
+MEMBERSHIP, COSTS = "membership", "costs"
+UNMEASURED = "Not measured yet."
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?P<head><!-- results: (?P<wanted>.*?) -->\n).*?(?P<tail><!-- /results -->)", re.DOTALL)
 TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
@@ -41,6 +45,7 @@ TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
 MORE_TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
     "intervals": interval_table,
     "calibration": lambda found, order, _: calibration_table(found, order),
+    "verdicts": verdicts,
 }
 """Tables that stand where a block names them."""
 FIGURES = {"steps": draw_steps, "methods": draw_methods}
@@ -70,8 +75,8 @@ class Block:
         tables = _names(keys.get("tables", ""), ",") or tuple(TABLES)
         if missing := set(tables) - {*TABLES, *MORE_TABLES, "attacks", MEMBERSHIP}:
             raise SuiteError(f"'{wanted}' names the tables {sorted(missing)}; there are {', '.join(TABLES)}")
-        if suites == (MEMBERSHIP,):
-            return cls(suites, (MEMBERSHIP,), (), "")
+        if suites in ((MEMBERSHIP,), (COSTS,)):
+            return cls(suites, suites, (), "")
         variants = _names(keys.get("variants", ""), ";") or tuple(variant_names(suites[0]))
         return cls(suites, tables, variants, keys.get("reference", variants[0]))
 
@@ -124,9 +129,15 @@ def fill_pages(results: Path, say: Callable[[str], None]) -> None:
         if after != before:
             path.write_text(after, encoding="utf-8")
             say(f"{path.relative_to(ROOT)} is new")
+    named = {suite.replace("/", "-"): suite for suite in _settings()}
     for path in sorted((ROOT / "docs" / "figures").glob("*.svg")):
         suite, _, kind = path.stem.rpartition("-")
-        FIGURES[kind](load_results(results, suite), variant_names(suite), path)
+        kept, _ = of_one_fingerprint(load_results(results, named[suite]))
+        FIGURES[kind](kept, variant_names(named[suite]), path)
+
+
+def _settings() -> list[str]:
+    return [one for path in sorted((HERE / "suites").glob("*.toml")) for one in setting_names(path.stem)]
 
 
 def _text(wanted: str, results: Path) -> str:
@@ -138,16 +149,36 @@ def _text(wanted: str, results: Path) -> str:
         found = load_settings(results, block.suites[0])
         settings = {name.rsplit("/", 1)[-1]: found.get(name, {}) for name in setting_names(block.suites[0])}
         return attack_table(settings, block.variants)
-    suites = {suite: load_results(results, suite) for suite in block.suites}
-    first = suites[block.suites[0]]
+    if block.tables == (COSTS,):
+        return cost_page()
+    suites = {suite: _shown(load_results(results, suite), block.variants) for suite in block.suites}
+    if not any(suites.values()):
+        return UNMEASURED
     if len(suites) == 1:
+        (found,) = suites.values()
         return "\n\n".join(
-            [*tables_of(first, block.variants, block.reference, block.tables), hours(first, block.variants)]
+            [*tables_of(found, block.variants, block.reference, block.tables), hours(found, block.variants)]
         )
-    shown = {suite_title(suite): of_one_fingerprint(runs) for suite, runs in suites.items()}
+    return _several(suites, block)
+
+
+def _several(suites: Mapping[str, Results], block: Block) -> str:
+    """Return one table of several suites, or a sentence each; the setting alone names those of one file."""
+    one_file = len({split_name(suite)[0] for suite in suites}) == 1
+    shown = {
+        split_name(suite)[1] if one_file else suite_title(suite): of_one_fingerprint(runs)
+        for suite, runs in suites.items()
+    }
+    if block.tables == ("verdicts",):
+        said = {title: verdicts(runs, block.variants, block.reference) for title, (runs, _) in shown.items()}
+        return "\n".join(f"- **{title}**: {text or UNMEASURED}" for title, text in said.items())
     notes = [f"{title}: {note}" for title, (_, note) in shown.items() if note]
     table = side_by_side({title: runs for title, (runs, _) in shown.items()}, block.variants)
     return "\n\n".join([table, *notes])
+
+
+def _shown(found: Results, variants: Sequence[str]) -> Results:
+    return {name: runs for name, runs in found.items() if name in variants}
 
 
 def _names(text: str, between: str) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ console = Console()
 
 
 def main(
-    preset: Annotated[str, typer.Option(help="name of a file in benchmarks/presets")] = "pacs_small",
+    preset: Annotated[str, typer.Option(help="name of a file in benchmarks/presets")] = "pacs",
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for the run")] = None,
     run: Annotated[Path | None, typer.Option(help="directory of a run that is there already")] = None,
     to: Annotated[Path, typer.Option(help="json file")] = HERE / "results" / "personalize.json",

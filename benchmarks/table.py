@@ -43,7 +43,19 @@ def accuracy_table(results: Results, order: Sequence[str]) -> str:
         for name in order
         if name in results
     }
-    return markdown("method", list(COLUMNS), rows) + _footnote(results, order)
+    return markdown("method", column_names(results), rows) + _footnote(results, order)
+
+
+def adapted(results: Results) -> str:
+    """Return what a client that made local steps is called: "adapted" where some row has a budget of use of its own."""
+    configs = [run.get("config", {}) for runs in results.values() for run in runs]
+    own = any(one.get("train.adapt-steps", -1) >= 0 or one.get("train.adapt-learning-rate") for one in configs)
+    return "adapted" if own else "after K steps"
+
+
+def column_names(results: Results) -> list[str]:
+    """Return the headings of ``COLUMNS`` as they are for these runs."""
+    return [name.replace("after K steps", adapted(results)) for name in COLUMNS]
 
 
 def paired_table(results: Results, order: Sequence[str], reference: str) -> str:
@@ -54,7 +66,7 @@ def paired_table(results: Results, order: Sequence[str], reference: str) -> str:
         pairs = [(run, control[run["seed"]]) for run in results.get(name, []) if run["seed"] in control]
         if name != reference and pairs:
             rows[name] = [_difference(pairs, path) for path in COLUMNS.values()]
-    return markdown(f"minus {reference}", list(COLUMNS), rows)
+    return markdown(f"minus {reference}", column_names(results), rows)
 
 
 def scored(runs: Sequence[Mapping[str, Any]], group: str) -> list[Mapping[str, Any]]:
@@ -68,14 +80,15 @@ def _difference(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], pa
 
 
 def side_by_side(suites: Mapping[str, Results], order: Sequence[str]) -> str:
-    """Return a markdown table of several suites: as received / after K steps, means over seeds in percent."""
+    """Return a markdown table of several suites: as received / adapted, means over seeds in percent."""
     columns = [f"{title}, {group}" for title in suites for group in ("seen", "unseen")]
     rows = {
         name: [_pair(results.get(name, []), group) for results in suites.values() for group in ("seen", "unseen")]
         for name in order
         if any(name in results for results in suites.values())
     }
-    return markdown("as received / after K steps", columns, rows)
+    every = {title: [run for runs in results.values() for run in runs] for title, results in suites.items()}
+    return markdown(f"as received / {adapted(every)}", columns, rows)
 
 
 def _pair(runs: Sequence[Mapping[str, Any]], group: str) -> str:

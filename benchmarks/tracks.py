@@ -22,6 +22,7 @@ NO_GLOBAL_MODEL = (
     "lda",
 )
 WINDOW = 3
+TARGET = ["rounds", "local steps", "MiB", "server s"]
 
 
 def domain_table(results: Results, order: Sequence[str]) -> str:
@@ -55,7 +56,8 @@ def _by_domain(run: Mapping[str, Any]) -> dict[str, float]:
 
 
 def target_table(results: Results, order: Sequence[str], reference: str) -> str:
-    """Return a markdown table: rounds, local steps and MiB until clients as received reach the reference's last level.
+    """Return a markdown table: rounds, local steps, MiB and server seconds until clients as received
+    reach the reference's last level.
 
     Measured on the validation shares of the clients of a round, mean over ``WINDOW`` rounds; the level is that of the
     reference's last rounds, by seed. "-" where a run never reaches it.
@@ -68,8 +70,8 @@ def target_table(results: Results, order: Sequence[str], reference: str) -> str:
         if runs:
             known = [one for one in reached if one is not None]
             whole = known and len(known) == len(runs)
-            rows[name] = [cell(list(column)) for column in zip(*known, strict=True)] if whole else ["-", "-", "-"]
-    return markdown(f"to {reference}'s last level", ["rounds", "local steps", "MiB"], rows) if rows else ""
+            rows[name] = [cell(list(column)) for column in zip(*known, strict=True)] if whole else ["-"] * len(TARGET)
+    return markdown(f"to {reference}'s last level", TARGET, rows) if rows else ""
 
 
 def _smoothed(run: Mapping[str, Any]) -> list[float]:
@@ -78,12 +80,13 @@ def _smoothed(run: Mapping[str, Any]) -> list[float]:
     return [mean(levels[max(0, end - WINDOW) : end]) for end in range(1, len(levels) + 1)]
 
 
-def _cost_until(run: Mapping[str, Any], level: float) -> tuple[float, float, float] | None:
-    """Return rounds, local steps of all clients and MiB both ways until the level is reached, None where it is not."""
+def _cost_until(run: Mapping[str, Any], level: float) -> tuple[float, ...] | None:
+    """Return what ``TARGET`` names until the level is reached, steps and bytes of all clients; None where it is not."""
     for index, reached in enumerate(_smoothed(run)):
         if reached >= level and index >= WINDOW - 1:
             made = run["rounds"][:index]
             steps = sum(len(one["cohort"]) for one in made) * run["config"]["train.local-steps"]
             moved = sum(one["bytes"]["train_down"] + one["bytes"]["train_up"] for one in made)
-            return float(index), float(steps), moved / 2**20
+            server = sum(one["seconds"]["aggregating"] for one in made)
+            return float(index), float(steps), moved / 2**20, server
     return None

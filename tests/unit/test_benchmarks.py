@@ -131,15 +131,15 @@ def _write_run(results: Path, job: Job) -> None:
 def test_a_grid_runs_every_variant_with_each_choice_and_the_best_by_validation_loss_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = load_jobs("pacs-64-tune", {}, [], ["fedit"])
+    jobs = load_jobs("digits-rates", {}, [], ["fedit"])
     assert [job.config.train.learning_rate for job in jobs] == [0.001, 0.003, 0.01, 0.03]
     found = {job.variant: [_validated(loss)] for job, loss in zip(jobs, (0.9, 0.5, 0.7, 0.8), strict=True)}
-    results = {"pacs-64-tune": found}
+    results = {"digits-rates": found}
     monkeypatch.setattr("benchmarks.tuning.TUNED", tmp_path)
     monkeypatch.setattr("benchmarks.suite.TUNED", tmp_path)
-    choose("pacs-64-tune", jobs, results)
-    assert chosen_settings("pacs-64-tune") == {"fedit": {"train.learning-rate": 0.003}}
-    assert load_jobs("pacs-64", {}, [0], ["fedit"])[0].config.train.learning_rate == 0.003
+    choose("digits-rates", jobs, results)
+    assert chosen_settings("digits-rates") == {"fedit": {"train.learning-rate": 0.003}}
+    assert load_jobs("digits", {}, [0], ["fedit"])[0].config.train.learning_rate == 0.003
 
 
 def _validated(loss: float) -> dict:
@@ -189,11 +189,7 @@ def test_all_variants_have_the_same_number_of_trials() -> None:
         trials(table, "c")
 
 
-RETIRING = {"pacs-64", "pacs-feature", "pacs-skewed", "pacs-ablation"}
-"""Suites at 64 px, which go when those at 128 px have results."""
-
-
-@pytest.mark.parametrize("suite", sorted({*SUITES} - RETIRING))
+@pytest.mark.parametrize("suite", SUITES)
 def test_no_suite_reports_on_seeds_that_it_was_tuned_on(suite: str) -> None:
     tuned = tuning_suite(suite)
     assert not tuned or not set(seeds_of(suite)) & set(seeds_of(tuned))
@@ -231,10 +227,10 @@ def test_the_fingerprint_is_that_of_what_the_code_does(tmp_path: Path) -> None:
 
 
 def test_a_suite_may_take_the_variants_of_another() -> None:
-    assert [job.variant for job in load_jobs("pacs-skewed", {}, [0], [])] == [
-        job.variant for job in load_jobs("pacs-64", {}, [0], [])
+    assert [job.variant for job in load_jobs("clinc", {}, [0], [])] == [
+        job.variant for job in load_jobs("pacs/feature", {}, [0], [])
     ]
-    assert load_jobs("pacs-skewed", {}, [0], ["fedit"])[0].config.data.dirichlet_alpha == 0.1
+    assert load_jobs("clinc", {}, [0], ["fedit"])[0].config.data.clients_per_domain == 10
 
 
 def test_a_suite_with_axes_is_one_sub_suite_for_every_combination() -> None:
@@ -284,9 +280,9 @@ def test_the_cost_of_reaching_the_references_level_is_counted_in_rounds_steps_an
     never = _run("never", [0.0] * 6, {"0": 0.5})
     lines = target_table({one["variant"]: [one] for one in (slow, fast, never)}, ["fedit", "fast", "never"], "fedit")
     assert lines.splitlines()[2:] == [
-        "| fedit | 5.0 | 100.0 | 10.0 |",
-        "| fast | 2.0 | 40.0 | 4.0 |",
-        "| never | - | - | - |",
+        "| fedit | 5.0 | 100.0 | 10.0 | 0.5 |",
+        "| fast | 2.0 | 40.0 | 4.0 | 0.2 |",
+        "| never | - | - | - | - |",
     ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pages import ROOT, Block, filled, pages
-from benchmarks.result import HERE
+from benchmarks.result import HERE, write_json
 from benchmarks.suite import SuiteError
 
 RESULTS = HERE / "results"
@@ -31,15 +31,32 @@ def test_a_block_has_the_named_tables_and_variants_only() -> None:
 
 
 def test_suites_with_commas_stand_side_by_side() -> None:
-    text = filled("<!-- results: pacs-feature, pacs-64 | variants=fedit -->\n<!-- /results -->", RESULTS)
+    text = filled("<!-- results: digits, fdu-mtl | variants=fedit -->\n<!-- /results -->", RESULTS)
     header, _, row = (line for line in text.splitlines() if line.startswith("|"))
-    assert "feature shift, seen | feature shift, unseen | Dirichlet 0.5, seen | Dirichlet 0.5, unseen" in header
+    assert header == "| as received / after K steps | digits, seen | digits, unseen | fdu-mtl, seen | fdu-mtl, unseen |"
     assert row.startswith("| fedit | ")
     assert row.count(" / ") == 4
 
 
+def test_a_block_without_results_says_so_and_settings_of_a_suite_are_told_apart(tmp_path: Path) -> None:
+    mark = "<!-- results: pacs/feature, pacs/dirichlet-0.5 | tables=verdicts | variants=hyperlora; fedit -->\n"
+    assert "\nNot measured yet.\n" in filled(f"{mark}<!-- /results -->", tmp_path)
+    for variant, share in (("hyperlora", 0.7), ("fedit", 0.6)):
+        clients = [
+            {"client_id": name, "track": "start", "seen": True, "zero_step": share, "k_step": 0.65} for name in "abc"
+        ]
+        run = {"suite": "pacs/feature", "variant": variant, "seed": 10, "clients": clients}
+        write_json(tmp_path / ".runs" / "pacs" / "feature" / f"{variant}.json", run)
+    text = filled(f"{mark}<!-- /results -->", tmp_path)
+    assert (
+        "- **feature**: Of 2 comparisons (1 seeds) hyperlora is above in 1, level in 1, below in 0. "
+        "Level: fedit, seen, adapted (+0.0 [+0.0, +0.0])." in text
+    )
+    assert "- **dirichlet-0.5**: Not measured yet." in text
+
+
 def test_variants_may_have_commas_and_the_reference_is_the_first() -> None:
-    block = Block.parse("pacs-ablation | variants=K = 2, rate x 3; no prior")
+    block = Block.parse("digits-ablation | variants=K = 2, rate x 3; no prior")
     assert block.variants == ("K = 2, rate x 3", "no prior")
     assert block.reference == "K = 2, rate x 3"
 
