@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.claims import check, read_claims, repository_texts
 from benchmarks.cost import cost_of
 from benchmarks.grid import SuiteError
 from benchmarks.pages import FIGURES, MORE_TABLES, TABLES, fill_pages, hours, tables_of
@@ -40,7 +41,7 @@ def main(
         str,
         typer.Argument(
             help="a file in benchmarks/suites, as digits, or a choice on its axes, as paper/domainnet; "
-            "or perf, or pages (the tables in docs)"
+            "or perf, pages (the tables in docs) or claims (the comparative sentences in docs)"
         ),
     ],
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
@@ -53,11 +54,8 @@ def main(
 ) -> None:
     """Run a suite's missing runs, then print its tables and draw its figures; they need the results alone."""
     logging.basicConfig(level=logging.WARNING)
-    if suite == "pages":
-        fill_pages(results, say)
-        raise typer.Exit
-    if suite == "perf":
-        raise typer.Exit(0 if run_perf(variant or [], results / suite, say) else 1)
+    if suite in ("pages", "claims", "perf"):
+        raise typer.Exit(0 if without_suite(suite, variant or [], results) else 1)
     try:
         overrides = with_absolute_paths(dict(map(parse_override, override or [])))
         wanted = load_jobs(suite, overrides, seed or [], variant or [])
@@ -79,6 +77,18 @@ def main(
         raise typer.Exit(1 if failed else 0)
     shown = [show(place, wanted, results, reference) for place in dict.fromkeys(job.suite for job in wanted)]
     raise typer.Exit(0 if any(shown) and not failed else 1)
+
+
+def without_suite(command: str, variants: list[str], results: Path) -> bool:
+    """Do what is no suite: print the pages anew, hold the claims against the results, or measure time; tell success."""
+    if command == "perf":
+        return run_perf(variants, results / command, say)
+    if command == "pages":
+        fill_pages(results, say)
+        return True
+    lines, faults = check(read_claims(), repository_texts(), results)
+    say("\n".join([*lines, *faults, f"{len(lines) // 2} claims, {len(faults)} faults"]))
+    return not faults
 
 
 def show(suite: str, wanted: list[Job], results: Path, reference: str) -> bool:

@@ -127,9 +127,10 @@ def _calibration(runs: Runs, group: str, at: int) -> str:
 
 
 def _by_client(run: Mapping[str, Any], group: str, column: str) -> dict[str, float]:
-    seen = group == "seen"
+    """Return a figure of the honest clients of a group."""
+    seen, attackers = group == "seen", run.get("attackers", ())
     return {
         one["client_id"]: float(one[column])
         for one in run["clients"]
-        if one["track"] == START_TRACK and one["seen"] == seen
+        if one["track"] == START_TRACK and one["seen"] == seen and one["client_id"] not in attackers
     }

@@ -155,10 +155,9 @@ def _text(wanted: str, results: Path) -> str:
     if not any(suites.values()):
         return UNMEASURED
     if len(suites) == 1:
-        (found,) = suites.values()
-        return "\n\n".join(
-            [*tables_of(found, block.variants, block.reference, block.tables), hours(found, block.variants)]
-        )
+        (runs,) = suites.values()
+        texts = tables_of(runs, block.variants, block.reference, block.tables)
+        return "\n\n".join([*texts, hours(runs, block.variants)])
     return _several(suites, block)
 
 
