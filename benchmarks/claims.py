@@ -136,7 +136,8 @@ def check(claims: Claims, texts: Mapping[str, str], results: Path) -> tuple[list
 def loose_sentences(claims: Claims, texts: Mapping[str, str]) -> list[str]:
     """Return faults: sentences that compare and are in no claim, and what is set apart and not there."""
     known: dict[str, list[str]] = {}
-    for entry in (*claims.claim, *claims.apart):
+    entries: tuple[Claim | Apart, ...] = (*claims.claim, *claims.apart)
+    for entry in entries:
         known.setdefault(entry.page, []).append(flat(entry.sentence))
     faults = [
         f"{one.page} has no sentence '{flat(one.sentence)}', which is set apart"
