@@ -169,9 +169,11 @@ def _several(suites: Mapping[str, Results], block: Block) -> str:
         for suite, runs in suites.items()
     }
     if block.tables == ("verdicts",):
-        said = {title: verdicts(runs, block.variants, block.reference) for title, (runs, _) in shown.items()}
-        return "\n".join(f"- **{title}**: {text or UNMEASURED}" for title, text in said.items())
-    notes = [f"{title}: {note}" for title, (_, note) in shown.items() if note]
+        read = {title: verdicts(runs, block.variants, block.reference) for title, (runs, _) in shown.items()}
+        return "\n".join(f"- **{title}**: {text or UNMEASURED}" for title, text in read.items())
+    said = {title: note for title, (_, note) in shown.items() if note}
+    same = len(said) == len(shown) and len(set(said.values())) == 1
+    notes = list(said.values())[:1] if same else [f"{title}: {note}" for title, note in said.items()]
     table = side_by_side({title: runs for title, (runs, _) in shown.items()}, block.variants)
     return "\n\n".join([table, *notes])
 
