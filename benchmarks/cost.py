@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from benchmarks.suite import HERE, Job, expected_minutes, load_jobs
+from benchmarks.suite import HERE, Job, expected_minutes, load_jobs, seeds_of
 from benchmarks.table import markdown
 
 Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -35,6 +35,7 @@ def cost_page() -> str:
     rows = {}
     for name in sorted(path.stem for path in (HERE / "suites").glob("*.toml")):
         if minutes := expected_minutes(name):
-            runs = len(load_jobs(name, {}, [], []))
+            seeds = seeds_of(name)
+            runs = len(seeds) * len(load_jobs(name, {}, seeds[:1], []))
             rows[f"`{name}`"] = [str(runs), f"{minutes:g}", f"{runs * minutes / 60:.1f}"]
     return markdown("suite", ["runs", "minutes of a run, one core", "hours of one core"], rows)
