@@ -30,6 +30,7 @@ NAMES = re.compile(
     re.IGNORECASE,
 )
 SKIPPED = re.compile(r"```.*?```|<!-- results: .*?<!-- /results -->|<!--.*?-->", re.DOTALL)
+COMMAND = re.compile(r"`hyperlora [^`+]*`")
 LINKS = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 
 
@@ -40,6 +41,7 @@ def found_in(page: str, text: str) -> list[str]:
 
 def compares(sentence: str) -> bool:
     """Tell whether a sentence has a comparing word and a figure or the name of a method."""
+    sentence = COMMAND.sub("", sentence)
     return bool(WORDS.search(sentence) and (FIGURE.search(sentence) or NAMES.search(sentence)))
 
 
