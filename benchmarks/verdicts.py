@@ -25,7 +25,7 @@ def verdicts(results: Mapping[str, Runs], order: Sequence[str], reference: str) 
         by_word[one[3].verdict].append(one)
     seeds = sorted({one[3].seeds for one in found})
     counts = ", ".join(f"{word} in {len(several)}" for word, several in by_word.items())
-    says = f"Of {len(found)} comparisons ({_numbers(seeds)} seeds) {reference} is {counts}."
+    says = f"Of {len(found)} comparisons ({_numbers(seeds)} seed(s)) {reference} is {counts}."
     for word, several in list(by_word.items())[1:]:
         says += f" {word.capitalize()}: {'; '.join(map(_told, several))}." if several else ""
     return says
