@@ -49,7 +49,7 @@ def test_a_block_without_results_says_so_and_settings_of_a_suite_are_told_apart(
         write_json(tmp_path / ".runs" / "pacs" / "feature" / f"{variant}.json", run)
     text = filled(f"{mark}<!-- /results -->", tmp_path)
     assert (
-        "- **feature**: Of 2 comparisons (1 seeds) hyperlora is above in 1, level in 1, below in 0. "
+        "- **feature**: Of 2 comparisons (1 seed(s)) hyperlora is above in 1, level in 1, below in 0. "
         "Level: fedit, seen, adapted (+0.0 [+0.0, +0.0])." in text
     )
     assert "- **dirichlet-0.5**: Not measured yet." in text
