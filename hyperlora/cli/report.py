@@ -81,7 +81,7 @@ def compare(
 
 def _each_once(runs: list[Path]) -> list[Path]:
     """Return run directories without a second mention, as ``runs/*`` has of the one that ``runs/latest`` points to."""
-    return list(dict.fromkeys(followed(run) for run in runs))
+    return [run for run in runs if followed(run) == run or followed(run) not in runs]
 
 
 def _write_page(path: Path, page: Page) -> None:

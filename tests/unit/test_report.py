@@ -260,6 +260,14 @@ def test_compare_writes_a_page_and_prints_a_table(run: RunFiles, fedit: RunFiles
     assert "Unseen clients, as received" in (tmp_path / "page.html").read_text()
 
 
+def test_the_run_that_latest_points_to_is_compared_once(run: RunFiles, fedit: RunFiles, tmp_path: Path) -> None:
+    for name, path in (("a", run.path), ("b", fedit.path)):
+        (tmp_path / name).symlink_to(path)
+    (tmp_path / "latest").symlink_to("b")
+    said = invoke("compare", *(tmp_path / name for name in ("a", "b", "latest")), "--format", "json")
+    assert len(json.loads(said)["runs"]) == 2
+
+
 def test_one_run_alone_is_no_comparison(run: RunFiles) -> None:
     assert "needs two runs or more" in invoke("compare", run.path, status=1)
 
