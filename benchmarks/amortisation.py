@@ -73,20 +73,24 @@ class Scene:
     smoothing: float
     prior: float
 
-    def accuracy(self, newcomer: Newcomer, state: HyperLoraState, *, share: float, described: bool = True) -> float:
-        """Return the newcomer's test accuracy with a head from ``state`` and, if it is described, its own samples."""
-        features, labels = newcomer.train
-        frequencies = class_frequencies(labels, self.classes, self.smoothing)
-        card = replace(newcomer.card, signature=replace(newcomer.card.signature, class_frequencies=frequencies))
-        statistics = dict(state.class_statistics)
-        statistics.pop(card.client_id, None)
-        if described and len(labels):
-            own = compute_class_statistics(features, labels, num_classes=self.classes, rank=1)
-            statistics[card.client_id] = own
+    def accuracy(self, state: HyperLoraState, *, share: float, described: bool = True) -> float:
+        """Return the newcomers' mean test accuracy with heads from ``state`` and, if described, their own samples."""
+        statistics = {name: state.class_statistics[name] for name in state.training if name in state.class_statistics}
+        cards, frequencies = [], []
+        for one in self.newcomers:
+            features, labels = one.train
+            frequencies.append(class_frequencies(labels, self.classes, self.smoothing))
+            cards.append(replace(one.card, signature=replace(one.card.signature, class_frequencies=frequencies[-1])))
+            if described and len(labels):
+                own = compute_class_statistics(features, labels, num_classes=self.classes, rank=1)
+                statistics[one.card.client_id] = own
         scale = state.head_scale if share else 1.0
         served = replace(state, class_statistics=statistics, head_share=share, head_scale=scale)
-        (start,) = with_heads(served, [card], [state.served_anchor], self.prior)
-        return self._score(add_prior(start, frequencies, self.prior), newcomer)
+        starts = with_heads(served, cards, [state.served_anchor] * len(cards), self.prior)
+        return mean(
+            self._score(add_prior(start, pi, self.prior), one)
+            for start, pi, one in zip(starts, frequencies, self.newcomers, strict=True)
+        )
 
     def _score(self, adapter: Adapter, newcomer: Newcomer) -> float:
         features, labels = newcomer.test
@@ -126,9 +130,9 @@ def by_clients(scene: Scene) -> dict[str, Curve]:
 
     counts = [count for count in CLIENTS if count < len(seen)] + [len(seen)]
     return {
-        "anchor": curve(counts, lambda count: [average(scene, scene.state, 0.0)]),
-        "statistics head": curve(counts, lambda count: [average(scene, state, 1.0) for state in states(count)]),
-        "both": curve(counts, lambda count: [average(scene, state, share) for state in states(count)]),
+        "anchor": curve(counts, lambda count: [scene.accuracy(scene.state, share=0.0)]),
+        "statistics head": curve(counts, lambda count: [scene.accuracy(state, share=1.0) for state in states(count)]),
+        "both": curve(counts, lambda count: [scene.accuracy(state, share=share) for state in states(count)]),
     }
 
 
@@ -137,7 +141,7 @@ def by_samples(scene: Scene) -> dict[str, Curve]:
     share = scene.state.head_share or 0.5
 
     def scores(kind: float) -> Callable[[int], list[float]]:
-        return lambda count: [average(of_draw(scene, count, draw), scene.state, kind) for draw in range(DRAWS)]
+        return lambda count: [of_draw(scene, count, draw).accuracy(scene.state, share=kind) for draw in range(DRAWS)]
 
     kinds = {"anchor": 0.0, "statistics head": 1.0, "both": share}
     return {name: curve(SAMPLES, scores(kind)) for name, kind in kinds.items()}
@@ -151,22 +155,17 @@ def by_parts(scene: Scene) -> dict[str, float]:
     swapped = {name: state.signature_vectors[other] for name, other in zip(names, others, strict=True)}
     shuffled = replace(state, signature_vectors=swapped)
     return {
-        "all": average(scene, state, share),
-        "signatures shuffled": average(scene, shuffled, share),
-        "no own statistics": average(scene, state, share, described=False),
-        "neither": average(scene, shuffled, share, described=False),
-        "anchor": average(scene, state, 0.0),
+        "all": scene.accuracy(state, share=share),
+        "signatures shuffled": scene.accuracy(shuffled, share=share),
+        "no own statistics": scene.accuracy(state, share=share, described=False),
+        "neither": scene.accuracy(shuffled, share=share, described=False),
+        "anchor": scene.accuracy(state, share=0.0),
     }
 
 
 def of_draw(scene: Scene, count: int, draw: int) -> Scene:
     """Return the scene with ``count`` own samples behind every newcomer."""
     return replace(scene, newcomers=[one.with_samples(count, draw) for one in scene.newcomers])
-
-
-def average(scene: Scene, state: HyperLoraState, share: float, *, described: bool = True) -> float:
-    """Return the mean test accuracy over the newcomers."""
-    return mean(scene.accuracy(one, state, share=share, described=described) for one in scene.newcomers)
 
 
 def curve(counts: Sequence[int], scores: Callable[[int], list[float]]) -> Curve:
