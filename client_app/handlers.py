@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -43,17 +44,38 @@ def make_client_app(
         federation: your data: client-ids, class names, and ``load(client_id)``.
         config: method, local budget and optimiser; the defaults where it is None.
     """
-    own = config or RunConfig()
+    own = OwnRuntime(model, federation, config or RunConfig(), uuid4().hex)
+    return app_around(own, own.settings)
 
-    @cache
-    def runtime(at_site: bool) -> ClientRuntime:
-        adapted = model()
-        limit = own.train.prefix_cache_mb * 2**20
-        return ClientRuntime(own, adapted, federation, TokenCache(adapted, federation, limit), at_site)
 
-    return app_around(
-        lambda context, fingerprint: runtime(read_site(context.node_config) is not None), lambda context: own
-    )
+@dataclass(frozen=True)
+class OwnRuntime:
+    """Provides the runtime of a user's data and model; a simulation pickles it for every message.
+
+    Attributes:
+        key: under which a process keeps what was made, for all copies of this object.
+    """
+
+    model: Callable[[], AdaptedModel]
+    federation: Federation
+    config: RunConfig
+    key: str
+
+    def __call__(self, context: Context, fingerprint: str) -> ClientRuntime:
+        """Return the runtime, which is made at the first call in a process."""
+        place = (self.key, read_site(context.node_config) is not None)
+        if place not in _MADE:
+            adapted = self.model()
+            cache = TokenCache(adapted, self.federation, self.config.train.prefix_cache_mb * 2**20)
+            _MADE[place] = ClientRuntime(self.config, adapted, self.federation, cache, at_site=place[1])
+        return _MADE[place]
+
+    def settings(self, context: Context) -> RunConfig:
+        """Return the run's configuration."""
+        return self.config
+
+
+_MADE: dict[tuple[str, bool], ClientRuntime] = {}
 
 
 def app_around(provide: ProvideRuntime, settings: Settings) -> ClientApp:

@@ -11,7 +11,16 @@ from sklearn.datasets import load_digits
 
 import hyperlora as hl
 
-CONFIG = hl.RunConfig.parse({"federation.clients-per-round": 4, "federation.evaluate-every": 15})
+CONFIG = hl.RunConfig.parse(
+    {
+        "federation.clients-per-round": 4,
+        "federation.evaluate-every": 5,
+        "train.local-steps": 20,
+        "train.learning-rate": 0.01,
+        "train.adapt-steps": 10,
+        "train.adapt-learning-rate": 0.001,
+    }
+)
 PARTS = (slice(0, 180), slice(180, 220), slice(220, None))
 
 
@@ -45,6 +54,7 @@ server_app = ServerApp()
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
+    print("waiting for 6 shops", flush=True)
     strategy = hl.HyperLoraStrategy(model(), num_classes=10, min_clients=6, config=CONFIG)
-    result = strategy.start(grid, num_rounds=15)
+    result = strategy.start(grid, num_rounds=15, on_round=lambda made: print("round", made.server_round, flush=True))
     print(result.evaluate_metrics_clientapp[15])
