@@ -20,9 +20,8 @@ from hyperlora.messages.signature import ClientCard, SignatureReply
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
-from models.adapters.adapter import Adapter, resized
+from models.adapters.adapter import Adapter, Core, resized
 from models.adapters.gradient import WEIGHTS, GradientSpec, part_vectors
-from models.adapters.layers import Core
 from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, evaluate_calibrated, loss_gradient
 from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.prior import add_prior, remove_prior

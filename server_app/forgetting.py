@@ -22,6 +22,7 @@ STAYS = (
     "the shared adapter and what was learned with it: the client moved them, and its share cannot be told from others'",
     "the adapters of the other clients were made with its help, and they may have copies",
     "metrics.jsonl and asked.jsonl name it: figures of rounds, and who was asked, which costs privacy for good",
+    "audit.jsonl names it: what was sent and received, in a chain that a line cannot be taken out of",
     "reports that were written before, trackers, copies of this directory and the client's own disk are not touched",
 )
 

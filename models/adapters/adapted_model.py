@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hyperlora.seeds import derive_seed
-from models.adapters.adapter import Adapter, AdapterError, check_same_shapes, resized
-from models.adapters.layers import Core, factor, full_rank, fuse, prepared, read_core
+from models.adapters.adapter import Adapter, AdapterError, Core, check_same_shapes, resized
+from models.adapters.layers import factor, full_rank, fuse, prepared, read_core
 from models.backbones.backbone import Backbone
 from models.lowrank.factors import Factors
 

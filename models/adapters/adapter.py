@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,6 +81,13 @@ class Adapter:
         """Turn the gauge of every module to ``reference``; the products stay what they are."""
         turned = {kind: align(factors, reference.low_rank[kind]) for kind, factors in self.low_rank.items()}
         return Adapter(turned, self.head)
+
+
+class Core(NamedTuple):
+    """What a core is trained between: ``frame`` has the fixed B and A of every kind, ``R`` kind -> (blocks, r, r)."""
+
+    frame: Adapter
+    R: Mapping[str, Tensor]
 
 
 def combine(adapters: Sequence[Adapter], weights: Sequence[Weight]) -> Adapter:

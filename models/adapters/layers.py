@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
-from models.adapters.adapter import Adapter
+from models.adapters.adapter import Adapter, Core
 
 Layers = Mapping[str, Sequence[LoraLayer]]
 FEWEST_ROWS = 64
@@ -34,13 +34,6 @@ FROZEN = {"all": (), "A": ("lora_B",), "B": ("lora_A",), "core": BOTH, "head": B
 def factor(factors: nn.ModuleDict) -> nn.Linear:
     """Return the linear layer that holds ``lora_A`` or ``lora_B`` of the only adapter that a layer has."""
     return cast(nn.Linear, next(iter(factors.values())))
-
-
-class Core(NamedTuple):
-    """What a core is trained between: ``frame`` has the fixed B and A of every kind, ``R`` kind -> (blocks, r, r)."""
-
-    frame: Adapter
-    R: Mapping[str, Tensor]
 
 
 class CoreFactor(nn.Module):

@@ -18,14 +18,21 @@ from server_app.forgetting import forget_client
 from server_app.run import run
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
 from strategies.methods.registry import build_method
-from tests.integration.conftest import SHORT
+from tests.integration.conftest import SHORT, make_short_run
 
 NAME = "clean-0"
+REMEMBERING = {"hyperlora.deviations": "rounds"}
+
+
+@pytest.fixture(scope="module")
+def remembering(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run whose state has deviations of clients; not to be written to."""
+    return make_short_run(tmp_path_factory.mktemp("remembering") / "run", **REMEMBERING)
 
 
 @pytest.fixture
-def directory(short_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(short_run, tmp_path / "run"))
+def directory(remembering: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(remembering, tmp_path / "run"))
 
 
 def checkpoint_of(directory: Path) -> Checkpoint:
@@ -42,13 +49,14 @@ def test_a_client_is_out_of_every_file_that_can_do_without_it(directory: Path) -
     after = checkpoint_of(directory)
     assert done.server_round == before.server_round == after.server_round
     assert set(before.state.memory) - set(after.state.memory) == {NAME}
+    assert set(before.state.class_statistics) - set(after.state.class_statistics) == {NAME}
     assert NAME not in {*after.cards, *after.state.signature_vectors, *after.history.lengths}
     assert NAME not in {score.client_id for score in after.scores}
     assert after.state.generator is None
     assert after.history.asked == before.history.asked
     assert torch.equal(after.state.anchor.head, before.state.anchor.head)
     assert len(list((directory / "checkpoints").iterdir())) == 1
-    kept = {"metrics.jsonl", "asked.jsonl", "console.log"}
+    kept = {"metrics.jsonl", "asked.jsonl", "audit.jsonl", "console.log"}
     holding = {
         path.name
         for path in directory.rglob("*")
@@ -61,7 +69,8 @@ def test_a_client_is_out_of_every_file_that_can_do_without_it(directory: Path) -
 
 def test_the_run_goes_on_without_the_client(directory: Path) -> None:
     forget_client(directory, NAME)
-    values: dict[str, Scalar] = {**SHORT, "run.output-dir": str(directory), "run.resume": True, "federation.rounds": 4}
+    own: dict[str, Scalar] = {"run.output-dir": str(directory), "run.resume": True, "federation.rounds": 4}
+    values: dict[str, Scalar] = {**SHORT, **REMEMBERING, **own}
     flat = RunConfig.parse(values).flat()
     with pytest.raises(ValueError, match="knows no client"):
         forget_client(directory, NAME)

@@ -17,9 +17,8 @@ from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import LocalPlan, Start, chosen, part_of
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapted_model import AdaptedModel
-from models.adapters.adapter import Adapter, resized
+from models.adapters.adapter import Adapter, Core, resized
 from models.adapters.gradient import GradientSpec
-from models.adapters.layers import Core
 from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, calibration_error, evaluate, loss_gradient
 from models.adapters.weight_gradient import packed, unpacked, weight_gradient
 from models.backbones.loading import build_backbone
