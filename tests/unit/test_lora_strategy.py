@@ -220,6 +220,24 @@ def test_a_broken_client_costs_its_own_contribution_only(fault: Callable, senten
     assert_same_products(strategy.state, FlexLoRA().aggregate(initial, updates))
 
 
+def _swollen(answer: Message, request: TrainRequest) -> Message:
+    answer.content["more"] = ArrayRecord({"more": Array(np.zeros(2**24 + 1, dtype=np.float32))})
+    return answer
+
+
+def _crowded(answer: Message, request: TrainRequest) -> Message:
+    for number in range(9):
+        answer.content[f"record {number}"] = ArrayRecord()
+    return answer
+
+
+def test_a_reply_beyond_its_quota_is_not_decoded() -> None:
+    cohort = run(make_strategy(), rounds=1)[1][0].cohort
+    _, records = run(make_strategy(), rounds=1, spoil={cohort[0]: _swollen, cohort[1]: _crowded})
+    assert records[0].failures[f"train {cohort[0]}"].endswith("at most 67108864 are expected for this request")
+    assert "records, at most 8 are expected" in records[0].failures[f"train {cohort[1]}"]
+
+
 def test_a_round_in_which_everybody_fails_changes_nothing() -> None:
     strategy = make_strategy(FlexLoRA())
     _, records = run(strategy, rounds=1, spoil={card.client_id: _raise for card in CARDS})
