@@ -128,6 +128,7 @@ class Deployment:
         options = [*(secure if self.tls else ["--insecure"]), "--superlink", f"{host or HOST}:{self.port}"]
         port = free_port()
         options += [*self._isolation(), "--host", HOST, "--port", str(port), "--node-config", " ".join(texts)]
+        env = {"FLWR_HOME": str(self.root / f"flwr-{name}"), **env}
         self.start(name, "flower-supernode", *options, inside=inside, **env)
         if self.tls:
             self._start_superexec(f"{name}-app", "--insecure", port=port, inside=inside, **env)

@@ -84,33 +84,48 @@ def compute_signature(features: Tensor, labels: Tensor, *, num_classes: int, smo
     )
 
 
+NORMAL_DEVIATION = 1.4826
+"""Standard deviation of a normal distribution whose median absolute deviation is 1."""
+LEAST_SCALE = 1e-6
+FURTHEST = 5.0
+"""How many scales a coordinate lies from the center at most."""
+
+
 def drift(before: Signature, after: Signature, known: Sequence[Signature]) -> float:
     """Return how far a signature moved: root mean square over coordinates, in standard deviations of ``known`` ones."""
-    scale = Standardizer.fit(torch.stack([one.vector() for one in known])).std
+    scale = Standardizer.fit(torch.stack([one.vector() for one in known])).scale
     moved = (after.vector() - before.vector()) / scale.clamp_min(1e-3)
     return float(moved.square().mean().sqrt())
 
 
 @dataclass(frozen=True)
 class Standardizer:
-    """Brings the coordinates of signatures to comparable scale.
+    """Brings the coordinates of signatures to comparable scale, and no signature moves another one far.
+
+    Center and scale are the median and the median absolute deviation, which fewer than half of the clients cannot move
+    beyond what the others tell; values further out than ``FURTHEST`` are drawn in to it. A coordinate that more than
+    half of the clients share (the frequency of a rare class) has no such scale and takes mean and standard deviation.
 
     Attributes:
-        mean: (k,) mean over the signatures that it was fitted to.
-        std: (k,) their standard deviation, at least 1e-6, so that a constant coordinate stays 0.
+        center: (k,) of the signatures that it was fitted to.
+        scale: (k,) at least 1e-6, so that a constant coordinate stays 0.
     """
 
-    mean: Tensor
-    std: Tensor
+    center: Tensor
+    scale: Tensor
 
     @classmethod
     def fit(cls, vectors: Tensor) -> Standardizer:
         """Fit to the signatures (N, k) of all clients known."""
-        return cls(vectors.mean(dim=0), vectors.std(dim=0, correction=0).clamp_min(1e-6))
+        median = vectors.quantile(0.5, dim=0)
+        deviation = NORMAL_DEVIATION * (vectors - median).abs().quantile(0.5, dim=0)
+        shared = deviation < LEAST_SCALE
+        scale = torch.where(shared, vectors.std(dim=0, correction=0), deviation)
+        return cls(torch.where(shared, vectors.mean(dim=0), median), scale.clamp_min(LEAST_SCALE))
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Return (vectors - mean) / std, for signatures (..., k)."""
-        return (vectors - self.mean) / self.std
+        """Return (vectors - center) / scale within -+ ``FURTHEST``, for signatures (..., k)."""
+        return ((vectors - self.center) / self.scale).clamp(-FURTHEST, FURTHEST)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,8 @@ class Registrar:
         self.roster.note_asked(node_ids)
         answers = exchange.ask(grid, timeout, self._decode)
         self.roster.note(answers.asked, answers.heard)
-        self.roster.note_silent(answers.silent, "it sent no signature within the time limit")
+        for node_id in answers.silent:
+            self.roster.note_silent([node_id], f"it sent no signature: {answers.failures[f'node {node_id}']}")
         for node_id in sorted(answers.heard):
             if f"node {node_id}" in answers.failures:
                 self.roster.leave_out(f"node {node_id}", answers.failures[f"node {node_id}"])

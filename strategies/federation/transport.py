@@ -21,8 +21,14 @@ from models.adapters.adapter import Adapter
 TIMED_OUT = "no reply within the time limit"
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 """Errors by which Flower says that the time for a message or its reply is over."""
-SILENT = (*EXPIRED, ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
-"""Errors that Flower reports in place of a node that did not answer."""
+SILENT = (
+    *EXPIRED,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
+)
+"""Errors that Flower reports in place of a node that did not answer; one may answer the next time: an app does not load
+while another node of the same Flower home is unpacking it."""
 WRAPPING = re.compile(r"^<class '[^']*'>:<'|'>$")
 """What Flower puts around the text of an exception."""
 AT_A_TIME = 8

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from hyperlora.messages.signature import SignatureReply
 from strategies.federation.allow_list import AllowList, Permission, one_line_key
@@ -47,6 +48,25 @@ def registrar(allowed: AllowList | None = None) -> Registrar:
 
 def allow(**valid_until: datetime) -> AllowList:
     return AllowList({name: Permission(one_line_key(KEYS[int(name[-1])]), end) for name, end in valid_until.items()})
+
+
+class UnpackingGrid(SiteGrid):
+    """A SiteGrid whose node 2 cannot load the app the first time."""
+
+    def _answer(self, message: Message) -> Message:
+        if message.metadata.dst_node_id == 2 and self.asked(2) == 1:
+            reason = "An exception was raised when attempting to load `ClientApp`"
+            return Message(Error(code=ErrorCode.LOAD_CLIENT_APP_EXCEPTION, reason=reason), reply_to=message)
+        return super()._answer(message)
+
+
+def test_a_node_that_could_not_load_the_app_is_asked_again() -> None:
+    own, grid = registrar(), UnpackingGrid({}, [{"client-id": "a0"}, {"client-id": "a1"}], PEMS)
+    grid._client_app = claiming_app()
+    own.refresh(grid, 5.0)
+    assert "attempting to load" in own.roster.left_out["node 2"]
+    own.wait_for(grid, wanted=2, join_timeout=30.0, reply_timeout=5.0)
+    assert (list(own.roster.reachable()), own.roster.left_out) == (["a0", "a1"], {})
 
 
 def test_a_node_that_claims_anothers_client_is_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -108,7 +128,7 @@ def test_a_new_node_that_says_nothing_is_asked_less_and_less_until_it_answers() 
     for _ in range(10):
         own.refresh(grid, 5.0)
     assert (grid.asked(1), grid.asked(2)) == (1, 3)
-    assert own.roster.left_out == {"node 2": "it sent no signature within the time limit"}
+    assert own.roster.left_out == {"node 2": "it sent no signature: no reply within the time limit"}
     grid.silent = frozenset()
     assert own.refresh(grid, 5.0)
     assert (list(own.roster.reachable()), own.roster.left_out) == (["a0", "a1"], {})

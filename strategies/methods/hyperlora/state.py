@@ -128,7 +128,7 @@ class HyperLoraState:
     def unstandardize(self, vectors: Tensor) -> Tensor:
         """Inverse of :meth:`standardize`."""
         scale = self.standardizer
-        return vectors if scale is None else vectors * scale.std + scale.mean
+        return vectors if scale is None else vectors * scale.scale + scale.center
 
 
 def signature_vector(signature: Signature) -> Tensor:
