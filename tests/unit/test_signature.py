@@ -46,7 +46,8 @@ def test_standardizer_leaves_a_constant_coordinate_at_zero() -> None:
     vectors = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
     (low, zero), (high, also_zero) = Standardizer.fit(vectors)(vectors).tolist()
     assert (zero, also_zero) == (0.0, 0.0)
-    assert high == pytest.approx(1 / 1.4826) and low == -high
+    assert high == pytest.approx(1 / 1.4826)
+    assert low == -high
 
 
 def test_standardizer_gives_normal_signatures_unit_scale_and_a_rare_value_its_standard_deviation() -> None:
