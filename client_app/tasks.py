@@ -235,13 +235,15 @@ def _gradient(model: AdaptedModel, validation: TokenSet, spec: GradientSpec, ran
 def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: Keeper) -> EvaluateReply:
     """Score the received adapter on the client's test and validation splits after each number of local steps.
 
-    What is trained here stays here. Where scores are kept back, nothing is computed and the reply has none.
+    What is trained here stays here. Where scores are kept back, nothing is computed and the reply has none. Where the
+    validation split alone is asked for, the reply is on no test samples.
     """
     if runtime.config.privacy.keeps_scores:
         return EvaluateReply.without_scores(request)
     began, plan = time.perf_counter(), request.start.plan
     client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
-    model, test, validation = runtime.model, client.tokens("test"), client.tokens("validation")
+    model, validation = runtime.model, client.tokens("validation")
+    test = None if request.validation_only else client.tokens("test")
     composition = client.used(request.start.adapter)
     model.load(client.with_prior(composition.adapter))
     scores, made = [], 0
@@ -250,7 +252,9 @@ def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: K
         for steps in request.steps:
             trainer.run(steps - made)
             made = steps
-            scores.append((*evaluate_calibrated(model, test), evaluate(model, validation)[1]))
+            tested = (0.0, 0.0, 0.0) if test is None else evaluate_calibrated(model, test)
+            scores.append((*tested, evaluate(model, validation)[1]))
     accuracy, loss, calibration, validation_loss = (list(column) for column in zip(*scores, strict=True))
     seconds = time.perf_counter() - began
-    return EvaluateReply(request.client_id, len(test), accuracy, loss, validation_loss, calibration, seconds)
+    num_test = 0 if test is None else len(test)
+    return EvaluateReply(request.client_id, num_test, accuracy, loss, validation_loss, calibration, seconds)

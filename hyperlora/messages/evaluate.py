@@ -33,6 +33,7 @@ class EvaluateRequest:
         steps: numbers of local steps after which to score, ascending, 0 for the adapter as received.
         start: adapter and plan.
         track: which of several adapters for the client this is: its start, or the name of an alternative.
+        validation_only: leave the test split alone: the reply is on no test samples.
     """
 
     TYPE: ClassVar[str] = "evaluate"
@@ -41,6 +42,7 @@ class EvaluateRequest:
     steps: Sequence[int]
     start: Start
     track: str = START_TRACK
+    validation_only: bool = False
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -49,6 +51,7 @@ class EvaluateRequest:
             server_round=self.server_round,
             steps=list(self.steps),
             track=self.track,
+            validation_only=self.validation_only,
             **self.start.entries(),
         )
         return RecordDict({"config": config, **self.start.records()})
@@ -66,6 +69,7 @@ class EvaluateRequest:
             sorted(steps),
             Start.decode(content, config, fresh),
             require(config, "track", str),
+            require(config, "validation_only", bool),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
@@ -63,7 +63,7 @@ class RequestMaker:
         probes = self.method.probe_starts(state, list(cards.values()), server_round)
         for name, adapters in probes.items():
             for request in self._tracks(cards[name], adapters, server_round):
-                self._add(exchange, request)
+                self._add(exchange, replace(request, validation_only=True))
         return exchange
 
     def statistics(self, state: Any, server_round: int) -> Exchange[StatisticsRequest]:

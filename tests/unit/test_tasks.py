@@ -353,7 +353,11 @@ def nonzero(runtime: ClientRuntime) -> Adapter:
 
 
 def test_a_client_adapts_at_the_rate_of_use_and_trains_at_that_of_rounds(runtime: ClientRuntime) -> None:
-    values = {"train.learning-rate": 1e-3, "train.adapt-learning-rate": 1e-2, "method": "fedit"}
+    values: dict[str, bool | int | float | str] = {
+        "train.learning-rate": 1e-3,
+        "train.adapt-learning-rate": 1e-2,
+        "method": "fedit",
+    }
     apart = replace(runtime, config=RunConfig.parse(values))
     rounds, use = (
         replace(runtime, config=RunConfig.parse({"method": "fedit", "train.learning-rate": rate}))
@@ -372,6 +376,18 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> N
     hits = torch.tensor([True, True, False, False, True])
     assert calibration_error(confidences, hits) == pytest.approx(4 / 5 * 0.4, abs=1e-6)
     assert calibration_error(torch.tensor([float("nan")]), torch.tensor([False])) == 0.0
+
+
+def test_a_client_that_is_asked_for_its_validation_loss_alone_leaves_its_test_split_alone(
+    runtime: ClientRuntime,
+) -> None:
+    request = EvaluateRequest("full", 1, [0], Start(runtime.model.initialise(seed=2)))
+    whole, part = (
+        evaluate_adapter(runtime, replace(request, validation_only=only), DictKeeper()) for only in (False, True)
+    )
+    assert part.validation_loss == whole.validation_loss
+    assert (part.num_test, part.test_accuracy, part.test_loss) == (0, [0.0], [0.0])
+    assert whole.num_test > 0
 
 
 def test_a_client_tells_its_calibration_after_every_number_of_steps(runtime: ClientRuntime) -> None:
