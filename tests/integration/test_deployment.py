@@ -158,7 +158,7 @@ def test_a_client_that_joins_takes_part_and_one_that_is_killed_delays_no_round_b
     plain: Deployment, tmp_path: Path
 ) -> None:
     first, leaver, newcomer = SITES
-    timeout = 300.0
+    timeout = 150.0
     drawn = {2: newcomer, 3: newcomer, 4: leaver}
     seed = next(one for one in range(999) if all(name in cohort(one, number) for number, name in drawn.items()))
     own = {"seed": seed, "federation.rounds": 5, "federation.clients-per-round": 2, "federation.min-clients": 2}

@@ -17,7 +17,7 @@ HYPERLORA = Path(sys.executable).parent / "hyperlora"
 def simulate(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     overrides = [part for key, value in SMALL.items() for part in ("-c", f"{key}={value}")]
     command = [str(HYPERLORA), "run", str(REPOSITORY), "--output-dir", str(directory), *overrides, *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")
