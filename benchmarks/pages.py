@@ -21,6 +21,7 @@ from benchmarks.bootstrap import calibration_table, interval_table
 from benchmarks.cost import cost_page
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.grid import SuiteError
+from benchmarks.newcomers import draw_newcomers
 from benchmarks.result import load_results, load_settings
 from benchmarks.suite import HERE, setting_names, split_name, suite_title, variant_names
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
@@ -132,8 +133,15 @@ def fill_pages(results: Path, say: Callable[[str], None]) -> None:
     named = {suite.replace("/", "-"): suite for suite in _settings()}
     for path in sorted((ROOT / "docs" / "figures").glob("*.svg")):
         suite, _, kind = path.stem.rpartition("-")
+        if kind == "newcomers":
+            draw_newcomers({name: of_one_fingerprint(runs)[0] for name, runs in _settings_of(suite, results)}, path)
+            continue
         kept, _ = of_one_fingerprint(load_results(results, named[suite]))
         FIGURES[kind](kept, variant_names(named[suite]), path)
+
+
+def _settings_of(suite: str, results: Path) -> list[tuple[str, Results]]:
+    return [(split_name(one)[1], load_results(results, one)) for one in setting_names(suite)]
 
 
 def _settings() -> list[str]:

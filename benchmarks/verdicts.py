@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.bootstrap import Difference, Runs, paired_difference
+from benchmarks.bootstrap import COMPARISONS, Difference, Runs, paired_difference
 
-COLUMNS = {"as received": ("zero_step", "zero_step"), "adapted": ("k_step", "k_step")}
 Comparison = tuple[str, str, str, Difference]
 
 
 def verdicts(results: Mapping[str, Runs], order: Sequence[str], reference: str) -> str:
     """Return a sentence: in how many comparisons the reference is above, level and below, the last two by name.
 
-    A comparison is a rival, a group (seen or unseen) and a column (as received or adapted); "level" is an interval of
-    :mod:`benchmarks.bootstrap` that holds zero. Empty where there is nothing to compare.
+    A comparison is a rival, a group (seen or unseen) and a column: both as received, both adapted, or the reference as
+    received against the adapted rival. "Level" is an interval of :mod:`benchmarks.bootstrap` that holds zero. Empty
+    where there is nothing to compare.
     """
     found = list(_comparisons(results, order, reference))
     if not found:
@@ -35,7 +35,7 @@ def _comparisons(results: Mapping[str, Runs], order: Sequence[str], reference: s
     own: Sequence[Mapping[str, Any]] = results.get(reference, [])
     for rival in (name for name in order if name != reference):
         for group in ("seen", "unseen"):
-            for column, pair in COLUMNS.items():
+            for column, pair in COMPARISONS.items():
                 difference = paired_difference(own, results.get(rival, []), group, pair)
                 if difference:
                     yield rival, group, column, difference

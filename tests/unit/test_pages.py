@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.newcomers import draw_newcomers
 from benchmarks.pages import ROOT, Block, filled, pages
 from benchmarks.result import HERE, write_json
 from benchmarks.suite import SuiteError
@@ -49,7 +51,7 @@ def test_a_block_without_results_says_so_and_settings_of_a_suite_are_told_apart(
         write_json(tmp_path / ".runs" / "pacs" / "feature" / f"{variant}.json", run)
     text = filled(f"{mark}<!-- /results -->", tmp_path)
     assert (
-        "- **feature**: Of 2 comparisons (1 seed(s)) hyperlora is above in 1, level in 1, below in 0. "
+        "- **feature**: Of 3 comparisons (1 seed(s)) hyperlora is above in 2, level in 1, below in 0. "
         "Level: fedit, seen, adapted (+0.0 [+0.0, +0.0])." in text
     )
     assert "- **dirichlet-0.5**: Not measured yet." in text
@@ -65,3 +67,18 @@ def test_variants_may_have_commas_and_the_reference_is_the_first() -> None:
 def test_a_wrong_mark_is_one_sentence(wanted: str) -> None:
     with pytest.raises(SuiteError, match=r"nope|colour"):
         Block.parse(wanted)
+
+
+def test_the_first_figure_has_the_paired_difference_to_the_adapted_rival(tmp_path: Path) -> None:
+    def run(received: float, adapted: float) -> dict[str, Any]:
+        client = {"client_id": "a", "track": "start", "seen": False, "zero_step": received, "k_step": adapted}
+        figures = {"zero_step": {"mean": received}, "k_step": {"mean": adapted}}
+        return {"seed": 10, "clients": [client], "rounds": [{"evaluation": {"unseen": figures}}]}
+
+    settings = {"feature": {"hyperlora": [run(0.9, 0.9)], "fedit": [run(0.7, 0.84)]}, "empty": {}}
+    draw_newcomers(settings, tmp_path / "figure.svg")
+    drawn = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert all(text in drawn for text in ("+6.0", "90.0", "84.0", "70.0", "feature"))
+    assert "empty" not in drawn
+    draw_newcomers({"empty": {}}, tmp_path / "figure.svg")
+    assert "not measured yet" in (tmp_path / "figure.svg").read_text(encoding="utf-8")
