@@ -11,12 +11,15 @@ that the client has no sample of. s_u, s_v and length are those of the largest l
 1956). The head is the linear discriminant of the predicted means, without the class prior. That is estimated alike:
 the class frequencies of clients are drawn from one Dirichlet distribution, whose concentration has the largest
 likelihood, and a client's own are their mean given its counts.
+
+Up to ``MOST_EXACT`` class means are predicted together. Beyond that (a thousand classes) what all classes of a client
+share is left out, so that every class is predicted by itself, and of very many clients some are fitted to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -32,8 +35,12 @@ CLIENT_VARIANCES = (0.0, 0.01, 0.03, 0.1, 0.3)
 CLASS_VARIANCES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 LENGTHS = (0.3, 1.0, 3.0, 10.0)
 CONCENTRATIONS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-MOST_OBSERVED = 600
-"""Pairs of client and class that the variances are estimated from at most."""
+MOST_OBSERVED, MOST_COMPARED = 600, 150
+"""Pairs of client and class that the variances are estimated from at most, and clients of theirs."""
+MOST_EXACT = 3000
+"""Pairs of client and class that are predicted together."""
+MOST_FITTED, MOST_NUMBERS = 1000, 2**26
+"""Clients that a generator is fitted to, and numbers that its factors hold, at most."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,54 @@ class Observed:
     means: Tensor
     noise: Tensor
 
-    def of_first(self, most: int) -> Observed:
-        """Return the rows of the first clients, about ``most`` rows."""
-        last = int(self.client[min(most, len(self.client)) - 1])
-        kept = self.client <= last
-        return Observed(self.client[kept], self.label[kept], self.means[kept], self.noise[kept])
+    def of_part(self, clients: int, classes: int, most: int) -> Observed:
+        """Return about ``most`` rows: of all classes of some clients, or of some classes where that is too much.
+
+        Args:
+            clients, classes: how many there are; those that are kept lie evenly among them.
+            most: rows that are wanted at most.
+        """
+        if len(self.client) <= most:
+            return self
+        kept = torch.isin(self.client, evenly(clients, MOST_COMPARED))
+        if (rows := int(kept.sum())) > most:
+            kept &= torch.isin(self.label, evenly(classes, max(2, classes * most // rows)))
+        return self.of(kept.nonzero()[:, 0])
+
+    def of(self, rows: Tensor) -> Observed:
+        """Return the rows with these indices."""
+        return Observed(self.client[rows], self.label[rows], self.means[rows], self.noise[rows])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Classes that are predicted together, from observations that tell something of them.
+
+    Attributes:
+        labels: (k,) the classes.
+        observed: n rows.
+        factor: (n, n) Cholesky factor of their covariance.
+        solved: (n, d) that covariance's inverse times their means.
+    """
+
+    labels: Tensor
+    observed: Observed
+    factor: Tensor
+    solved: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, observed: Observed, variances: Variances, distances: Tensor) -> Block:
+        """Factorise the covariance of ``observed``; ``distances`` (N, N) are those of all clients."""
+        factor = torch.linalg.cholesky(covariance(variances, observed, distances))
+        return cls(labels, observed, factor, torch.cholesky_solve(observed.means, factor))
+
+    def expected(self, variances: Variances, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means (k, d) of a client's classes given the observations, and what they explain of the
+        covariance (k, k) of these; ``distances`` (N,) are the client's."""
+        v, alike = variances, variances.similarity(distances)[self.observed.client]
+        same = (self.labels[:, None] == self.observed.label).double()
+        cross = v.client * alike + (v.single * alike + VAGUE) * same
+        return cross @ self.solved, cross @ torch.cholesky_solve(cross.mT, self.factor)
 
 
 @dataclass(frozen=True)
@@ -120,21 +170,17 @@ class HeadGenerator:
     Attributes:
         whitening: the coordinates.
         variances: of the model.
-        observed: class means of the N clients that it was fitted to.
-        names: their client-ids.
+        names: client-ids of the N clients that it was fitted to.
         num_classes: C.
-        factor: (n, n) Cholesky factor of the covariance of all observations.
-        solved: (n, d) that covariance's inverse times the observations.
+        blocks: one of all classes, or one for every class that a client has samples of.
         pseudo_counts: (C,) parameters of the Dirichlet distribution of class frequencies.
     """
 
     whitening: Whitening
     variances: Variances
-    observed: Observed
     names: Sequence[str]
     num_classes: int
-    factor: Tensor
-    solved: Tensor
+    blocks: Sequence[Block]
     pseudo_counts: Tensor
 
     @classmethod
@@ -149,15 +195,18 @@ class HeadGenerator:
             ValueError: no client has two samples of a class.
         """
         parts = bounded(list(statistics.values()))
+        classes = len(parts[0].counts)
+        kept = evenly(len(parts), min(MOST_FITTED, int((MOST_NUMBERS / classes) ** 0.5)))
+        names, distances = [list(statistics)[one] for one in kept], distances[kept][:, kept].double()
+        parts = [parts[one] for one in kept]
         whitening = Whitening.of(parts)
         observed = whitening.observed(parts)
-        variances = likeliest(observed.of_first(MOST_OBSERVED), distances.double())
-        factor = torch.linalg.cholesky(covariance(variances, observed, distances.double()))
-        solved = torch.cholesky_solve(observed.means, factor)
+        variances = likeliest(observed.of_part(len(parts), classes, MOST_OBSERVED), distances)
+        if len(observed.client) > MOST_EXACT:
+            variances = replace(variances, client=0.0)
         counts = torch.stack([one.counts for one in parts])
-        return cls(
-            whitening, variances, observed, list(statistics), counts.shape[1], factor, solved, pseudo_counts(counts)
-        )
+        blocks = _blocks(observed, variances, distances, classes)
+        return cls(whitening, variances, names, classes, blocks, pseudo_counts(counts))
 
     def head(self, name: str, distances: Tensor, own: ClassStatistics | None) -> Tensor:
         """Return the head (C, d + 1) of a client.
@@ -182,13 +231,13 @@ class HeadGenerator:
 
     def _expected(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return the means (C, d) of a client's classes given all observations, and their covariance (C, C)."""
-        v, labels = self.variances, torch.arange(self.num_classes)
-        alike = v.similarity(distances)[self.observed.client]
-        same = (labels[:, None] == self.observed.label).double()
-        cross = v.client * alike + (v.single * alike + VAGUE) * same
-        prior = v.client + (v.single + VAGUE) * torch.eye(self.num_classes, dtype=torch.float64)
-        explained = cross @ torch.cholesky_solve(cross.mT, self.factor)
-        return cross @ self.solved, prior - explained
+        v, width = self.variances, len(self.whitening.centre)
+        means = torch.zeros(self.num_classes, width, dtype=torch.float64)
+        spread = v.client + (v.single + VAGUE) * torch.eye(self.num_classes, dtype=torch.float64)
+        for block in self.blocks:
+            means[block.labels], explained = block.expected(v, distances)
+            spread[block.labels[:, None], block.labels] -= explained
+        return means, spread
 
     def _updated(self, means: Tensor, spread: Tensor, own: Observed) -> Tensor:
         """Return ``means`` given the client's own observations as well (Bayes' rule for Gaussians)."""
@@ -196,6 +245,21 @@ class HeadGenerator:
         gain = torch.linalg.solve(spread[seen][:, seen] + torch.diag(own.noise), own.means - means[seen])
         updated: Tensor = means + spread[:, seen] @ gain
         return updated
+
+
+def _blocks(observed: Observed, variances: Variances, distances: Tensor, classes: int) -> list[Block]:
+    """Return one block of all classes, or one a class where classes of a client share nothing."""
+    if len(observed.client) <= MOST_EXACT:
+        return [Block.of(torch.arange(classes), observed, variances, distances)]
+    return [
+        Block.of(label[None], observed.of((observed.label == label).nonzero()[:, 0]), variances, distances)
+        for label in observed.label.unique()
+    ]
+
+
+def evenly(total: int, most: int) -> Tensor:
+    """Return at most ``most`` indices below ``total``, ascending and evenly spaced; all where there are no more."""
+    return torch.arange(total) if total <= most else torch.linspace(0, total - 1, most).round().long()
 
 
 def covariance(variances: Variances, observed: Observed, distances: Tensor) -> Tensor:

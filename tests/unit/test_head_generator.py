@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
-from models.personalization.head_generator import VAGUE, HeadGenerator, Whitening, likeliest, pseudo_counts
+from models.personalization.head_generator import (
+    VAGUE,
+    HeadGenerator,
+    Observed,
+    Whitening,
+    likeliest,
+    pseudo_counts,
+)
 
 CLASSES, WIDTH, CLIENTS = 3, 4, 5
 
@@ -61,6 +68,53 @@ def test_the_prediction_is_the_conditional_mean_of_the_model(target: int) -> Non
     torch.testing.assert_close(
         generator.head(name, DISTANCES[target], STATISTICS[name]), expected, atol=1e-3, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("target", range(CLIENTS))
+def test_too_many_class_means_are_predicted_class_by_class(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.personalization.head_generator.MOST_EXACT", 3)
+    generator = HeadGenerator.fit(STATISTICS, DISTANCES)
+    assert (len(generator.blocks), generator.variances.client) == (CLASSES, 0.0)
+    expected = torch.from_numpy(conditional_mean(generator, STATISTICS, target))
+    name = list(STATISTICS)[target]
+    torch.testing.assert_close(generator.expected_means(name, DISTANCES[target], None), expected)
+
+
+def test_a_thousand_classes_have_a_head() -> None:
+    classes, width = 1000, 6
+    centres = 3.0 * torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+
+    def told(seed: int) -> ClassStatistics:
+        labels = torch.arange(0, classes, 1 + seed % 3).repeat(2)
+        features = centres[labels] + torch.randn(len(labels), width, generator=torch.Generator().manual_seed(seed))
+        return compute_class_statistics(features, labels, num_classes=classes, rank=2)
+
+    clients = {str(seed): told(seed) for seed in range(1, 9)}
+    generator = HeadGenerator.fit(clients, torch.ones(8, 8) - torch.eye(8))
+    head = generator.head("new", torch.ones(8), None)
+    hits = (centres @ head[:, :-1].mT + head[:, -1]).argmax(dim=1) == torch.arange(classes)
+    assert head.shape == (classes, width + 1)
+    assert float(hits.float().mean()) > 0.8
+
+
+def test_of_very_many_clients_some_are_fitted_to_and_the_others_served_like_newcomers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("models.personalization.head_generator.MOST_FITTED", 4)
+    generator = HeadGenerator.fit(STATISTICS, DISTANCES)
+    assert generator.names == ["a", "b", "d", "e"]
+    row = torch.tensor([0, 1, 3, 4])
+    own, without = (generator.head("c", DISTANCES[2][row], one) for one in (STATISTICS["c"], None))
+    assert not torch.equal(own, without)
+
+
+def test_variances_are_estimated_from_all_classes_of_some_clients_or_some_classes_of_many() -> None:
+    client, label = (one.flatten() for one in torch.meshgrid(torch.arange(400), torch.arange(12), indexing="ij"))
+    observed = Observed(client, label, torch.zeros(len(client), 2), torch.ones(len(client)))
+    part = observed.of_part(400, 12, 600)
+    assert (len(part.client.unique()), len(part.label.unique())) == (150, 4)
+    assert len(part.client) == 600
+    assert observed.of_part(400, 12, 10_000) is observed
 
 
 def test_a_newcomer_is_served_as_if_it_had_been_fitted_too() -> None:
