@@ -37,7 +37,7 @@ table: install  ## run the digits benchmark and print its table
 deployment: install  ## rehearse separate machines: SuperLink and SuperNodes as processes, with and without TLS
 	$(BIN)/pytest -n 0 -m deployment tests/integration
 
-faults: install  ## try every fault, 10,000 mutated records and 1,000 damaged checkpoints, print a table
+faults: install  ## try every fault, 20,000 mutated records, 2,000 damaged files and 200 kills, print a table
 	$(BIN)/python -m tests.faults
 
 soak: install  ## 200 rounds of 100 clients with random faults: nothing grows, leaks or gets worse

@@ -150,9 +150,9 @@ def _make_adapters(run: RunFiles, own: Path, options: PersonalizeOptions, place:
     losses = {name: loss for one in (generated, *anchor) for name, loss in one.losses().items()}
     data = runtime.client(options.name)
     use = min(losses, key=losses.__getitem__) if len(data.validation) else adapter_name(0)
-    target = new_directory(place)
-    for one in (generated, *(one for one in anchor if use in one.losses())):
-        _write_adapters(run, runtime, one, target, len(data.test))
+    with new_directory(place) as target:
+        for one in (generated, *(one for one in anchor if use in one.losses())):
+            _write_adapters(run, runtime, one, target, len(data.test))
     majority = data.test.labels == data.train.labels.bincount().argmax()
     return Personalized(
         directory=str(target),

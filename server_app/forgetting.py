@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hyperlora.config.schema import ConfigError
 from hyperlora.reporting.run_files import RunFiles
@@ -54,16 +54,18 @@ def forget_client(path: Path, client_id: str) -> Forgotten:
     """
     directory = RunDirectory.open(str(path.absolute()), resume=True)
     with directory.held():
-        method = build_method(RunFiles.open(directory.path).config)
+        run = RunFiles.open(directory.path)
+        known, scores, method = run.clients, run.scores, build_method(run.config)
         store = CheckpointStore(directory.path / "checkpoints", keep=1)
         found = store.latest(method.state_classes)
         if found is None:
             raise ConfigError(f"the run in '{path}' has no checkpoint, so there is nothing to take a client out of")
         if client_id not in found.cards:
             raise ConfigError(f"the run in '{path}' knows no client '{client_id}'")
+        dropped = _dropped_files(directory, known, scores, client_id)
+        # last, so that what is stopped half-way can be asked for again
         store.save(without_client(found, method, client_id), method.state_classes)
-        dropped = ["checkpoints: its card and signature, its scores, its part of the method's state"]
-        dropped += _dropped_files(directory, client_id)
+        dropped.insert(0, "checkpoints: its card and signature, its scores, its part of the method's state")
     return Forgotten(dropped, STAYS, found.server_round)
 
 
@@ -79,17 +81,15 @@ def without_client(checkpoint: Checkpoint, method: Method, client_id: str) -> Ch
     )
 
 
-def _dropped_files(directory: RunDirectory, client_id: str) -> list[str]:
+def _dropped_files(
+    directory: RunDirectory, known: ClientList | None, scores: Sequence[dict[str, Any]], client_id: str
+) -> list[str]:
     dropped = []
-    path = directory.path / CLIENTS
-    if path.exists():
-        known = ClientList.from_json(json.loads(path.read_text(encoding="utf-8")))
+    if known is not None:
         cards = {name: card for name, card in known.cards.items() if name != client_id}
         directory.write_json(CLIENTS, ClientList(known.class_names, cards).as_json())
         dropped.append(f"{CLIENTS}: its card and signature")
-    path = directory.path / EVALUATION
-    if path.exists():
-        scores = json.loads(path.read_text(encoding="utf-8"))
+    if directory.has_results:
         directory.write_json(EVALUATION, [score for score in scores if score["client_id"] != client_id])
         dropped.append(f"{EVALUATION}: its scores")
     adapter = directory.path / "adapters" / client_id

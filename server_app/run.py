@@ -61,8 +61,7 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         console = RunConsole(directory.path / "console.log", pace=_pace(config), echo=echo)
         console.opening(config, directory.path)
         model = build_model(config.data, config.model, config.lora)
-        directory.keep_config(config)
-        directory.write_json(ENVIRONMENT, describe_environment(config.seed, model.backbone.fingerprint))
+        directory.check_config(config)
         strategy = build_strategy(config, model)
         strategy.on_cohort = directory.keep_cohort
         console.switched_off(strategy.method.switched_off() if isinstance(strategy.method, Reports) else ())
@@ -71,7 +70,8 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
                 audit = RunAudit(directory.path)
                 audit.note("begun", method=config.method, resume=config.run.resume, settings=digest_of_settings(config))
                 made = _Run(config, directory, strategy, console, sinks, audit)
-                made.make_rounds(ProgressGrid(AuditedGrid(grid, audit), console.progress))
+                start_round = made.begin(model.backbone.fingerprint)
+                made.make_rounds(ProgressGrid(AuditedGrid(grid, audit), console.progress), start_round)
             made.save_results(model)
         console.closing(strategy.record, directory.path)
     return directory.path
@@ -124,10 +124,20 @@ class _Run:
     def checkpoints(self) -> CheckpointStore:
         return CheckpointStore(self.directory.path / "checkpoints", keep=self.config.run.checkpoints_kept)
 
-    def make_rounds(self, grid: Grid) -> None:
+    def begin(self, fingerprint: str) -> int:
+        """Restore what is to be gone on with, keep the settings, and return the first round to make.
+
+        Raises:
+            ConfigError, StateError: the run cannot go on; its directory is then as it was.
+        """
+        start_round = self._restored_round() + 1 if self.config.run.resume else 1
+        self.directory.keep_config(self.config)
+        self.directory.write_json(ENVIRONMENT, describe_environment(self.config.seed, fingerprint))
+        return start_round
+
+    def make_rounds(self, grid: Grid, start_round: int) -> None:
         """Run all rounds, or those after the last checkpoint."""
         rounds = self.config.federation.rounds
-        start_round = self._restored_round() + 1 if self.config.run.resume else 1
         if start_round > rounds:
             if not self.strategy.scores:
                 raise ConfigError(
@@ -193,10 +203,10 @@ class _Run:
         found = self.checkpoints.latest(self.strategy.method.state_classes)
         if found is None and self.directory.recorded_rounds() > self.config.run.checkpoint_every:
             raise ConfigError(f"there is no checkpoint in '{self.checkpoints.directory}' to go on from")
-        self.directory.forget_rounds_after(found.server_round if found else 0)
         if found is not None:
             self.strategy.resume(found)
         self.strategy.history.recall(self.directory.cohorts())
+        self.directory.forget_rounds_after(found.server_round if found else 0)
         self.console.going_on(found.server_round if found else 0, self.directory.seconds_so_far())
         if found is None:
             return 0

@@ -127,7 +127,12 @@ class RunDirectory:
         append_bytes(self.path / name, (json.dumps(value) + "\n").encode())
 
     def keep_config(self, config: RunConfig) -> None:
-        """Write ``config.json``; where there is one, the run goes on.
+        """Write ``config.json``; raises ConfigError as :meth:`check_config`, and StorageError."""
+        self.check_config(config)
+        self.write_json(CONFIG, config.flat())
+
+    def check_config(self, config: RunConfig) -> None:
+        """Compare a configuration with the one that the run began with, where there is one.
 
         What may differ is ``MAY_CHANGE``, and what makes the run safer (:mod:`server_app.tightening`).
 
@@ -135,7 +140,7 @@ class RunDirectory:
             ConfigError: another key differs, so that the run could not go on as it began.
         """
         path, flat = self.path / CONFIG, config.flat()
-        kept = current_names(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else flat
+        kept = current_names(self._settings()) if path.exists() else flat
         before = {**RunConfig().flat(), **kept}  # a key that is newer than the run had its default
         changed = [
             name
@@ -144,7 +149,13 @@ class RunDirectory:
         ]
         if changed:
             raise ConfigError(f"the run in '{self.path}' cannot go on with another {', '.join(changed)}")
-        self.write_json(CONFIG, flat)
+
+    def _settings(self) -> dict[str, Any]:
+        path = self.path / CONFIG
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"'{path}' cannot be read ({error}), so the run cannot go on") from error
 
     def keep_cohort(self, server_round: int, cohort: Sequence[str]) -> None:
         """Write down who is about to be asked to train, and wait until it is on the disk; raises StorageError."""

@@ -45,10 +45,11 @@ def export(
 def _export_adapter(run: RunFiles, client: str | None, to: Path | None) -> Path:
     from hyperlora.reporting.run_files import new_directory
 
-    source, target = _adapter_of(run, client), new_directory(to or run.place_for("exports") / (client or ANCHOR))
-    for name in PEFT_FILES:
-        shutil.copyfile(source / name, target / name)
-    _write_card(run, client, target)
+    source = _adapter_of(run, client)
+    with new_directory(to or run.place_for("exports") / (client or ANCHOR)) as target:
+        for name in PEFT_FILES:
+            shutil.copyfile(source / name, target / name)
+        _write_card(run, client, target)
     return target
 
 
@@ -58,8 +59,8 @@ def _export_merged(run: RunFiles, client: str | None, to: Path | None, weights: 
 
     source, names = _adapter_of(run, client), run.require_clients().class_names
     model = run.rebuild_model(weights)
-    target = new_directory(to or run.place_for("exports") / f"{client or ANCHOR}-merged")
-    _write_card(run, client, target, save_merged(merged(model, source), model, names, target))
+    with new_directory(to or run.place_for("exports") / f"{client or ANCHOR}-merged") as target:
+        _write_card(run, client, target, save_merged(merged(model, source), model, names, target))
     return target
 
 

@@ -100,10 +100,10 @@ def _free(lock: FileLock) -> bool:
 def rounds_made(directory: Path) -> int:
     """Return the last round in the metrics of a run; 0 where there is none. A line that was cut off does not count."""
     last, path = 0, directory / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             last = max(last, int(json.loads(line)["server_round"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError):
             break
     return last
 

@@ -74,6 +74,8 @@ def _scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 __all__ = ["Shapes"]
 
 MOST_MEASURED = 1e9
+MOST_STEPS = 10**6
+"""Local steps that a client makes for one message."""
 LARGEST = 65504.0
 """The largest number of float16, the narrowest float on the wire."""
 Scalar = TypeVar("Scalar", int, float, str, bool, bytes)
@@ -198,6 +200,12 @@ def require_measured(values: Sequence[float]) -> None:
     """Raise :class:`ProtocolError` unless all are losses or seconds that can be averaged: 0 to ``MOST_MEASURED``."""
     if any(not 0 <= value <= MOST_MEASURED for value in values):
         raise ProtocolError(f"losses and seconds {[*values]} must lie between 0 and {MOST_MEASURED:g}")
+
+
+def require_steps(steps: Sequence[int]) -> None:
+    """Raise :class:`ProtocolError` unless all are numbers of local steps that a client makes: 0 to ``MOST_STEPS``."""
+    if any(not 0 <= one <= MOST_STEPS for one in steps):
+        raise ProtocolError(f"numbers of local steps {[*steps]} must lie between 0 and {MOST_STEPS}")
 
 
 def config_of(content: RecordDict) -> ConfigRecord:

@@ -16,6 +16,7 @@ from hyperlora.messages.codec import (
     require,
     require_list,
     require_measured,
+    require_steps,
 )
 from hyperlora.messages.plan import Start
 from models.adapters.adapter import Adapter
@@ -61,8 +62,9 @@ class EvaluateRequest:
         """Inverse of :meth:`encode`, ``fresh`` being the adapter before round 1; raises ProtocolError."""
         config = checked_config(content)
         steps = require_list(config, "steps", int)
-        if not steps or min(steps) < 0:
-            raise ProtocolError(f"entry 'steps': expected numbers of local steps, got {steps!r}")
+        if not steps:
+            raise ProtocolError("entry 'steps': expected numbers of local steps, got none")
+        require_steps(steps)
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),

@@ -23,6 +23,7 @@ from hyperlora.messages.codec import (
     require,
     require_measured,
     require_moderate,
+    require_steps,
 )
 from hyperlora.messages.plan import PARTS, Start, chosen, core_shapes, filled
 from hyperlora.seeds import derive_seed
@@ -70,11 +71,12 @@ class TrainRequest:
     def decode(cls, content: RecordDict, fresh: Adapter) -> TrainRequest:
         """Inverse of :meth:`encode`, ``fresh`` being the adapter before round 1; raises ProtocolError."""
         config = checked_config(content)
-        start = Start.decode(content, config, fresh)
+        start, steps = Start.decode(content, config, fresh), require(config, "local_steps", int)
+        require_steps([steps])
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
-            require(config, "local_steps", int),
+            steps,
             replace(start, plan=replace(start.plan, gradient=_gradient_spec(config))),
             require(config, "signature_digest", str),
         )

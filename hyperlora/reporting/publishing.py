@@ -19,6 +19,7 @@ from hyperlora.storage.files import write_json, write_text
 from hyperlora.storage.run_names import STATEMENT
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
 from strategies.engine.records import RoundRecord
+from strategies.methods.base.server import Method
 
 KEPT_OF_ROUND = ("server_round", "training", "evaluation", "method", "privacy")
 ANCHOR = "anchor"
@@ -62,17 +63,21 @@ def publish_run(run: RunFiles, target: Path, license_name: str) -> Path:
     method, found = open_checkpoint(run)
     if found is None:
         raise RunFilesError(f"the run in '{run.path}' has no checkpoint: run it with run.checkpoint-every above 0")
-    target = new_directory(target)
+    with new_directory(target) as made:
+        _write_files(run, made, method, found)
+        _write_texts(run, made, len(clients.cards), license_name)
+    return made
+
+
+def _write_files(run: RunFiles, target: Path, method: Method, found: Checkpoint) -> None:
     bare = Checkpoint(found.server_round, found.state, found.cards)
     CheckpointStore(target / "checkpoints", keep=1).save(bare, method.state_classes)
     records = [RoundRecord(**{key: record[key] for key in KEPT_OF_ROUND}).as_json() for record in run.records]
     write_text(target / "metrics.jsonl", "".join(_json_line(record) for record in records))
     write_json(target / "config.json", run.config.public())
-    write_json(target / "clients.json", clients.as_json())
+    write_json(target / "clients.json", run.require_clients().as_json())
     kept = {name: run.environment[name] for name in ("seed", "backbone_fingerprint", "packages", "python")}
     write_json(target / "environment.json", kept)
-    _write_texts(run, target, len(clients.cards), license_name)
-    return target
 
 
 def _write_texts(run: RunFiles, target: Path, clients: int, license_name: str) -> None:

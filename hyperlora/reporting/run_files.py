@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from hyperlora.config.schema import RunConfig
+from hyperlora.storage.files import storage_errors
 from hyperlora.storage.run_names import is_published, located
 from hyperlora.task import build_model
 from models.adapters.adapted_model import AdaptedModel
@@ -177,11 +180,22 @@ def require_new(path: Path) -> None:
         raise RunFilesError(f"'{path}' is there already: name another directory with --to")
 
 
-def new_directory(path: Path) -> Path:
-    """Make the directory ``path`` and return it absolute; raises RunFilesError where there is something in it."""
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Make the directory ``path`` and yield it absolute; what was written is gone again where the block fails.
+
+    Raises:
+        RunFilesError: there is something in it.
+        StorageError: it cannot be made.
+    """
     require_new(path)
-    path.mkdir(parents=True, exist_ok=True)
-    return path.absolute()
+    with storage_errors(path, "cannot be made"):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path.absolute()
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True)

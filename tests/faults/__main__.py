@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-RECORDS, FILES, LEDGERS, KILLS = 10_000, 1_000, 500, 20
+RECORDS, INTAKES, CHECKPOINTS, FILES, LEDGERS, KILLS = 20_000, 2_000, 1_000, 2_000, 500, 200
 
 
 def clients(directory: Path) -> Iterable[object]:
@@ -42,16 +42,22 @@ def network(directory: Path) -> Iterable[object]:
 
 
 def records(directory: Path) -> Iterable[object]:
+    from tests.faults.intake import intake_rows
     from tests.faults.records import record_rows
 
-    return record_rows(RECORDS)
+    yield from record_rows(RECORDS)
+    yield from intake_rows(INTAKES)
 
 
 def files(directory: Path) -> Iterable[object]:
     from tests.faults.damaged import damaged_rows
     from tests.faults.ledgers import ledger_row
+    from tests.faults.run_files import run_files_row
+    from tests.faults.server import left_alone
 
-    return [*damaged_rows(FILES, directory), ledger_row(LEDGERS, directory)]
+    yield from damaged_rows(CHECKPOINTS, directory)
+    yield ledger_row(LEDGERS, directory)
+    yield run_files_row(FILES, directory, left_alone(directory / "alone"))
 
 
 PARTS: dict[str, Callable[[Path], Iterable[object]]] = {

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 
-from benchmarks.local_grid import LocalGrid
 from hyperlora.config.settings import WIRE_DTYPES
+from hyperlora.messages.backbone import BackbonePart, BackboneReceipt, name_backbone, named_backbone
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import LocalPlan, Start, core_shapes
-from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
+from hyperlora.messages.signature import SignatureReply, SignatureRequest
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
@@ -25,17 +25,14 @@ from strategies.federation.client_list import ClientList, ClientListError
 from tests.builders import (
     CLASSES,
     SIGNATURE_SIZE,
-    fake_client_app,
     make_adapter,
     make_card,
     make_metrics,
     make_statistics,
     moved,
 )
-from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
 from tests.faults.mutation import mutate, mutate_json
 from tests.faults.table import Row
-from tests.trees import tensors_in
 
 FRESH = make_adapter(5, fresh=True)
 
@@ -55,7 +52,11 @@ def decoders() -> list[Decoder]:
     scored = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], [0.1, 0.0], 0.3)
     classes = StatisticsRequest("a", 3, 4, Start(make_adapter(0)))
     described = StatisticsReply("a", make_statistics("a", rank=4))
+    part = BackbonePart("0" * 64, "1" * 64, 40, 8, b"weights of a backbone")
     return [
+        Decoder("BackbonePart", part.encode, BackbonePart.decode),
+        Decoder("BackboneReceipt", BackboneReceipt(29).encode, BackboneReceipt.decode),
+        Decoder("name of a backbone", _naming_a_backbone, named_backbone),
         Decoder("StatisticsRequest", classes.encode, lambda content: StatisticsRequest.decode(content, FRESH)),
         Decoder("StatisticsReply", described.encode, lambda content: StatisticsReply.decode(content, classes)),
         Decoder("SignatureRequest", SignatureRequest("abc").encode, SignatureRequest.decode),
@@ -68,6 +69,12 @@ def decoders() -> list[Decoder]:
         Decoder("EvaluateReply", scored.encode, lambda content: EvaluateReply.decode(content, asked)),
         *(one for kind, request in train_requests().items() for one in _train_decoders(kind, request)),
     ]
+
+
+def _naming_a_backbone() -> RecordDict:
+    content = SignatureRequest("abc").encode()
+    name_backbone(content, "2" * 64)
+    return content
 
 
 def train_requests() -> dict[str, TrainRequest]:
@@ -143,7 +150,7 @@ def sound(value: Any) -> bool:
 
 
 def record_rows(tries: int, seed: int = 0) -> Iterator[Row]:
-    """Try ``tries`` mutated records on the decoders in turn, and a twentieth of that on a round's state."""
+    """Try ``tries`` mutated records on the decoders in turn, and a twentieth of that on a list of clients."""
     chance, known = random.Random(seed), decoders()
     for index, decoder in enumerate(known):
         count = len(range(index, tries, len(known)))
@@ -152,36 +159,3 @@ def record_rows(tries: int, seed: int = 0) -> Iterator[Row]:
         seen = wrong[0] if wrong else f"{sum(refused for refused, _ in outcomes)} refused, the others sound"
         yield Row(f"mutated {decoder.name}", "refused with a ProtocolError, or sound", seen, not wrong, count)
     yield list_row(max(1, tries // 20), chance)
-    yield state_row(max(1, tries // 20), chance)
-
-
-def state_row(tries: int, chance: random.Random) -> Row:
-    """Hand a round mutated replies: a refused one must leave state and cards as they are, another a finite state."""
-    strategy, app = make_strategy(SETTINGS), fake_client_app(CARDS)
-    grid = LocalGrid(app, {}, 3)
-    strategy.start(grid, num_rounds=2)
-    messages = strategy.configure_train(3, None, None, grid)  # type: ignore[arg-type]
-    replies = list(grid.send_and_receive(messages))
-    before, cards, wrong, refused = strategy.state, dict(strategy.roster.cards), "", 0
-    with logged():
-        for index in range(tries):
-            reply = replies[index % len(replies)]
-            content = _copy(reply.content)
-            mutate(content, chance)
-            strategy.aggregate_train(3, [Message(content, reply_to=messages[index % len(messages)])])
-            wrong = wrong or _changed(strategy.state, before, strategy.roster.cards, cards)
-            refused += strategy.state is before
-            strategy.state, strategy.roster.cards = before, dict(cards)
-    seen = wrong or f"{refused} refused, the others left a finite state"
-    return Row("mutated replies handed to a round", "the state stays, or stays finite", seen, not wrong, tries)
-
-
-def _changed(state: Any, before: Any, cards: dict[str, ClientCard], known: dict[str, ClientCard]) -> str:
-    if state is before:
-        return "" if cards == known else "a refused reply changed a card"
-    return "" if all(bool(torch.isfinite(one.float()).all()) for one in tensors_in(state)) else "NaN in the state"
-
-
-def _copy(content: RecordDict) -> RecordDict:
-    """Return a copy whose records can be changed."""
-    return RecordDict({name: type(record)(dict(record)) for name, record in content.items()})

@@ -1,4 +1,4 @@
-"""Damaged checkpoints, found by hypothesis and by seed."""
+"""Damaged checkpoints and other files of a run, found by hypothesis and by seed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.faults.damaged import Damager, damaged_rows
+from tests.faults.run_files import run_files_row
+from tests.faults.server import left_alone
 from tests.faults.table import as_table
 
 
@@ -21,6 +23,11 @@ def damager(tmp_path_factory: pytest.TempPathFactory) -> Damager:
 @given(st.randoms(use_true_random=False))
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damager: Damager, chance) -> None:
     assert damager.objection(chance)[1] == ""
+
+
+def test_damaged_files_of_a_run_are_read_or_refused_by_every_command(tmp_path: Path) -> None:
+    row = run_files_row(37, tmp_path, left_alone(tmp_path / "alone"))
+    assert row.passed, as_table([row])
 
 
 def test_the_rows_are_as_expected(tmp_path: Path) -> None:

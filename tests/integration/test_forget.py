@@ -14,6 +14,7 @@ from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.reporting.run_files import RunFilesError
 from server_app.forgetting import forget_client
 from server_app.run import run
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
@@ -92,3 +93,11 @@ def test_the_command_says_what_is_not_unlearned(directory: Path) -> None:
     outcome = CliRunner().invoke(app, ["forget", str(directory), NAME, "--format", "json"])
     assert outcome.exit_code == 0, outcome.output
     assert json.loads(outcome.output)["stays"][0].startswith("the shared adapter")
+
+
+def test_a_run_with_a_damaged_list_of_clients_is_left_as_it_is(directory: Path) -> None:
+    (directory / "clients.json").write_bytes(b"\xff")
+    before = {path: path.read_bytes() for path in (directory / "checkpoints").iterdir()}
+    with pytest.raises(RunFilesError, match=r"clients\.json' is damaged"):
+        forget_client(directory, NAME)
+    assert {path: path.read_bytes() for path in (directory / "checkpoints").iterdir()} == before

@@ -201,3 +201,13 @@ def test_texts_of_clients_are_printable_and_short() -> None:
 def test_a_node_may_not_name_any_number_of_clients() -> None:
     with pytest.raises(ProtocolError, match="10001 clients at one node are more than 10000"):
         decoded(left_out={f"client-{index}": "" for index in range(10_001)})
+
+
+@pytest.mark.parametrize("steps", [-1, 2**62])
+def test_a_client_is_not_asked_for_any_number_of_steps(steps: int) -> None:
+    request = TrainRequest("a", 3, steps, Start(make_adapter(0)))
+    with pytest.raises(ProtocolError, match="numbers of local steps"):
+        TrainRequest.decode(request.encode(), make_adapter(5, fresh=True))
+    asked = EvaluateRequest("a", 3, [steps], Start(make_adapter(0)))
+    with pytest.raises(ProtocolError, match="numbers of local steps"):
+        EvaluateRequest.decode(asked.encode(), make_adapter(5, fresh=True))

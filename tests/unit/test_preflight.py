@@ -13,7 +13,7 @@ from PIL import Image
 
 from hyperlora.cli import preflight, run
 from hyperlora.cli.output import CommandError
-from hyperlora.cli.preflight import check_before, check_data, check_device, check_directory, held
+from hyperlora.cli.preflight import check_before, check_data, check_device, check_directory, held, rounds_made
 from hyperlora.cli.settings import Settings, settings_of_run
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import DataError
@@ -159,3 +159,8 @@ def test_the_last_run_below_runs_is_found_as_latest(tmp_path: Path, monkeypatch:
         run.simulate(Settings(tmp_path, RunConfig.parse({"run.output-dir": str(path)}), {}), "")
     assert settings_of_run(Path("runs/latest"))["run.output-dir"] == str(tmp_path / "runs" / "second")
     assert not (tmp_path / "latest").exists()
+
+
+def test_metrics_that_are_no_text_or_hold_no_number_end_where_they_do(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"server_round": 3}\n{"server_round": Infinity}\n\xf8\n')
+    assert rounds_made(tmp_path) == 3

@@ -18,7 +18,7 @@ from hyperlora.reporting.figures import STEPS, comparison_figures, failures, gai
 from hyperlora.reporting.page import Page, Table
 from hyperlora.reporting.panels import draw_accuracy, project_signatures
 from hyperlora.reporting.report import report_page
-from hyperlora.reporting.run_files import RunFiles, RunFilesError
+from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory
 from hyperlora.reporting.state_view import spectrum, view_state
 from hyperlora.serving import start_for
 from models.adapters.adapter import Adapter
@@ -302,3 +302,9 @@ def test_every_column_of_the_clients_has_a_header_and_small_samples_an_interval(
     assert page.verdict.startswith("On their own test data")
     assert {term for term, _ in page.terms} >= {"anchor", "as received", "probing"}
     assert "What the words mean" in page.html()
+
+
+def test_a_new_directory_is_gone_again_where_what_fills_it_fails(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), new_directory(tmp_path / "made") as made:
+        shutil.copy(tmp_path / "missing", made)
+    assert not (tmp_path / "made").exists()

@@ -102,3 +102,10 @@ def test_a_finished_run_is_not_touched_by_a_resume_that_has_nothing_to_do(tmp_pa
         RunDirectory.open(str(tmp_path), resume=True, rounds=rounds)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert RunDirectory.open(str(tmp_path), resume=True, rounds=4).path == tmp_path
+
+
+def test_settings_that_cannot_be_read_are_one_sentence_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b"{\xff")
+    with pytest.raises(ConfigError, match=r"config\.json' cannot be read .* so the run cannot go on"):
+        RunDirectory(tmp_path, resume=True).keep_config(RunConfig())
+    assert (tmp_path / "config.json").read_bytes() == b"{\xff"
