@@ -253,7 +253,7 @@ def _blocks(observed: Observed, variances: Variances, distances: Tensor, classes
         return [Block.of(torch.arange(classes), observed, variances, distances)]
     return [
         Block.of(label[None], observed.of((observed.label == label).nonzero()[:, 0]), variances, distances)
-        for label in observed.label.unique()
+        for label in observed.label.bincount(minlength=classes).nonzero()[:, 0]
     ]
 
 
