@@ -94,3 +94,13 @@ def test_the_library_page_shows_the_example_that_is_tested() -> None:
     code = (ROOT / "docs" / "examples" / "own_app.py").read_text(encoding="utf-8").rstrip()
     page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
     assert f"```python\n{code}\n```" in page, "put docs/examples/own_app.py into docs/library.md"
+
+
+def test_the_head_generator_works_alone_as_the_howto_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- head-lines -->\n```python\n(.*?)```", page, flags=re.DOTALL)
+    assert found
+    exec(found[1], {})
+    without, own = (float(line.split()[0]) for line in capsys.readouterr().out.splitlines())
+    assert own > without
+    assert own > 0.85
