@@ -39,6 +39,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def test_an_index_would_take_what_was_built(built: Path) -> None:
+    files = sorted(map(str, built.iterdir()))
+    outcome = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert outcome.stdout.count("PASSED") == 2
+
+
 def test_the_sdist_holds_sources_docs_and_tests_and_no_environment(built: Path) -> None:
     (archive,) = built.glob("*.tar.gz")
     with tarfile.open(archive) as file:
