@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
 
 from client_app.privacy import private
 from client_app.runtime import ClientRuntime
@@ -21,8 +20,7 @@ from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, Core, resized
-from models.adapters.gradient import WEIGHTS, GradientSpec, part_vectors
-from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, evaluate_calibrated, loss_gradient
+from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, evaluate_calibrated
 from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.prior import add_prior, remove_prior
 from models.personalization.signature import Signature
@@ -116,7 +114,6 @@ class HostedClient:
         model.load(self.with_prior(composition.adapter))
         with model.prepared(trains or plan.trains, core_of(plan), composition.base):
             start_accuracy, start_loss = evaluate(model, validation)
-            gradient = _gradient(model, validation, plan.gradient, rank)
             train_loss = self.trainer("train", learning_rate, make_penalty).run(steps)
             end_accuracy, end_loss = evaluate(model, validation)
             core = model.extract_core() if plan.trains == "core" else {}
@@ -124,7 +121,7 @@ class HostedClient:
         end = remove_prior(end, self.runtime.frequencies(self.client_id), self.runtime.config.prior_strength)
         count = len(self.tokens("train"))
         metrics = TrainMetrics(count, train_loss, start_loss, start_accuracy, end_loss, end_accuracy, seconds=0.0)
-        return Trained(end, metrics, core, gradient)
+        return Trained(end, metrics, core)
 
 
 def core_of(plan: LocalPlan) -> Core | None:
@@ -220,16 +217,6 @@ def _noised(runtime: ClientRuntime, request: TrainRequest, reply: TrainReply) ->
         draw=draw,
         keeps_scores=privacy.keeps_scores,
     )
-
-
-def _gradient(model: AdaptedModel, validation: TokenSet, spec: GradientSpec, rank: int) -> dict[str, Tensor]:
-    """Return what is sent of the validation gradient; zeros where the client has no validation share.
-
-    That of the weights is left to the client half of the method.
-    """
-    if spec.kind in ("off", WEIGHTS):
-        return {}
-    return spec.compress(part_vectors(resized(loss_gradient(model, validation), rank)))
 
 
 def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: Keeper) -> EvaluateReply:

@@ -145,7 +145,7 @@ def _make_adapters(run: RunFiles, own: Path, options: PersonalizeOptions, place:
     card = described.cards[0]
     after_round, start = start_for(run, card, runtime)
     generated = _try_start(runtime, GENERATED, after_round, start)
-    shared = anchor_of(run, runtime.model.backbone.num_heads)
+    shared = anchor_of(run)
     anchor = [] if shared is None else [_try_start(runtime, ANCHOR, after_round, replace(start, adapter=shared))]
     losses = {name: loss for one in (generated, *anchor) for name, loss in one.losses().items()}
     data = runtime.client(options.name)
@@ -218,9 +218,9 @@ def _read_own(own: Path, name: str, classes: Sequence[str], config: RunConfig, t
     return read_text_table(own, name, data.name, Origin("", 1, tuple(classes), *columns), shares)
 
 
-def anchor_of(run: RunFiles, num_heads: int = 1) -> Adapter | None:
+def anchor_of(run: RunFiles) -> Adapter | None:
     """Return the adapter that all clients share after the last checkpoint; None where the method has none."""
-    method, found = open_checkpoint(run, num_heads)
+    method, found = open_checkpoint(run)
     return None if found is None else method.anchor(found.state)
 
 
@@ -236,7 +236,7 @@ def start_for(run: RunFiles, card: ClientCard, runtime: ClientRuntime | None = N
         RunFilesError: the run has no checkpoint, or its clients train only a core.
         StateError: it has some, and none can be used.
     """
-    method, found = open_checkpoint(run, runtime.model.backbone.num_heads if runtime else 1)
+    method, found = open_checkpoint(run)
     if found is None:
         raise RunFilesError(
             f"the run in '{run.path}' has no checkpoint: run it again with run.checkpoint-every above 0"

@@ -92,7 +92,7 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     initial = model.fresh_adapter(config.seed)
     rank = required_rank(config, initial.rank)
     return LoraStrategy(
-        build_method(config, model.backbone.num_heads),
+        build_method(config),
         initial=initial,
         registrar=Registrar.of(
             model,

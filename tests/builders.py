@@ -13,7 +13,6 @@ from hyperlora.messages.signature import ClientCard, SignatureReply
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import part_vectors
 from models.lowrank.factors import Factors
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.personalization.signature import Signature
@@ -110,9 +109,7 @@ def fake_client_app(
     def train(message: Message, context: Context) -> Message:
         request = TrainRequest.decode(message.content, fresh)
         end = moved(request.start.adapter, request.client_id, request.server_round)
-        spec = request.start.plan.gradient
-        gradient = {} if spec.kind == "off" else spec.compress(part_vectors(end))
-        reply = TrainReply(request.client_id, request.server_round, end, make_metrics(), gradient)
+        reply = TrainReply(request.client_id, request.server_round, end, make_metrics())
         answer = Message(reply.encode(request), reply_to=message)
         return spoil[request.client_id](answer, request) if spoil and request.client_id in spoil else answer
 

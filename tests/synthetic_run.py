@@ -21,8 +21,6 @@ DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
 SMALLEST = {
     "hyperlora.deviations": "serving",
     "generator.kind": "off",
-    "hyperlora.gradient": "off",
-    "hyperlora.learning-rate": 0.0,
 }
 
 
@@ -78,7 +76,7 @@ def _record(number: int) -> dict[str, Any]:
         "bytes": {"train_down": 3_000_000, "train_up": 2_500_000, "evaluate_down": 0 if number % 2 else 9_000_000},
         "failures": {"train photo-1": "no reply within the time limit"} if number % 10 == 3 else {},
         "drift": {},
-        "method": {"residual gate attn.qkv": 0.5, "residual gate mlp.fc1": 0.25},
+        "method": {"newcomer_strength": 0.5},
         "seconds": {"waiting": 4.0, "aggregating": 1.5, "training": 12.0, "evaluating": 0.0 if number % 2 else 6.0},
     }
 

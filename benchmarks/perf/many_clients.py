@@ -28,7 +28,6 @@ from hyperlora.messages.signature import ClientCard, SignatureReply
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import part_vectors
 from models.personalization.signature import Signature
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
@@ -128,9 +127,7 @@ class _Stubs:
                 for name, value in request.start.adapter.tensors().items()
             }
         )
-        spec = request.start.plan.gradient
-        gradient = {} if spec.kind == "off" else spec.compress(part_vectors(adapter))
-        return TrainReply(request.client_id, request.server_round, adapter, METRICS, gradient).encode(request)
+        return TrainReply(request.client_id, request.server_round, adapter, METRICS).encode(request)
 
 
 def _card(index: int) -> ClientCard:

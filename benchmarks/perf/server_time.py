@@ -1,4 +1,4 @@
-"""The server's work in one round, hyperlora beside fedit: make and pack starts, read replies, aggregate, learn."""
+"""The server's work in one round, hyperlora beside fedit: make and pack starts, read replies, aggregate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import part_vectors
 from models.personalization.signature import Signature
 from strategies.methods.base.server import ClientUpdate, Method, with_clients
 from strategies.methods.registry import build_method
@@ -56,9 +55,7 @@ class Server:
 
     def _reply(self, index: int) -> Any:
         end = self._adapter(index)
-        wants = self.method.plan(self.state, self.cards[index]).gradient
-        gradient = {} if wants.kind == "off" else wants.compress(part_vectors(end))
-        return TrainReply(self.cards[index].client_id, 1, end, METRICS, gradient).encode()
+        return TrainReply(self.cards[index].client_id, 1, end, METRICS).encode()
 
     def _adapter(self, seed: int) -> Adapter:
         return made_up_adapter(seed, DEIT_TINY, blocks=self._blocks, rank=self._rank, classes=CLASSES)

@@ -1,4 +1,4 @@
-"""Keys and methods that had another name once, so that old run directories can still be read."""
+"""Keys and methods that had another name once or are gone, so that old run directories can still be read."""
 
 from __future__ import annotations
 
@@ -20,10 +20,21 @@ RENAMED_METHODS: Mapping[str, str] = {"hyperflora": "pfedhn-lora"}
 SHARED: Mapping[str, str] = {"pfedhn-lora.hidden": "generator.hidden", "pfedhn-lora.inputs": "generator.inputs"}
 """Keys whose value another key gave once."""
 
+REMOVED: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("hyperlora.gradient", "hyperlora.sketch-size", "hyperlora.learn", "hyperlora.learning-rate"),
+        "nothing is learned from validation gradients any more",
+    ),
+    "hyperlora.merge-own": "Potara's gate is method = potara",
+    "hyperlora.shuffle-signatures": "the ablation is in benchmarks.amortisation",
+    "generator.newcomer-share": "generator.share is that of all clients",
+}
+"""Keys that are gone, and why (docs/results/earlier.md)."""
+
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored settings under today's keys, and with today's name of the method."""
-    current = {RENAMED.get(name, name): value for name, value in values.items()}
+    """Return stored settings under today's keys, without those that are gone, and with today's name of the method."""
+    current = {RENAMED.get(name, name): value for name, value in values.items() if name not in REMOVED}
     if "method" in current:
         current["method"] = RENAMED_METHODS.get(current["method"], current["method"])
     shared = {name: values[source] for name, source in SHARED.items() if source in values}

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt
 
 from hyperlora.config import settings
 from hyperlora.config.methods import METHOD_NAMES, all_sections, find_method, sections_of
-from hyperlora.config.renamed import RENAMED, current_names
+from hyperlora.config.renamed import REMOVED, RENAMED, current_names
 from hyperlora.config.section import (
     ConfigError,
     ConfigKey,
@@ -144,5 +144,7 @@ def _refuse_unknown(names: Iterable[str], known: Sequence[str]) -> None:
     for name in names:
         if name in RENAMED:
             raise ConfigError(f"configuration key '{name}' is now called '{RENAMED[name]}'")
+        if name in REMOVED:
+            raise ConfigError(f"configuration key '{name}' is gone: {REMOVED[name]}")
         if name not in known:
             raise ConfigError(f"unknown configuration key '{name}'{nearest(name, known)}")

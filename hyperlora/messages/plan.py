@@ -30,12 +30,11 @@ from hyperlora.messages.codec import (
     unpack,
 )
 from models.adapters.adapter import HEAD, Adapter, combine, resized
-from models.adapters.gradient import NO_GRADIENT, GradientSpec
 from models.lowrank.factors import Factors
 
 TRAINED = ("all", "A", "B", "core", "head", "body")
 PARTS = ("A", "B", HEAD)
-MAX_BASE_RANK = 2**14
+MAX_RANK = 2**14
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,11 @@ class LocalPlan:
         frame: where a core is trained, the fixed B and A that stand in place of the adapter's own, of any one rank; it
             has no head.
         core: kind -> R (blocks, r, r) where a core is trained, r the rank of the frame.
-        gradient: what the train reply says about gradients.
+        gradient_rank: rank of the factors in which the client half of the method tells the gradient of the frozen
+            weights (:mod:`models.adapters.weight_gradient`); 0 where it tells none.
 
     Raises:
-        ProtocolError: a name is unknown.
+        ProtocolError: a name is unknown or a rank out of range.
     """
 
     trains: str = "all"
@@ -66,11 +66,13 @@ class LocalPlan:
     base: Adapter | None = None
     frame: Adapter | None = None
     core: Mapping[str, Tensor] = field(default_factory=dict)
-    gradient: GradientSpec = NO_GRADIENT
+    gradient_rank: int = 0
 
     def __post_init__(self) -> None:
         if self.trains not in TRAINED or not {*self.down, *self.up} <= {*PARTS}:
             raise ProtocolError(f"a client cannot train '{self.trains}', exchange {[*self.down]} and {[*self.up]}")
+        if not 0 <= self.gradient_rank <= MAX_RANK:
+            raise ProtocolError(f"a gradient of rank {self.gradient_rank} cannot be sent")
         if (self.trains == "core") != (self.frame is not None):
             raise ProtocolError("a core is trained between the factors of a frame, and there is one without the other")
 
@@ -165,7 +167,7 @@ class Start:
             require(config, "personal", bool),
             base,
             frame,
-            _optional(content, "core", core_shapes(frame)),
+            optional_tensors(content, "core", core_shapes(frame)),
         )
         return cls(filled(content, template, plan.down, wire), plan, wire)
 
@@ -192,7 +194,7 @@ def product_shapes(adapter: Adapter, rank: int) -> Shapes:
     Raises:
         ProtocolError: the rank is negative or absurdly large.
     """
-    if not 0 <= rank <= MAX_BASE_RANK:
+    if not 0 <= rank <= MAX_RANK:
         raise ProtocolError(f"a product of rank {rank} cannot stand beside the frozen weights")
     shapes: dict[str, tuple[int, ...]] = {}
     for kind, one in adapter.low_rank.items() if rank else ():
@@ -220,9 +222,10 @@ def filled(content: RecordDict, template: Adapter, parts: Sequence[str], wire: s
 
 def _product(content: RecordDict, name: str, like: Adapter, rank: int) -> Adapter | None:
     """Return the factors of ``rank`` that the message brings under ``name``, without a head; None where rank is 0."""
-    tensors = _optional(content, name, product_shapes(like, rank))
+    tensors = optional_tensors(content, name, product_shapes(like, rank))
     return Adapter.from_tensors({**tensors, HEAD: 0 * like.head}) if tensors else None
 
 
-def _optional(content: RecordDict, name: str, shapes: Shapes) -> dict[str, Tensor]:
+def optional_tensors(content: RecordDict, name: str, shapes: Shapes) -> dict[str, Tensor]:
+    """Return the tensors of ``shapes`` that the message brings under ``name``; nothing where there are no shapes."""
     return decode_tensors(arrays_of(content, name), shapes) if shapes else {}

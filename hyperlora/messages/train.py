@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from hyperlora.messages.codec import (
@@ -25,13 +25,11 @@ from hyperlora.messages.codec import (
     require_moderate,
     require_steps,
 )
-from hyperlora.messages.plan import PARTS, Start, chosen, core_shapes, filled
+from hyperlora.messages.plan import PARTS, Start, chosen, core_shapes, filled, optional_tensors
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import GRADIENT_KINDS, WEIGHTS, GradientSpec
+from models.adapters.weight_gradient import gradient_shapes
 from models.personalization.signature import Signature
-
-MAX_SKETCH = 2**20
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,11 @@ class TrainRequest:
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
-        gradient = self.start.plan.gradient
         config = config_record(
             client_id=self.client_id,
             server_round=self.server_round,
             local_steps=self.local_steps,
-            gradient=gradient.kind,
-            sketch_size=gradient.size,
+            gradient_rank=self.start.plan.gradient_rank,
             signature_digest=self.signature_digest,
             **self.start.entries(),
         )
@@ -77,16 +73,9 @@ class TrainRequest:
             require(config, "client_id", str),
             require(config, "server_round", int),
             steps,
-            replace(start, plan=replace(start.plan, gradient=_gradient_spec(config))),
+            replace(start, plan=replace(start.plan, gradient_rank=require(config, "gradient_rank", int))),
             require(config, "signature_digest", str),
         )
-
-
-def _gradient_spec(config: ConfigRecord) -> GradientSpec:
-    kind, size = require(config, "gradient", str), require(config, "sketch_size", int)
-    if kind not in (*GRADIENT_KINDS, WEIGHTS) or not (0 < size <= MAX_SKETCH or kind not in ("sketch", WEIGHTS)):
-        raise ProtocolError(f"a gradient of kind '{kind}' and sketch size {size} cannot be sent")
-    return GradientSpec(kind, size)
 
 
 def _new_signature(content: RecordDict, start: Adapter) -> Signature | None:
@@ -179,11 +168,8 @@ class TrainReply:
         metrics = TrainMetrics(require(record, "num_examples", int), **measured)
         end = _decoded_end(content, request)
         start, plan = request.start.adapter, request.start.plan
-        gradient: dict[str, Tensor] = {}
-        if plan.gradient.kind != "off":
-            gradient = decode_tensors(arrays_of(content, "gradient"), plan.gradient.shapes(start))
-        cores = core_shapes(plan.frame)
-        core = decode_tensors(arrays_of(content, "core"), cores) if cores else {}
+        gradient = optional_tensors(content, "gradient", gradient_shapes(start, plan.gradient_rank))
+        core = optional_tensors(content, "core", core_shapes(plan.frame))
         signature = _new_signature(content, start)
         return cls(*answered, end, metrics, gradient, signature, core, plan.up)
 

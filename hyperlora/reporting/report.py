@@ -129,11 +129,10 @@ def _state_panels(run: RunFiles, view: StateView | None) -> Iterator[Panel]:
 
 
 def _offered(run: RunFiles, view: StateView) -> str:
-    gates = {name: share for name, share in run.records[-1]["method"].items() if name.startswith("residual gate")}
-    if not view.residual_spectrum or not gates:
+    if not view.residual_spectrum:
         return ""
-    shares = ", ".join(f"{name.removeprefix('residual gate ')} {share:.2f}" for name, share in gates.items())
-    return f" Dashed: what the rank cut off and the corrector carries into the next round; share used again: {shares}."
+    share = run.config.flat()["corrector.share"]
+    return f" Dashed: what the rank cut off and the corrector carries into the next round; share used again: {share}."
 
 
 def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:

@@ -12,9 +12,9 @@ from hyperlora.reporting.run_files import RunFiles
 from hyperlora.storage.state import StateError
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import truncate
-from models.personalization.synthesizer import attention
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
 from strategies.methods.base.server import Method
+from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.methods.hyperlora.state import HyperLoraState
 from strategies.methods.registry import build_method
 
@@ -40,13 +40,13 @@ class StateView:
     attention: Tensor | None = None
 
 
-def open_checkpoint(run: RunFiles, num_heads: int = 1) -> tuple[Method, Checkpoint | None]:
+def open_checkpoint(run: RunFiles) -> tuple[Method, Checkpoint | None]:
     """Return the run's method, which keeps its memory in RAM here, and the last checkpoint; None where there is none.
 
     Raises:
         StateError: there are checkpoints, and none can be used.
     """
-    method = build_method(run.config.with_values({"hyperlora.memory-limit": 0}), num_heads)
+    method = build_method(run.config.with_values({"hyperlora.memory-limit": 0}))
     return method, CheckpointStore(run.path / "checkpoints", keep=1).latest(method.state_classes)
 
 
@@ -66,7 +66,7 @@ def view_state(run: RunFiles) -> StateView | None:
     anchor = method.anchor(state)
     scaling = run.config.lora.alpha / run.config.lora.rank
     view = StateView(server_round, spectrum(anchor, scaling) if anchor else {}, {})
-    return _with_attention(view, state, scaling) if isinstance(state, HyperLoraState) else view
+    return _with_attention(view, state, method, scaling) if isinstance(method, HyperLoraMethod) else view
 
 
 def spectrum(adapter: Adapter, scaling: float) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def spectrum(adapter: Adapter, scaling: float) -> dict[str, Tensor]:
     }
 
 
-def _with_attention(view: StateView, state: HyperLoraState, scaling: float) -> StateView:
+def _with_attention(view: StateView, state: HyperLoraState, method: HyperLoraMethod, scaling: float) -> StateView:
     residual = spectrum(state.residual, scaling) if state.residual is not None else {}
     if not state.memory:
         return replace(view, residual_spectrum=residual)
@@ -88,5 +88,5 @@ def _with_attention(view: StateView, state: HyperLoraState, scaling: float) -> S
         residual_spectrum=residual,
         attending=names,
         attended=list(state.names),
-        attention=attention(state.psi, queries, state.keys, state.own(names), state.groups),
+        attention=method.synthesizer.attention(queries, state.keys, state.own(names), state.groups),
     )

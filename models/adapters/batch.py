@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.adapters.adapter import HEAD, Adapter
+from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
 
 
@@ -49,10 +49,8 @@ class AdapterBatch:
         """Go through the adapters in their order."""
         return (self[index] for index in range(len(self)))
 
-    def weighted(self, weights: Mapping[str, Tensor]) -> AdapterBatch:
-        """Return each adapter times its weight, in product space; ``weights`` has (N,) numbers for each part."""
-        low_rank = {
-            kind: Factors(factors.B * weights[kind][:, None, None, None], factors.A)
-            for kind, factors in self.low_rank.items()
-        }
-        return AdapterBatch(low_rank, self.head * weights[HEAD][:, None, None])
+    def weighted(self, weights: Tensor) -> AdapterBatch:
+        """Return each adapter times its weight (N,), in product space."""
+        columns = weights[:, None, None, None]
+        low_rank = {kind: Factors(factors.B * columns, factors.A) for kind, factors in self.low_rank.items()}
+        return AdapterBatch(low_rank, self.head * weights[:, None, None])

@@ -28,6 +28,15 @@ def weight_gradient(model: AdaptedModel, samples: TokenSet) -> dict[str, Tensor]
     return {kind: factors.B / scaling for kind, factors in gradient.low_rank.items()}
 
 
+def gradient_shapes(like: Adapter, rank: int) -> dict[str, tuple[int, ...]]:
+    """Return kind -> shape of what :func:`packed` makes for modules of the shapes of ``like``; nothing for rank 0."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for kind, factors in like.low_rank.items() if rank else ():
+        *layers, m, n = factors.shape
+        shapes[kind] = (math.prod(layers) * (m + n) * rank,)
+    return shapes
+
+
 def packed(gradient: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """Return by kind what travels of matrices (blocks, m, n): B and A of their best approximation, one after another.
 

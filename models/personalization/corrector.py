@@ -1,25 +1,23 @@
 """The corrector C_omega: the residual that truncation to rank r cut off is offered again later (error feedback).
 
-kept, residual = T_r( dW + sigmoid(omega_part) E ), and E <- T_R(residual) goes to the next round. With a gate of 0 it
-is plain truncation. Error feedback: Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2.
+kept, residual = T_r( dW + share E ), and E <- T_R(residual) goes to the next round. With a share of 0 it is plain
+truncation, with 1 nothing is lost. Error feedback: Karimireddy et al. 2019, arXiv 1901.09847, algorithm 2.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from models.adapters.adapter import Adapter, AdapterSum
 
 
 def correct(
-    total: AdapterSum, residual: Adapter | None, gates: Mapping[str, float], *, rank: int, residual_rank: int
+    total: AdapterSum, residual: Adapter | None, share: float, *, rank: int, residual_rank: int
 ) -> tuple[Adapter, Adapter | None]:
     """Truncate ``total`` to ``rank`` with the residual of earlier truncations offered again.
 
     Args:
-        total: the sum dW; the gated residual is added to it.
+        total: the sum dW; the share of the residual is added to it.
         residual: E, what earlier truncations cut off, or None.
-        gates: share sigmoid(omega_part) of it that is offered, by part, from 0 to 1.
+        share: of it that is offered, from 0 to 1.
         rank: r, rank of the result.
         residual_rank: R, rank of the new residual; 0 keeps none.
 
@@ -27,6 +25,6 @@ def correct(
         The adapter of rank r, and the residual for the next round.
     """
     if residual is not None:
-        total.add(residual, gates)
+        total.add(residual, share)
     kept, cut = total.split(rank, residual_rank)
     return kept, cut if residual_rank else None

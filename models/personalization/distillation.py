@@ -1,7 +1,7 @@
 """Distillation: the generator learns, in product space, to give what the memory gives.
 
-The target of an embedding s is a mixture of the N remembered deviations, for each part (a kind, or ``head``)
-target(s) = sum_j C[s, j, part] D_j. With <., .> summed over the layers of a part,
+The target of an embedding s is a mixture of the N remembered deviations, target(s) = sum_j C[s, j] D_j. With <., .>
+summed over the layers of a part (a kind, or ``head``),
 ||G(s) - target(s)||^2 = ||G(s)||^2 - 2 sum_j C_sj <G(s), D_j> + C_s^T Gram(D) C_s,
 so r x r products are all it takes. The *error* of a part is that, over the mean of ||D_j||^2; the loss is the
 mean over parts and embeddings. 0 is perfect; a generator of zeros has an error of about the coefficients' square.
@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.adapters.adapter import HEAD
 from models.adapters.batch import AdapterBatch
 from models.personalization.generators.base import Generator, StackedMemory
 
@@ -45,14 +44,14 @@ class Targets:
 
     Attributes:
         embeddings: (S, k) of signatures.
-        coefficients: part -> C (S, N).
+        coefficients: C (S, N).
         squares: part -> C_s^T Gram(D) C_s, (S,).
         scales: part -> mean over the memory of ||D_j||^2.
         memory: the deviations.
     """
 
     embeddings: Tensor
-    coefficients: Mapping[str, Tensor]
+    coefficients: Tensor
     squares: Mapping[str, Tensor]
     scales: Mapping[str, float]
     memory: StackedMemory
@@ -62,25 +61,25 @@ class Targets:
         return replace(
             self,
             embeddings=self.embeddings[which],
-            coefficients={part: c[which] for part, c in self.coefficients.items()},
+            coefficients=self.coefficients[which],
             squares={part: square[which] for part, square in self.squares.items()},
         )
 
 
-def make_targets(embeddings: Tensor, coefficients: Mapping[str, Tensor], memory: AdapterBatch) -> Targets:
+def make_targets(embeddings: Tensor, coefficients: Tensor, memory: AdapterBatch) -> Targets:
     """Prepare the targets; the gram of the memory (N deviations) is computed here, once, in float64.
 
     Raises:
-        ValueError: if the coefficients lack a part of the memory or are not (S, N).
+        ValueError: if the coefficients are not (S, N).
     """
-    parts, expected = {*memory.low_rank, HEAD}, (len(embeddings), len(memory))
-    if set(coefficients) != parts or any(tuple(c.shape) != expected for c in coefficients.values()):
-        got = {part: tuple(c.shape) for part, c in coefficients.items()}
-        raise ValueError(f"expected coefficients (S, N) = {expected} for the parts {sorted(parts)}, got {got}")
+    expected, got = (len(embeddings), len(memory)), tuple(coefficients.shape)
+    if got != expected:
+        raise ValueError(f"expected coefficients (S, N) = {expected}, got {got}")
     stacked = StackedMemory.of(memory)
     gram = stacked.double().gram()
     scales = {part: float(g.diagonal().mean()) or 1.0 for part, g in gram.items()}
-    squares = {part: ((c.double() @ gram[part]) * c.double()).sum(dim=1).to(c) for part, c in coefficients.items()}
+    wide = coefficients.double()
+    squares = {part: ((wide @ g) * wide).sum(dim=1).to(coefficients) for part, g in gram.items()}
     return Targets(embeddings, coefficients, squares, scales, stacked)
 
 
@@ -88,7 +87,7 @@ def distillation_loss(generator: Generator, targets: Targets) -> Tensor:
     """Return the mean over parts and embeddings of ||G(s) - target(s)||^2 / mean_j ||D_j||^2; differentiable."""
     errors = []
     for part, (squares, inners) in generator.products(targets.embeddings, targets.memory).items():
-        crossed = (targets.coefficients[part] * inners).sum(dim=1)
+        crossed = (targets.coefficients * inners).sum(dim=1)
         errors.append((squares - 2 * crossed + targets.squares[part]).mean() / targets.scales[part])
     return torch.stack(errors).mean()
 
@@ -116,7 +115,7 @@ def distill(
     generator: Generator,
     *,
     embeddings: Tensor,
-    coefficients: Mapping[str, Tensor],
+    coefficients: Tensor,
     memory: AdapterBatch,
     held_out: Tensor,
     steps: int,
@@ -129,7 +128,7 @@ def distill(
     Args:
         generator: changed in place.
         embeddings: (S, k) of signatures: real, mixed, noised.
-        coefficients: part -> C (S, N), the mixture of the memory that each embedding should give.
+        coefficients: C (S, N), the mixture of the memory that each embedding should give.
         memory: the N deviations.
         held_out: (S,) True for the embeddings that only decide when to stop; with none of them all steps are made.
         steps: at most so many.

@@ -28,7 +28,7 @@ class HyperLoraStrategy(LoraStrategy):
         config = config or RunConfig()
         initial = model.fresh_adapter(config.seed)
         super().__init__(
-            build_method(config, model.backbone.num_heads),
+            build_method(config),
             initial=initial,
             registrar=Registrar.of(
                 model,

@@ -21,7 +21,7 @@ from strategies.engine.history import History
 from strategies.engine.records import ClientScore
 
 log = logging.getLogger(__name__)
-KIND, VERSION = "checkpoint", 4
+KIND, VERSION = "checkpoint", 5
 NAME = re.compile(r"round-(\d{5,})\.pt")
 CLASSES = (ClientCard, Signature, ClientScore, History)
 

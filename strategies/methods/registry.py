@@ -6,15 +6,11 @@ from importlib import import_module
 
 from hyperlora.config.methods import find_method
 from hyperlora.config.schema import ConfigError, RunConfig
-from strategies.methods.base.server import FollowsBackbone, Method
+from strategies.methods.base.server import Method
 
 
-def build_method(config: RunConfig, num_heads: int = 1) -> Method:
+def build_method(config: RunConfig) -> Method:
     """Return the method that ``config.method`` names, with its settings.
-
-    Args:
-        config: of the run.
-        num_heads: attention heads of the backbone's blocks (``Backbone.num_heads``).
 
     Raises:
         ConfigError: the module of a method from outside has no ``build``.
@@ -24,7 +20,7 @@ def build_method(config: RunConfig, num_heads: int = 1) -> Method:
     if not hasattr(module, "build"):
         raise ConfigError(f"method '{config.method}' cannot be used: its module has no function 'build(config)'")
     method: Method = module.build(config)
-    return method.for_heads(num_heads) if isinstance(method, FollowsBackbone) else method
+    return method
 
 
 def required_rank(config: RunConfig, rank: int) -> int:

@@ -20,7 +20,7 @@ from hyperlora.messages.signature import SignatureReply, SignatureRequest
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import GradientSpec
+from models.adapters.weight_gradient import gradient_shapes
 from strategies.federation.client_list import ClientList, ClientListError
 from tests.builders import (
     CLASSES,
@@ -84,21 +84,18 @@ def train_requests() -> dict[str, TrainRequest]:
     core = {kind: torch.ones(shape) for kind, shape in core_shapes(frame).items()}
     plans = {
         "a core": LocalPlan(trains="core", up=("head",), frame=frame, core=core),
-        "a gradient of the weights": LocalPlan(trains="head", gradient=GradientSpec("weights", 3)),
+        "a gradient of the weights": LocalPlan(trains="head", gradient_rank=3),
         "a base": LocalPlan(base=replace(make_adapter(3, rank=3), head=0 * start.head)),
         "B alone": LocalPlan(trains="B", down=("B", "head"), up=("B", "head"), personal=True),
     }
-    wires = {
-        wire: TrainRequest("a", 3, 10, Start(start, LocalPlan(gradient=GradientSpec("sketch", 16)), wire).fitted(0))
-        for wire in WIRE_DTYPES
-    }
+    wires = {wire: TrainRequest("a", 3, 10, Start(start, wire=wire).fitted(0)) for wire in WIRE_DTYPES}
     return wires | {name: TrainRequest("a", 3, 10, Start(start, plan)) for name, plan in plans.items()}
 
 
 def _train_decoders(kind: str, request: TrainRequest) -> Iterator[Decoder]:
     end, signature = moved(request.start.adapter, "a", 1), make_card("b").signature
     plan = request.start.plan
-    gradient = {name: torch.ones(shape) for name, shape in plan.gradient.shapes(end).items()}
+    gradient = {name: torch.ones(shape) for name, shape in gradient_shapes(end, plan.gradient_rank).items()}
     core = {name: 2 * one for name, one in plan.core.items()}
     reply = TrainReply("a", 3, end, make_metrics(), gradient, signature, core, plan.up)
     yield Decoder(f"TrainRequest, {kind}", request.encode, lambda content: TrainRequest.decode(content, FRESH))

@@ -26,8 +26,6 @@ PRIVATE: dict[str, Any] = {
     "privacy.signature-noise": 2.0,
     "privacy.adapter-noise": 8.0,
     "privacy.adapter-clip": 1e-3,
-    "hyperlora.gradient": "off",
-    "hyperlora.learn": "",
     "data.clients-per-domain": 1,
     "data.unseen-fraction": 0.0,
     "federation.clients-per-round": 3,

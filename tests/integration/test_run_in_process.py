@@ -264,13 +264,12 @@ def test_heads_from_class_statistics_are_served_and_never_trained(finished: Path
 
 
 def test_a_method_says_what_is_off(finished: Path) -> None:
-    assert "off: synthesizer, LoRA generator, corrector, learning" in (finished / "console.log").read_text()
+    assert "off: synthesizer, LoRA generator, corrector" in (finished / "console.log").read_text()
 
 
-@pytest.mark.parametrize("kind", ["mlp", "attention", "heads"])
-def test_every_kind_of_generator_runs(tmp_path: Path, kind: str) -> None:
-    own = {"generator.kind": kind, "generator.rank": 4, "hyperlora.deviations": "rounds"}
-    last = metrics_without_times(make_run(tmp_path / kind, **own))[-1]
+def test_the_generator_that_puts_out_factors_runs(tmp_path: Path) -> None:
+    own = {"generator.kind": "mlp", "generator.rank": 4, "hyperlora.deviations": "rounds"}
+    last = metrics_without_times(make_run(tmp_path / "mlp", **own))[-1]
     assert last["evaluation"]["unseen generator"]["zero_step"]["mean"] > 0.2
 
 

@@ -14,7 +14,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import LocalPlan, Start, chosen
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, combine
-from models.adapters.gradient import WEIGHTS
+from models.adapters.weight_gradient import gradient_shapes
 from models.lowrank.factors import Factors
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
 from strategies.methods.base.server import ClientUpdate, Forgets, Method, with_clients
@@ -56,9 +56,9 @@ def updates_of(method: Method, state: object, ends: dict[str, Adapter]) -> list[
 
 
 def gradient_of(plan: LocalPlan, start: Adapter, name: str) -> dict[str, torch.Tensor]:
-    """What a client tells of the gradient of the weights; nothing where the method can do without."""
+    """What a client tells of the gradient of the weights, where the plan asks for it."""
     chance = torch.Generator().manual_seed(sum(map(ord, name)))
-    shapes = plan.gradient.shapes(start) if plan.gradient.kind == WEIGHTS else {}
+    shapes = gradient_shapes(start, plan.gradient_rank)
     return {kind: torch.randn(shape, generator=chance) for kind, shape in shapes.items()}
 
 

@@ -50,7 +50,7 @@ def test_a_batch_gives_back_its_adapters_and_weighs_their_products() -> None:
     adapters = [make_adapter(seed) for seed in (0, 1, 2)]
     batch = AdapterBatch.stack(adapters)
     assert len(batch) == 3
-    weights = {part: torch.tensor([0.5, -1.0, 2.0]) for part in adapters[0].parts}
+    weights = torch.tensor([0.5, -1.0, 2.0])
     for adapter, same, times, weight in zip(adapters, batch, batch.weighted(weights), (0.5, -1.0, 2.0), strict=True):
         assert_same_products(same, adapter, 0.0)
         assert_same_products(times, adapter.scaled(weight), 1e-6)

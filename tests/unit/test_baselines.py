@@ -10,7 +10,7 @@ import torch
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.messages.plan import LocalPlan, Start, part_of
 from models.adapters.adapter import Adapter, combine
-from models.adapters.gradient import GradientSpec
+from models.adapters.weight_gradient import gradient_shapes
 from models.lowrank.factors import Factors
 from strategies.methods.base.server import ClientUpdate, Method
 from strategies.methods.fed_sb.server import equal_rank
@@ -161,8 +161,8 @@ def test_fed_sb_asks_for_the_gradient_once_and_then_averages_cores() -> None:
     method = baseline("fed-sb", **{"fed-sb.rank": 5})
     state = method.init(INITIAL)
     plan = method.plan(state, CARD)
-    assert (plan.trains, tuple(plan.up), plan.gradient) == ("head", ("head",), GradientSpec("weights", 5))
-    gradient = {name: torch.ones(shape) for name, shape in plan.gradient.shapes(INITIAL).items()}
+    assert (plan.trains, tuple(plan.up), plan.gradient_rank) == ("head", ("head",), 5)
+    gradient = {name: torch.ones(shape) for name, shape in gradient_shapes(INITIAL, plan.gradient_rank).items()}
     told = [replace(update(one, INITIAL), gradient=gradient) for one in (moved(INITIAL, "a", 1), INITIAL)]
     state = method.aggregate(state, told)
     plan = method.plan(state, CARD)

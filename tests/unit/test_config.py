@@ -45,6 +45,7 @@ def test_parse_is_the_inverse_of_flat() -> None:
         ({"model.ship": 1}, "'model.ship' takes true or false, got 1 (int)"),
         ({"lora-fair.form": "open"}, "'lora-fair.form' must be one of 'closed', 'iterative', got 'open'"),
         ({"defence.norm": "off"}, "configuration key 'defence.norm' is now called 'defence.norm-rule'"),
+        ({"hyperlora.learn": "gates"}, "'hyperlora.learn' is gone: nothing is learned from validation gradients"),
         ({"rivals.lora-fair-lambda": 1.0}, "'rivals.lora-fair-lambda' is now called 'lora-fair.penalty'"),
         ({"data.name": "imagenet"}, "'data.name' must be one of 'digits', 'folder', 'csv'"),
         ({"model.prompt": "a photo"}, "'model.prompt' must be a text with one {} in it"),

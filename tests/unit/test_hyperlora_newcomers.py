@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from models.adapters.adapter import Adapter, subtract
+from models.personalization.synthesizer import Synthesizer
 from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.probes import STRENGTHS, candidates
 from strategies.methods.hyperlora.server import HyperLoraMethod
@@ -15,7 +16,7 @@ from tests.builders import make_adapter, make_card, make_metrics, moved, product
 
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate("abcdefg")}
 KNOWN = [CARDS[name] for name in "abcdef"]
-METHOD = HyperLoraMethod(temperature=2.0, probe_clients=5)
+METHOD = HyperLoraMethod(synthesizer=Synthesizer(2.0), probe_clients=5)
 TRIED = candidates(deviations=True, statistics=False)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from models.adapters.adapter import Adapter, combine
+from models.personalization.synthesizer import Synthesizer
 from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
 from strategies.methods.hyperlora.server import HyperLoraMethod
@@ -15,9 +18,9 @@ from tests.builders import assert_same_products, make_adapter, make_card, make_m
 
 NAMES = "abcdefgh"
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate(NAMES)}
-GENERATOR = ServedGenerator("atoms", 3, 8, 1, Teaching(5, 0.05, 6, 0.1), seed=0)
-PLAIN = HyperLoraMethod(temperature=2.0)
-GENERATING = HyperLoraMethod(temperature=2.0, generator=GENERATOR, newcomer_share=0.6)
+GENERATOR = ServedGenerator("atoms", 3, 8, 0.3, Teaching(5, 0.05, 6, 0.1), seed=0)
+PLAIN = HyperLoraMethod(synthesizer=Synthesizer(2.0, strength=0.8))
+GENERATING = replace(PLAIN, generator=GENERATOR)
 
 
 def after_rounds(method: HyperLoraMethod, rounds: int = 2) -> HyperLoraState:
@@ -33,17 +36,13 @@ def after_rounds(method: HyperLoraMethod, rounds: int = 2) -> HyperLoraState:
 
 
 def by_formula(method: HyperLoraMethod, state: HyperLoraState, name: str) -> Adapter:
-    """T_r(anchor + (1 - g) sum_j strength alpha_j D_j + g G(s))."""
-    alpha = dict(zip(state.names, attended(state, [CARDS[name]])[0].tolist(), strict=True))
-    parts = state.anchor.parts
-    strength = dict(zip(parts, state.psi["strength"].tolist(), strict=True))
-    learned = torch.sigmoid(state.gates["generator"])
-    least = 0.0 if name in state.memory else method.newcomer_share
-    share = dict(zip(parts, learned.clamp(min=least).tolist() if method.generator else [0.0] * len(parts), strict=True))
-    terms, weights = [state.anchor], [dict.fromkeys(parts, 1.0)]
+    """T_r(anchor + (1 - g) strength sum_j alpha_j D_j + g G(s))."""
+    alpha = dict(zip(state.names, attended(state, [CARDS[name]], method.synthesizer)[0].tolist(), strict=True))
+    share = method.generator.share if method.generator else 0.0
+    terms, weights = [state.anchor], [1.0]
     for other, weight in alpha.items():
         terms.append(state.memory[other])
-        weights.append({part: (1 - share[part]) * strength[part] * weight for part in parts})
+        weights.append((1 - share) * 0.8 * weight)
     if method.generator:
         made = method.generator.deviations(state, state.vector_of(CARDS[name])[None])
         terms.append(made[0])

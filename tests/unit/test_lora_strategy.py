@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from benchmarks.local_grid import LocalGrid
 from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
+from models.personalization.synthesizer import Synthesizer
 from strategies.engine.records import RoundRecord
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import NOT_ASKED, LoraStrategy
@@ -54,7 +55,7 @@ SETTINGS = RoundSettings(
 
 def make_strategy(method=None, settings: RoundSettings = SETTINGS) -> LoraStrategy:
     registrar = Registrar("fingerprint", SIGNATURE_SIZE, CLASSES)
-    method = method or HyperLoraMethod(temperature=1.0, self_logit=1.0)
+    method = method or HyperLoraMethod(synthesizer=Synthesizer(1.0, 1.0))
     return LoraStrategy(method, initial=make_adapter(0, fresh=True), registrar=registrar, settings=settings)
 
 
@@ -75,7 +76,7 @@ def starts_of(grid: LocalGrid, server_round: int) -> dict[str, object]:
     }
 
 
-DESCRIBED = HyperLoraMethod(temperature=1.0, deviations="off", scatter_rank=4, head_share=0.5)
+DESCRIBED = HyperLoraMethod(deviations="off", scatter_rank=4, head_share=0.5)
 
 
 def evaluated_heads(grid: LocalGrid) -> dict[str, torch.Tensor]:
@@ -135,7 +136,7 @@ def test_clients_of_one_round_receive_different_adapters() -> None:
 def test_flowers_own_loop_loses_nothing() -> None:
     """Waiting, probes, alternatives and scores are in the hooks, not in our loop."""
     settings = replace(SETTINGS, evaluate_every=1, num_rounds=3)
-    method = HyperLoraMethod(temperature=1.0, self_logit=1.0, probe_clients=4)
+    method = HyperLoraMethod(synthesizer=Synthesizer(1.0, 1.0), probe_clients=4)
     own_loop, flowers_loop = make_strategy(method, settings), make_strategy(method, settings)
     run(own_loop, rounds=3)
     grid = LocalGrid(fake_client_app(CARDS), {}, 3)

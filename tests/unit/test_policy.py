@@ -24,8 +24,6 @@ from tests.sites import SiteGrid
 NOISED: dict[str, Any] = {
     "privacy.signature-noise": 2.0,
     "privacy.adapter-noise": 3.0,
-    "hyperlora.gradient": "off",
-    "hyperlora.learn": "",
 }
 
 

@@ -310,7 +310,6 @@ def test_without_noise_nothing_is_accounted_for() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"privacy.adapter-noise": 1.0, "hyperlora.gradient": "sketch"}, "hyperlora.gradient"),
         ({"privacy.adapter-noise": 1.0, "method": "fed-sb"}, "the gradient that its clients send in round 1"),
         ({"privacy.epsilon": 1.0, "privacy.signature-noise": 1.0}, "privacy.adapter-noise"),
         ({"privacy.delta": 0.0}, "privacy.delta"),

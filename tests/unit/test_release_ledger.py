@@ -22,8 +22,6 @@ from tests.sites import SiteGrid
 PRIVATE: dict[str, Any] = {
     "privacy.signature-noise": 2.0,
     "privacy.adapter-noise": 3.0,
-    "hyperlora.gradient": "off",
-    "hyperlora.learn": "",
     "data.clients-per-domain": 1,
     "data.unseen-fraction": 0.0,
 }

@@ -18,7 +18,6 @@ from hyperlora.messages.plan import LocalPlan, Start, chosen, part_of
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter, Core, resized
-from models.adapters.gradient import GradientSpec
 from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, calibration_error, evaluate, loss_gradient
 from models.adapters.weight_gradient import packed, unpacked, weight_gradient
 from models.backbones.loading import build_backbone
@@ -244,7 +243,7 @@ def test_packed_factors_are_the_best_of_their_rank() -> None:
 
 def test_fed_sbs_client_trains_the_head_and_tells_the_gradient_at_its_end(runtime: ClientRuntime) -> None:
     runtime, start = of_method(runtime, "fed-sb"), runtime.model.initialise(seed=2)
-    plan = LocalPlan(trains="head", down=("head",), up=("head",), gradient=GradientSpec("weights", 4))
+    plan = LocalPlan(trains="head", down=("head",), up=("head",), gradient_rank=4)
     reply = trained_with(runtime, plan, start)
     runtime.model.load(runtime.with_prior("full", reply.end))
     expected = packed(weight_gradient(runtime.model, runtime.tokens("full", "train")), 4)
@@ -319,13 +318,6 @@ def test_an_equal_budget_shares_the_local_steps_out(runtime: ClientRuntime, pers
     plain = of_method(runtime, "fedit")
     request = TrainRequest("full", 1, shared_steps, Start(start))
     assert same(reply.end, train_start(plain, request, DictKeeper()).end)
-
-
-def test_hyperlora_that_merges_keeps_what_the_received_adapter_became(runtime: ClientRuntime) -> None:
-    kept = DictKeeper()
-    merging = of_method(runtime, "hyperlora", **{"hyperlora.merge-own": True})
-    reply = trained_with(merging, LocalPlan(personal=True), nonzero(runtime), kept)
-    assert same(kept.kept["full"], reply.end)
 
 
 def test_hetloras_client_shrinks_the_columns_that_it_would_prune(runtime: ClientRuntime) -> None:
@@ -415,7 +407,7 @@ def test_every_method_has_the_class_prior_in_what_is_used_and_never_in_what_is_s
 
 def first_start(runtime: ClientRuntime) -> Start:
     """The start of the client ``full`` in round 1."""
-    (card,), method = describe_clients(runtime, ["full"]).cards, build_method(runtime.config, num_heads=4)
+    (card,), method = describe_clients(runtime, ["full"]).cards, build_method(runtime.config)
     state = method.init(runtime.model.fresh_adapter(runtime.config.seed))
     state = with_clients(method, state, {card.client_id: card})
     return Start(method.starts(state, [card])[0], method.plan(state, card))

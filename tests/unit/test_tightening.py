@@ -36,8 +36,6 @@ TIGHT: dict[str, Any] = {
 NOISE: dict[str, Any] = {
     "privacy.signature-noise": 2.0,
     "privacy.adapter-noise": 2.0,
-    "hyperlora.gradient": "off",
-    "hyperlora.learn": "",
 }
 
 

@@ -8,7 +8,7 @@ import this part of ``strategies`` and nothing else of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -45,13 +45,13 @@ class Trained:
         end: the adapter, class prior taken off.
         metrics: what was measured on the way.
         core: kind -> R (blocks, r, r), where the plan was to train one.
-        gradient: of the validation loss at the start, as far as the plan asks for it.
+        gradient: kind -> factors of the gradient of the frozen weights, where the plan asks for them.
     """
 
     end: Adapter
     metrics: TrainMetrics
     core: Mapping[str, Tensor]
-    gradient: Mapping[str, Tensor]
+    gradient: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def steps_of_both(steps: int, budget: str) -> tuple[int, int]:

@@ -31,7 +31,7 @@ class ClientUpdate:
         start: the adapter that it was sent.
         end: the adapter after its local steps, class prior taken off.
         metrics: what it measured on the way.
-        gradient: of its validation loss at the start, as far as the method's plan asks for it.
+        gradient: kind -> factors of the gradient of the frozen weights, where the method's plan asks for them.
         core: kind -> the trained R (blocks, r, r), where the method's plan was to train one.
         weight: factor on its share of an average; 1 unless a robust rule says otherwise.
     """
@@ -136,14 +136,6 @@ class Forgets(Protocol):
 
     def forget(self, state: Any, client_id: str) -> Any:
         """Return the state without what it holds of a client, whether or not it holds anything."""
-
-
-@runtime_checkable
-class FollowsBackbone(Protocol):
-    """A method whose modules depend on the backbone."""
-
-    def for_heads(self, num_heads: int) -> Any:
-        """Return the method for a backbone whose blocks have ``num_heads`` attention heads."""
 
 
 class BaseMethod:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hyperlora.messages.signature import ClientCard
 from models.personalization.signature import Projection
-from strategies.methods.hyperlora.state import INITIAL_METRIC, signature_vector, vector_groups
+from models.personalization.similarity import fit_projection, signature_vector, vector_groups
 
 DIMENSIONS = 16
 RESTARTS = 10
@@ -28,7 +28,7 @@ class Division:
         """Divide clients into at most ``clusters``, fewer where fewer signatures differ.
 
         Coordinates are standardised over the clients; feature means, feature deviations and class frequencies weigh
-        what HyperLoRA's distance gives them before it learns.
+        what HyperLoRA's distance gives them.
         """
         vectors, projection = fitted(cards)
         return cls(projection, k_means(projection(vectors), clusters, seed))
@@ -41,12 +41,8 @@ class Division:
 
 def fitted(cards: Sequence[ClientCard]) -> tuple[Tensor, Projection]:
     """Return the signature vectors (N, k) of clients and the projection that is fitted to them."""
-    vectors, groups = (
-        torch.stack([signature_vector(card.signature) for card in cards]),
-        vector_groups(cards[0].signature),
-    )
-    weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
-    return vectors, Projection.fit(vectors, weights.sqrt(), DIMENSIONS)
+    vectors = torch.stack([signature_vector(card.signature) for card in cards])
+    return vectors, fit_projection(vectors, vector_groups(cards[0].signature), DIMENSIONS)
 
 
 def projected_signatures(cards: Mapping[str, ClientCard]) -> dict[str, Tensor]:

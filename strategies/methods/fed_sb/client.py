@@ -7,7 +7,6 @@ from dataclasses import replace
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import LocalPlan
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import WEIGHTS
 from models.adapters.weight_gradient import packed, weight_gradient
 from strategies.methods.base.client import ClientHalf, Composition, LocalClient, Trained
 
@@ -18,11 +17,11 @@ class FedSBClient(ClientHalf):
     def train(self, client: LocalClient, start: Adapter, plan: LocalPlan, steps: int) -> Trained:
         """Train; the gradient is that of the training loss after the local steps, the class prior in the head."""
         trained = client.train(Composition(start, plan.base), steps)
-        if plan.gradient.kind != WEIGHTS:
+        if not plan.gradient_rank:
             return trained
         client.model.load(client.with_prior(trained.end))
         gradient = weight_gradient(client.model, client.tokens("train"))
-        return replace(trained, gradient=packed(gradient, plan.gradient.size))
+        return replace(trained, gradient=packed(gradient, plan.gradient_rank))
 
 
 def build(config: RunConfig) -> FedSBClient:

@@ -24,7 +24,6 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import LocalPlan, with_core
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import HEAD, Adapter
-from models.adapters.gradient import WEIGHTS, GradientSpec
 from models.adapters.weight_gradient import unpacked
 from models.lowrank.factors import Factors, concatenate
 from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights
@@ -66,8 +65,8 @@ class FedSB(BaseMethod):
     def plan(self, state: FedSBState, card: ClientCard) -> LocalPlan:
         """Have the core trained, once there is one."""
         if state.frame is None:
-            gradient = GradientSpec(WEIGHTS, self._rank_for(state.adapter))
-            return LocalPlan(trains=HEAD, down=(HEAD,), up=(HEAD,), gradient=gradient)
+            rank = self._rank_for(state.adapter)
+            return LocalPlan(trains=HEAD, down=(HEAD,), up=(HEAD,), gradient_rank=rank)
         return LocalPlan(trains="core", down=(HEAD,), up=(HEAD,), frame=state.frame, core=state.core)
 
     def aggregate(self, state: FedSBState, updates: Sequence[ClientUpdate]) -> FedSBState:

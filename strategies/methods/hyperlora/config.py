@@ -1,27 +1,21 @@
-"""Settings of HyperLoRA: the synthesizer and what it learns from, the generator, and the corrector."""
+"""Settings of HyperLoRA: served heads, the synthesizer, the generator, and the corrector."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from hyperlora.config.section import ConfigError, Fraction, PositiveInt, Section, key, names_out_of
+from hyperlora.config.section import PositiveInt, Section, key
 
-if TYPE_CHECKING:
-    from hyperlora.config.schema import RunConfig
-
-GradientKind = Literal["off", "sketch", "adapter"]
 Deviations = Literal["rounds", "serving", "off"]
-GeneratorKind = Literal["off", "atoms", "mlp", "attention", "heads"]
-LEARNABLE = ("attention", "trust", "strength", "gates")
+GeneratorKind = Literal["off", "atoms", "mlp"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
-LearnableList = Annotated[str, names_out_of(LEARNABLE)]
 
 
 class HyperLoraSettings(Section):
-    """The server side of method = hyperlora: the synthesizer and what it learns from."""
+    """The server side of method = hyperlora: what clients are served, and the synthesizer."""
 
     prefix: ClassVar[str] = "hyperlora"
 
@@ -36,29 +30,14 @@ class HyperLoraSettings(Section):
     statistics_rank: PositiveInt = key(16, "rank of the scatter within classes that clients send")
     head_share: Share = key(0.5, "share of that head in what clients are served, before it is probed")
     head_scale: PositiveFloat = key(0.5, "factor on the served head beside the class prior, before it is probed")
-    temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory, before it is learned")
-    self_logit: float = key(0.0, "added to the attention logit of a client's own deviation, before it is learned")
-    strength: NonNegativeFloat = key(
-        1.0, "factor on the attended deviations, before it is learned; 0 is no synthesizer"
-    )
+    temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory")
+    self_logit: float = key(0.0, "added to the attention logit of a client's own deviation")
+    strength: NonNegativeFloat = key(1.0, "factor on the attended deviations; 0 is no synthesizer")
     server_step: PositiveFloat = key(1.0, "step of the anchor along the averaged movements")
-    gradient: GradientKind = key("off", "what train replies tell of the validation gradient")
-    sketch_size: PositiveInt = key(256, "numbers of a sketched gradient per module kind and head")
-    learn: LearnableList = key("gates", "which of attention, trust, strength and gates are learned")
-    learning_rate: NonNegativeFloat = key(0.0, "of what is learned; 0 keeps everything as it is")
     memory_limit: NonNegativeInt = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all")
-    merge_own: bool = key(False, "clients merge their start with their own last adapter at use (Potara's gate)")
     probe_clients: NonNegativeInt = key(
         16, "clients that score before an evaluation how strongly newcomers should be personalised; 0 is none"
     )
-    shuffle_signatures: bool = key(False, "describe clients by each other's signatures (an ablation)")
-
-    def check(self, config: RunConfig) -> None:
-        """Refuse noise on adapters that a gradient without noise would go round."""
-        if config.privacy.adapter_noise and self.gradient != "off":
-            raise ConfigError(
-                "privacy.adapter-noise needs hyperlora.gradient = 'off': what is told of the gradient carries no noise"
-            )
 
 
 class GeneratorSettings(Section):
@@ -73,7 +52,7 @@ class GeneratorSettings(Section):
     steps: NonNegativeInt = key(20, "optimiser steps of its distillation per round")
     learning_rate: PositiveFloat = key(0.01, "of its distillation")
     virtual_samples: NonNegativeInt = key(48, "mixed and noised signatures per distillation")
-    newcomer_share: Fraction = key(0.0, "least share of the generator in the start of a client that never trained")
+    share: Share = key(0.12, "share of the generator in what starts take beyond the anchor, the rest is attended to")
     noise: NonNegativeFloat = key(0.2, "standard deviation of their noise, in standardised units")
 
 
@@ -83,6 +62,7 @@ class CorrectorSettings(Section):
     prefix: ClassVar[str] = "corrector"
 
     rank: NonNegativeInt = key(0, "most rank that is carried of what truncation cut off; 0 is no corrector")
+    share: Share = key(0.5, "share of it that enters the anchor again in the next round; 1 loses nothing")
 
 
 SECTIONS = (HyperLoraSettings, GeneratorSettings, CorrectorSettings)

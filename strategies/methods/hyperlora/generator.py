@@ -21,7 +21,7 @@ from models.adapters.adapter import Adapter
 from models.adapters.batch import AdapterBatch
 from models.personalization.distillation import DistillationReport, distill, virtual_embeddings
 from models.personalization.generators.build import Generator, build_generator
-from models.personalization.synthesizer import Keys, attention
+from models.personalization.synthesizer import Keys, Synthesizer
 from strategies.methods.hyperlora.state import HyperLoraState
 
 LEAST_MEMORY = 4
@@ -46,7 +46,8 @@ class ServedGenerator:
     """A generator and its teaching; its parameters are in the state, never here.
 
     Attributes:
-        kind, rank, hidden, num_heads: which network, see :mod:`models.personalization.generators.build`.
+        kind, rank, hidden: which network, see :mod:`models.personalization.generators.build`.
+        share: of it in the deviation of a start that attends to the memory too.
         teaching: how it is taught.
         seed: of its initial parameters and of virtual signature vectors.
     """
@@ -54,7 +55,7 @@ class ServedGenerator:
     kind: str
     rank: int
     hidden: int
-    num_heads: int
+    share: float
     teaching: Teaching
     seed: int
 
@@ -66,7 +67,7 @@ class ServedGenerator:
             made: AdapterBatch = functional_call(module, dict(state.generator or {}), (inputs,))
         return made
 
-    def taught(self, state: HyperLoraState) -> HyperLoraState:
+    def taught(self, state: HyperLoraState, synthesizer: Synthesizer) -> HyperLoraState:
         """Return ``state`` with a generator that was distilled from its memory, if that has enough clients."""
         if len(state.memory) < LEAST_MEMORY or not self.teaching.steps or state.projection is None:
             return state
@@ -82,7 +83,7 @@ class ServedGenerator:
             optimizer.load_state_dict(
                 copy.deepcopy(dict(state.generator_optimizer))
             )  # it would step on the state's own
-        report = self._distill(state, names, module, memory, optimizer)
+        report = self._distill(state, self._lessons(state, names, synthesizer), module, memory, optimizer)
         return replace(
             state,
             generator={name: value.detach().clone() for name, value in module.state_dict().items()},
@@ -93,12 +94,12 @@ class ServedGenerator:
     def _distill(
         self,
         state: HyperLoraState,
-        names: Sequence[str],
+        lessons: tuple[Tensor, Tensor, Tensor],
         module: Generator,
         memory: AdapterBatch,
         optimizer: torch.optim.Adam,
     ) -> DistillationReport:
-        vectors, coefficients, held_out = self._lessons(state, names)
+        vectors, coefficients, held_out = lessons
         return distill(
             module,
             embeddings=project(state, vectors),
@@ -117,8 +118,10 @@ class ServedGenerator:
         chooser = random.Random(derive_seed(self.seed, "lessons", sum(state.num_examples.values()), len(names)))
         return sorted(chooser.sample(names, min(MOST_LESSONS, len(names))))
 
-    def _lessons(self, state: HyperLoraState, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return signature vectors (S, k), the synthesizer's coefficients by part (S, N), and which are held out.
+    def _lessons(
+        self, state: HyperLoraState, names: Sequence[str], synthesizer: Synthesizer
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return signature vectors (S, k), the synthesizer's coefficients (S, N), and which are held out.
 
         The first N are those of the clients themselves, the others are mixed and noised.
         """
@@ -130,11 +133,10 @@ class ServedGenerator:
         own = torch.cat([torch.eye(len(real)), torch.zeros(len(virtual), len(real))]).bool()
         keys = Keys(real, counts)
         pairs = zip(torch.split(lessons, LESSONS_AT_A_TIME), torch.split(own, LESSONS_AT_A_TIME), strict=True)
-        alpha = torch.cat([attention(state.psi, some, keys, flags, state.groups) for some, flags in pairs])
+        alpha = torch.cat([synthesizer.attention(some, keys, flags, state.groups) for some, flags in pairs])
         held_out = torch.zeros(len(lessons), dtype=torch.bool)
         held_out[::HELD_OUT_EVERY] = True
-        strengths = zip(state.anchor.parts, state.psi["strength"], strict=True)
-        return state.unstandardize(lessons), {part: strength * alpha for part, strength in strengths}, held_out
+        return state.unstandardize(lessons), synthesizer.strength * alpha, held_out
 
     def _module(self, state: HyperLoraState) -> Generator:
         return self.network(state.anchor, embedding_size(state))
@@ -148,7 +150,6 @@ class ServedGenerator:
             rank=self.rank,
             hidden=self.hidden,
             seed=derive_seed(self.seed, "generator"),
-            num_heads=self.num_heads,
         )
 
 

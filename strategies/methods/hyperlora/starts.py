@@ -1,4 +1,4 @@
-"""The starts of a whole cohort: T_r(dW_anchor + (1 - g) sum_j strength alpha_ij D_j + g G(s_i)) for all clients i.
+"""The starts of a whole cohort: T_r(dW_anchor + (1 - g) strength sum_j alpha_ij D_j + g G(s_i)) for all clients i.
 
 What is added to the anchor for a client without an entry in the memory is times a strength that is chosen by probes
 (:mod:`strategies.methods.hyperlora.probes`).
@@ -10,16 +10,17 @@ entries are mixed and truncated together (:mod:`models.lowrank.mixtures`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hyperlora.messages.signature import ClientCard
-from models.adapters.adapter import HEAD, Adapter
+from models.adapters.adapter import Adapter, combine
 from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import Factors
 from models.lowrank.mixtures import Mixtures, distinct_terms, truncated_mixtures
+from models.personalization.synthesizer import Synthesizer
 from strategies.methods.hyperlora.generator import ServedGenerator
 from strategies.methods.hyperlora.state import HyperLoraState, attended
 
@@ -77,17 +78,13 @@ def alike(rows: Tensor, template: Adapter) -> list[list[int]]:
 
 
 def mixed_memory(
-    entries: Sequence[Adapter],
-    weights: Mapping[str, Tensor],
-    *,
-    anchor: Adapter,
-    own: AdapterBatch | None = None,
+    entries: Sequence[Adapter], weights: Tensor, *, anchor: Adapter, own: AdapterBatch | None = None
 ) -> MixedMemory:
     """Return anchor + sum_j w_ij D_j + own_i for n clients.
 
     Args:
         entries: the D_j, M of them.
-        weights: part -> w, (n, M).
+        weights: w, (n, M).
         anchor: the anchor, which deviations of this round hold as well.
         own: n adapters, already weighted; None for nothing.
     """
@@ -95,21 +92,20 @@ def mixed_memory(
     for kind, base in anchor.low_rank.items():
         terms = [Factors(-base.B, base.A), *(entry.low_rank[kind] for entry in entries)]
         shared, membership = distinct_terms(terms)
-        columns = weights[kind] @ membership[1:] - membership[0]
+        columns = weights @ membership[1:] - membership[0]
         low_rank[kind] = Mixtures(shared, columns, None if own is None else own.low_rank[kind])
-    heads = anchor.head.expand(len(weights[HEAD]), -1, -1)
+    heads = anchor.head.expand(len(weights), -1, -1)
     if entries:
-        heads = heads + torch.einsum("nm,mcw->ncw", weights[HEAD], torch.stack([entry.head for entry in entries]))
+        heads = heads + torch.einsum("nm,mcw->ncw", weights, torch.stack([entry.head for entry in entries]))
     return MixedMemory(low_rank, heads if own is None else heads + own.head)
 
 
 def make_starts(
     state: HyperLoraState,
     cards: Sequence[ClientCard],
-    *,
+    synthesizer: Synthesizer,
     generator: ServedGenerator | None,
-    attends: bool,
-    newcomer_share: float = 0.0,
+    *,
     as_newcomers: bool = False,
 ) -> list[Adapter]:
     """Return the starts of ``cards``, in their order.
@@ -117,18 +113,17 @@ def make_starts(
     Args:
         state: of the server; what clients without an entry in its memory get is times its ``newcomer_strength``.
         cards: the clients.
+        synthesizer: attends to the memory, unless its strength is 0.
         generator: None where none serves yet.
-        attends: whether the memory is attended to.
-        newcomer_share: least share of the generator in the start of a client without an entry in the memory.
         as_newcomers: make them as if none of the clients had an entry.
     """
     known = torch.tensor([card.client_id in state.memory and not as_newcomers for card in cards])
-    reads = attends and len(state.memory) > as_newcomers
-    rows = attended(state, cards, own=not as_newcomers) if reads else torch.zeros(len(cards), 0)
+    reads = synthesizer.strength and len(state.memory) > as_newcomers
+    rows = attended(state, cards, synthesizer, own=not as_newcomers) if reads else torch.zeros(len(cards), 0)
     starts: dict[int, Adapter] = {}
     for group in alike(rows, state.anchor):
         chosen = [cards[index] for index in group]
-        made = _starts_of_group(state, chosen, rows[group], known[group], generator, newcomer_share)
+        made = _starts_of_group(state, chosen, synthesizer.strength * rows[group], known[group], generator)
         starts |= dict(zip(group, made, strict=True))
     return [starts[index] for index in range(len(cards))]
 
@@ -139,25 +134,18 @@ def _starts_of_group(
     rows: Tensor,
     known: Tensor,
     generator: ServedGenerator | None,
-    newcomer_share: float,
 ) -> list[Adapter]:
     used = rows.any(dim=0).nonzero().flatten()
     scale = torch.where(known, 1.0, state.newcomer_strength)
     if not bool(scale.any()) or (generator is None and not len(used)):
         return [state.anchor] * len(cards)
-    parts = state.anchor.parts
-    share = _generated_share(state, rows, known, newcomer_share) if generator else torch.zeros(len(cards), len(parts))
     entries = [state.memory[state.names[index]] for index in used.tolist()]
-    strength = state.psi["strength"]
-    weights = {
-        part: rows[:, used] * (strength[place] * (scale * (1 - share[:, place]))[:, None])
-        for place, part in enumerate(parts)
-    }
-    own = None
-    if generator:
+    share, own = torch.zeros(len(cards)), None
+    if generator:  # all of a start is generated where nothing is attended to
+        share = torch.where(rows.any(dim=1), generator.share, 1.0)
         vectors = torch.stack([state.vector_of(card) for card in cards])
-        shares = {part: scale * share[:, place] for place, part in enumerate(parts)}
-        own = generator.deviations(state, vectors).weighted(shares)
+        own = generator.deviations(state, vectors).weighted(scale * share)
+    weights = rows[:, used] * (scale * (1 - share))[:, None]
     mixed = mixed_memory(entries, weights, anchor=state.anchor, own=own)
     low_rank = {
         kind: truncated_mixtures(X, state.anchor.rank, state.anchor.low_rank[kind])
@@ -166,16 +154,8 @@ def _starts_of_group(
     return list(AdapterBatch(low_rank, mixed.heads))
 
 
-def _generated_share(state: HyperLoraState, rows: Tensor, known: Tensor, newcomer_share: float) -> Tensor:
-    """Return how much of each start is generated, (clients, parts): the learned gate, more for who has no entry.
-
-    All of it where nothing is attended to.
-    """
-    learned = torch.sigmoid(state.gates["generator"])
-    least = torch.where(known, 0.0, newcomer_share)
-    return torch.where(rows.any(dim=1, keepdim=True), torch.maximum(learned, least[:, None]), torch.ones(()))
-
-
 def generated_start(state: HyperLoraState, card: ClientCard, generator: ServedGenerator) -> Adapter:
     """Return T_r(dW_anchor + G(s)), the client's start without any memory."""
-    return make_starts(replace(state, newcomer_strength=1.0), [card], generator=generator, attends=False)[0]
+    made = generator.deviations(state, state.vector_of(card)[None])[0]
+    anchor = state.served_anchor
+    return combine([anchor, made], [1.0, 1.0]).truncated(anchor.rank).aligned(anchor)

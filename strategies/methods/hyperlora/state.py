@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics
 from models.personalization.head_generator import HeadGenerator
-from models.personalization.signature import Projection, Signature, Standardizer
-from models.personalization.synthesizer import Keys, attention, attention_to_others
+from models.personalization.signature import Projection, Standardizer
+from models.personalization.similarity import fit_projection, signature_vector, vector_groups
+from models.personalization.synthesizer import Keys, Synthesizer
+from strategies.methods.base.server import without
 
 MOST_ATTENDED = 64
 NEGLIGIBLE_WEIGHT = 1e-3
 NUMBERS_AT_A_TIME = 2**22
-INITIAL_METRIC = (1.0, 0.02, 0.02)
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,6 @@ class HyperLoraState:
         standardizer: scale of the signature vectors, fitted to all clients known; None before the first is.
         signature_vectors: client-id -> signature vector (k,) of every client known.
         groups: (k,) group of each coordinate of a signature vector.
-        psi: parameters of the synthesizer.
-        gates: logits by which the corrector's residual and the generator's deviation enter, per part.
-        optimizer: state of the optimiser of psi and the gates.
         residual: what truncation cut off the anchor, or None.
         projection: from signature vectors to the generator's embeddings; fitted anew when the clients known doubled.
         generator: parameters of the generator; empty before it was first trained.
@@ -57,9 +55,6 @@ class HyperLoraState:
     standardizer: Standardizer | None
     signature_vectors: Mapping[str, Tensor]
     groups: Tensor
-    psi: Mapping[str, Tensor]
-    gates: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any] | None = None
     residual: Adapter | None = None
     projection: Projection | None = None
     generator: Mapping[str, Tensor] | None = None
@@ -108,6 +103,44 @@ class HyperLoraState:
         squared: Tensor = torch.cdist(left, right).square() / left.shape[1]
         return squared
 
+    def registered(self, cards: Mapping[str, ClientCard], generator_inputs: int) -> HyperLoraState:
+        """Return the state with the scale of the signature vectors fitted to the clients known.
+
+        What a vector is reduced to for the generator, at most ``generator_inputs`` numbers, is fitted anew when the
+        clients known have doubled; the generator then begins again.
+        """
+        names = sorted(cards)
+        vectors = {name: signature_vector(cards[name].signature) for name in names}
+        table, groups = torch.stack(list(vectors.values())), vector_groups(cards[names[0]].signature)
+        training = tuple(name for name in names if cards[name].trains)
+        scale = Standardizer.fit(table)
+        state = replace(self, standardizer=scale, signature_vectors=vectors, groups=groups, training=training)
+        if state.projection is not None and len(cards) < 2 * state.projection.fitted:
+            return state
+        projection = fit_projection(table, groups, generator_inputs)
+        return replace(state, projection=projection, generator=None, generator_optimizer=None)
+
+    def without_client(self, client_id: str) -> HyperLoraState:
+        """Return the state without a client's entry and signature and what was fitted to them.
+
+        Scales, projection and generator are made again from the other clients. The anchor moved with the client too and
+        stays: its share cannot be told from the others'.
+        """
+        return replace(
+            self,
+            memory=without(self.memory, client_id),
+            num_examples=without(self.num_examples, client_id),
+            signature_vectors=without(self.signature_vectors, client_id),
+            class_statistics=without(self.class_statistics, client_id),
+            training=[name for name in self.training if name != client_id],
+            standardizer=None,
+            projection=None,
+            generator=None,
+            generator_optimizer=None,
+            distilled=None,
+            residual=None,
+        )
+
     def own(self, client_ids: Sequence[str]) -> Tensor:
         """Return which entry of the memory is the client's own, boolean (clients, N)."""
         place = {name: index for index, name in enumerate(self.names)}
@@ -131,33 +164,26 @@ class HyperLoraState:
         return vectors if scale is None else vectors * scale.scale + scale.center
 
 
-def signature_vector(signature: Signature) -> Tensor:
-    """Return what clients are compared by, shape (k,): feature means, feature deviations, log class frequencies."""
-    return torch.cat([signature.feature_mean, signature.feature_std, signature.class_frequencies.log()])
-
-
-def vector_groups(signature: Signature) -> Tensor:
-    """Return the group of each coordinate of a signature vector (k,): 0 means, 1 deviations, 2 frequencies."""
-    width, classes = signature.feature_mean.numel(), signature.class_frequencies.numel()
-    return torch.tensor([0] * width + [1] * width + [2] * classes)
-
-
-def attended(state: HyperLoraState, cards: Sequence[ClientCard], *, own: bool = True) -> Tensor:
+def attended(
+    state: HyperLoraState, cards: Sequence[ClientCard], synthesizer: Synthesizer, *, own: bool = True
+) -> Tensor:
     """Return how much each client's start takes of every entry of the memory, (clients, N), mostly zeros.
 
     Args:
-        state: holds psi and the memory of N entries.
+        state: holds the memory of N entries.
         cards: the clients.
+        synthesizer: weighs the entries.
         own: whether a client's own entry counts; without it the attention is as if the client had none.
 
     Returns:
         Weights of at most ``MOST_ATTENDED`` entries a client, each at least ``NEGLIGIBLE_WEIGHT``.
     """
     embeddings = state.standardize(torch.stack([state.vector_of(card) for card in cards]))
-    mine, weigh = state.own([card.client_id for card in cards]), attention if own else attention_to_others
+    mine = state.own([card.client_id for card in cards])
+    weigh = synthesizer.attention if own else synthesizer.attention_to_others
     rows = max(1, NUMBERS_AT_A_TIME // max(1, state.keys.embeddings.numel()))
     pairs = zip(torch.split(embeddings, rows), torch.split(mine, rows), strict=True)
-    alpha = torch.cat([weigh(state.psi, some, state.keys, flags, state.groups) for some, flags in pairs])
+    alpha = torch.cat([weigh(some, state.keys, flags, state.groups) for some, flags in pairs])
     order = torch.argsort(alpha, dim=1, descending=True, stable=True)[:, :MOST_ATTENDED]
     kept = torch.zeros_like(alpha).scatter_(1, order, alpha.gather(1, order))
     return kept.masked_fill(kept < NEGLIGIBLE_WEIGHT, 0.0)

@@ -26,8 +26,8 @@ from models.adapters.batch import AdapterBatch
 from models.lowrank.factors import Factors
 from models.personalization.generators.build import Generator, build_generator
 from models.personalization.signature import Projection, Standardizer
+from models.personalization.similarity import fit_projection, signature_vector, vector_groups
 from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights
-from strategies.methods.hyperlora.state import INITIAL_METRIC, signature_vector, vector_groups
 from strategies.methods.pfedhn_lora.config import PFedHNSettings
 
 
@@ -61,8 +61,7 @@ class PFedHNLora(BaseMethod):
             return state
         table = torch.stack([signature_vector(cards[name].signature) for name in sorted(cards)])
         groups = vector_groups(next(iter(cards.values())).signature)
-        weights = torch.tensor(INITIAL_METRIC)[groups] / torch.bincount(groups)[groups]
-        state = replace(state, projection=Projection.fit(table, weights.sqrt(), self.inputs))
+        state = replace(state, projection=fit_projection(table, groups, self.inputs))
         return replace(state, parameters=dict(self._network(state).state_dict()))
 
     def start(self, state: PFedHNState, card: ClientCard) -> Adapter:
@@ -109,7 +108,6 @@ class PFedHNLora(BaseMethod):
             rank=state.initial.rank,
             hidden=self.hidden,
             seed=derive_seed(self.seed, "generator"),
-            num_heads=1,
         )
 
 
