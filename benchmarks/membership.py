@@ -29,8 +29,9 @@ from benchmarks.attack_tables import membership_table
 from benchmarks.local_grid import LocalGrid
 from benchmarks.result import current_commit, write_json
 from benchmarks.run_job import NODES
-from client_app.runtime import PREFIX_BATCH, ClientRuntime, open_runtime
+from client_app.runtime import ClientRuntime, open_runtime
 from client_app.tasks import NothingKept, train_start
+from client_app.token_cache import PREFIX_BATCH
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.messages.plan import Start
 from hyperlora.messages.train import TrainRequest

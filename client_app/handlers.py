@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import torch
@@ -12,10 +12,11 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from client_app.gate import Settings, site_gate
-from client_app.runtime import ClientRuntime, TokenCache
+from client_app.runtime import ClientRuntime
 from client_app.site import clients_of, read_site
 from client_app.site_store import BackboneMissingError
 from client_app.tasks import describe_classes, describe_clients, evaluate_adapter, train_start
+from client_app.token_cache import TokenCache
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import Federation
 from hyperlora.messages.backbone import named_backbone
@@ -30,6 +31,7 @@ from models.adapters.adapter import Adapter
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
 
+R = TypeVar("R", StatisticsRequest, TrainRequest, EvaluateRequest)
 ProvideRuntime = Callable[[Context, str], ClientRuntime]
 """Gives the runtime of this process for a node's context and the fingerprint of the server's backbone."""
 
@@ -93,25 +95,19 @@ def app_around(provide: ProvideRuntime, settings: Settings) -> ClientApp:
 
     @app.query("statistics")
     def statistics(message: Message, context: Context) -> Message:
-        runtime = provide(context, named_backbone(message.content))
-        request = StatisticsRequest.decode(message.content, runtime.model.fresh_adapter(runtime.config.seed))
-        _require_hosted(request.client_id, context, runtime)
+        runtime, request = _received(StatisticsRequest, provide, message, context)
         return Message(describe_classes(runtime, request, ContextKeeper(context)).encode(), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        runtime = provide(context, named_backbone(message.content))
-        request = TrainRequest.decode(message.content, runtime.model.fresh_adapter(runtime.config.seed))
-        _require_hosted(request.client_id, context, runtime)
+        runtime, request = _received(TrainRequest, provide, message, context)
         reply = train_start(runtime, request, ContextKeeper(context))
         _leave_copy(runtime, request.client_id, request.start)
         return Message(reply.encode(request), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        runtime = provide(context, named_backbone(message.content))
-        request = EvaluateRequest.decode(message.content, runtime.model.fresh_adapter(runtime.config.seed))
-        _require_hosted(request.client_id, context, runtime)
+        runtime, request = _received(EvaluateRequest, provide, message, context)
         reply = evaluate_adapter(runtime, request, ContextKeeper(context))
         if request.track == START_TRACK:
             _leave_copy(runtime, request.client_id, request.start)
@@ -136,9 +132,13 @@ def _describe(provide: ProvideRuntime, message: Message, context: Context) -> Si
     return describe_clients(runtime, clients_of(context.node_config, runtime.federation.client_ids))
 
 
-def _require_hosted(client_id: str, context: Context, runtime: ClientRuntime) -> None:
-    if client_id not in clients_of(context.node_config, runtime.federation.client_ids):
-        raise ProtocolError(f"this node does not host client '{client_id}'")
+def _received(kind: type[R], provide: ProvideRuntime, message: Message, context: Context) -> tuple[ClientRuntime, R]:
+    """Return the runtime for a message to one client and its request; raises ProtocolError where no such client is."""
+    runtime = provide(context, named_backbone(message.content))
+    request = kind.decode(message.content, runtime.model.fresh_adapter(runtime.config.seed))
+    if request.client_id not in clients_of(context.node_config, runtime.federation.client_ids):
+        raise ProtocolError(f"this node does not host client '{request.client_id}'")
+    return runtime, request
 
 
 def _leave_copy(runtime: ClientRuntime, client_id: str, start: Start) -> None:

@@ -1,4 +1,4 @@
-"""What a client process keeps between messages: the backbone, the data and the frozen prefix's output.
+"""What a client process keeps between messages: the backbone, the data and the tokens of its clients.
 
 In simulation one process works for many clients, so everything here is either common to all of them (backbone) or
 kept under a client's name (data, tokens). In deployment a process serves one message and the caches start empty; a
@@ -9,110 +9,37 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from client_app.embedding_cache import EmbeddingCache, open_embedding_cache
+from client_app.device import available_threads, choose_device, worthwhile_threads
+from client_app.embedding_cache import open_embedding_cache
 from client_app.release_ledger import ReleaseLedger, open_ledger
 from client_app.site import Site, federation_of
 from client_app.site_store import SiteStore, cache_key, digest_of
+from client_app.token_cache import PREFIX_BATCH, TokenCache
 from hyperlora.config.methods import find_method
 from hyperlora.config.schema import ConfigError, RunConfig
-from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig, SignatureConfig
-from hyperlora.data.federation import ClientData, DataError, Federation, Samples
+from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig
+from hyperlora.data.federation import ClientData, DataError, Federation
 from hyperlora.noise import Draw, secret_noise, simulated_noise
 from hyperlora.seeds import derive_seed
 from hyperlora.task import build_federation, build_model
 from models.adapters.adapter import Adapter
 from models.adapters.training import TokenSet
-from models.backbones.backbone import Backbone, Inputs
 from models.personalization.prior import add_prior
 from models.personalization.signature import Signature, class_frequencies, compute_signature, private_signature
 from strategies.methods.base.client import ClientHalf
 
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
-    from models.backbones.backbone import Backbone
 
-PREFIX_BATCH = 64
 UNTOLD_EXAMPLES = 100
 """What every client tells in place of its number of samples where that stays with it; smoothing is of this size too."""
-LEAST_SHARED_WORK = 50_000_000
 log = logging.getLogger(__name__)
-
-
-class TokenCache:
-    """Samples behind the frozen prefix of the backbone, kept until ``limit`` bytes are exceeded (oldest go first).
-
-    With a ``disk`` of the site, or with what the machine has ``embedded`` before, they are read from there and written
-    there too, save where ``limit`` is 0.
-    """
-
-    def __init__(
-        self,
-        model: AdaptedModel,
-        federation: Federation,
-        limit: int,
-        disk: SiteStore | None = None,
-        embedded: EmbeddingCache | None = None,
-    ) -> None:
-        self._model, self._federation, self._limit, self.disk = model, federation, limit, disk
-        self._embedded = embedded
-        self._kept: OrderedDict[tuple[str, str], TokenSet] = OrderedDict()
-        self.signatures: dict[tuple[str, SignatureConfig, tuple[float, ...]], Signature] = {}
-
-    def get(self, client_id: str, split: str) -> TokenSet:
-        """Return one split (train, validation or test) of a client, computed at the first call."""
-        place = (client_id, split)
-        if place not in self._kept:
-            self._kept[place] = self._find(split, getattr(self._federation.load(client_id), split))
-            self._evict()
-        self._kept.move_to_end(place)
-        return self._kept[place]
-
-    def key(self, samples: Samples, *settings: object) -> str:
-        """Return what anything computed from ``samples`` with the frozen backbone is kept under.
-
-        A transform counts with its repr: the length that texts are cut to, the size of images.
-        """
-        backbone = self._model.backbone
-        shape = (backbone.name, backbone.num_heads, backbone.num_tokens, repr(backbone.transform))
-        return cache_key(digest_of(samples), backbone.fingerprint, shape, self._model.first_block, *settings)
-
-    def _find(self, split: str, samples: Samples) -> TokenSet:
-        if not len(samples) or not self._limit:
-            return self._embed(samples)
-        if self.disk is not None:
-            return self.disk.cached(f"tokens-{split}", self.key(samples), lambda: self._embed(samples))
-        if self._embedded is not None:
-            weight = next(self._model.backbone.module.parameters())
-            key = self.key(samples, weight.dtype, weight.device.type, torch.__version__)
-            return self._embedded.cached(key, lambda: self._embed(samples))
-        return self._embed(samples)
-
-    @torch.no_grad()
-    def _embed(self, samples: Samples) -> TokenSet:
-        if not len(samples):
-            return TokenSet(torch.empty(0), samples.labels)
-        backbone = self._model.backbone
-        parts, targets = [], []
-        for inputs, labels in zip(
-            input_batches(backbone, samples.inputs), torch.split(samples.labels, PREFIX_BATCH), strict=True
-        ):
-            parts.append(self._model.embed(inputs).cpu())
-            targets.append(backbone.targets(inputs, labels))
-        return TokenSet(torch.cat(parts), torch.cat(targets))
-
-    def _evict(self) -> None:
-        size = sum(one.tokens.nbytes for one in self._kept.values())
-        while size > self._limit and len(self._kept) > 1:
-            size -= self._kept.popitem(last=False)[1].tokens.nbytes
 
 
 @dataclass(frozen=True)
@@ -232,14 +159,6 @@ class ClientRuntime:
             raise DataError(f"client '{client_id}' takes no part: {error}") from error
 
 
-def input_batches(backbone: Backbone, inputs: Inputs) -> Iterator[torch.Tensor]:
-    """Yield transformed batches: images are normalised one batch at a time, texts padded to one length for all."""
-    if isinstance(inputs, torch.Tensor):
-        yield from (backbone.prepare(images) for images in torch.split(inputs, PREFIX_BATCH))
-    else:
-        yield from torch.split(backbone.prepare(inputs), PREFIX_BATCH)
-
-
 def open_runtime(config: RunConfig, site: Site | None = None, run_id: int = 0) -> ClientRuntime:
     """Return this process's runtime, at ``site`` or in a simulation; what does not depend on the method is kept.
 
@@ -280,30 +199,3 @@ def _open_model(data: DataConfig, model: ModelConfig, lora: LoraConfig, device: 
     adapted.to(choose_device(device))
     log.info("clients of this process train on %s with up to %d thread(s)", adapted.device, available_threads())
     return adapted
-
-
-def available_threads() -> int:
-    """Return the cores this process has to itself: Ray's share in a simulation, else all that it may run on."""
-    share = os.environ.get("OMP_NUM_THREADS", "")
-    return int(share) if share.isdigit() and int(share) > 0 else len(os.sched_getaffinity(0))
-
-
-def worthwhile_threads(backbone: Backbone, batch_size: int) -> int:
-    """Return the threads to train with: all that there are, or one where products are too small to be shared."""
-    return available_threads() if backbone.matmul_work(batch_size) >= LEAST_SHARED_WORK else 1
-
-
-def choose_device(wanted: str) -> torch.device:
-    """Return the device to train on.
-
-    Raises:
-        ConfigError: ``cuda`` is wanted and this process is given no GPU.
-    """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "train.device is 'cuda', but no GPU is visible to this client "
-            "(in a simulation set --gpus-per-client above 0)"
-        )
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
+from client_app.device import choose_device, worthwhile_threads
 from client_app.embedding_cache import open_embedding_cache
-from client_app.runtime import ClientRuntime, TokenCache, choose_device, worthwhile_threads
+from client_app.runtime import ClientRuntime
 from client_app.tasks import NothingKept, describe_classes, describe_clients, evaluate_adapter
+from client_app.token_cache import TokenCache
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import ClientData, SingleClient
 from hyperlora.data.listing import Origin

@@ -1,4 +1,4 @@
-"""Local training with the frozen prefix's output kept (``client_app.runtime.TokenCache``) and computed every time."""
+"""Local training with the frozen prefix kept (``client_app.token_cache.TokenCache``) and computed every time."""
 
 from __future__ import annotations
 

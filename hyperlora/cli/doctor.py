@@ -128,7 +128,7 @@ def check_device() -> Finding:
     """Tell what a client trains on, and the flag that gives it a GPU."""
     import torch
 
-    from client_app.runtime import available_threads
+    from client_app.device import available_threads
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if names:

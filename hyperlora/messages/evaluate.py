@@ -47,15 +47,13 @@ class EvaluateRequest:
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
-        config = config_record(
+        return self.start.message(
             client_id=self.client_id,
             server_round=self.server_round,
             steps=list(self.steps),
             track=self.track,
             validation_only=self.validation_only,
-            **self.start.entries(),
         )
-        return RecordDict({"config": config, **self.start.records()})
 
     @classmethod
     def decode(cls, content: RecordDict, fresh: Adapter) -> EvaluateRequest:

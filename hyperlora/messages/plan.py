@@ -19,6 +19,7 @@ from hyperlora.messages.codec import (
     ProtocolError,
     Shapes,
     arrays_of,
+    config_record,
     decode_packed,
     decode_tensors,
     encode_packed,
@@ -121,6 +122,11 @@ class Start:
         adapter = with_core(self.adapter, self.plan.frame, self.plan.core)
         return adapter if self.plan.base is None else combine([adapter, self.plan.base], [1.0, 1.0])
 
+    def message(self, **entries: Any) -> RecordDict:
+        """Return the content of a message that brings the start, with other entries beside its own."""
+        config = config_record(**entries, **self.entries())
+        return RecordDict({"config": config, **self.records()})
+
     def entries(self) -> dict[str, Any]:
         """Return the entries of a message's ConfigRecord that say how the arrays are to be read."""
         plan = self.plan
@@ -133,6 +139,7 @@ class Start:
             "personal": plan.personal,
             "base_rank": plan.base_rank,
             "frame_rank": plan.frame_rank,
+            "gradient_rank": plan.gradient_rank,
         }
 
     def records(self) -> dict[str, ArrayRecord]:
@@ -168,6 +175,7 @@ class Start:
             base,
             frame,
             optional_tensors(content, "core", core_shapes(frame)),
+            require(config, "gradient_rank", int),
         )
         return cls(filled(content, template, plan.down, wire), plan, wire)
 

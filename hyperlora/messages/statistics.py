@@ -43,13 +43,7 @@ class StatisticsRequest:
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
-        config = config_record(
-            client_id=self.client_id,
-            server_round=self.server_round,
-            scatter_rank=self.rank,
-            **self.start.entries(),
-        )
-        return RecordDict({"config": config, **self.start.records()})
+        return self.start.message(client_id=self.client_id, server_round=self.server_round, scatter_rank=self.rank)
 
     @classmethod
     def decode(cls, content: RecordDict, fresh: Adapter) -> StatisticsRequest:

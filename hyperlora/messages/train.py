@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import ClassVar
 
 import numpy as np
@@ -53,15 +53,12 @@ class TrainRequest:
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
-        config = config_record(
+        return self.start.message(
             client_id=self.client_id,
             server_round=self.server_round,
             local_steps=self.local_steps,
-            gradient_rank=self.start.plan.gradient_rank,
             signature_digest=self.signature_digest,
-            **self.start.entries(),
         )
-        return RecordDict({"config": config, **self.start.records()})
 
     @classmethod
     def decode(cls, content: RecordDict, fresh: Adapter) -> TrainRequest:
@@ -73,7 +70,7 @@ class TrainRequest:
             require(config, "client_id", str),
             require(config, "server_round", int),
             steps,
-            replace(start, plan=replace(start.plan, gradient_rank=require(config, "gradient_rank", int))),
+            start,
             require(config, "signature_digest", str),
         )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from client_app.embedding_cache import EmbeddingCache, open_embedding_cache
-from client_app.runtime import TokenCache
+from client_app.token_cache import TokenCache
 from hyperlora.data.digits import digits_public
 from hyperlora.data.federation import ClientData, Samples
 from models.adapters.adapted_model import AdaptedModel

@@ -18,8 +18,9 @@ import torch
 from benchmarks.local_grid import LocalGrid
 from client_app.handlers import make_client_app
 from client_app.privacy import private
-from client_app.runtime import ClientRuntime, TokenCache, open_runtime
+from client_app.runtime import ClientRuntime, open_runtime
 from client_app.site import Site
+from client_app.token_cache import TokenCache
 from hyperlora.accounting import composed_epsilon
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.config.settings import PrivacyConfig

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from client_app.runtime import ClientRuntime, TokenCache, choose_device, worthwhile_threads
+from client_app.device import choose_device, worthwhile_threads
+from client_app.runtime import ClientRuntime
 from client_app.tasks import describe_clients, evaluate_adapter, train_start
+from client_app.token_cache import TokenCache
 from hyperlora.config.methods import METHODS
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.data.digits import digits_public
