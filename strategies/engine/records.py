@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +11,10 @@ import numpy as np
 
 from hyperlora.messages.evaluate import START_TRACK, EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard
+from strategies.federation.transport import Answers
 from strategies.methods.base.server import ClientUpdate
+
+log = logging.getLogger(__name__)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -80,6 +84,17 @@ class RoundRecord:
     def as_json(self) -> dict[str, Any]:
         """Return plain lists, dicts, strings and numbers."""
         return asdict(self)
+
+    def note_answers(self, phase: str, answers: Answers[Any, Any]) -> None:
+        """Note the bytes of an exchange, and whose answer is missing or unusable."""
+        self.bytes |= {f"{phase}_down": answers.bytes_down, f"{phase}_up": answers.bytes_up}
+        self.note_failures(phase, answers.failures)
+
+    def note_failures(self, phase: str, failures: Mapping[str, str]) -> None:
+        """Note whose contribution is left out and why, in the log too."""
+        self.failures |= {f"{phase} {name}": reason for name, reason in failures.items()}
+        for name, reason in failures.items():
+            log.warning("round %d: %s of client '%s' is left out: %s", self.server_round, phase, name, reason)
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         """Add wall or client seconds to a phase."""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from hyperlora.messages.codec import ProtocolError, encode_packed
+from hyperlora.messages.codec import encode_packed
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard
-from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
-from hyperlora.messages.train import TrainReply, TrainRequest
+from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
-from models.personalization.signature import Signature, drift
 from strategies.engine.checkpoint import Checkpoint, capture, restore
+from strategies.engine.drift import described, note_returned, take_over
 from strategies.engine.history import History, sample_cohort
+from strategies.engine.preparation import Preparation
 from strategies.engine.privacy_ledger import PrivacyLedger
 from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
 from strategies.engine.requests import RequestMaker
@@ -115,7 +115,10 @@ class LoraStrategy(Strategy):
             self.join(grid)
         if self.registrar.refresh(grid, self.settings.round_timeout):
             self._register()
-        self._note_returned()
+        changed = self.roster.take_changed()
+        for name in changed:
+            self.history.note_signature(name)  # it was released again
+        note_returned(self.record, self.roster.cards, changed)
         clients = self._willing()
         self.record.cohort = sample_cohort(
             clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
@@ -142,13 +145,13 @@ class LoraStrategy(Strategy):
         began = time.perf_counter() - intake.seconds
         self.record.add_seconds("waiting", began - self._sent_at)
         self.roster.note(answers.asked, answers.heard)
-        self._note("train", answers.failures, answers.bytes_down, answers.bytes_up)
+        self.record.note_answers("train", answers)
         for name in [sent.recipient for sent, reply in answers.answered if reply.signature is not None]:
             self.history.note_signature(name)  # what was sent is spent, whatever becomes of the reply
         answered = answers.answered if self._enough(len(answers.answered)) else []
         updates = self._screened(
             ClientUpdate(
-                self._described(sent.recipient, reply),
+                described(self.roster.cards[sent.recipient], reply),
                 sent.request.start.adapter,
                 reply.end,
                 reply.metrics,
@@ -157,7 +160,8 @@ class LoraStrategy(Strategy):
             )
             for sent, reply in answered
         )
-        self._note_drift(updates)
+        if take_over(self.record, self.roster.cards, [update.card for update in updates]):
+            self._register()
         if updates:
             self.state = self.method.aggregate(self.state, updates)
             sends_metrics = not self.settings.privacy.keeps_scores
@@ -182,48 +186,21 @@ class LoraStrategy(Strategy):
         adapters by this message and tell nothing.
         """
         told = not self.settings.privacy.keeps_scores
-        if not self.ledger.on and isinstance(self.method, AsksStatistics):
-            self._ask_statistics(self.method, grid, server_round)
-        if told and isinstance(self.method, ProbesStarts):
-            self._probe(self.method, grid, server_round)
+        self._prepare(Preparation(self._requests, grid, self.record), told=told)
         began, last = time.perf_counter(), self._last_round == server_round
         self._evaluation = self._requests.evaluation(self.state, server_round, last=last and told)
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._evaluation.messages()
 
-    def _ask_statistics(self, method: AsksStatistics, grid: Grid, server_round: int) -> None:
-        """Have all clients describe their classes; one that does not answer is served without its own statistics."""
-        began, exchange = time.perf_counter(), self._requests.statistics(self.state, server_round)
-        if not exchange.sent:
-            return
-        answers = exchange.ask(grid, self.settings.round_timeout, self._checked_statistics)
-        self._note("statistics", answers.failures, answers.bytes_down, answers.bytes_up)
-        statistics = {sent.recipient: reply.statistics for sent, reply in answers.answered}
-        self.state = method.with_statistics(self.state, statistics)
-        self._report()
-        self.record.add_seconds("statistics", time.perf_counter() - began)
-
-    def _checked_statistics(self, content: RecordDict, request: StatisticsRequest) -> StatisticsReply:
-        reply = StatisticsReply.decode(content, request)
-        counted, told = int(reply.statistics.counts.sum()), self.roster.cards[request.client_id].num_examples
-        if counted > told:
-            raise ProtocolError(f"its class statistics count {counted} samples, and it said it has {told}")
-        return reply
-
-    def _probe(self, method: ProbesStarts, grid: Grid, server_round: int) -> None:
-        """Have clients score the method's candidates; a client that does not answer is left out."""
-        began, exchange = time.perf_counter(), self._requests.probing(self.state, server_round)
-        if not exchange.sent:
-            return
-        answers = exchange.ask(grid, self.settings.round_timeout, EvaluateReply.decode)
-        self._note("probe", answers.failures, answers.bytes_down, answers.bytes_up)
-        losses: dict[str, dict[str, float]] = {}
-        for sent, reply in answers.answered:
-            losses.setdefault(sent.recipient, {})[sent.request.track] = reply.validation_loss[0]
-        self.state = method.apply_probe_losses(self.state, losses)
-        self._report()
-        self.record.add_seconds("probing", time.perf_counter() - began)
+    def _prepare(self, preparation: Preparation, *, told: bool) -> None:
+        method, before = self.method, self.state
+        if not self.ledger.on and isinstance(method, AsksStatistics):
+            self.state = preparation.with_statistics(self.state, method)
+        if told and isinstance(method, ProbesStarts):
+            self.state = preparation.with_probe_losses(self.state, method)
+        if self.state is not before:
+            self._report()
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores; nothing of an evaluation changes the method's state."""
@@ -231,7 +208,8 @@ class LoraStrategy(Strategy):
         answers = self._evaluation.settle(replies, EvaluateReply.decode)
         self.roster.note(answers.asked, answers.heard)
         self.record.add_seconds("evaluating", time.perf_counter() - self._sent_at)
-        self._note("evaluate", resting | answers.failures, answers.bytes_down, answers.bytes_up)
+        self.record.note_failures("evaluate", resting)
+        self.record.note_answers("evaluate", answers)
         self.scores = [
             client_score(self.roster.cards[sent.recipient], sent.request, reply)
             for sent, reply in answers.answered
@@ -339,21 +317,12 @@ class LoraStrategy(Strategy):
         log.warning("round %d changes nothing: %s", self.record.server_round, found)
         return False
 
-    def _note(self, phase: str, failures: dict[str, str], bytes_down: int, bytes_up: int) -> None:
-        self.record.bytes |= {f"{phase}_down": bytes_down, f"{phase}_up": bytes_up}
-        self._note_failures(phase, failures)
-
-    def _note_failures(self, phase: str, failures: Mapping[str, str]) -> None:
-        self.record.failures |= {f"{phase} {name}": reason for name, reason in failures.items()}
-        for name, reason in failures.items():
-            log.warning("round %d: %s of client '%s' is left out: %s", self.record.server_round, phase, name, reason)
-
     def _screened(self, updates: Iterable[ClientUpdate]) -> list[ClientUpdate]:
         """Return the updates that the method is to see; who is left out or cut short is noted with the reason."""
         claims = [card.num_examples for card in self.roster.cards.values()]
         screened = self.settings.screen.apply(list(updates), self.history.lengths, claims)
         self.history.lengths |= screened.lengths
-        self._note_failures("train", screened.left_out)
+        self.record.note_failures("train", screened.left_out)
         self.record.clipped = screened.clipped
         for name, share in screened.clipped.items():
             log.warning(
@@ -361,36 +330,6 @@ class LoraStrategy(Strategy):
             )
         fewer = bool(screened.left_out) and not self._enough(len(screened.updates))
         return [] if fewer else screened.updates
-
-    def _described(self, client_id: str, reply: TrainReply) -> ClientCard:
-        """Return a client's card as of its reply, which brings another signature where its data changed."""
-        card = self.roster.cards[client_id]
-        if reply.signature is None:
-            return card
-        return replace(card, signature=reply.signature, num_examples=reply.metrics.num_examples)
-
-    def _note_drift(self, updates: Sequence[ClientUpdate]) -> None:
-        """Take over the signatures of clients whose data changed, and say by how much they did."""
-        changed = [update.card for update in updates if update.card is not self.roster.cards[update.card.client_id]]
-        known = [card.signature for card in self.roster.cards.values()]
-        for card in changed:
-            before, self.roster.cards[card.client_id] = self.roster.cards[card.client_id].signature, card
-            self._note_moved(card, before, known)
-        if changed:
-            self._register()
-
-    def _note_returned(self) -> None:
-        """Say by how much the signatures moved that clients came back with, and count them as released."""
-        changed = self.roster.take_changed()
-        known = [card.signature for name, card in self.roster.cards.items() if name not in changed]
-        for name, before in changed.items():
-            self.history.note_signature(name)
-            self._note_moved(self.roster.cards[name], before, [*known, *changed.values()])
-
-    def _note_moved(self, card: ClientCard, before: Signature, known: Sequence[Signature]) -> None:
-        name = card.client_id
-        self.record.drift[name] = drift(before, card.signature, known)
-        log.warning("client '%s' has other data now: its signature moved by %.2f", name, self.record.drift[name])
 
     def _anchor_arrays(self) -> ArrayRecord | None:
         anchor = self.method.anchor(self.state)
