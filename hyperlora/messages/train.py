@@ -165,7 +165,8 @@ class TrainReply:
         metrics = TrainMetrics(require(record, "num_examples", int), **measured)
         end = _decoded_end(content, request)
         start, plan = request.start.adapter, request.start.plan
-        gradient = optional_tensors(content, "gradient", gradient_shapes(start, plan.gradient_rank))
+        shapes = gradient_shapes(start, plan.gradient_rank) if plan.gradient_rank else {}
+        gradient = optional_tensors(content, "gradient", shapes)
         core = optional_tensors(content, "core", core_shapes(plan.frame))
         signature = _new_signature(content, start)
         return cls(*answered, end, metrics, gradient, signature, core, plan.up)

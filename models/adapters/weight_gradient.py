@@ -29,9 +29,9 @@ def weight_gradient(model: AdaptedModel, samples: TokenSet) -> dict[str, Tensor]
 
 
 def gradient_shapes(like: Adapter, rank: int) -> dict[str, tuple[int, ...]]:
-    """Return kind -> shape of what :func:`packed` makes for modules of the shapes of ``like``; nothing for rank 0."""
+    """Return kind -> shape of what :func:`packed` makes for modules of the shapes of ``like``."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for kind, factors in like.low_rank.items() if rank else ():
+    for kind, factors in like.low_rank.items():
         *layers, m, n = factors.shape
         shapes[kind] = (math.prod(layers) * (m + n) * rank,)
     return shapes

@@ -14,7 +14,6 @@ from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
 from hyperlora.task import build_model, data_set_info
 from models.adapters.adapter import Adapter
-from models.adapters.gradient import part_vectors
 from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.signature import compute_signature
 
@@ -55,10 +54,9 @@ def cheap_client_app(config: RunConfig) -> ClientApp:
             name: one + 0.01 * torch.randn(one.shape, generator=chance)
             for name, one in request.start.adapter.tensors().items()
         }
-        end, spec = Adapter.from_tensors(moved), request.start.plan.gradient
-        gradient = {} if spec.kind == "off" else spec.compress(part_vectors(end))
+        end = Adapter.from_tensors(moved)
         metrics = TrainMetrics(SAMPLES, 1.0, 1.2, 0.4, 0.9, 0.6, 0.0)
-        reply = TrainReply(request.client_id, request.server_round, end, metrics, gradient)
+        reply = TrainReply(request.client_id, request.server_round, end, metrics)
         return Message(reply.encode(request), reply_to=message)
 
     @app.evaluate()

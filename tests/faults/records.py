@@ -95,7 +95,8 @@ def train_requests() -> dict[str, TrainRequest]:
 def _train_decoders(kind: str, request: TrainRequest) -> Iterator[Decoder]:
     end, signature = moved(request.start.adapter, "a", 1), make_card("b").signature
     plan = request.start.plan
-    gradient = {name: torch.ones(shape) for name, shape in gradient_shapes(end, plan.gradient_rank).items()}
+    shapes = gradient_shapes(end, plan.gradient_rank) if plan.gradient_rank else {}
+    gradient = {name: torch.ones(shape) for name, shape in shapes.items()}
     core = {name: 2 * one for name, one in plan.core.items()}
     reply = TrainReply("a", 3, end, make_metrics(), gradient, signature, core, plan.up)
     yield Decoder(f"TrainRequest, {kind}", request.encode, lambda content: TrainRequest.decode(content, FRESH))

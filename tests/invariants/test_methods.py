@@ -58,7 +58,7 @@ def updates_of(method: Method, state: object, ends: dict[str, Adapter]) -> list[
 def gradient_of(plan: LocalPlan, start: Adapter, name: str) -> dict[str, torch.Tensor]:
     """What a client tells of the gradient of the weights, where the plan asks for it."""
     chance = torch.Generator().manual_seed(sum(map(ord, name)))
-    shapes = gradient_shapes(start, plan.gradient_rank)
+    shapes = gradient_shapes(start, plan.gradient_rank) if plan.gradient_rank else {}
     return {kind: torch.randn(shape, generator=chance) for kind, shape in shapes.items()}
 
 
