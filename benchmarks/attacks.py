@@ -2,7 +2,8 @@
 
 ``noise`` sends its start plus Gaussian noise ten times as long as its honest movement, ``sign-flip`` the movement
 reversed, ``scale-100`` the movement a hundred times, ``label-flip`` what it learned from labels counted from the other
-end (y becomes C - 1 - y). The first three as in Blanchard et al. 2017 and Bagdasaryan et al. 2020.
+end (y becomes C - 1 - y). The first three as in Blanchard et al. 2017 and Bagdasaryan et al. 2020. What clients say of
+themselves is in :mod:`benchmarks.liars`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 
+from benchmarks.liars import LIES, LyingApp
 from client_app import runtime
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import ClientData, Federation, Samples
@@ -24,8 +26,11 @@ from hyperlora.messages.train import TrainRequest
 from hyperlora.seeds import derive_seed
 from hyperlora.task import build_federation
 
-NOISE_LENGTH, SCALE = 10.0, 100.0
-ATTACKS = ("noise", "sign-flip", "scale-100", "label-flip")
+NOISE_LENGTH = 10.0
+FACTORS = {"sign-flip": -1.0, "scale-100": 100.0, "collude": 2.0}
+"""What a movement is multiplied with."""
+FLIPPED = ("label-flip", "collude")
+ATTACKS = ("noise", "sign-flip", "scale-100", "label-flip", *LIES)
 App = Callable[[Message, Context], Message]
 
 
@@ -55,7 +60,8 @@ class AttackedApp:
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer as the app does, then tamper with an attacker's train reply."""
         reply = self.app(message, context)
-        if message.metadata.message_type != TrainRequest.TYPE or self.kind == "label-flip" or reply.has_error():
+        moves = self.kind == "noise" or self.kind in FACTORS
+        if message.metadata.message_type != TrainRequest.TYPE or not moves or reply.has_error():
             return reply
         config = message.content.config_records["config"]
         if config["client_id"] in self.attackers:
@@ -73,8 +79,7 @@ class AttackedApp:
             deviation = NOISE_LENGTH * np.sqrt(sum(float((one**2).sum()) for one in movements.values()) / size)
             moved = {name: deviation * chance.standard_normal(one.shape) for name, one in movements.items()}
         else:
-            factor = -1.0 if self.kind == "sign-flip" else SCALE
-            moved = {name: factor * one for name, one in movements.items()}
+            moved = {name: FACTORS[self.kind] * one for name, one in movements.items()}
         return ArrayRecord({name: Array((starts[name] + one).astype(np.float32)) for name, one in moved.items()})
 
 
@@ -114,8 +119,16 @@ def attacked(app: App, config: RunConfig, kind: str, share: float) -> Iterator[t
         return
     federation = build_federation(config.data, image_size=config.model.image_size, seed=config.seed)
     attackers = choose_attackers(federation, share, config.seed)
-    with poisoned_data(attackers) if kind == "label-flip" else nullcontext():
-        yield AttackedApp(app, kind, attackers, config.seed), attackers
+    victims = neighbours_to_be(federation, attackers)
+    liar = LyingApp(app, kind, config, victims, len(federation.class_names)) if kind in LIES else app
+    with poisoned_data(attackers) if kind in FLIPPED else nullcontext():
+        yield AttackedApp(liar, kind, attackers, config.seed), attackers
+
+
+def neighbours_to_be(federation: Federation, attackers: frozenset[str]) -> dict[str, str]:
+    """Return for every attacker an unseen client that it may pose beside, all of them in turn; itself without any."""
+    unseen = [name for name in federation.client_ids if not federation.load(name).trains]
+    return {name: unseen[index % len(unseen)] if unseen else name for index, name in enumerate(sorted(attackers))}
 
 
 @contextmanager

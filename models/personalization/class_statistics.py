@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-FARTHEST_MEAN, WIDEST_SPREAD, MOST_SAMPLES = 3.0, 4.0, 10.0
+FARTHEST_MEAN, WIDEST_SPREAD, MOST_SAMPLES = 3.0, 4.0, 3.0
 """How far a client may lie from the others: its class means and its spread within classes in units of the median
 client's, its samples in units of the median client's."""
 

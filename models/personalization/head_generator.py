@@ -14,6 +14,9 @@ likelihood, and a client's own are their mean given its counts.
 
 Up to ``MOST_EXACT`` class means are predicted together. Beyond that (a thousand classes) what all classes of a client
 share is left out, so that every class is predicted by itself, and of very many clients some are fitted to.
+
+Clients may lie: those whose statistics cannot be are not fitted to, and a newcomer learns nothing from a client whose
+classes contradict its own (:mod:`models.personalization.plausible`).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import torch
 from torch import Tensor
 
 from models.personalization.class_statistics import ClassStatistics, bounded, pooled_covariance
+from models.personalization.plausible import contradicting, drawn_in, with_likely_means, with_likely_spread
 
 RIDGE = 0.01
 """Share of the mean variance within classes that is added to every direction before it is inverted."""
@@ -172,16 +176,20 @@ class HeadGenerator:
         variances: of the model.
         names: client-ids of the N clients that it was fitted to.
         num_classes: C.
+        observed: their class means.
         blocks: one of all classes, or one for every class that a client has samples of.
         pseudo_counts: (C,) parameters of the Dirichlet distribution of class frequencies.
+        disbelieved: client-ids whose statistics cannot be.
     """
 
     whitening: Whitening
     variances: Variances
     names: Sequence[str]
     num_classes: int
+    observed: Observed
     blocks: Sequence[Block]
     pseudo_counts: Tensor
+    disbelieved: frozenset[str] = frozenset()
 
     @classmethod
     def fit(cls, statistics: Mapping[str, ClassStatistics], distances: Tensor) -> HeadGenerator:
@@ -197,16 +205,20 @@ class HeadGenerator:
         parts = bounded(list(statistics.values()))
         classes = len(parts[0].counts)
         kept = evenly(len(parts), min(MOST_FITTED, int((MOST_NUMBERS / classes) ** 0.5)))
+        believed = kept[_believed([parts[one] for one in kept])]
+        disbelieved = frozenset(list(statistics)[one] for one in kept if one not in believed)
+        kept = believed
         names, distances = [list(statistics)[one] for one in kept], distances[kept][:, kept].double()
         parts = [parts[one] for one in kept]
         whitening = Whitening.of(parts)
         observed = whitening.observed(parts)
+        observed = replace(observed, means=drawn_in(observed.label, observed.means))
         variances = likeliest(observed.of_part(len(parts), classes, MOST_OBSERVED), distances)
         if len(observed.client) > MOST_EXACT:
             variances = replace(variances, client=0.0)
         counts = torch.stack([one.counts for one in parts])
         blocks = _blocks(observed, variances, distances, classes)
-        return cls(whitening, variances, names, classes, blocks, pseudo_counts(counts))
+        return cls(whitening, variances, names, classes, observed, blocks, pseudo_counts(counts), disbelieved)
 
     def head(self, name: str, distances: Tensor, own: ClassStatistics | None) -> Tensor:
         """Return the head (C, d + 1) of a client.
@@ -220,10 +232,23 @@ class HeadGenerator:
 
     def expected_means(self, name: str, distances: Tensor, own: ClassStatistics | None) -> Tensor:
         """Return the whitened means (C, d) of a client's classes given all that is known; arguments as of ``head``."""
-        means, spread = self._expected(distances.double())
-        if own is not None and name not in self.names:
-            means = self._updated(means, spread, self.whitening.observed([own]))
-        return means
+        if own is None or name in self.names:
+            return self._expected(distances.double())[0]
+        mine = self.whitening.observed([own])
+        unlike = self._contradicting(mine, distances.double())
+        means, spread = self._expected(distances.double().masked_fill(unlike, torch.inf))
+        return self._updated(means, spread, mine)
+
+    def _contradicting(self, mine: Observed, distances: Tensor) -> Tensor:
+        """Return whose classes contradict a client's own, boolean (N,)."""
+        place = torch.full((self.num_classes,), -1).index_put((mine.label,), torch.arange(len(mine.label)))
+        rows = (place[self.observed.label] >= 0).nonzero()[:, 0]
+        theirs, v = self.observed.of(rows), self.variances
+        same = place[theirs.label]
+        expected = 2 * (1 - v.similarity(distances)[theirs.client]) * (v.client + v.single)
+        expected = expected + theirs.noise + mine.noise[same]
+        differences = (theirs.means - mine.means[same]).square().mean(dim=1)
+        return contradicting(differences, expected, theirs.client, len(self.names))
 
     def log_frequencies(self, own: ClassStatistics) -> Tensor:
         """Return the logarithm of a client's expected class frequencies (C,), given its counts."""
@@ -245,6 +270,14 @@ class HeadGenerator:
         gain = torch.linalg.solve(spread[seen][:, seen] + torch.diag(own.noise), own.means - means[seen])
         updated: Tensor = means + spread[:, seen] @ gain
         return updated
+
+
+def _believed(statistics: Sequence[ClassStatistics]) -> list[int]:
+    """Return the indices of the clients that are fitted to."""
+    likely = with_likely_spread(statistics)
+    chosen = [statistics[one] for one in likely]
+    observed = Whitening.of(chosen).observed(chosen)
+    return [likely[one] for one in with_likely_means(len(chosen), observed.client, observed.label, observed.means)]
 
 
 def _blocks(observed: Observed, variances: Variances, distances: Tensor, classes: int) -> list[Block]:

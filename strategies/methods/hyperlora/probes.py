@@ -3,7 +3,8 @@
 Three numbers are chosen, for everybody: how much of a start's deviation a client without an entry in the memory gets,
 how much of its head comes from class statistics, and how much that head counts beside the class prior. Those with the
 lowest trimmed mean loss win. A quarter of the clients is left out at either end, so that a few that lie about their
-loss cannot choose for everybody.
+loss cannot choose for everybody; clients whose class statistics are not believed are not asked. Where the mean is for
+the anchor alone and most clients are for something else, the median decides.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, median
 
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
@@ -79,7 +80,9 @@ def probe_starts(
         server_round: the round.
         make: makes what newcomers are served.
     """
-    known = sorted((card for card in cards if card.client_id in state.num_examples), key=lambda card: card.client_id)
+    disbelieved = state.head_generator.disbelieved if state.head_generator else ()
+    asked = (card for card in cards if card.client_id in state.num_examples and card.client_id not in disbelieved)
+    known = sorted(asked, key=lambda card: card.client_id)
     if len(known) < LEAST_CLIENTS or len(tried) < 2:
         return {}
     chosen = random.Random(derive_seed("rehearsal", server_round)).sample(known, min(most, len(known)))
@@ -102,9 +105,20 @@ def apply_probe_losses(
     full = [row for row in full if all(map(math.isfinite, row))]
     if len(full) < LEAST_CLIENTS:
         return state
-    beyond_anchor = zip(*([loss - row[0] for loss in row] for row in full), strict=True)
-    means = dict(zip(tried, map(trimmed_mean, beyond_anchor), strict=True))
-    return min(tried, key=means.__getitem__).chosen(state)
+    columns = list(zip(*([loss - row[0] for loss in row] for row in full), strict=True))
+    return best_of(tried, columns).chosen(state)
+
+
+def best_of(tried: Sequence[Candidate], losses: Sequence[Sequence[float]]) -> Candidate:
+    """Return the best of the candidates, ``ANCHOR`` first, by what clients lose with each beyond the anchor.
+
+    Any number of liars below half cannot have the anchor chosen where the others are for something else.
+    """
+    by_mean, by_median = (
+        min(tried, key=dict(zip(tried, map(middle, losses), strict=True)).__getitem__)
+        for middle in (trimmed_mean, median)
+    )
+    return by_median if by_mean == ANCHOR else by_mean
 
 
 def trimmed_mean(values: Sequence[float]) -> float:
