@@ -114,11 +114,14 @@ def best_of(tried: Sequence[Candidate], losses: Sequence[Sequence[float]]) -> Ca
 
     Any number of liars below half cannot have the anchor chosen where the others are for something else.
     """
-    by_mean, by_median = (
-        min(tried, key=dict(zip(tried, map(middle, losses), strict=True)).__getitem__)
-        for middle in (trimmed_mean, median)
-    )
-    return by_median if by_mean == ANCHOR else by_mean
+    by_mean = _lowest(tried, losses, trimmed_mean)
+    return _lowest(tried, losses, median) if by_mean == ANCHOR else by_mean
+
+
+def _lowest(
+    tried: Sequence[Candidate], losses: Sequence[Sequence[float]], middle: Callable[[Sequence[float]], float]
+) -> Candidate:
+    return min(zip(tried, map(middle, losses), strict=True), key=lambda pair: pair[1])[0]
 
 
 def trimmed_mean(values: Sequence[float]) -> float:
