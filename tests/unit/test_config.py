@@ -141,6 +141,11 @@ def test_a_method_from_outside_can_be_a_single_module(tmp_path: Path, monkeypatc
         RunConfig.parse({"method": "outside_broken"})
 
 
+def test_a_stored_run_with_keys_that_are_gone_can_be_read() -> None:
+    stored = {"lora.rank": 8, "hyperlora.learn": "gates", "generator.newcomer-share": 0.5}
+    assert RunConfig.parse_stored(stored) == RunConfig.parse({"lora.rank": 8})
+
+
 @pytest.mark.parametrize("module", ["hyperlora.config.reference", "hyperlora.data.opening", "hyperlora.task"])
 def test_configuration_and_data_sets_are_known_without_torch_and_without_flower(module: str) -> None:
     use = "from hyperlora.config.schema import RunConfig; RunConfig.parse({'method': 'lora-fair'})"
