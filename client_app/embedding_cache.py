@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from hyperlora.storage.files import StorageError, private_directory
+from hyperlora.storage.files import StorageError, home_directory, private_directory
 from hyperlora.storage.state import StateError, read_state, write_state
 from models.adapters.training import TokenSet
 
@@ -87,6 +87,8 @@ def open_embedding_cache(megabytes: int) -> EmbeddingCache | None:
 
 
 def cache_directory() -> Path:
-    """Return where this program keeps what it can make again."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(PLACE) or Path(home) / "hyperlora")
+    """Return where this program keeps what it can make again; raises StorageError where nothing says where."""
+    place = os.environ.get(PLACE)
+    if place:
+        return Path(place)
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_directory() / ".cache") / "hyperlora"

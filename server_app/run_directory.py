@@ -25,6 +25,7 @@ from hyperlora.storage.files import (
     PRIVATE_FILE,
     StorageError,
     append_bytes,
+    home_directory,
     remove_unfinished,
     write_json,
     write_text,
@@ -236,4 +237,4 @@ def _version(package: str) -> str | None:
 
 
 def _default_path() -> Path:
-    return Path.home() / "hyperlora-runs" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    return home_directory() / "hyperlora-runs" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")

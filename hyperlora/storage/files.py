@@ -98,6 +98,14 @@ def private_directory(path: Path) -> Path:
     return path
 
 
+def home_directory() -> Path:
+    """Return the user's home directory; raises StorageError where the user has none, as in a container."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise StorageError("this user has no home directory: set HOME") from error
+
+
 def remove_unfinished(directory: Path) -> None:
     """Remove the temporary files that a killed process left in ``directory``; raises OSError."""
     for path in directory.glob(UNFINISHED):

@@ -52,12 +52,15 @@ def records(directory: Path) -> Iterable[object]:
 def files(directory: Path) -> Iterable[object]:
     from tests.faults.damaged import damaged_rows
     from tests.faults.ledgers import ledger_row
+    from tests.faults.places import place_rows
     from tests.faults.run_files import run_files_row
     from tests.faults.server import left_alone
 
     yield from damaged_rows(CHECKPOINTS, directory)
     yield ledger_row(LEDGERS, directory)
-    yield run_files_row(FILES, directory, left_alone(directory / "alone"))
+    alone = left_alone(directory / "alone")
+    yield run_files_row(FILES, directory, alone)
+    yield from place_rows(directory, alone)
 
 
 PARTS: dict[str, Callable[[Path], Iterable[object]]] = {

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.faults.damaged import Damager, damaged_rows
+from tests.faults.places import place_rows
 from tests.faults.run_files import run_files_row
 from tests.faults.server import left_alone
 from tests.faults.table import as_table
@@ -26,8 +27,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damager: Damag
 
 
 def test_damaged_files_of_a_run_are_read_or_refused_by_every_command(tmp_path: Path) -> None:
-    row = run_files_row(37, tmp_path, left_alone(tmp_path / "alone"))
-    assert row.passed, as_table([row])
+    alone = left_alone(tmp_path / "alone")
+    rows = [run_files_row(37, tmp_path / "damaged", alone), *place_rows(tmp_path / "places", alone)]
+    assert all(row.passed for row in rows), as_table(rows)
 
 
 def test_the_rows_are_as_expected(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from client_app.embedding_cache import open_embedding_cache
 from hyperlora.storage.files import (
     PRIVATE_FILE,
     StorageError,
@@ -18,6 +19,7 @@ from hyperlora.storage.files import (
     write_json,
     write_text,
 )
+from server_app.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITING = re.compile(r"""\.write_text\(|\.write_bytes\(|open\("w|os\.replace|NamedTemporaryFile|mkstemp""")
@@ -75,3 +77,15 @@ def test_no_other_module_writes_files_in_its_own_way(package: str) -> None:
     found = {str(path): WRITING.findall(path.read_text(encoding="utf-8")) for path in files}
     assert files
     assert {path: calls for path, calls in found.items() if calls} == {}
+
+
+def test_a_user_without_a_home_is_told_so_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", missing)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HYPERLORA_CACHE", raising=False)
+    with pytest.raises(StorageError, match="no home directory: set HOME"):
+        RunDirectory.open("")
+    assert open_embedding_cache(5) is None
