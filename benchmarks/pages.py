@@ -1,9 +1,9 @@
 """The tables in ``docs/``: each block between two marks is printed from the results, never typed.
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
-``<!-- /results -->``; all but the suite may be left out. The suite ``membership`` is the table of
-:mod:`benchmarks.membership`, ``costs`` what every suite costs. Several suites, with commas, stand side by side in one
-table, or one sentence each (``tables=verdicts``). A block without any result says so.
+``<!-- /results -->``; all but the suite may be left out. The suites ``membership`` and ``lira`` are the tables of
+:mod:`benchmarks.membership` and :mod:`benchmarks.lira`, ``costs`` what every suite costs. Several suites, with commas,
+stand side by side in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attack_tables import attack_table, membership_table
+from benchmarks.attack_tables import attack_table, lira_table, membership_table
 from benchmarks.bootstrap import calibration_table, interval_table
 from benchmarks.cost import cost_page
 from benchmarks.figures import draw_methods, draw_steps
@@ -30,7 +30,7 @@ from benchmarks.verdicts import verdicts
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 TARGET_REFERENCE = "fedit"
-MEMBERSHIP, COSTS = "membership", "costs"
+MEMBERSHIP, LIRA, COSTS = "membership", "lira", "costs"
 UNMEASURED = "Not measured yet."
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?P<head><!-- results: (?P<wanted>.*?) -->\n).*?(?P<tail><!-- /results -->)", re.DOTALL)
@@ -76,7 +76,7 @@ class Block:
         tables = _names(keys.get("tables", ""), ",") or tuple(TABLES)
         if missing := set(tables) - {*TABLES, *MORE_TABLES, "attacks", MEMBERSHIP}:
             raise SuiteError(f"'{wanted}' names the tables {sorted(missing)}; there are {', '.join(TABLES)}")
-        if suites in ((MEMBERSHIP,), (COSTS,)):
+        if suites in ((MEMBERSHIP,), (LIRA,), (COSTS,)):
             return cls(suites, suites, (), "")
         variants = _names(keys.get("variants", ""), ";") or tuple(variant_names(suites[0]))
         return cls(suites, tables, variants, keys.get("reference", variants[0]))
@@ -153,6 +153,9 @@ def _text(wanted: str, results: Path) -> str:
     if block.tables == (MEMBERSHIP,):
         path = results / f"{MEMBERSHIP}.json"
         return membership_table(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else ""
+    if block.tables == (LIRA,):
+        path = results / f"{LIRA}.json"
+        return lira_table(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else ""
     if block.tables == ("attacks",):
         found = load_settings(results, block.suites[0])
         settings = {name.rsplit("/", 1)[-1]: found.get(name, {}) for name in setting_names(block.suites[0])}
