@@ -7,37 +7,22 @@ The anchor, which all clients of the run share, is scored as well, and the valid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from client_app.device import choose_device, worthwhile_threads
-from client_app.embedding_cache import open_embedding_cache
 from client_app.runtime import ClientRuntime
-from client_app.tasks import NothingKept, describe_classes, describe_clients, evaluate_adapter
-from client_app.token_cache import TokenCache
 from hyperlora.config.schema import RunConfig
-from hyperlora.data.federation import ClientData, SingleClient
+from hyperlora.data.federation import ClientData
 from hyperlora.data.listing import Origin
 from hyperlora.data.personal import Shares, read_image_folder, read_text_table
-from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
-from hyperlora.messages.plan import Start
-from hyperlora.messages.signature import ClientCard
-from hyperlora.messages.statistics import StatisticsRequest
+from hyperlora.newcomer import Tried, adapter_name, newcomer_runtime, try_newcomer
 from hyperlora.reporting.likeness import Likeness, likeness
 from hyperlora.reporting.model_card import write_card
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory, require_new
-from hyperlora.reporting.state_view import open_checkpoint
 from hyperlora.storage.files import write_json
-from models.adapters.adapter import Adapter
 from models.backbones.backbone import Transform
 from models.backbones.transforms import ImageTransform
-from strategies.methods.base.server import AsksStatistics, served_starts, with_clients
-
-GENERATED, ANCHOR = "generated", "anchor"
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,8 @@ class Personalized:
         after_round: the round of the run's checkpoint.
         steps: numbers of local steps that were scored: 0, or 0 and K.
         accuracy, validation_loss: a value for each of them, from the generated start.
-        anchor_accuracy, anchor_validation_loss: the same from the anchor; empty for a method without one.
+        anchor_accuracy, anchor_validation_loss: the same from the anchor, from which local steps are made only where
+            it begins with the lower validation loss; empty for a method without one.
         majority_accuracy: of one who always says the class that most of the samples to adapt to are of.
         likeness: how far the data are from those of the run's clients; None where it has too few.
         use: name of the directory whose adapter has the lowest loss on the validation part.
@@ -95,8 +81,8 @@ def personalize(run_directory: Path, own: Path, options: PersonalizeOptions | No
     """Make, score and write adapters for a person's own data, as PEFT directories with model cards.
 
     ``generated`` is what the run's method makes for the signature of the data alone; ``after-<K>-steps`` is that
-    after K local steps. Where the anchor has the lower validation loss, ``anchor`` and ``anchor-after-<K>-steps`` are
-    written too. ``scores.json`` has all scores.
+    after K local steps. Where the anchor, or what K steps make of it, has the lowest validation loss,
+    ``anchor`` and ``anchor-after-<K>-steps`` are written too. ``scores.json`` has all scores.
 
     Args:
         run_directory: a run with a checkpoint, or a federation that ``hyperlora publish`` wrote: its directory, or
@@ -118,73 +104,39 @@ def personalize(run_directory: Path, own: Path, options: PersonalizeOptions | No
     return scored
 
 
-def adapter_name(steps: int, start: str = GENERATED) -> str:
-    """Return the name of the directory of an adapter after so many local steps from a start."""
-    if not steps:
-        return start
-    return f"after-{steps}-steps" if start == GENERATED else f"{start}-after-{steps}-steps"
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """A start with the client's prior, what became of it, and the client's scores of both."""
-
-    name: str
-    adapters: Mapping[int, Adapter]
-    reply: EvaluateReply
-
-    def losses(self) -> dict[str, float]:
-        """Return the validation loss by the name of the directory."""
-        steps = sorted(self.adapters)
-        return {adapter_name(k, self.name): loss for k, loss in zip(steps, self.reply.validation_loss, strict=True)}
-
-
 def _make_adapters(run: RunFiles, own: Path, options: PersonalizeOptions, place: Path) -> Personalized:
     runtime = _open_runtime(run, own, options)
-    described = describe_clients(runtime, [options.name])
-    if described.left_out:
-        raise RunFilesError(described.left_out[options.name])
-    card = described.cards[0]
-    after_round, start = start_for(run, card, runtime)
-    generated = _try_start(runtime, GENERATED, after_round, start)
-    shared = anchor_of(run)
-    anchor = [] if shared is None else [_try_start(runtime, ANCHOR, after_round, replace(start, adapter=shared))]
-    losses = {name: loss for one in (generated, *anchor) for name, loss in one.losses().items()}
+    trial = try_newcomer(run, runtime)
     data = runtime.client(options.name)
-    use = min(losses, key=losses.__getitem__) if len(data.validation) else adapter_name(0)
     with new_directory(place) as target:
-        for one in (generated, *(one for one in anchor if use in one.losses())):
-            _write_adapters(run, runtime, one, target, len(data.test))
-    majority = data.test.labels == data.train.labels.bincount().argmax()
+        for one in trial.all:
+            if one is trial.generated or trial.use in one.losses():
+                _write_adapters(run, runtime, one, target, len(data.test))
+    generated, anchor = trial.generated.reply, trial.anchor.reply if trial.anchor else None
     return Personalized(
         directory=str(target),
         num_train=len(data.train),
         num_validation=len(data.validation),
         num_test=len(data.test),
-        after_round=after_round,
-        steps=sorted(generated.adapters),
-        accuracy=generated.reply.test_accuracy,
-        validation_loss=generated.reply.validation_loss,
-        anchor_accuracy=anchor[0].reply.test_accuracy if anchor else (),
-        anchor_validation_loss=anchor[0].reply.validation_loss if anchor else (),
-        majority_accuracy=float(majority.float().mean()),
-        likeness=likeness(card.signature, run.require_clients().cards),
-        use=use,
+        after_round=trial.after_round,
+        steps=sorted(trial.generated.adapters),
+        accuracy=generated.test_accuracy,
+        validation_loss=generated.validation_loss,
+        anchor_accuracy=anchor.test_accuracy if anchor else (),
+        anchor_validation_loss=anchor.validation_loss if anchor else (),
+        majority_accuracy=majority_accuracy(data),
+        likeness=likeness(trial.card.signature, run.require_clients().cards),
+        use=trial.use,
     )
 
 
-def _try_start(runtime: ClientRuntime, name: str, after_round: int, start: Start) -> _Tried:
-    """Score a start before and after the local steps, which begin anew."""
-    (client_id,) = runtime.federation.client_ids
-    steps = sorted({0, runtime.config.train.steps_of_use})
-    request = EvaluateRequest(client_id, after_round, steps, start)
-    reply = evaluate_adapter(runtime, request, NothingKept())
-    trained = Start(runtime.model.extract(), start.plan).whole()
-    ends = {0: runtime.with_prior(client_id, start.whole())}
-    return _Tried(name, {steps[-1]: trained, **ends}, reply)
+def majority_accuracy(data: ClientData) -> float:
+    """Return the test accuracy of always saying the class that most training samples are of."""
+    majority = data.test.labels == data.train.labels.bincount().argmax()
+    return float(majority.float().mean())
 
 
-def _write_adapters(run: RunFiles, runtime: ClientRuntime, tried: _Tried, target: Path, num_test: int) -> None:
+def _write_adapters(run: RunFiles, runtime: ClientRuntime, tried: Tried, target: Path, num_test: int) -> None:
     (client_id,) = runtime.federation.client_ids
     for (steps, adapter), accuracy in zip(sorted(tried.adapters.items()), tried.reply.test_accuracy, strict=True):
         directory = target / adapter_name(steps, tried.name)
@@ -198,15 +150,8 @@ def _open_runtime(run: RunFiles, own: Path, options: PersonalizeOptions) -> Clie
     if options.name in known.cards:
         raise RunFilesError(f"the run has a client '{options.name}' already: choose another name with --name")
     model = run.rebuild_model(options.weights)
-    steps = run.config.train.steps_of_use if options.steps is None else options.steps
-    config = run.config.with_values({"train.adapt-steps": steps, "train.device": options.device})
-    client = _read_own(own, options.name, known.class_names, config, model.backbone.transform)
-    federation = SingleClient(options.name, lambda: client, tuple(known.class_names))
-    model.to(choose_device(options.device))
-    torch.set_num_threads(worthwhile_threads(model.backbone, config.train.batch_size))
-    embedded = open_embedding_cache(config.train.embedding_cache_mb)
-    cache = TokenCache(model, federation, config.train.prefix_cache_mb * 2**20, embedded=embedded)
-    return ClientRuntime(config, model, federation, cache, at_site=False)
+    client = _read_own(own, options.name, known.class_names, run.config, model.backbone.transform)
+    return newcomer_runtime(run, model, client, steps=options.steps, device=options.device)
 
 
 def _read_own(own: Path, name: str, classes: Sequence[str], config: RunConfig, transform: Transform) -> ClientData:
@@ -218,45 +163,3 @@ def _read_own(own: Path, name: str, classes: Sequence[str], config: RunConfig, t
         )
     columns = (data.text_column, data.label_column, data.domain_column)
     return read_text_table(own, name, data.name, Origin("", 1, tuple(classes), *columns), shares)
-
-
-def anchor_of(run: RunFiles) -> Adapter | None:
-    """Return the adapter that all clients share after the last checkpoint; None where the method has none."""
-    method, found = open_checkpoint(run)
-    return None if found is None else method.anchor(found.state)
-
-
-def start_for(run: RunFiles, card: ClientCard, runtime: ClientRuntime | None = None) -> tuple[int, Start]:
-    """Return the round of the last checkpoint, and what its method serves a client that it never met, with its plan.
-
-    Args:
-        run: the run.
-        card: of the client.
-        runtime: has the client's data, for a method that asks for its class statistics; without it there are none.
-
-    Raises:
-        RunFilesError: the run has no checkpoint, or its clients train only a core.
-        StateError: it has some, and none can be used.
-    """
-    method, found = open_checkpoint(run)
-    if found is None:
-        raise RunFilesError(
-            f"the run in '{run.path}' has no checkpoint: run it again with run.checkpoint-every above 0"
-        )
-    cards: Mapping[str, ClientCard] = {**run.require_clients().cards, card.client_id: card}
-    state = with_clients(method, found.state, cards)
-    plan = method.plan(state, card)
-    if plan.core:
-        raise RunFilesError(f"method '{run.config.method}' cannot be personalised here: its clients train only a core")
-    if runtime is not None and isinstance(method, AsksStatistics):
-        state = _with_own_statistics(method, state, card, runtime)
-    return found.server_round, Start(served_starts(method, state, [card])[0], plan)
-
-
-def _with_own_statistics(method: AsksStatistics, state: Any, card: ClientCard, runtime: ClientRuntime) -> Any:
-    rank, anchor = method.statistics_rank(state), method.anchor(state)
-    if rank is None or anchor is None:
-        return state
-    request = StatisticsRequest(card.client_id, 0, rank, Start(anchor))
-    reply = describe_classes(runtime, request, NothingKept())
-    return method.with_statistics(state, {card.client_id: reply.statistics})

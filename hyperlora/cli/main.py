@@ -10,6 +10,7 @@ import typer
 from hyperlora.cli.audit import app as audit
 from hyperlora.cli.certs import app as certs
 from hyperlora.cli.check import check
+from hyperlora.cli.demo import demo
 from hyperlora.cli.doctor import doctor
 from hyperlora.cli.export import export
 from hyperlora.cli.forget import forget
@@ -25,6 +26,7 @@ app.command()(check)
 app.add_typer(certs, name="certs")
 app.add_typer(audit, name="audit")
 app.command()(personalize)
+app.command()(demo)
 app.command()(report)
 app.command()(compare)
 app.command()(export)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 @reports_errors
 def personalize(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, typer.Argument(help="Run directory; demo is the federation that comes with the package.")],
     data: Annotated[Path, typer.Argument(help="Your images, as FOLDER/<class>/*.jpg or *.png; or a table of texts.")],
+    sample: Annotated[bool, typer.Option("--sample", help="First write digits that no client had to DATA.")] = False,
     steps: Annotated[int | None, typer.Option(min=0, help="Local steps K; by default as many as in the run.")] = None,
     to: Annotated[Path | None, typer.Option(help="New directory; RUN/personal/<name> by default.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter; by default that of the data.")] = None,
@@ -33,6 +34,8 @@ def personalize(
 
     Examples:
 
+        hyperlora personalize demo my-digits --sample
+
         hyperlora personalize runs/latest my-images
 
         hyperlora personalize runs/latest my-reviews.csv
@@ -40,9 +43,12 @@ def personalize(
         hyperlora personalize runs/latest my-images --steps 0 --to my-adapter
     """
     from hyperlora import serving  # torch takes seconds to import
+    from hyperlora.data.sample import write_sample
 
     if device not in ("auto", "cpu", "cuda"):
         raise CommandError(f"--device must be auto, cpu or cuda, got '{device}'")
+    if sample:
+        write_sample(data)
     options = serving.PersonalizeOptions(name or "", steps, device, weights, target=to)
     made = serving.personalize(run, data, options)
     if output is OutputFormat.JSON:

@@ -15,6 +15,7 @@ def publish(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     to: Annotated[Path | None, typer.Option(help="New directory; RUN/published by default.")] = None,
     license_name: Annotated[str, typer.Option("--license", help="Of the files, as the hub names it.")] = "other",
+    with_backbone: Annotated[bool, typer.Option("--with-backbone", help="Put the frozen weights in as well.")] = False,
 ) -> None:
     """Pack what `personalize` needs of a run, with a model card and a statement of what the files tell of clients.
 
@@ -31,7 +32,7 @@ def publish(
     from hyperlora.storage.run_names import STATEMENT
 
     opened = RunFiles.open(run)
-    target = publish_run(opened, to or opened.place_for("published"), license_name)
+    target = publish_run(opened, to or opened.place_for("published"), license_name, with_backbone=with_backbone)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     say(f"{target}: {size / 2**20:.1f} MiB")
     say(f"read {target / STATEMENT} before you hand it on", style="yellow")

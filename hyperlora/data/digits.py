@@ -31,6 +31,19 @@ def digits_public(image_size: int = 16) -> tuple[Tensor, Tensor]:
     return images[rows], labels[rows]
 
 
+def digits_held_out(image_size: int, test_fraction: float = 0.25) -> tuple[Tensor, Tensor]:
+    """Return the private digits of everybody's test part, clean, as :func:`digits_public` does.
+
+    Args:
+        image_size: side in pixels.
+        test_fraction: what clients hold out (``data.test-fraction``).
+    """
+    images, labels = _all_digits(image_size)
+    draws = {row: unit_interval(_key(row), "split") for row in range(len(labels)) if not _is_public(row)}
+    rows = [row for row, draw in draws.items() if draw < test_fraction]
+    return images[rows], labels[rows]
+
+
 def list_digits(name: str, origin: Origin) -> Listing:
     """List the private half in every domain.
 
@@ -69,10 +82,7 @@ def _inverted(images: Tensor, _rows: Sequence[int]) -> Tensor:
 
 def _rotated(images: Tensor, _rows: Sequence[int]) -> Tensor:
     """Turn all digits by 40 degrees about their centre."""
-    cosine, sine = math.cos(math.radians(40)), math.sin(math.radians(40))
-    turn = torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]]).expand(len(images), 2, 3)
-    grid = F.affine_grid(turn, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    return turned(images, 40)
 
 
 def _noisy(images: Tensor, rows: Sequence[int]) -> Tensor:
@@ -83,6 +93,14 @@ def _noisy(images: Tensor, rows: Sequence[int]) -> Tensor:
     generators = [torch.Generator().manual_seed(row) for row in rows]
     noise = torch.stack([torch.randn(images.shape[1:], generator=generator) for generator in generators])
     return images + 0.1 * noise
+
+
+def turned(images: Tensor, degrees: float) -> Tensor:
+    """Turn images (n, 1, h, w) about their centre."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]]).expand(len(images), 2, 3)
+    grid = F.affine_grid(turn, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
 
 
 DOMAINS: dict[str, Callable[[Tensor, Sequence[int]], Tensor]] = {

@@ -50,20 +50,49 @@ def read_image_folder(
         DataError: a directory is no class of the task, or there are too few images.
     """
     files = list(_labelled_files(root, class_names))
-    read = [(_decoded(file, image_size, channels), label, file) for file, label in files]
-    bad = [file for image, _, file in read if image is None]
+    samples = [(file.read_bytes(), label) for file, label in files]
+    decoded = [_decoded(encoded, image_size, channels) for encoded, _ in samples]
+    bad = [file for (file, _), image in zip(files, decoded, strict=True) if image is None]
     if bad:
         named = named_files([file.relative_to(root) for file in bad])
         log.warning("%d of %d images cannot be read and are left out%s", len(bad), len(files), named)
-    keyed = sorted(
-        ((content_key(file.read_bytes()), label, image) for image, label, file in read if image is not None),
-        key=lambda one: one[0],
-    )
-    if len(keyed) < LEAST_SAMPLES:
+    if len(files) - len(bad) < LEAST_SAMPLES:
         raise DataError(
-            f"'{root}' has {len(keyed)} readable images below its class directories, expected at least "
+            f"'{root}' has {len(files) - len(bad)} readable images below its class directories, expected at least "
             f"{LEAST_SAMPLES}; put them as {class_names[0]}/*.jpg, with .jpg, .jpeg or .png"
         )
+    return _of_images(samples, decoded, client_id, shares)
+
+
+def read_images_given(
+    samples: Sequence[tuple[bytes, int]], client_id: str, *, image_size: int, channels: int, shares: Shares
+) -> ClientData:
+    """Return encoded images with their labels as one unseen client, as :func:`read_image_folder` does files.
+
+    Raises:
+        DataError: one cannot be read, or there are too few.
+    """
+    if len(samples) < LEAST_SAMPLES:
+        raise DataError(f"expected at least {LEAST_SAMPLES} images, got {len(samples)}")
+    decoded = [_decoded(encoded, image_size, channels) for encoded, _ in samples]
+    bad = sum(image is None for image in decoded)
+    if bad:
+        raise DataError(f"{bad} of {len(samples)} images cannot be read: expected png or jpg files")
+    return _of_images(samples, decoded, client_id, shares)
+
+
+def _of_images(
+    samples: Sequence[tuple[bytes, int]], decoded: Sequence[Tensor | None], client_id: str, shares: Shares
+) -> ClientData:
+    """Return what was decoded as a client, ordered by a hash of the files' content."""
+    keyed = sorted(
+        (
+            (content_key(encoded), label, image)
+            for (encoded, label), image in zip(samples, decoded, strict=True)
+            if image is not None
+        ),
+        key=lambda one: one[0],
+    )
     images = torch.stack([image for _, _, image in keyed])
     return _divided(images, [label for _, label, _ in keyed], [key for key, _, _ in keyed], client_id, shares)
 
@@ -121,8 +150,8 @@ def _labelled_files(root: Path, class_names: Sequence[str]) -> Iterator[tuple[Pa
         yield from ((file, label) for file in sorted(folder.rglob("*")) if file.suffix.lower() in IMAGES)
 
 
-def _decoded(file: Path, image_size: int, channels: int) -> Tensor | None:
+def _decoded(encoded: bytes, image_size: int, channels: int) -> Tensor | None:
     try:
-        return decode_image(file.read_bytes(), image_size, channels)
+        return decode_image(encoded, image_size, channels)
     except UNREADABLE:
         return None

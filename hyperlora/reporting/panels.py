@@ -16,6 +16,7 @@ from torch import Tensor
 from hyperlora.messages.signature import ClientCard
 from hyperlora.reporting.figures import GROUPS, MIB, STEPS, accuracy_over_rounds
 from hyperlora.reporting.run_files import read_records
+from hyperlora.reporting.signature_map import SignatureMap
 from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_svg, plain
 
 FADE = LinearSegmentedColormap.from_list("fade", [(0.12, 0.52, 0.82, 0.0), (0.12, 0.52, 0.82, 1.0)])
@@ -145,22 +146,10 @@ def draw_gain(gain: Mapping[str, float], rows: Mapping[str, str], unseen: Sequen
         return inline_svg(figure, name, f"Gain of each client over {over}")
 
 
-def project_signatures(cards: Sequence[ClientCard]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two directions of largest variance of the standardised signatures.
-
-    Returns:
-        coordinates (N, 2), and the share of the variance that each direction has, (2,).
-    """
-    table = np.stack([card.signature.vector().double().numpy() for card in cards])
-    table = (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-6)
-    left, singular, _ = np.linalg.svd(np.vstack([table, np.zeros_like(table[:1])]), full_matrices=False)
-    variance = singular**2 / max((singular**2).sum(), 1e-12)
-    return (left * singular)[:-1, :2], variance[:2]
-
-
 def draw_signatures(cards: Sequence[ClientCard], name: str) -> str:
     """Return the clients in the plane, a colour and a marker for each domain, unseen ones hollow."""
-    points, shares = project_signatures(cards)
+    signature_map = SignatureMap.of(cards)
+    points, shares = signature_map.places([card.signature for card in cards]), signature_map.shares
     domains = sorted({card.domain for card in cards})
     with canvas(3.8) as (figure, axes):
         for index, domain in enumerate(domains):

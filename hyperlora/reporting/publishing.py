@@ -15,8 +15,9 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.reporting.model_card import accuracy_of_anchor, write_card
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory, require_new
 from hyperlora.reporting.state_view import open_checkpoint
-from hyperlora.storage.files import write_json, write_text
-from hyperlora.storage.run_names import STATEMENT
+from hyperlora.storage.files import write_bytes, write_json, write_text
+from hyperlora.storage.run_names import BACKBONE, STATEMENT
+from models.backbones.weights import weights_bytes
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
 from strategies.engine.records import RoundRecord
 from strategies.methods.base.server import Method
@@ -46,16 +47,19 @@ the clients before you hand this on.
 """
 
 
-def publish_run(run: RunFiles, target: Path, license_name: str) -> Path:
+def publish_run(run: RunFiles, target: Path, license_name: str, *, with_backbone: bool = False) -> Path:
     """Write what others need of a run into the new directory ``target`` and return that.
 
     Args:
         run: a run with a checkpoint.
         target: where to.
         license_name: of the files, as the hub names it, for the card; for example ``apache-2.0``.
+        with_backbone: put the frozen backbone's weights in as well, so that nobody has to make or fetch them; not for
+            models of transformers, which are directories.
 
     Raises:
-        RunFilesError: the run has no checkpoint or no list of clients, or something is at ``target``.
+        RunFilesError: the run has no checkpoint or no list of clients, something is at ``target``, or the backbone
+            is wanted and is no single file or not here.
         StateError, StorageError: it cannot be read or written.
     """
     require_new(target)
@@ -63,7 +67,10 @@ def publish_run(run: RunFiles, target: Path, license_name: str) -> Path:
     method, found = open_checkpoint(run)
     if found is None:
         raise RunFilesError(f"the run in '{run.path}' has no checkpoint: run it with run.checkpoint-every above 0")
+    weights = _backbone(run) if with_backbone else None
     with new_directory(target) as made:
+        if weights is not None:
+            write_bytes(made / BACKBONE, weights)
         _write_files(run, made, method, found)
         _write_texts(run, made, len(clients.cards), license_name)
     return made
@@ -78,6 +85,13 @@ def _write_files(run: RunFiles, target: Path, method: Method, found: Checkpoint)
     write_json(target / "clients.json", run.require_clients().as_json())
     kept = {name: run.environment[name] for name in ("seed", "backbone_fingerprint", "packages", "python")}
     write_json(target / "environment.json", kept)
+
+
+def _backbone(run: RunFiles) -> bytes:
+    name = run.config.model.name
+    if name.startswith("hf:"):
+        raise RunFilesError(f"'{name}' is a directory of transformers, which is not published with a run; name its hub")
+    return weights_bytes(run.rebuild_model().peft_model.unload())
 
 
 def _write_texts(run: RunFiles, target: Path, clients: int, license_name: str) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from hyperlora.config.schema import RunConfig
 from hyperlora.storage.files import storage_errors
-from hyperlora.storage.run_names import is_published, located
+from hyperlora.storage.run_names import BACKBONE, is_published, located
 from hyperlora.task import build_model
 from models.adapters.adapted_model import AdaptedModel
 from strategies.engine.records import RoundRecord
@@ -118,13 +118,15 @@ class RunFiles:
         """Return the run's backbone, built again on this machine, with an adapter of the run's shape on it.
 
         Args:
-            weights: a safetensors file (or directory of transformers) to take instead of the configured one.
+            weights: a safetensors file (or directory of transformers) to take instead of the configured one, or of
+                that which a published run comes with.
 
         Raises:
             BackboneError, AdapterError: it cannot be built.
             RunFilesError: its weights are not those of the run.
         """
-        config = self.config.model
+        config, beside = self.config.model, self.path / BACKBONE
+        weights = weights or (beside if beside.is_file() else None)
         if weights:
             config = config.model_copy(update={"weights": str(weights.absolute())})
         if config.weights and not Path(config.weights).exists():

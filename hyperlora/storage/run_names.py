@@ -1,15 +1,19 @@
-"""Where a run lies that is named: ``runs/latest``, ``hf:owner/name`` or its directory."""
+"""Where a run lies that is named: ``runs/latest``, ``demo``, ``hf:owner/name`` or its directory."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 from uuid import uuid4
 
 NAME = "latest"
 STATEMENT = "PRIVACY.md"
 """Stands in a run that was published, and in no other."""
-HUB = "hf:"
+BACKBONE = "backbone.safetensors"
+"""The frozen backbone, where a published run comes with it."""
+HUB, DEMO = "hf:", "demo"
+"""``demo`` is the small federation on digits that comes with the package."""
 
 
 def point_to(run: Path) -> None:
@@ -32,7 +36,7 @@ def followed(run: Path) -> Path:
 
 
 def located(run: Path) -> Path:
-    """Return the directory of a run that is named by a path or by a place on the Hugging Face hub.
+    """Return the directory of a run that is named by a path, by ``demo`` or by a place on the Hugging Face hub.
 
     A directory of such a name is taken before anything else.
     """
@@ -43,6 +47,8 @@ def located(run: Path) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name.removeprefix(HUB)))
+    if name == DEMO:
+        return Path(str(files("hyperlora").joinpath("federations", DEMO)))
     return followed(run)
 
 

@@ -1,8 +1,11 @@
-"""A short run on digits that several tests read."""
+"""A short run on digits that several tests read, and a browser."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,7 @@ from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
 from hyperlora.config.schema import RunConfig
 from server_app.run import run
+from tests.browser import open_browser
 
 SHORT = {
     "federation.rounds": 3,
@@ -28,3 +32,15 @@ def make_short_run(directory: Path, **overrides: bool | float | str) -> Path:
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run; not to be written to."""
     return make_short_run(tmp_path_factory.mktemp("short") / "run")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    yield from open_browser(tmp_path_factory.mktemp("profile"))
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = Path(os.environ.get("HYPERLORA_ARTEFACTS") or tmp_path_factory.mktemp("screenshots"))
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ assert Path(hyperlora.reporting.page.__file__).is_relative_to(Path({site!r})), h
 assert "<title>t</title>" in hyperlora.reporting.page.Page("t", "", [], [], []).html()
 from typer.testing import CliRunner
 from hyperlora.cli.main import app
-for command in ("run", "personalize", "report", "compare", "export", "doctor"):
+for command in ("run", "personalize", "demo", "report", "compare", "export", "doctor"):
     outcome = CliRunner().invoke(app, [command, "--help"])
     assert outcome.exit_code == 0, outcome.output
 from hyperlora import HyperLoraStrategy, make_client_app
@@ -59,22 +60,49 @@ def test_the_sdist_holds_sources_docs_and_tests_and_no_environment(built: Path) 
 def test_the_wheel_holds_every_package_and_the_assets_of_the_page(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    pages = {"hyperlora/reporting/page.html", "hyperlora/reporting/page.css"}
+    pages = {
+        f"hyperlora/{name}" for name in ("reporting/page.html", "reporting/page.css", "web/page.html", "web/page.js")
+    }
     assert {*pages, "hyperlora/cli/main.py", "server_app/run.py"} <= names
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"server_app", "client_app", "strategies", "models", "hyperlora"}
 
 
-def test_the_installed_wheel_works_away_from_the_checkout(built: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the wheel is installed."""
     (wheel,) = built.glob("*.whl")
-    site = tmp_path / "site"
+    site = tmp_path_factory.mktemp("site")
     zipfile.ZipFile(wheel).extractall(site)
+    return site
+
+
+def python(site: Path, place: Path, *arguments: str, **environment: str) -> str:
+    """Run Python in a directory with what is installed and return what it prints."""
     outcome = subprocess.run(
-        [sys.executable, "-c", SMOKE.format(site=str(site))],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site)},
+        [sys.executable, *arguments],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(site)} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout
+
+
+def test_the_installed_wheel_works_away_from_the_checkout(site: Path, tmp_path: Path) -> None:
+    python(site, tmp_path, "-c", SMOKE.format(site=str(site)))
+
+
+def test_the_federation_that_comes_with_it_is_small_and_makes_an_adapter_offline(site: Path, tmp_path: Path) -> None:
+    files = [path for path in (site / "hyperlora" / "federations" / "demo").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 2**20
+    (tmp_path / "empty").mkdir()
+    offline = {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path / "home")}
+    command = ("-m", "hyperlora.cli.main", "personalize", "demo", "my-digits", "--sample", "--format", "json")
+    made = json.loads(python(site, tmp_path / "empty", *command, **offline))
+    assert made["accuracy"][0] > made["anchor_accuracy"][0] > made["majority_accuracy"]
+    assert made["num_test"] >= 30
+    assert Path(made["directory"]) == tmp_path / "empty" / "personal" / "my-digits"
+    assert not list((tmp_path / "cache").rglob("digits-vit*"))

@@ -15,13 +15,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from client_app.runtime import open_runtime
-from hyperlora import serving
+from hyperlora import newcomer, serving
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.personal import Shares, read_image_folder
 from hyperlora.messages.plan import Start
+from hyperlora.newcomer import start_for
 from hyperlora.reporting.run_files import RunFiles
-from hyperlora.serving import PersonalizeOptions, start_for
+from hyperlora.serving import PersonalizeOptions
 from hyperlora.task import build_model
 from models.adapters.training import evaluate
 from models.personalization.prior import add_prior
@@ -159,13 +160,13 @@ def test_the_start_with_the_lower_validation_loss_is_the_one_to_use(
     losses |= dict(zip(("anchor", "anchor-after-2-steps"), made.anchor_validation_loss, strict=True))
     assert made.use == min(losses, key=losses.__getitem__)
     assert (tmp_path / "a" / made.use / "adapter_model.safetensors").is_file()
-    started, start_for = RunFiles.open(short_run), serving.start_for
+    started, start_for = RunFiles.open(short_run), newcomer.start_for
 
     def useless(*arguments: Any) -> tuple[int, Start]:
         server_round, start = start_for(*arguments)
         return server_round, replace(start, adapter=replace(start.adapter, head=100 * start.adapter.head.flip(0)))
 
-    monkeypatch.setattr(serving, "start_for", useless)
+    monkeypatch.setattr(newcomer, "start_for", useless)
     fallen = serving.personalize(started.path, folder, replace(options, target=tmp_path / "b"))
     assert fallen.use.startswith("anchor")
     built = build_model(started.config.data, started.config.model, started.config.lora)

@@ -14,8 +14,8 @@ from hyperlora.cli.main import app
 from hyperlora.cli.output import CommandError
 from hyperlora.cli.settings import settings_of_run
 from hyperlora.data.digits import digits_public
-from hyperlora.reporting.run_files import RunFiles
-from hyperlora.serving import start_for
+from hyperlora.newcomer import start_for
+from hyperlora.reporting.run_files import RunFiles, RunFilesError
 
 
 def invoke(*arguments: object, status: int = 0) -> str:
@@ -74,6 +74,20 @@ def test_it_cannot_be_gone_on_with_and_an_old_directory_is_not_overwritten(short
     with pytest.raises(CommandError, match="cannot be gone on with"):
         settings_of_run(published)
     assert "is there already" in invoke("publish", short_run, "--to", published, status=1)
+
+
+def test_the_backbone_that_comes_with_it_is_the_one_that_is_loaded(
+    short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invoke("publish", short_run, "--to", tmp_path / "digits", "--with-backbone")
+    run = RunFiles.open(tmp_path / "digits")
+    monkeypatch.setattr("models.backbones.digits_vit.pretrain", lambda *_, **__: pytest.fail("it is made again"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert run.rebuild_model().backbone.fingerprint == RunFiles.open(short_run).fingerprint
+    weights = run.path / "backbone.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(RunFilesError, match="have fingerprint"):
+        run.rebuild_model()
 
 
 def test_it_is_read_from_the_hub_by_name(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +10,10 @@ import pytest
 from hyperlora.reporting.comparison import comparison_page
 from hyperlora.reporting.report import report_page
 from hyperlora.reporting.run_files import RunFiles
+from tests.browser import COLOURS, SIZES, brightness, shot, show
 from tests.synthetic_run import make_synthetic_run
 
 pytestmark = pytest.mark.browser
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
-SIZES = {"desktop": (1280, False), "phone": (390, True)}
 CROWDED = """
 const wrong = [];
 for (const svg of document.querySelectorAll('figure svg')) {
@@ -45,21 +36,6 @@ for (const svg of document.querySelectorAll('figure svg')) {
 }
 return wrong;
 """
-COLOURS = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor];"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("no chromium and chromedriver on this machine (Debian: apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra: dev)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -74,34 +50,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / f"{name}.html" for name in made}
 
 
-@pytest.fixture(scope="module")
-def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = Path(os.environ.get("HYPERLORA_ARTEFACTS") or tmp_path_factory.mktemp("screenshots"))
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def show(browser: Any, page: Path, size: str, scheme: str) -> None:
-    width, mobile = SIZES[size]
-    browser.get(page.as_uri())
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": mobile}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-def shot(browser: Any, path: Path) -> None:
-    whole = {"format": "png", "captureBeyondViewport": True}
-    path.write_bytes(base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", whole)["data"]))
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["small", "large", "comparison"])
 def test_no_text_overlaps_or_is_cut_and_no_panel_is_empty(
     browser: Any, pages: dict[str, Path], artefacts: Path, name: str, size: str, scheme: str
 ) -> None:
-    show(browser, pages[name], size, scheme)
+    show(browser, pages[name].as_uri(), size, scheme)
     shot(browser, artefacts / f"{name}-{size}-{scheme}.png")
     assert browser.execute_script(CROWDED) == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= SIZES[size][0]
@@ -110,9 +65,5 @@ def test_no_text_overlaps_or_is_cut_and_no_panel_is_empty(
 
 
 def test_the_console_of_the_browser_is_silent(browser: Any, pages: dict[str, Path]) -> None:
-    show(browser, pages["small"], "desktop", "light")
+    show(browser, pages["small"].as_uri(), "desktop", "light")
     assert browser.get_log("browser") == []
-
-
-def brightness(color: str) -> int:
-    return sum(int(part) for part in color.removeprefix("rgb(").removesuffix(")").split(","))

@@ -13,14 +13,15 @@ import torch
 from typer.testing import CliRunner
 
 from hyperlora.cli.main import app
+from hyperlora.newcomer import start_for
 from hyperlora.reporting.comparison import comparison_page
 from hyperlora.reporting.figures import STEPS, comparison_figures, failures, gains, labels_of, totals
 from hyperlora.reporting.page import Page, Table
-from hyperlora.reporting.panels import draw_accuracy, project_signatures
+from hyperlora.reporting.panels import draw_accuracy
 from hyperlora.reporting.report import report_page
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory
+from hyperlora.reporting.signature_map import SignatureMap
 from hyperlora.reporting.state_view import spectrum, view_state
-from hyperlora.serving import start_for
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
 from strategies.engine.checkpoint import OldRunError
@@ -203,14 +204,17 @@ def test_a_spectrum_is_that_of_the_scaled_products() -> None:
 
 def test_the_map_of_signatures_keeps_distances_of_a_plane() -> None:
     cards = [make_card(f"client-{index}", seed=index % 3) for index in range(6)]
-    points, shares = project_signatures(cards)
+    found = SignatureMap.of(cards)
+    points, shares = found.places([card.signature for card in cards]), found.shares
     assert shares.sum() == pytest.approx(1.0)
     assert points[0] == pytest.approx(points[3])
     assert abs(points[0] - points[1]).max() > 0.1
 
 
 def test_one_signature_alone_can_be_projected() -> None:
-    points, shares = project_signatures([make_card("only")])
+    card = make_card("only")
+    found = SignatureMap.of([card])
+    points, shares = found.places([card.signature]), found.shares
     assert points.tolist() == [[0.0, 0.0]]
     assert shares.tolist() == [0.0, 0.0]
 
