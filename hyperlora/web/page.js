@@ -163,8 +163,9 @@ function showMap() {
   for (const one of you) {
     const [left, top] = at(one);
     map.append(mark("star", left, top, 9, "var(--ink)", true));
-    const label = element("svg:text", { x: left + (left > 400 ? -16 : 16), y: top + 5, "text-anchor": left > 400 ? "end" : "start", "font-weight": 700 }, "you");
-    map.append(label);
+    const before = left > 60 && (left > 400 || (nearest && at(nearest)[0] > left));
+    const place = { x: left + (before ? -16 : 16), y: top + 5, "text-anchor": before ? "end" : "start" };
+    map.append(element("svg:text", { ...place, "font-weight": 700 }, "you"));
   }
   find("legend").replaceChildren(...domains.map((domain) => {
     const [shape, color] = look(domain);

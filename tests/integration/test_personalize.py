@@ -143,7 +143,8 @@ def test_a_folder_that_cannot_be_used_leaves_no_directory(short_run: Path, tmp_p
 
 def test_beside_the_scores_stand_those_of_the_anchor_and_of_the_largest_class(personal: Path, folder: Path) -> None:
     scores = json.loads((personal / "scores.json").read_text())
-    assert len(scores["anchor_accuracy"]) == len(scores["anchor_validation_loss"]) == 2
+    behind = scores["anchor_validation_loss"][0] >= scores["validation_loss"][0]
+    assert len(scores["anchor_accuracy"]) == len(scores["anchor_validation_loss"]) == (1 if behind else 2)
     assert scores["anchor_accuracy"][0] != scores["accuracy"][0]
     classes = [str(digit) for digit in range(10)]
     data = read_image_folder(folder, "mine", classes, image_size=16, channels=1, shares=Shares(0.15, 0.25))
@@ -157,7 +158,7 @@ def test_the_start_with_the_lower_validation_loss_is_the_one_to_use(
     options = PersonalizeOptions(steps=2, target=tmp_path / "a")
     made = serving.personalize(short_run, folder, options)
     losses = dict(zip(("generated", "after-2-steps"), made.validation_loss, strict=True))
-    losses |= dict(zip(("anchor", "anchor-after-2-steps"), made.anchor_validation_loss, strict=True))
+    losses |= dict(zip(("anchor", "anchor-after-2-steps"), made.anchor_validation_loss, strict=False))
     assert made.use == min(losses, key=losses.__getitem__)
     assert (tmp_path / "a" / made.use / "adapter_model.safetensors").is_file()
     started, start_for = RunFiles.open(short_run), newcomer.start_for
