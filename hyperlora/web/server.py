@@ -126,10 +126,8 @@ class PageHandler(BaseHTTPRequestHandler):
         if not length.isdecimal():
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected a Content-Length")
         if int(length) > MOST_BYTES:
-            most = f"{MOST_BYTES >> 20} MiB"
-            raise RefusedError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the images are larger than {MOST_BYTES >> 20} MiB in all: send fewer"
-            )
+            sentence = f"the images are larger than {MOST_BYTES >> 20} MiB in all: send fewer"
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, sentence)
         try:
             return Asked.model_validate_json(self.rfile.read(int(length)))
         except ValidationError as error:

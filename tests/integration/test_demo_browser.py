@@ -17,7 +17,8 @@ pytestmark = pytest.mark.browser
 DRAW = """
 const canvas = document.getElementById('canvas'), frame = canvas.getBoundingClientRect();
 const at = (type, x, y) => canvas.dispatchEvent(new PointerEvent(type, {
-  pointerId: 1, buttons: 1, bubbles: true, clientX: frame.left + x * frame.width, clientY: frame.top + y * frame.height}));
+  pointerId: 1, buttons: 1, bubbles: true,
+  clientX: frame.left + x * frame.width, clientY: frame.top + y * frame.height}));
 canvas.setPointerCapture = () => {};
 at('pointerdown', 0.5, 0.1); at('pointermove', 0.5, 0.9); at('pointerup', 0.5, 0.9);
 document.getElementById('add').click();
