@@ -52,18 +52,18 @@ def report(
 @reports_errors
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two or more run directories.")],
-    to: Annotated[Path, typer.Option(help="Page to write.")] = Path("comparison.html"),
+    to: Annotated[Path | None, typer.Option(help="Page to write; without it the table is all.")] = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="json prints the figures only.")] = OutputFormat.TEXT,
 ) -> None:
-    """Compare runs: prints a table and writes a page. Gains are over the first FedIT run, else over the first run.
+    """Compare runs: prints a table and, with --to, writes a page. Gains are over the first FedIT run, else the first.
 
     Examples:
 
-        hyperlora compare runs/hyperlora runs/fedit
+        hyperlora compare runs/hyperlora runs/fedit --to comparison.html
 
         hyperlora compare runs/* --format json
     """
-    from hyperlora.reporting.comparison import SUMMARY, comparison_page, summary_rows
+    from hyperlora.reporting.comparison import SUMMARY, comparison_page, other_data_notes, summary_rows
     from hyperlora.reporting.figures import comparison_figures
     from hyperlora.reporting.run_files import RunFiles
 
@@ -76,7 +76,10 @@ def compare(
         say(json.dumps(figures))
         return
     print_table(SUMMARY, summary_rows(figures))
-    _write_page(to, comparison_page(opened))
+    for note in other_data_notes(figures):
+        say(note, style="yellow", stderr=True)
+    if to:
+        _write_page(to, comparison_page(opened))
 
 
 def _each_once(runs: list[Path]) -> list[Path]:

@@ -17,7 +17,16 @@ from hyperlora.reporting.page import Page, Panel, Table
 from hyperlora.reporting.panels import draw_accuracies, draw_gain
 from hyperlora.reporting.run_files import RunFiles
 
-SUMMARY = ("run", "seen, as received", "seen, after K", "unseen, as received", "unseen, after K", "MiB", "seconds")
+SUMMARY = (
+    "run",
+    "method",
+    "seen, as received",
+    "seen, after K",
+    "unseen, as received",
+    "unseen, after K",
+    "MiB",
+    "seconds",
+)
 PAIRED = ("clients", "adapter", "number", "mean gain (points)", "better off", "equal", "worse off")
 
 
@@ -29,12 +38,22 @@ def comparison_page(runs: Sequence[RunFiles]) -> Page:
         title=f"Comparison: {', '.join(labels)}",
         subtitle=" / ".join(run.name for run in runs),
         tiles=[],
+        notes=other_data_notes(figures),
         panels=[*_accuracy_panels(figures), *_gain_panel(runs, figures)],
         tables=[
             Table("Last evaluation", SUMMARY, list(summary_rows(figures)), "Mean over clients; traffic and wall time."),
             Table("What differs in the configuration", ("key", *labels), differing, "" if differing else "Nothing."),
         ],
     )
+
+
+def other_data_notes(figures: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each run that cannot be set against the base client by client."""
+    return [
+        f"The clients of {label} are not those of {figures['base']} ({', '.join(keys)} differ): their accuracies are "
+        "of other data, and no client is set against itself."
+        for label, keys in figures["other_data"].items()
+    ]
 
 
 def summary_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -46,7 +65,7 @@ def summary_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             for column in STEPS
         ]
         mib, wall = traffic_and_time(run)
-        yield (run["label"], *accuracy, f"{mib:.1f}", f"{wall:.0f}")
+        yield (run["label"], run["method"], *accuracy, f"{mib:.1f}", f"{wall:.0f}")
 
 
 def _accuracy_panels(figures: Mapping[str, Any]) -> Iterator[Panel]:

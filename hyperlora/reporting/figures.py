@@ -130,10 +130,15 @@ def paired_figures(run: RunFiles, against: RunFiles) -> dict[str, Any]:
     }
 
 
-def _check_same_clients(run: RunFiles, against: RunFiles) -> None:
-    here, there = run.config.public(), against.config.public()
+def data_differences(run: RunFiles, other: RunFiles) -> list[str]:
+    """Return the configuration keys in which the data of two runs and their division over clients differ."""
+    here, there = run.config.public(), other.config.public()
     keys = [name for name in here if name.startswith("data.") or name == "seed"]
-    differing = [name for name in keys if here[name] != there[name]]
+    return [name for name in keys if here[name] != there[name]]
+
+
+def _check_same_clients(run: RunFiles, against: RunFiles) -> None:
+    differing = data_differences(run, against)
     if differing:
         raise RunFilesError(
             f"the clients of '{run.name}' and '{against.name}' do not hold the same data, so they cannot be paired: "
@@ -163,26 +168,31 @@ def _summary(gain: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]])
 def comparison_figures(runs: Sequence[RunFiles]) -> dict[str, Any]:
     """Return the figures of all runs, and what the clients of each gain over those of the base run.
 
-    The base is the first FedIT run, or the first run where there is none.
+    The base is the first FedIT run, or the first run where there is none. Under ``other_data`` are the runs whose
+    clients are not those of the base, with the keys that say so; what these gain is not told.
     """
     labels = labels_of(runs)
     base = next((index for index, run in enumerate(runs) if run.config.method == BASE_METHOD), 0)
     scores = [scores_by_client(run.scores) for run in runs]
+    other = {label: data_differences(run, runs[base]) for label, run in zip(labels, runs, strict=True)}
     return {
         "base": labels[base],
+        "other_data": {label: keys for label, keys in other.items() if keys},
         "runs": [{"label": label, **figures_of(run)} for label, run in zip(labels, runs, strict=True)],
         "gain_over_base": {
-            label: gains(scores[index], scores[base]) for index, label in enumerate(labels) if index != base
+            label: gains(scores[index], scores[base])
+            for index, label in enumerate(labels)
+            if index != base and not other[label]
         },
     }
 
 
 def labels_of(runs: Sequence[RunFiles]) -> list[str]:
-    """Return a short name for each run: its method, with seed and number where that is not enough."""
-    methods = [run.config.method for run in runs]
-    seeded = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
-    numbered = [f"{label} ({number})" for number, label in enumerate(seeded, start=1)]
-    return next(names for names in (methods, seeded, numbered) if len(set(names)) == len(names))
+    """Return a name for each run: that of its directory, with the one above or a number where that is not enough."""
+    names = [run.name for run in runs]
+    longer = [f"{run.path.parent.name}/{run.name}" for run in runs]
+    numbered = [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+    return next(found for found in (names, longer, numbered) if len(set(found)) == len(found))
 
 
 def differences(runs: Sequence[RunFiles]) -> Iterator[tuple[str, ...]]:

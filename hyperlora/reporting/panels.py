@@ -17,7 +17,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.reporting.figures import GROUPS, MIB, STEPS, accuracy_over_rounds
 from hyperlora.reporting.run_files import read_records
 from hyperlora.reporting.signature_map import SignatureMap
-from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_svg, plain
+from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_svg, plain, tip
 
 FADE = LinearSegmentedColormap.from_list("fade", [(0.12, 0.52, 0.82, 0.0), (0.12, 0.52, 0.82, 1.0)])
 MOST_NAMED = 24
@@ -123,7 +123,7 @@ def draw_gain(gain: Mapping[str, float], rows: Mapping[str, str], unseen: Sequen
         name: prefix of ids.
         over: what the gain is over, for the axis.
     """
-    groups = list(dict.fromkeys(rows[client] for client in gain))
+    groups, tips = list(dict.fromkeys(rows[client] for client in gain)), list[str]()
     with canvas(1.5 + 0.42 * len(groups)) as (figure, axes):
         axes.axvline(0, color=INK, lw=1)
         for height, group in enumerate(groups):
@@ -131,7 +131,9 @@ def draw_gain(gain: Mapping[str, float], rows: Mapping[str, str], unseen: Sequen
             offsets = np.linspace(-0.25, 0.25, len(members)) if len(members) > 1 else [0.0]
             for client, offset in zip(members, offsets, strict=True):
                 color, fill = (SERIES[1], "none") if client in unseen else (SERIES[0], SERIES[0])
-                axes.plot(100 * gain[client], height + offset, "o", ms=5, color=color, mfc=fill)
+                place = (100 * gain[client], height + offset)
+                axes.plot(*place, "o", ms=5, color=color, mfc=fill, gid=tip(len(tips)))
+                tips.append(f"{client}: {100 * gain[client]:+.1f}")
             mean = 100 * sum(gain[client] for client in members) / len(members)
             axes.plot([mean, mean], [height - 0.35, height + 0.35], color=INK, lw=2)
         axes.set_yticks(range(len(groups)), [plain(group) for group in groups])
@@ -143,7 +145,7 @@ def draw_gain(gain: Mapping[str, float], rows: Mapping[str, str], unseen: Sequen
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_color(FAINT)
         figure.legend(loc="outside upper left", ncols=3)
-        return inline_svg(figure, name, f"Gain of each client over {over}")
+        return inline_svg(figure, name, f"Gain of each client over {over}", tips)
 
 
 def draw_signatures(cards: Sequence[ClientCard], name: str) -> str:
@@ -154,16 +156,17 @@ def draw_signatures(cards: Sequence[ClientCard], name: str) -> str:
     with canvas(3.8) as (figure, axes):
         for index, domain in enumerate(domains):
             color, marker = SERIES[index % len(SERIES)], MARKERS[(index + index // len(SERIES)) % len(MARKERS)]
-            for trains in (True, False):
-                rows = [row for row, card in enumerate(cards) if card.domain == domain and card.trains == trains]
-                fill = color if trains else "none"
-                axes.plot(points[rows, 0], points[rows, 1], marker, ms=6.5, color=color, mfc=fill, mew=1.5, ls="none")
+            for row, card in enumerate(cards):
+                if card.domain == domain:
+                    fill = color if card.trains else "none"
+                    axes.plot(*points[row], marker, ms=6.5, color=color, mfc=fill, mew=1.5, gid=tip(row))
             axes.plot([], [], marker, color=color, label=plain(domain))
         axes.set_xlabel(f"first direction ({100 * shares[0]:.0f} % of the variance)")
         axes.set_ylabel(f"second direction ({100 * shares[1]:.0f} %)")
         axes.margins(0.08)
         figure.legend(loc="outside upper left", ncols=min(4, len(domains)), columnspacing=1.0, handletextpad=0.2)
-        return inline_svg(figure, name, "Map of the clients' signatures by domain")
+        named = [card.client_id for card in cards]
+        return inline_svg(figure, name, "Map of the clients' signatures by domain", named)
 
 
 def draw_attention(

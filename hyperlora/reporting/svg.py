@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from xml.sax.saxutils import escape
@@ -59,13 +59,19 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def inline_svg(figure: Figure, name: str, description: str) -> str:
+def tip(number: int) -> str:
+    """Return the id (matplotlib's ``gid``) of what shows ``tips[number]`` under the mouse."""
+    return f"tip-{number}"
+
+
+def inline_svg(figure: Figure, name: str, description: str, tips: Sequence[str] = ()) -> str:
     """Return the figure as an ``<svg>`` element.
 
     Args:
         figure: drawn within :func:`canvas`.
         name: unique on the page; prefix of every id in the element.
         description: what a screen reader says.
+        tips: what is shown over the artists whose id is :func:`tip` of the place in ``tips``.
     """
     stream = io.StringIO()
     with mpl.rc_context(STYLE):
@@ -73,6 +79,9 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     text = _cleaned(stream.getvalue())
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
+    for number, words in enumerate(tips):
+        group = f'<g id="{name}-{tip(number)}">'
+        text = text.replace(group, f"{group}<title>{escape(words)}</title>", 1)
     for color, variable in VARIABLES.items():
         text = text.replace(color, f"var({variable})")
     label = escape(description, {'"': "&quot;"})

@@ -17,7 +17,7 @@ from hyperlora.newcomer import start_for
 from hyperlora.reporting.comparison import comparison_page
 from hyperlora.reporting.figures import STEPS, comparison_figures, failures, gains, labels_of, totals
 from hyperlora.reporting.page import Page, Table
-from hyperlora.reporting.panels import draw_accuracy
+from hyperlora.reporting.panels import draw_accuracy, draw_signatures
 from hyperlora.reporting.report import report_page
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory
 from hyperlora.reporting.signature_map import SignatureMap
@@ -242,14 +242,37 @@ def test_gains_of_a_comparison_are_over_fedit_wherever_it_stands(run: RunFiles, 
     for runs in ([run, fedit], [fedit, run]):
         figures = comparison_figures(runs)
         assert figures["base"] == "fedit"
-        assert list(figures["gain_over_base"]) == ["hyperlora"]
+        assert list(figures["gain_over_base"]) == ["ours"]
     page = comparison_page([run, fedit])
     assert page.panels[-1].title == "What each client gains over fedit"
     assert ("method", "hyperlora", "fedit") in [tuple(row) for row in page.tables[1].rows]
+    assert page.panels[-1].svg.count("<title>ours/") == 20
+
+
+def test_runs_on_other_data_are_named_and_no_client_is_set_against_another(run: RunFiles, tmp_path: Path) -> None:
+    other = make_synthetic_run(tmp_path / "other", clients=20, rounds=2, method="fedit", seed=1)
+    said = invoke("compare", run.path, other)
+    assert "The clients of ours are not those of other (seed differ)" in said
+    figures = json.loads(invoke("compare", run.path, other, "--format", "json"))
+    assert (figures["base"], figures["gain_over_base"]) == ("other", {})
+
+
+def test_a_comparison_writes_nothing_that_was_not_asked_for(
+    run: RunFiles, fedit: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "ours" in invoke("compare", run.path, fedit.path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_client_of_the_map_is_named_under_the_mouse(run: RunFiles) -> None:
+    assert run.clients is not None
+    svg = draw_signatures(list(run.clients.cards.values()), "map")
+    assert all(svg.count(f"<title>{name}</title>") == 1 for name in run.clients.cards)
 
 
 def test_equal_runs_are_told_apart_by_number(run: RunFiles) -> None:
-    assert labels_of([run, run]) == ["hyperlora, seed 0 (1)", "hyperlora, seed 0 (2)"]
+    assert labels_of([run, run]) == [f"{run.name} (1)", f"{run.name} (2)"]
 
 
 def test_compare_prints_json_that_a_script_reads(run: RunFiles, fedit: RunFiles) -> None:
