@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.personalization.class_statistics import ClassStatistics, pooled_covariance
 
-LARGEST_SPREAD, FARTHEST_CLIENT, FARTHEST_CLASS = 3.0, 2.5, 4.0
+LARGEST_SPREAD, FARTHEST_CLIENT, FARTHEST_CLASS = 3.0, 4.0, 4.0
 """How much of a spread within classes, and how far away by most of its classes or by one, a client may be; in units of
 the median client's. Honest clients of the digits are at up to 1.9, 1.9 and 3.0."""
 CONTRADICTION = 4.0
