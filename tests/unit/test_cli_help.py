@@ -33,5 +33,5 @@ def test_no_help_imports_a_heavy_library() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "", "imported by a help: " + done.stderr
     commands = "run", "certs", "certs server", "certs node", "certs allow", "personalize", "report", "compare"
-    more = "audit", "audit verify", "check", "export", "publish", "forget", "doctor", ""
+    more = "audit", "audit verify", "check", "demo", "export", "publish", "forget", "doctor", ""
     assert {*commands, *more} == set(done.stdout.split("\n")[:-1])
