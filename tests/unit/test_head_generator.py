@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.personalization.class_means import VAGUE, Observed, likeliest
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
-from models.personalization.head_generator import (
-    VAGUE,
-    HeadGenerator,
-    Observed,
-    Whitening,
-    likeliest,
-    pseudo_counts,
-)
+from models.personalization.head_generator import HeadGenerator, Whitening, pseudo_counts
 
 CLASSES, WIDTH, CLIENTS = 3, 4, 5
 
