@@ -16,7 +16,8 @@ from client_app.embedding_cache import open_embedding_cache
 from client_app.runtime import ClientRuntime
 from client_app.tasks import NothingKept, describe_classes, describe_clients, evaluate_adapter
 from client_app.token_cache import TokenCache
-from hyperlora.data.federation import ClientData, SingleClient
+from hyperlora.config.schema import RunConfig
+from hyperlora.data.federation import ClientData, Federation, SingleClient
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
@@ -96,7 +97,12 @@ def newcomer_runtime(
     steps = run.config.train.steps_of_use if steps is None else steps
     config = run.config.with_values({"train.adapt-steps": steps, "train.device": device})
     federation = SingleClient(client.client_id, lambda: client, tuple(run.require_clients().class_names))
-    model.to(choose_device(device))
+    return local_runtime(config, model, federation)
+
+
+def local_runtime(config: RunConfig, model: AdaptedModel, federation: Federation) -> ClientRuntime:
+    """Return what the clients of ``federation`` work with in this process, which ``model`` is taken over by."""
+    model.to(choose_device(config.train.device))
     torch.set_num_threads(worthwhile_threads(model.backbone, config.train.batch_size))
     embedded = open_embedding_cache(config.train.embedding_cache_mb)
     cache = TokenCache(model, federation, config.train.prefix_cache_mb * 2**20, embedded=embedded)

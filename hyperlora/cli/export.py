@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +14,15 @@ import typer
 from hyperlora.cli.output import CommandError, reports_errors, say
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hyperlora.compression import ValidationScores
     from hyperlora.reporting.run_files import RunFiles
+    from models.adapters.compression import Compressed
 
 ANCHOR = "anchor"
-PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
+CONFIG, WEIGHTS = PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
+UNITS = {"": 1, "k": 10**3, "m": 10**6}
 
 
 @reports_errors
@@ -24,6 +32,8 @@ def export(
     merged: Annotated[bool, typer.Option("--merged", help="Add it into the backbone (timm, transformers).")] = False,
     to: Annotated[Path | None, typer.Option(help="New directory; RUN/exports/<name> by default.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Backbone weights (file or directory), if they moved.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Cut every module to this rank.")] = None,
+    size: Annotated[str | None, typer.Option("--bytes", help="Cut to a file of at most so many bytes, as 50k.")] = None,
 ) -> None:
     """Write an adapter (PEFT) or a merged model (timm, transformers) with a model card that holds no data.
 
@@ -34,11 +44,21 @@ def export(
         hyperlora export runs/latest --client rotated-2 --to my-adapter
 
         hyperlora export runs/latest --merged
+
+        hyperlora export runs/latest --bytes 50k
     """
     from hyperlora.reporting.run_files import RunFiles  # torch takes seconds to import
 
+    if rank and size:
+        raise CommandError("--rank and --bytes both say how small the adapter becomes: give one of them")
+    if merged and (rank or size):
+        raise CommandError("--merged has the size of the backbone at any rank: leave out --rank and --bytes")
+    most = _bytes_of(size) if size else 0
     opened = RunFiles.open(run)
-    directory = _export_merged(opened, client, to, weights) if merged else _export_adapter(opened, client, to)
+    if rank or most:
+        directory = _export_compressed(opened, client, to, weights, rank or 0, most)
+    else:
+        directory = _export_merged(opened, client, to, weights) if merged else _export_adapter(opened, client, to)
     say(f"{directory}: weights, configuration and README.md (model card)")
 
 
@@ -64,6 +84,66 @@ def _export_merged(run: RunFiles, client: str | None, to: Path | None, weights: 
     return target
 
 
+def _export_compressed(
+    run: RunFiles, client: str | None, to: Path | None, weights: Path | None, rank: int, most_bytes: int
+) -> Path:
+    from safetensors.torch import load_file
+
+    from hyperlora.reporting.run_files import new_directory
+    from hyperlora.storage.files import write_bytes, write_json
+    from models.adapters.compression import compress
+
+    source = _adapter_of(run, client)
+    whole = load_file(source / WEIGHTS)
+    made, name = compress(whole, rank=rank, most_bytes=most_bytes), f"rank-{rank}" if rank else f"{most_bytes}-bytes"
+    with new_directory(to or run.place_for("exports") / f"{client or ANCHOR}-{name}") as target:
+        write_bytes(target / WEIGHTS, made.content())
+        write_json(target / CONFIG, made.configured(json.loads((source / CONFIG).read_text(encoding="utf-8"))))
+        said = [_size_sentence(made, source), *_loss_sentences(run, client, weights, whole, made)]
+        _write_card(run, client, target, more=[f"before it was cut; then: {'; '.join(said[:2])}"])
+    for sentence in said:
+        say(sentence)
+    return target
+
+
+def _size_sentence(made: Compressed, source: Path) -> str:
+    ranks = sorted(set(made.ranks.values()))
+    told = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"{len(made.content())} of {(source / WEIGHTS).stat().st_size} bytes, {told}"
+
+
+def _loss_sentences(
+    run: RunFiles, client: str | None, weights: Path | None, whole: dict[str, Tensor], made: Compressed
+) -> list[str]:
+    """Return what was lost: of accuracy where the run's data are here, else of every module's product."""
+    from hyperlora.compression import validation_scores
+    from hyperlora.data.federation import DataError
+    from hyperlora.reporting.run_files import RunFilesError
+    from models.backbones.backbone import BackboneError
+
+    product = f"{100 * made.error:.1f} % of the products' norm is lost"
+    try:
+        return [_accuracy_sentence(validation_scores(run, [whole, made.tensors], client, weights)), product]
+    except (BackboneError, DataError, RunFilesError) as error:
+        modules = [
+            f"  {100 * lost:5.1f} % {name.removeprefix('base_model.model.')}" for name, lost in made.errors.items()
+        ]
+        return [f"{product}, by module:", *modules, f"accuracy is not measured: {error}"]
+
+
+def _accuracy_sentence(scores: ValidationScores) -> str:
+    before, after = (100 * one for one in scores.accuracies)
+    samples = f"{scores.samples} validation samples of {scores.clients} client(s)"
+    return f"{before:.1f} % before, {after:.1f} % after ({after - before:+.1f}) on {samples}"
+
+
+def _bytes_of(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)b?", text.strip().lower())
+    if not found or not float(found[1]):
+        raise CommandError(f"--bytes takes a number as 50000, 50k or 1.5M, got '{text}'")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
 def _adapter_of(run: RunFiles, client: str | None) -> Path:
     """Return the PEFT directory of a client's adapter, or of the anchor; raises CommandError or RunFilesError."""
     from hyperlora.reporting.run_files import require_adapter
@@ -83,8 +163,10 @@ def _adapter_of(run: RunFiles, client: str | None) -> Path:
     return require_adapter(wanted)
 
 
-def _write_card(run: RunFiles, client: str | None, target: Path, loading: str = "") -> None:
+def _write_card(run: RunFiles, client: str | None, target: Path, loading: str = "", more: Sequence[str] = ()) -> None:
     from hyperlora.reporting.model_card import accuracy_of_anchor, accuracy_of_client, write_card
 
     figures = [accuracy_of_client(run, client)] if client else accuracy_of_anchor(run)
-    write_card(run, target, f"adapter of client {client}" if client else ANCHOR, figures=figures, loading=loading)
+    write_card(
+        run, target, f"adapter of client {client}" if client else ANCHOR, figures=[*figures, *more], loading=loading
+    )

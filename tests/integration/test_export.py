@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from client_app.runtime import ClientRuntime, open_runtime
+from hyperlora.cli.export import WEIGHTS
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
 from hyperlora.task import build_model
@@ -79,6 +80,63 @@ def test_the_model_card_names_method_figures_and_fingerprint_and_no_path(short_r
     assert "| lora.rank | 4 |" in card
     assert str(short_run) not in card
     assert "data.path" not in card
+
+
+def accuracy_with_peft(runtime: ClientRuntime, directory: Path, split: str = "validation") -> tuple[float, int]:
+    """Accuracy on all training clients' samples of a split, by PEFT alone, with each client's class prior."""
+    backbone = build_model(runtime.config.data, runtime.config.model, runtime.config.lora).peft_model.unload()
+    model = PeftModel.from_pretrained(backbone, str(directory)).eval()
+    hits = count = 0
+    for name in runtime.federation.client_ids:
+        client = runtime.client(name)
+        if client.trains:
+            samples = getattr(client, split)
+            prior = runtime.config.prior_strength * runtime.frequencies(name).log()
+            with torch.no_grad():
+                predicted = (model(runtime.model.backbone.prepare(samples.inputs)) + prior).argmax(dim=1)
+            hits, count = hits + int((predicted == samples.labels).sum()), count + len(samples.labels)
+    return hits / count, count
+
+
+@pytest.mark.parametrize("asked", [("--rank", "2"), ("--bytes", "16k")])
+def test_a_smaller_adapter_loads_with_peft_and_has_the_accuracy_that_was_printed(
+    short_run: Path, tmp_path: Path, runtime: ClientRuntime, asked: tuple[str, str]
+) -> None:
+    said = export(short_run, *asked, "--to", tmp_path / "small")
+    accuracy, count = accuracy_with_peft(runtime, tmp_path / "small")
+    before, _ = accuracy_with_peft(runtime, short_run / "adapters" / "anchor")
+    assert f"{100 * before:.1f} % before, {100 * accuracy:.1f} % after" in said
+    assert f"on {count} validation samples" in said
+    ranks = {
+        len(one) for name, one in load_file(tmp_path / "small" / WEIGHTS).items() if name.endswith("lora_A.weight")
+    }
+    size = (tmp_path / "small" / WEIGHTS).stat().st_size
+    assert (ranks == {2}) if asked[0] == "--rank" else (len(ranks) > 1 and 15_000 < size <= 16_000)
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert f"{size} of {(short_run / 'adapters' / 'anchor' / WEIGHTS).stat().st_size} bytes" in card
+
+
+def test_without_the_runs_data_the_error_of_every_product_is_told(short_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(short_run, tmp_path / "run")
+    config = json.loads((short_run / "config.json").read_text()) | {"data.name": "folder", "data.path": "/nowhere"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    said = export(tmp_path / "run", "--rank", "1", "--to", tmp_path / "small")
+    assert said.count("blocks.") == len(load_file(tmp_path / "small" / WEIGHTS)) // 2 - 1
+    assert "accuracy is not measured: " in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (("--rank", "2", "--bytes", "50k"), "give one of them"),
+        (("--rank", "2", "--merged"), "the size of the backbone"),
+        (("--bytes", "many"), "takes a number as 50000, 50k or 1.5M, got 'many'"),
+        (("--bytes", "100"), "at rank 1 the adapter has"),
+        (("--rank", "4"), "has rank 4 and"),
+    ],
+)
+def test_a_size_that_cannot_be_is_one_sentence(short_run: Path, asked: tuple[str, ...], answer: str) -> None:
+    assert answer in " ".join(export(short_run, *asked, status=1).split())
 
 
 def test_a_client_that_the_run_does_not_have_is_answered_with_those_it_has(short_run: Path) -> None:
