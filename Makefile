@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 TOOLS := .venv-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format table deployment faults soak sbom audit docker-demo clean
+.PHONY: help install run test lint format table deployment rehearsal faults soak sbom audit docker-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "%-11s %s\n", $$1, $$2 }'
@@ -36,6 +36,9 @@ table: install  ## run the digits benchmark and print its table
 
 deployment: install  ## rehearse separate machines: SuperLink and SuperNodes as processes, with and without TLS
 	$(BIN)/pytest -n 0 -m deployment tests/integration
+
+rehearsal: install  ## before a release: every test that the plain test run leaves out, some 25 minutes
+	$(BIN)/pytest -n 0 -m "long or deployment or slow"
 
 faults: install  ## try every fault, 20,000 mutated records, 2,000 damaged files and 200 kills, print a table
 	$(BIN)/python -m tests.faults

@@ -105,6 +105,7 @@ def keep_intruders_out(deployment: Deployment, tmp_path: Path) -> None:
         assert deployment.said(who, why), who
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not available(), reason="this machine lets us make no network namespaces")
 def test_sites_in_namespaces_of_their_own_reach_the_server_and_not_one_another(tmp_path: Path) -> None:
     with namespaces(len(SITES)) as (server, here, lines):
@@ -140,6 +141,7 @@ def start_sites(deployment: Deployment, *names: str) -> None:
     deployment.await_nodes(*names)
 
 
+@pytest.mark.slow
 def test_three_nodes_without_tls_take_the_servers_backbone_and_give_the_metrics_of_the_simulation(
     plain: Deployment, tmp_path: Path
 ) -> None:
@@ -154,6 +156,7 @@ def test_three_nodes_without_tls_take_the_servers_backbone_and_give_the_metrics_
     assert len(set(shipped)) == 1
 
 
+@pytest.mark.slow
 def test_a_client_that_joins_takes_part_and_one_that_is_killed_delays_no_round_beyond_the_timeout(
     plain: Deployment, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ def test_flower_takes_the_app_as_it_stands(app: Path) -> None:
     assert warnings == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_app_runs_on_flowers_default_nodes_and_says_every_round(app: Path, tmp_path: Path) -> None:
     log = tmp_path / "flower.log"
     with local_superlink(log) as connection:

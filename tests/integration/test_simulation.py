@@ -42,7 +42,7 @@ def test_the_last_lines_say_accuracy_results_and_how_to_go_on(simulated: tuple[P
     assert "hyperlora run --help" in flat
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_two_nodes_of_a_bare_flwr_run_give_the_same_metrics(short_run: Path, tmp_path: Path) -> None:
     made = simulate(tmp_path / "second", "--supernodes", "2")
     assert made.returncode == 0, made.stdout + made.stderr
