@@ -16,7 +16,7 @@ from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.personalization.signature import Signature
-from strategies.methods.base.server import ClientUpdate, Method, with_clients
+from strategies.methods.base.server import AsksStatistics, ClientUpdate, Method, served_starts, with_clients
 from strategies.methods.registry import build_method
 
 CLIENTS, RANK, BLOCKS, CLASSES, WIDTH, SAMPLES = 100, 4, 4, 7, 192, 200
@@ -66,8 +66,8 @@ class Server:
 
     def serve(self, statistics: Mapping[str, ClassStatistics]) -> None:
         """Fit the head generator to the clients and make what each is served."""
-        state = self.method.with_statistics(self.state, statistics)
-        self.method.served(state, self.cards)
+        assert isinstance(self.method, AsksStatistics)
+        served_starts(self.method, self.method.with_statistics(self.state, statistics), self.cards)
 
     def _reply(self, index: int) -> Any:
         end = self._adapter(index)
