@@ -24,7 +24,7 @@ from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
-from models.adapters.training import OptimizerSpec
+from models.adapters.optimizers import OptimizerSpec
 from server_app.run_directory import describe_environment
 from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures
 

@@ -35,7 +35,8 @@ from hyperlora.noise import simulated_noise
 from hyperlora.seeds import derive_seed
 from hyperlora.task import build_model
 from models.adapters.adapter import Adapter
-from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet
+from models.adapters.optimizers import OptimizerSpec
+from models.adapters.training import LocalTrainer, TokenSet
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.personalization.prior import remove_prior
 from models.personalization.signature import Signature, compute_signature, private_signature

@@ -20,7 +20,8 @@ from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, Core, resized
-from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate, evaluate_calibrated
+from models.adapters.optimizers import OptimizerSpec
+from models.adapters.training import LocalTrainer, TokenSet, evaluate, evaluate_calibrated
 from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.prior import add_prior, remove_prior
 from models.personalization.signature import Signature
@@ -94,7 +95,7 @@ class HostedClient:
         return LocalTrainer(
             self.model,
             self.tokens("train"),
-            optimizer=OptimizerSpec(train.optimizer, learning_rate, train.weight_decay),
+            optimizer=OptimizerSpec(train.optimizer, learning_rate, train.weight_decay, train.lora_plus_ratio),
             batch_size=train.batch_size,
             seed=derive_seed(self.runtime.config.seed, self.client_id, self.server_round, purpose),
             penalty=make_penalty(self.model) if make_penalty else None,

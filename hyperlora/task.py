@@ -26,7 +26,8 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
     """
     from models.adapters.adapted_model import AdaptedModel  # brings PEFT and transformers, slow to import
 
-    return AdaptedModel(_backbone(data, model), rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks)
+    backbone = _backbone(data, model)
+    return AdaptedModel(backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks, rslora=lora.rslora)
 
 
 def backbone_file(data: DataConfig, model: ModelConfig) -> bytes:

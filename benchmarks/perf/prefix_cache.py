@@ -16,7 +16,8 @@ from torch import Tensor
 from benchmarks.perf.measure import Comparison, in_turns
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter
-from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet
+from models.adapters.optimizers import OptimizerSpec
+from models.adapters.training import LocalTrainer, TokenSet
 from models.backbones.loading import build_backbone
 
 NAME, IMAGE_SIZE, CLASSES, SAMPLES, STEPS, BATCH, LAST_BLOCKS = "deit_tiny_patch16_224", 96, 7, 64, 5, 16, 4

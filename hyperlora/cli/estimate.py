@@ -48,7 +48,8 @@ def estimate(runtime: ClientRuntime, samples: int, cohort: int) -> Estimate:
     Raises:
         DataError, BackboneError: the data cannot be read, or are not what the backbone takes.
     """
-    from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, evaluate
+    from models.adapters.optimizers import OptimizerSpec
+    from models.adapters.training import LocalTrainer, TokenSet, evaluate
 
     model, config = runtime.model, runtime.config.train
     train = runtime.client(runtime.federation.client_ids[0]).train
@@ -58,7 +59,7 @@ def estimate(runtime: ClientRuntime, samples: int, cohort: int) -> Estimate:
     batch = TokenSet(tokens, model.backbone.targets(inputs, train.labels[:count]))
     adapter = model.fresh_adapter(runtime.config.seed)
     model.load(adapter)
-    optimizer = OptimizerSpec(config.optimizer, config.learning_rate, config.weight_decay)
+    optimizer = OptimizerSpec(config.optimizer, config.learning_rate, config.weight_decay, config.lora_plus_ratio)
     trainer = LocalTrainer(model, batch, optimizer=optimizer, batch_size=count, seed=0)
     _, step = _timed(lambda: trainer.run(1))
     _, scoring = _timed(lambda: evaluate(model, batch))

@@ -93,7 +93,13 @@ class LoraConfig(Section):
     rank: PositiveInt = key(4, "rank r of every adapted module")
     ranks: StepList = key("", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it")
     alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")
+    rslora: bool = key(False, "scale by alpha / sqrt(rank) instead (rsLoRA), which a higher rank makes no smaller")
     last_blocks: PositiveInt = key(2, "number of last transformer blocks that are adapted")
+
+    @property
+    def scaling(self) -> float:
+        """The factor of every product B A."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     @property
     def client_ranks(self) -> tuple[int, ...]:
@@ -114,7 +120,10 @@ class TrainConfig(Section):
 
     local_steps: NonNegativeInt = key(10, "optimiser steps K a client makes per round")
     batch_size: PositiveInt = key(16, "samples per local step")
-    optimizer: Literal["adamw", "sgd"] = key("adamw", "local optimiser")
+    optimizer: Literal["adamw", "sgd", "lora+", "lora-pro", "altlora"] = key("adamw", "local optimiser")
+    lora_plus_ratio: Annotated[float, Field(ge=1)] = key(
+        16.0, "learning rate of lora_B over that of lora_A where train.optimizer is lora+"
+    )
     learning_rate: PositiveFloat = key(3e-3, "local learning rate")
     adapt_steps: StepsOrSame = key(
         -1, "steps of a client that adapts an adapter to use it, apart from rounds; -1 takes train.local-steps"

@@ -64,7 +64,7 @@ def view_state(run: RunFiles) -> StateView | None:
         return None
     server_round, state = found.server_round, found.state
     anchor = method.anchor(state)
-    scaling = run.config.lora.alpha / run.config.lora.rank
+    scaling = run.config.lora.scaling
     view = StateView(server_round, spectrum(anchor, scaling) if anchor else {}, {})
     return _with_attention(view, state, method, scaling) if isinstance(method, HyperLoraMethod) else view
 

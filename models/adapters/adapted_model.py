@@ -35,12 +35,13 @@ class AdaptedModel:
         rank: r of every adapted module.
         alpha: numerator of the scaling alpha / rank of every product B A.
         last_blocks: number of last blocks that are adapted.
+        rslora: scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732).
 
     Raises:
         AdapterError: the rank is larger than a layer, or there are fewer blocks than asked for.
     """
 
-    def __init__(self, backbone: Backbone, *, rank: int, alpha: float, last_blocks: int) -> None:
+    def __init__(self, backbone: Backbone, *, rank: int, alpha: float, last_blocks: int, rslora: bool = False) -> None:
         if last_blocks > backbone.num_blocks:
             raise AdapterError(
                 f"lora.last-blocks is {last_blocks}, but '{backbone.name}' has {backbone.num_blocks} blocks"
@@ -49,9 +50,8 @@ class AdaptedModel:
         self.first_block = backbone.num_blocks - last_blocks
         self._paths = backbone.adapted_layers(last_blocks)
         _check_rank(backbone, rank, self._paths)
-        self.peft_model: PeftModel = get_peft_model(
-            backbone.module, lora_config(backbone, rank=rank, alpha=alpha, last_blocks=last_blocks)
-        )
+        config = lora_config(backbone, rank=rank, alpha=alpha, last_blocks=last_blocks, rslora=rslora)
+        self.peft_model: PeftModel = get_peft_model(backbone.module, config)
         self.peft_model.peft_config[ADAPTER_NAME].base_model_name_or_path = backbone.name
         self.peft_model.eval()
         self.network = cast(nn.Module, self.peft_model.base_model.model)
@@ -88,12 +88,20 @@ class AdaptedModel:
         """Return the LoRA factors and the head's parameters, in a fixed order."""
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
-    def left_factors(self) -> dict[str, list[nn.Parameter]]:
-        """Return kind -> lora_B (m, r) of every block, the parameters themselves."""
-        return {
-            kind: [cast(nn.Parameter, factor(layer.lora_B).weight) for layer in layers]
-            for kind, layers in self._layers.items()
-        }
+    def factor_pairs(self) -> dict[str, list[tuple[nn.Parameter, nn.Parameter]]]:
+        """Return kind -> lora_B (m, r) and lora_A (r, n) of every block, the parameters themselves; none of a core."""
+        found: dict[str, list[tuple[nn.Parameter, nn.Parameter]]] = {}
+        for kind, layers in self._layers.items():
+            pairs = [(factor(layer.lora_B).weight, factor(layer.lora_A).weight) for layer in layers]
+            if all(right.is_leaf for _, right in pairs):
+                found[kind] = cast(list[tuple[nn.Parameter, nn.Parameter]], pairs)
+        return found
+
+    @property
+    def scaling(self) -> float:
+        """The factor of every product B A, alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+        layers = next(iter(self._layers.values()))
+        return float(next(iter(layers[0].scaling.values())))
 
     def extract(self) -> Adapter:
         """Return a copy of the adapter that the model carries now."""
@@ -117,11 +125,10 @@ class AdaptedModel:
         """Return a context in which :meth:`take_gradient` has ``scaling`` dL/dW (blocks, m, n) of every kind as its B.
 
         Yields:
-            The scaling, alpha / rank.
+            The scaling.
         """
-        layers = [layer for ones in self._layers.values() for layer in ones]
         with full_rank(self._layers):
-            yield next(iter(layers[0].scaling.values()))
+            yield self.scaling
 
     def extract_core(self) -> dict[str, Tensor]:
         """Return kind -> R (blocks, r, r), in a context that trains a core."""
@@ -192,7 +199,8 @@ class AdaptedModel:
             return
         self.load(Adapter(present.low_rank, adapter.head))
         config = cast(LoraConfig, copy.copy(self.peft_model.peft_config[ADAPTER_NAME]))
-        config.lora_alpha = config.lora_alpha / config.r * adapter.rank  # type: ignore[assignment]  # any number works
+        share = adapter.rank / config.r
+        config.lora_alpha *= share**0.5 if config.use_rslora else share  # type: ignore[assignment]  # the same scaling
         config.r, config.inference_mode = adapter.rank, True
         directory.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(directory))
@@ -226,7 +234,7 @@ class AdaptedModel:
         return head
 
 
-def lora_config(backbone: Backbone, *, rank: int, alpha: float, last_blocks: int) -> LoraConfig:
+def lora_config(backbone: Backbone, *, rank: int, alpha: float, last_blocks: int, rslora: bool) -> LoraConfig:
     """Return PEFT's configuration of the adapter: the adapted layers of the last blocks, and the head."""
     if backbone.extra_stacks:
         paths = backbone.adapted_layers(last_blocks).values()
@@ -241,6 +249,7 @@ def lora_config(backbone: Backbone, *, rank: int, alpha: float, last_blocks: int
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it, any number works
+        use_rslora=rslora,
         modules_to_save=[backbone.head_name],
         lora_dropout=0.0,
         **layers,

@@ -15,6 +15,7 @@ from models.backbones.backbone import NO_TARGET
 
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
+    from models.adapters.optimizers import OptimizerSpec
 
 EVALUATION_BATCH, TOKEN_BATCH = 256, 16
 CALIBRATION_BINS = 15
@@ -41,22 +42,6 @@ class TokenSet:
         return int((self.labels != NO_TARGET).sum())
 
 
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """The local optimiser: ``adamw`` or ``sgd``, started afresh with every adapter that is received."""
-
-    name: str
-    learning_rate: float
-    weight_decay: float
-
-    def build(self, model: AdaptedModel) -> torch.optim.Optimizer:
-        """Return the optimiser over the adapter and the head; frozen parameters have no state."""
-        parameters = model.trainable_parameters()
-        if self.name == "sgd":
-            return torch.optim.SGD(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
-        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
-
-
 class LocalTrainer:
     """Trains the adapter that ``model`` carries, and can be continued: ``run(2)`` then ``run(8)`` is ``run(10)``.
 
@@ -80,7 +65,7 @@ class LocalTrainer:
         penalty: Penalty | None = None,
     ) -> None:
         self._model, self._samples, self._penalty = model, samples, penalty
-        self._optimizer = optimizer.build(model)
+        self._optimizers = optimizer.build(model)
         self._batches = _endless_batches(len(samples), batch_size, seed)
 
     def run(self, steps: int) -> float:
@@ -91,9 +76,11 @@ class LocalTrainer:
     def _step(self, batch: Tensor) -> float:
         tokens, labels = _on_device(self._model, self._samples, batch)
         loss = F.cross_entropy(self._model.logits(tokens), labels)
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss if self._penalty is None else loss + self._penalty())
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         return float(loss.detach())
 
 

@@ -20,7 +20,8 @@ from hyperlora.messages.plan import LocalPlan, Start, chosen, part_of
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter, Core, resized
-from models.adapters.training import LocalTrainer, OptimizerSpec, TokenSet, calibration_error, evaluate, loss_gradient
+from models.adapters.optimizers import OptimizerSpec
+from models.adapters.training import LocalTrainer, TokenSet, calibration_error, evaluate, loss_gradient
 from models.adapters.weight_gradient import packed, unpacked, weight_gradient
 from models.backbones.loading import build_backbone
 from models.lowrank.factors import Factors

@@ -3,7 +3,7 @@
 dW = B R A with R averaged: sum_i w_i B R_i A = B R A exactly. B = U and A = V^T are the r leading singular vectors of
 the first step of full fine-tuning, estimated from G = sum_i w_i G_i, the clients' gradients by the frozen weights: of
 -sign(G), the first step of Adam, as the authors' code has it, or of -G. R begins as that step, eta S / s for the sign,
-where S has the singular values and s is alpha / rank of the run; the step along -G is taken as long as that one.
+where S has the singular values and s is the scaling of the run; the step along -G is taken as long as that one.
 
 A fresh head is zero, and so would be the gradient: in round 1 clients train the head alone and send the gradient at
 its end. One r serves all modules: unless it is set, that at which all cores together have as many numbers as LoRA's
@@ -137,5 +137,5 @@ def first_step(gradient: Tensor, rank: int, basis: str, step: float) -> tuple[Fa
 
 def build(config: RunConfig) -> FedSB:
     """Return the method with the settings under ``fed-sb``."""
-    settings, scaling = config.of(FedSBSettings), config.lora.alpha / config.lora.rank
-    return FedSB(settings.rank, settings.basis, config.train.learning_rate / scaling)
+    settings = config.of(FedSBSettings)
+    return FedSB(settings.rank, settings.basis, config.train.learning_rate / config.lora.scaling)

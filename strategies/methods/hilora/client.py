@@ -44,8 +44,8 @@ def overlap(model: AdaptedModel, base: Adapter, weight: float) -> Penalty:
     def penalty() -> Tensor:
         shared = [
             (below.mT @ B).square().sum()
-            for kind, ones in model.left_factors().items()
-            for below, B in zip(lower[kind], ones, strict=True)
+            for kind, ones in model.factor_pairs().items()
+            for below, (B, _) in zip(lower[kind], ones, strict=True)
         ]
         return weight * torch.stack(shared).sum()
 
