@@ -25,6 +25,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
 from models.adapters.optimizers import OptimizerSpec
+from models.adapters.training import descend
 from server_app.run_directory import describe_environment
 from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures
 
@@ -67,14 +68,13 @@ def trained(runtime: ClientRuntime) -> Adapter:
     model.load(model.fresh_adapter(config.seed))
     tokens, labels, bias = pooled(runtime)
     train = config.train
-    optimizer = OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay).build(model)
+    spec = OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay, train.lora_plus_ratio)
+    optimizers = spec.build(model)
     chance = torch.Generator().manual_seed(derive_seed(config.seed, "centralised"))
     for _ in range(config.federation.rounds * config.federation.clients_per_round * train.local_steps):
         batch = torch.randint(len(labels), (train.batch_size,), generator=chance)
         logits = model.logits(tokens[batch].to(model.device)) + bias[batch].to(model.device)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(F.cross_entropy(logits, labels[batch].to(model.device)))
-        optimizer.step()
+        descend(F.cross_entropy(logits, labels[batch].to(model.device)), optimizers)
     return model.extract()
 
 

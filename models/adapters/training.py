@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,12 +76,17 @@ class LocalTrainer:
     def _step(self, batch: Tensor) -> float:
         tokens, labels = _on_device(self._model, self._samples, batch)
         loss = F.cross_entropy(self._model.logits(tokens), labels)
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss if self._penalty is None else loss + self._penalty())
-        for optimizer in self._optimizers:
-            optimizer.step()
+        descend(loss if self._penalty is None else loss + self._penalty(), self._optimizers)
         return float(loss.detach())
+
+
+def descend(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Make one step of all optimisers, in turn, on one gradient of ``loss``."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 @torch.inference_mode()
