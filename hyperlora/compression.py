@@ -41,9 +41,9 @@ def validation_scores(
 
     Args:
         run: the run; its data are opened and divided anew, as its clients did.
-        adapters: tensors under PEFT's names, of any ranks, with the run's scaling; used with each client's class prior
-            where the run has one.
-        client: id of the one client that the adapters are for.
+        adapters: tensors under PEFT's names, of any ranks, with the run's scaling.
+        client: id of the one client that the adapters are for, its class prior in them; where there is none, each
+            client adds its own, if the run has a prior.
         weights: the backbone's weights, where they are not where the run found them.
 
     Raises:
@@ -57,13 +57,16 @@ def validation_scores(
     sizes = [len(runtime.tokens(one, "validation")) for one in chosen]
     shares = torch.tensor(sizes, dtype=torch.float64) / max(sum(sizes), 1)
     made = [adapter_of(one, runtime.model) for one in adapters]
-    hits = torch.tensor([[_accuracy(runtime, one, adapter) for one in chosen] for adapter in made], dtype=torch.float64)
+    hits = torch.tensor(
+        [[_accuracy(runtime, one, adapter, adds_prior=client is None) for one in chosen] for adapter in made],
+        dtype=torch.float64,
+    )
     return ValidationScores(len(chosen), sum(sizes), (hits @ shares).tolist())
 
 
-def _accuracy(runtime: ClientRuntime, client_id: str, adapter: Adapter) -> float:
+def _accuracy(runtime: ClientRuntime, client_id: str, adapter: Adapter, *, adds_prior: bool) -> float:
     """Return the accuracy with the product beside the frozen weights, which may have any rank."""
-    model, own = runtime.model, runtime.with_prior(client_id, adapter)
+    model, own = runtime.model, runtime.with_prior(client_id, adapter) if adds_prior else adapter
     nothing = {kind: Factors(0 * one.B, one.A) for kind, one in model.extract().low_rank.items()}
     model.load(Adapter(nothing, own.head))
     with model.prepared("all", None, own):

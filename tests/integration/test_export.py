@@ -82,29 +82,29 @@ def test_the_model_card_names_method_figures_and_fingerprint_and_no_path(short_r
     assert "data.path" not in card
 
 
-def accuracy_with_peft(runtime: ClientRuntime, directory: Path, split: str = "validation") -> tuple[float, int]:
-    """Accuracy on all training clients' samples of a split, by PEFT alone, with each client's class prior."""
+def accuracy_with_peft(runtime: ClientRuntime, directory: Path, client: str = "") -> tuple[float, int]:
+    """Accuracy on validation samples by PEFT alone: a client's, or all training clients' with their class priors."""
     backbone = build_model(runtime.config.data, runtime.config.model, runtime.config.lora).peft_model.unload()
     model = PeftModel.from_pretrained(backbone, str(directory)).eval()
     hits = count = 0
-    for name in runtime.federation.client_ids:
-        client = runtime.client(name)
-        if client.trains:
-            samples = getattr(client, split)
-            prior = runtime.config.prior_strength * runtime.frequencies(name).log()
+    for name in [client] if client else runtime.federation.client_ids:
+        samples = runtime.client(name).validation
+        if client or runtime.client(name).trains:
+            prior = 0 if client else runtime.config.prior_strength * runtime.frequencies(name).log()
             with torch.no_grad():
                 predicted = (model(runtime.model.backbone.prepare(samples.inputs)) + prior).argmax(dim=1)
             hits, count = hits + int((predicted == samples.labels).sum()), count + len(samples.labels)
     return hits / count, count
 
 
-@pytest.mark.parametrize("asked", [("--rank", "2"), ("--bytes", "16k")])
+@pytest.mark.parametrize(("asked", "client"), [(("--rank", "2"), "noisy-4"), (("--bytes", "16k"), "")])
 def test_a_smaller_adapter_loads_with_peft_and_has_the_accuracy_that_was_printed(
-    short_run: Path, tmp_path: Path, runtime: ClientRuntime, asked: tuple[str, str]
+    short_run: Path, tmp_path: Path, runtime: ClientRuntime, asked: tuple[str, str], client: str
 ) -> None:
-    said = export(short_run, *asked, "--to", tmp_path / "small")
-    accuracy, count = accuracy_with_peft(runtime, tmp_path / "small")
-    before, _ = accuracy_with_peft(runtime, short_run / "adapters" / "anchor")
+    source = short_run / "adapters" / (client or "anchor")
+    said = export(short_run, *asked, "--to", tmp_path / "small", *(("--client", client) if client else ()))
+    accuracy, count = accuracy_with_peft(runtime, tmp_path / "small", client)
+    before, _ = accuracy_with_peft(runtime, source, client)
     assert f"{100 * before:.1f} % before, {100 * accuracy:.1f} % after" in said
     assert f"on {count} validation samples" in said
     ranks = {
@@ -113,7 +113,7 @@ def test_a_smaller_adapter_loads_with_peft_and_has_the_accuracy_that_was_printed
     size = (tmp_path / "small" / WEIGHTS).stat().st_size
     assert (ranks == {2}) if asked[0] == "--rank" else (len(ranks) > 1 and 15_000 < size <= 16_000)
     card = (tmp_path / "small" / "README.md").read_text()
-    assert f"{size} of {(short_run / 'adapters' / 'anchor' / WEIGHTS).stat().st_size} bytes" in card
+    assert f"{size} of {(source / WEIGHTS).stat().st_size} bytes" in card
 
 
 def test_without_the_runs_data_the_error_of_every_product_is_told(short_run: Path, tmp_path: Path) -> None:
