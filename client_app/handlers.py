@@ -15,13 +15,14 @@ from client_app.gate import Settings, site_gate
 from client_app.runtime import ClientRuntime
 from client_app.site import clients_of, read_site
 from client_app.site_store import BackboneMissingError
-from client_app.tasks import describe_classes, describe_clients, evaluate_adapter, train_start
+from client_app.tasks import describe_classes, describe_clients, describe_inputs, evaluate_adapter, train_start
 from client_app.token_cache import TokenCache
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import Federation
 from hyperlora.messages.backbone import named_backbone
 from hyperlora.messages.codec import ProtocolError, encode_packed
 from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
+from hyperlora.messages.inputs import InputsRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import SignatureReply, SignatureRequest
 from hyperlora.messages.statistics import StatisticsRequest
@@ -31,7 +32,7 @@ from models.adapters.adapter import Adapter
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
 
-R = TypeVar("R", StatisticsRequest, TrainRequest, EvaluateRequest)
+R = TypeVar("R", InputsRequest, StatisticsRequest, TrainRequest, EvaluateRequest)
 ProvideRuntime = Callable[[Context, str], ClientRuntime]
 """Gives the runtime of this process for a node's context and the fingerprint of the server's backbone."""
 
@@ -97,6 +98,11 @@ def app_around(provide: ProvideRuntime, settings: Settings) -> ClientApp:
     def statistics(message: Message, context: Context) -> Message:
         runtime, request = _received(StatisticsRequest, provide, message, context)
         return Message(describe_classes(runtime, request, ContextKeeper(context)).encode(), reply_to=message)
+
+    @app.query("inputs")
+    def inputs(message: Message, context: Context) -> Message:
+        runtime, request = _received(InputsRequest, provide, message, context)
+        return Message(describe_inputs(runtime, request).encode(), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -26,7 +26,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.config.section import ConfigError, Section, key, keys_of, names_out_of, nearest, parse_section
 from hyperlora.config.settings import PrivacyConfig
 
-KINDS = ("signature", "train", "evaluate", "statistics", "backbone")
+KINDS = ("signature", "train", "evaluate", "statistics", "inputs", "backbone")
 """What may be asked of a site: the types of Flower's messages, without ``query.``."""
 NEEDED = {
     "signature": ("signature_noise",),
@@ -81,7 +81,7 @@ class SitePolicy(Section):
         return None
 
     def _against_figures(self, kind: str, privacy: PrivacyConfig) -> str | None:
-        if kind not in ("signature", "train", "statistics"):
+        if kind not in ("signature", "train", "statistics", "inputs"):
             return None
         if not self.exact_counts and not privacy.keeps_counts:
             return "it does not tell how many samples it has (they stay with it where signatures have noise)"

@@ -11,15 +11,18 @@ import torch
 
 from client_app.privacy import private
 from client_app.runtime import ClientRuntime
+from client_app.token_cache import PREFIX_BATCH
 from hyperlora.data.federation import DataError
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.inputs import InputsReply, InputsRequest
 from hyperlora.messages.plan import LocalPlan
 from hyperlora.messages.signature import ClientCard, SignatureReply
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from hyperlora.messages.train import TrainMetrics, TrainReply, TrainRequest
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, Core, resized
+from models.adapters.input_moments import input_moments
 from models.adapters.optimizers import OptimizerSpec
 from models.adapters.training import LocalTrainer, TokenSet, evaluate, evaluate_calibrated
 from models.personalization.class_statistics import compute_class_statistics
@@ -170,6 +173,18 @@ def describe_classes(runtime: ClientRuntime, request: StatisticsRequest, keeper:
     classes = len(request.start.adapter.head)
     statistics = compute_class_statistics(torch.cat(features), train.labels, num_classes=classes, rank=request.rank)
     return StatisticsReply(request.client_id, statistics)
+
+
+def describe_inputs(runtime: ClientRuntime, request: InputsRequest) -> InputsReply:
+    """Return the moments of what the adapted modules read of the samples that a signature is made of.
+
+    Raises:
+        ProtocolError: nothing of the kind may leave in a private run.
+    """
+    if runtime.config.privacy.signature_noise or runtime.config.privacy.adapter_noise:
+        raise ProtocolError("the run is private, and moments of inputs carry no noise: they stay at the client")
+    tokens = runtime.tokens(request.client_id, "train").tokens[: runtime.config.signature.max_samples]
+    return InputsReply(request.client_id, input_moments(runtime.model, torch.split(tokens, PREFIX_BATCH), request.rank))
 
 
 def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -> TrainReply:

@@ -26,11 +26,13 @@ class MethodInfo:
         module: path of its module or folder.
         uses_prior: whether clients carry their class prior in the head's bias where ``prior.use`` is ``method``.
         any_rank: whether its clients may have different ranks (``lora.ranks``).
+        own_start: whether it makes ``lora_A`` before round 1 itself, so that ``lora.start`` cannot.
     """
 
     module: str = ""
     uses_prior: bool = False
     any_rank: bool = False
+    own_start: bool = False
 
     def load(self, part: str) -> ModuleType | None:
         """Import ``config``, ``server`` or ``client`` of the method's folder; None where it has no such file."""
@@ -45,24 +47,24 @@ METHODS: Mapping[str, MethodInfo] = {
     "fedit": MethodInfo("strategies.methods.fedit"),
     "flexlora": MethodInfo("strategies.methods.flexlora", any_rank=True),
     "local": MethodInfo("strategies.methods.local", any_rank=True),
-    "ffa-lora": MethodInfo("strategies.methods.ffa_lora"),
+    "ffa-lora": MethodInfo("strategies.methods.ffa_lora", own_start=True),
     "rolora": MethodInfo("strategies.methods.rolora"),
     "fedsa-lora": MethodInfo("strategies.methods.fedsa_lora"),
-    "flora": MethodInfo("strategies.methods.flora", any_rank=True),
+    "flora": MethodInfo("strategies.methods.flora", any_rank=True, own_start=True),
     "fedex-lora": MethodInfo("strategies.methods.fedex_lora"),
     "lora-fair": MethodInfo("strategies.methods.lora_fair"),
-    "fed-sb": MethodInfo("strategies.methods.fed_sb"),
+    "fed-sb": MethodInfo("strategies.methods.fed_sb", own_start=True),
     "hetlora": MethodInfo("strategies.methods.hetlora", any_rank=True),
     "feddpa": MethodInfo("strategies.methods.feddpa"),
     "potara": MethodInfo("strategies.methods.potara"),
-    "pfedhn-lora": MethodInfo("strategies.methods.pfedhn_lora"),
-    "probe": MethodInfo("strategies.methods.probe"),
+    "pfedhn-lora": MethodInfo("strategies.methods.pfedhn_lora", own_start=True),
+    "probe": MethodInfo("strategies.methods.probe", own_start=True),
     "clustered": MethodInfo("strategies.methods.clustered"),
     "fedper": MethodInfo("strategies.methods.fedper"),
     "ditto": MethodInfo("strategies.methods.ditto"),
     "hilora": MethodInfo("strategies.methods.hilora"),
-    "lda": MethodInfo("strategies.methods.lda"),
-    "fed3r": MethodInfo("strategies.methods.fed3r"),
+    "lda": MethodInfo("strategies.methods.lda", own_start=True),
+    "fed3r": MethodInfo("strategies.methods.fed3r", own_start=True),
 }
 METHOD_NAMES = one_of(METHODS)
 

@@ -95,6 +95,9 @@ class LoraConfig(Section):
     alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")
     rslora: bool = key(False, "scale by alpha / sqrt(rank) instead (rsLoRA), which a higher rank makes no smaller")
     last_blocks: PositiveInt = key(2, "number of last transformer blocks that are adapted")
+    start: Literal["random", "eva"] = key(
+        "random", "lora_A before round 1: random, or eva, the strongest directions of all clients' inputs"
+    )
 
     @property
     def scaling(self) -> float:
@@ -113,6 +116,16 @@ class LoraConfig(Section):
         if self.client_ranks and not find_method(config.method).any_rank:
             able = ", ".join(name for name, info in METHODS.items() if info.any_rank)
             raise ConfigError(f"method '{config.method}' needs one rank for all clients; lora.ranks works with {able}")
+        if self.start == "eva":
+            self._check_start(config)
+
+    def _check_start(self, config: RunConfig) -> None:
+        if find_method(config.method).own_start:
+            raise ConfigError(f"lora.start = eva does nothing for method '{config.method}', which makes lora_A itself")
+        if self.client_ranks:
+            raise ConfigError("lora.start = eva gives all clients one lora_A, so lora.ranks must be empty")
+        if config.privacy.signature_noise or config.privacy.adapter_noise:
+            raise ConfigError("lora.start = eva has clients tell moments of their inputs, which no noise bounds")
 
 
 class TrainConfig(Section):

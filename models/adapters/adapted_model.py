@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +83,18 @@ class AdaptedModel:
         """Map tokens, samples first, to the pooled features (n, d) of the backbone without its adapter."""
         with self.peft_model.disable_adapter():
             return self.features(tokens)
+
+    @contextmanager
+    def watching_inputs(self, see: Callable[[str, int, Tensor], None]) -> Iterator[None]:
+        """Return a context in which ``see`` gets kind, block and inputs (..., n) of every call of an adapted layer."""
+        with ExitStack() as stack:
+            for kind, layers in self._layers.items():
+                for block, layer in enumerate(layers):
+                    handle = layer.register_forward_pre_hook(
+                        lambda _, given, kind=kind, block=block: see(kind, block, given[0])
+                    )
+                    stack.callback(handle.remove)
+            yield
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the LoRA factors and the head's parameters, in a fixed order."""

@@ -15,6 +15,7 @@ class RoundSettings:
     """Cohort, budget, deadlines and defences of a run.
 
     Attributes:
+        start: ``random``, or ``eva`` where the clients' inputs make the adapter before round 1.
         num_rounds: rounds of the run; the last one is evaluated most thoroughly.
         clients_per_round: clients of a cohort.
         local_steps: optimiser steps of a client in a round.
@@ -43,6 +44,7 @@ class RoundSettings:
     min_replies: int = 1
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     num_rounds: int = 0
+    start: str = "random"
 
     @classmethod
     def of(cls, config: RunConfig, *, min_clients: int) -> RoundSettings:
@@ -62,4 +64,5 @@ class RoundSettings:
             min_replies=federation.min_replies,
             privacy=config.privacy,
             num_rounds=federation.rounds,
+            start=config.lora.start,
         )

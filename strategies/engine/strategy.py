@@ -18,6 +18,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
 from strategies.engine.checkpoint import Checkpoint, capture, restore
+from strategies.engine.common_start import start_from_inputs
 from strategies.engine.drift import described, note_returned, take_over
 from strategies.engine.history import History, sample_cohort
 from strategies.engine.preparation import Preparation
@@ -60,6 +61,7 @@ class LoraStrategy(Strategy):
     ) -> None:
         self.on_cohort = on_cohort
         self.method, self.registrar, self.settings = method, registrar, settings
+        self._fresh = initial
         self.state: Any = method.init(initial)
         self.scores: list[ClientScore] = []
         self.record = RoundRecord(0)
@@ -115,6 +117,8 @@ class LoraStrategy(Strategy):
             self.join(grid)
         if self.registrar.refresh(grid, self.settings.round_timeout):
             self._register()
+        if server_round == 1 and self.settings.start == "eva":
+            self._start_from_inputs(grid)
         changed = self.roster.take_changed()
         for name in changed:
             self.history.note_signature(name)  # it was released again
@@ -192,6 +196,13 @@ class LoraStrategy(Strategy):
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._evaluation.messages()
+
+    def _start_from_inputs(self, grid: Grid) -> None:
+        began, timeout = time.perf_counter(), self.settings.round_timeout
+        start = start_from_inputs(self._fresh, self.registrar, grid, self.record, timeout=timeout)
+        self.state = self.method.init(start)
+        self._register()
+        self.record.add_seconds("inputs", time.perf_counter() - began)
 
     def _prepare(self, preparation: Preparation, *, told: bool) -> None:
         method, before = self.method, self.state
