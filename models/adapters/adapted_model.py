@@ -90,7 +90,7 @@ class AdaptedModel:
         with ExitStack() as stack:
             for kind, layers in self._layers.items():
                 for block, layer in enumerate(layers):
-                    handle = layer.register_forward_pre_hook(
+                    handle = cast(nn.Module, layer).register_forward_pre_hook(
                         lambda _, given, kind=kind, block=block: see(kind, block, given[0])
                     )
                     stack.callback(handle.remove)
