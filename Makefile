@@ -19,7 +19,7 @@ run: install  ## run the default simulation
 	$(BIN)/hyperlora run
 
 test:  ## install and run all tests: the README's test command
-	python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[dev]' && .venv/bin/pytest
+	python3 -m venv .venv && .venv/bin/pip install --quiet --constraint constraints/highest.txt --editable '.[dev]' && .venv/bin/pytest
 
 lint: install  ## check style, types and the direction of imports
 	$(BIN)/ruff check

@@ -17,10 +17,13 @@ from flwr.app import Context, Message
 from benchmarks.grid import AdaptingGrid
 from client_app.runtime import open_runtime
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
+from hyperlora.messages.batch import EvaluateBatch
+from hyperlora.messages.evaluate import START_TRACK
 
 App = Callable[[Message, Context], Message]
 RATE = "train.adapt-learning-rate"
+START, SCORES = "0 config", "0 metrics"
+"""Records of the first part of an ``evaluate`` message, which is about the start, and of its reply."""
 
 
 @dataclass
@@ -42,8 +45,8 @@ class AdaptingApp:
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer as the app does; what is tried changes neither the reply nor what the client keeps."""
         reply = self.app(message, context)
-        if message.metadata.message_type == EvaluateRequest.TYPE and not reply.has_error():
-            asked = message.content.config_records["config"]
+        if message.metadata.message_type == EvaluateBatch.TYPE and not reply.has_error():
+            asked = message.content.config_records[START]
             last = asked["server_round"] == self.config.federation.rounds
             if last and asked["track"] == START_TRACK and self._trains(str(asked["client_id"])):
                 self._try(message, context)
@@ -53,14 +56,14 @@ class AdaptingApp:
         return open_runtime(self.config).client(client_id).trains
 
     def _try(self, message: Message, context: Context) -> None:
-        asked = message.content.config_records["config"]
+        asked = message.content.config_records[START]
         steps, asked["steps"] = asked["steps"], list(self.grid.steps)
         try:
             for rate in self.grid.rates:
                 other = copy(context)
                 other.run_config = {**context.run_config, RATE: rate}
                 reply = self.app(message, other)
-                self.note(rate, reply.content.metric_records["metrics"]["validation_loss"])
+                self.note(rate, reply.content.metric_records[SCORES]["validation_loss"])
         finally:
             asked["steps"] = steps
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from client_app.runtime import open_runtime
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
+from hyperlora.messages.batch import EvaluateBatch
+from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.messages.signature import SignatureRequest
 from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.train import TrainRequest
@@ -109,15 +110,17 @@ class LyingApp:
             arrays[name] = Array(value.astype(np.float32))
 
     def _lie_in_scores(self, message: Message, reply: Message) -> None:
-        if self.kind in ("scores", "collude") and message.content.config_records["config"]["track"] != START_TRACK:
-            metrics: Any = reply.content["metrics"]
-            metrics["validation_loss"] = [max(0.0, WORST_LOSS - one) for one in metrics["validation_loss"]]
+        asked = message.content.config_records if self.kind in ("scores", "collude") else {}
+        for name, part in asked.items():
+            if part.get("track", START_TRACK) != START_TRACK:
+                metrics: Any = reply.content[name.replace("config", "metrics")]
+                metrics["validation_loss"] = [max(0.0, WORST_LOSS - one) for one in metrics["validation_loss"]]
 
 
 ANSWERS: Mapping[str, Callable[[LyingApp, Message, Message], None]] = {
     TrainRequest.TYPE: LyingApp._lie_in_training,
     StatisticsRequest.TYPE: LyingApp._lie_in_statistics,
-    EvaluateRequest.TYPE: LyingApp._lie_in_scores,
+    EvaluateBatch.TYPE: LyingApp._lie_in_scores,
 }
 
 

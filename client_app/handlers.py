@@ -20,8 +20,9 @@ from client_app.token_cache import TokenCache
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import Federation
 from hyperlora.messages.backbone import named_backbone
+from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
 from hyperlora.messages.codec import ProtocolError, encode_packed
-from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
+from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.messages.inputs import InputsRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import SignatureReply, SignatureRequest
@@ -32,7 +33,7 @@ from models.adapters.adapter import Adapter
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
 
-R = TypeVar("R", InputsRequest, StatisticsRequest, TrainRequest, EvaluateRequest)
+R = TypeVar("R", InputsRequest, StatisticsRequest, TrainRequest, EvaluateBatch)
 ProvideRuntime = Callable[[Context, str], ClientRuntime]
 """Gives the runtime of this process for a node's context and the fingerprint of the server's backbone."""
 
@@ -113,11 +114,12 @@ def app_around(provide: ProvideRuntime, settings: Settings) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        runtime, request = _received(EvaluateRequest, provide, message, context)
-        reply = evaluate_adapter(runtime, request, ContextKeeper(context))
-        if request.track == START_TRACK:
-            _leave_copy(runtime, request.client_id, request.start)
-        return Message(reply.encode(), reply_to=message)
+        runtime, batch = _received(EvaluateBatch, provide, message, context)
+        replies = [evaluate_adapter(runtime, request, ContextKeeper(context)) for request in batch.requests]
+        for request in batch.requests:
+            if request.track == START_TRACK:
+                _leave_copy(runtime, request.client_id, request.start)
+        return Message(EvaluateReplies(replies).encode(), reply_to=message)
 
     return app
 

@@ -81,6 +81,8 @@ class SitePolicy(Section):
         return None
 
     def _against_figures(self, kind: str, privacy: PrivacyConfig) -> str | None:
+        if kind == "evaluate" and not self.exact_label_frequencies and not privacy.keeps_classes:
+            return "it does not tell its label frequencies, and an evaluation without noise counts hits by class"
         if kind not in ("signature", "train", "statistics", "inputs"):
             return None
         if not self.exact_counts and not privacy.keeps_counts:

@@ -24,7 +24,7 @@ from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, Core, resized
 from models.adapters.input_moments import input_moments
 from models.adapters.optimizers import OptimizerSpec
-from models.adapters.training import LocalTrainer, TokenSet, evaluate, evaluate_calibrated
+from models.adapters.training import LocalTrainer, Scores, TokenSet, evaluate, evaluate_samples, hits_by_class
 from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.prior import add_prior, remove_prior
 from models.personalization.signature import Signature
@@ -159,8 +159,8 @@ def describe_classes(runtime: ClientRuntime, request: StatisticsRequest, keeper:
     Raises:
         ProtocolError: nothing of the kind may leave in a private run, or the samples have no class each.
     """
-    privacy, plan = runtime.config.privacy, request.start.plan
-    if privacy.signature_noise or privacy.adapter_noise:
+    plan = request.start.plan
+    if runtime.config.privacy.keeps_classes:
         raise ProtocolError("the run is private, and class statistics carry no noise: they stay at the client")
     client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
     train, model = client.tokens("train"), runtime.model
@@ -246,18 +246,25 @@ def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: K
     began, plan = time.perf_counter(), request.start.plan
     client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
     model, validation = runtime.model, client.tokens("validation")
-    test = None if request.validation_only else client.tokens("test")
+    test = validation.first(0) if request.validation_only else client.tokens("test")
     composition = client.used(request.start.adapter)
     model.load(client.with_prior(composition.adapter))
-    scores, made = [], 0
+    scores, validation_losses, made = list[Scores](), list[float](), 0
     with model.prepared(plan.trains, core_of(plan), composition.base):
         trainer = client.trainer("evaluate", runtime.config.train.rate_of_use)
         for steps in request.steps:
             trainer.run(steps - made)
             made = steps
-            tested = (0.0, 0.0, 0.0) if test is None else evaluate_calibrated(model, test)
-            scores.append((*tested, evaluate(model, validation)[1]))
-    accuracy, loss, calibration, validation_loss = (list(column) for column in zip(*scores, strict=True))
-    seconds = time.perf_counter() - began
-    num_test = 0 if test is None else len(test)
-    return EvaluateReply(request.client_id, num_test, accuracy, loss, validation_loss, calibration, seconds)
+            scores.append(evaluate_samples(model, test))
+            validation_losses.append(evaluate(model, validation)[1])
+    tells_classes = test.labels.ndim == 1 and not runtime.config.privacy.keeps_classes
+    return EvaluateReply(
+        request.client_id,
+        len(test),
+        [one.accuracy for one in scores],
+        [one.loss for one in scores],
+        validation_losses,
+        [one.calibration_error for one in scores],
+        time.perf_counter() - began,
+        *(hits_by_class(test, scores[0], len(request.start.adapter.head)) if tells_classes and len(test) else ()),
+    )

@@ -38,6 +38,7 @@ export HYPERLORA_USER
 trap 'docker compose down --timeout 20' EXIT
 docker compose build
 docker compose up --detach
+./probe.sh
 
 results=demo-$(date +%Y%m%d-%H%M%S)
 FLWR_HOME="$PWD/demo/flwr" hyperlora run .. --superlink demo --output-dir "/results/$results" \

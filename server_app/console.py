@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from hyperlora.config.schema import RunConfig
+from hyperlora.reporting.verdict import choice_sentence
 from hyperlora.storage.files import StorageError, append_bytes
 from server_app.progress import Pace, clock
-from strategies.engine.records import RoundRecord
+from strategies.engine.records import ClientScore, RoundRecord
 
 log = logging.getLogger(__name__)
 GROUPS = ("seen", "unseen")
@@ -79,8 +81,8 @@ class RunConsole:
         """Say how far a phase is that takes long."""
         self._say(f"  {line}")
 
-    def closing(self, record: RoundRecord, directory: Path) -> None:
-        """Say the result, where it lies and how to go on."""
+    def closing(self, record: RoundRecord, scores: Sequence[ClientScore], directory: Path) -> None:
+        """Say the result, what the validation shares choose, where it lies and how to go on."""
         for name in GROUPS:
             if name not in record.evaluation:
                 continue
@@ -96,6 +98,8 @@ class RunConsole:
                     f"without what is generated for each of them, {name} clients would have "
                     f"{_percent(alone['zero_step'])} as received"
                 )
+        if chosen := choice_sentence([asdict(score) for score in scores]):
+            self._say(chosen)
         self._say(f"figure {directory / 'accuracy.png'}, metrics {directory / 'metrics.jsonl'}")
         self._say(f"one adapter per client in {directory / 'adapters'}; load with peft.PeftModel.from_pretrained")
         self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._pace.rounds}")

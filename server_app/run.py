@@ -73,7 +73,7 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
                 start_round = made.begin(model.backbone.fingerprint)
                 made.make_rounds(ProgressGrid(AuditedGrid(grid, audit), console.progress), start_round)
             made.save_results(model)
-        console.closing(strategy.record, directory.path)
+        console.closing(strategy.record, strategy.scores, directory.path)
     return directory.path
 
 

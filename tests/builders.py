@@ -8,6 +8,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard, SignatureReply
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
@@ -115,11 +116,14 @@ def fake_client_app(
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        request = EvaluateRequest.decode(message.content, fresh)
-        count = len(request.steps)
-        reply = EvaluateReply(
-            request.client_id, 5, [0.4, 0.8][:count], [1.0, 0.5][:count], [0.9, 0.6][:count], [0.2, 0.1][:count], 0.1
-        )
-        return Message(reply.encode(), reply_to=message)
+        replies = [made_score(request) for request in EvaluateBatch.decode(message.content, fresh).requests]
+        return Message(EvaluateReplies(replies).encode(), reply_to=message)
 
     return app
+
+
+def made_score(request: EvaluateRequest) -> EvaluateReply:
+    """What a client of :func:`fake_client_app` says of an adapter: five test samples, better after local steps."""
+    shares = ([0.4, 0.8], [1.0, 0.5], [0.9, 0.6], [0.2, 0.1])
+    columns = [column[: len(request.steps)] for column in shares]
+    return EvaluateReply(request.client_id, 5, *columns, 0.1)

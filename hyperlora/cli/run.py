@@ -125,7 +125,7 @@ def submit_elsewhere(settings: Settings, superlink: str, size: str | None) -> No
     output_dir = Path(settings.config.run.output_dir) if settings.config.run.output_dir else None
     with stoppable(f"the results so far lie in {output_dir or 'the run directory of the SuperLink'}"):
         run_id = flower.submit(connection, settings.app_dir, settings.values, size)
-        say(f"run {run_id} on {superlink}")
+        say(f"run {run_id} on {superlink}; paths that it names are those of its own machine or container")
         state = _follow_elsewhere(connection, run_id)
     if not state.completed:
         raise CommandError(failure(state, output_dir, since))

@@ -249,6 +249,11 @@ class PrivacyConfig(Section):
         """Whether clients keep losses and accuracies of training and evaluations to themselves: adapters have noise."""
         return self.adapter_noise > 0 and not self.exact_figures
 
+    @property
+    def keeps_classes(self) -> bool:
+        """Whether clients keep to themselves what is told of single classes, which carries no noise."""
+        return self.signature_noise > 0 or self.adapter_noise > 0
+
     def check(self, config: RunConfig) -> None:
         """Refuse a budget for what is sent without noise."""
         if self.epsilon and self.exact_figures:

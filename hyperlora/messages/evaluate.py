@@ -1,10 +1,9 @@
-"""``evaluate``: what an adapter is worth on a client's own test split after numbers of local steps."""
+"""One part of an ``evaluate`` message: what an adapter is worth on a client's own test split after local steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from flwr.app import MetricRecord, RecordDict
 
@@ -37,7 +36,6 @@ class EvaluateRequest:
         validation_only: leave the test split alone: the reply is on no test samples.
     """
 
-    TYPE: ClassVar[str] = "evaluate"
     client_id: str
     server_round: int
     steps: Sequence[int]
@@ -46,7 +44,7 @@ class EvaluateRequest:
     validation_only: bool = False
 
     def encode(self) -> RecordDict:
-        """Return the content of the message."""
+        """Return the records of this part."""
         return self.start.message(
             client_id=self.client_id,
             server_round=self.server_round,
@@ -75,7 +73,12 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """Test accuracy and loss, validation loss, and calibration error on the test split, by numbers of steps."""
+    """Test accuracy and loss, validation loss, and calibration error on the test split, by numbers of steps.
+
+    Attributes:
+        class_samples: test samples of each class; empty where the client keeps label frequencies to itself.
+        class_hits: how many of them are right before any local step.
+    """
 
     client_id: str
     num_test: int
@@ -84,6 +87,8 @@ class EvaluateReply:
     validation_loss: Sequence[float]
     calibration_error: Sequence[float]
     seconds: float
+    class_samples: Sequence[int] = ()
+    class_hits: Sequence[int] = ()
 
     @classmethod
     def without_scores(cls, request: EvaluateRequest) -> EvaluateReply:
@@ -92,7 +97,8 @@ class EvaluateReply:
         return cls(request.client_id, 0, nothing, nothing, nothing, nothing, 0.0)
 
     def encode(self) -> RecordDict:
-        """Return the content of the message."""
+        """Return the records of this part."""
+        by_class = {"class_samples": list(self.class_samples), "class_hits": list(self.class_hits)}
         metrics = MetricRecord(
             {
                 "num_test": self.num_test,
@@ -101,6 +107,7 @@ class EvaluateReply:
                 "validation_loss": list(self.validation_loss),
                 "calibration_error": list(self.calibration_error),
                 "seconds": self.seconds,
+                **(by_class if self.class_samples else {}),
             }
         )
         return RecordDict({"config": config_record(client_id=self.client_id), "metrics": metrics})
@@ -120,4 +127,16 @@ class EvaluateReply:
         if num_test < 0:
             raise ProtocolError(f"num_test {num_test} is negative")
         require_measured([*loss, *validation, seconds])
-        return cls(client_id, num_test, accuracy, loss, validation, calibration, seconds)
+        by_class = _class_counts(record, num_test)
+        return cls(client_id, num_test, accuracy, loss, validation, calibration, seconds, *by_class)
+
+
+def _class_counts(record: MetricRecord, num_test: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Return samples and hits by class; raises ProtocolError where they are no counts of ``num_test`` samples."""
+    if "class_samples" not in record:
+        return (), ()
+    samples, hits = (require_list(record, name, int) for name in ("class_samples", "class_hits"))
+    fits = len(samples) == len(hits) and all(0 <= hit <= count for hit, count in zip(hits, samples, strict=False))
+    if not fits or (samples and sum(samples) != num_test):
+        raise ProtocolError(f"hits {hits} among {samples} test samples by class are no counts of {num_test} samples")
+    return samples, hits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from hyperlora.reporting.figures import (
@@ -16,6 +17,7 @@ from hyperlora.reporting.figures import (
 from hyperlora.reporting.page import Page, Panel, Table
 from hyperlora.reporting.panels import draw_accuracies, draw_gain
 from hyperlora.reporting.run_files import RunFiles
+from hyperlora.reporting.verdict import gain_interval
 
 SUMMARY = (
     "run",
@@ -27,7 +29,8 @@ SUMMARY = (
     "MiB",
     "seconds",
 )
-PAIRED = ("clients", "adapter", "number", "mean gain (points)", "better off", "equal", "worse off")
+PAIRED = ("clients", "adapter", "number", "mean gain (points)", "95 % interval", "better off", "equal", "worse off")
+GAINS = ("run", "clients", "number", "mean gain (points)", "95 % interval")
 
 
 def comparison_page(runs: Sequence[RunFiles]) -> Page:
@@ -42,6 +45,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> Page:
         panels=[*_accuracy_panels(figures), *_gain_panel(runs, figures)],
         tables=[
             Table("Last evaluation", SUMMARY, list(summary_rows(figures)), "Mean over clients; traffic and wall time."),
+            *_gain_table(runs, figures),
             Table("What differs in the configuration", ("key", *labels), differing, "" if differing else "Nothing."),
         ],
     )
@@ -96,6 +100,23 @@ def _gain_panel(runs: Sequence[RunFiles], figures: Mapping[str, Any]) -> Iterato
         )
 
 
+def _gain_table(runs: Sequence[RunFiles], figures: Mapping[str, Any]) -> Iterator[Table]:
+    rows = []
+    for label, run in zip((one["label"] for one in figures["runs"]), runs, strict=True):
+        gain, scores = figures["gain_over_base"].get(label, {}), scores_by_client(run.scores)
+        for group in GROUPS:
+            values = [gain[client] for client in gain if scores[client]["seen"] == (group == "seen")]
+            if values:
+                rows.append((label, group, str(len(values)), f"{100 * fmean(values):+.1f}", _interval(values)))
+    if rows:
+        caption = "As received, each client against itself; the interval is over clients, and each run is one seed."
+        yield Table(f"Gain over {figures['base']}", GAINS, rows, caption)
+
+
+def _interval(gains: Sequence[float]) -> str:
+    return " to ".join(f"{100 * bound:+.1f}" for bound in gain_interval(gains))
+
+
 def gain_by_domain(run: RunFiles, gain: Mapping[str, float], name: str, over: str) -> str:
     """Return the strips of points of a run's clients, a row for each domain."""
     scores = scores_by_client(run.scores)
@@ -123,6 +144,7 @@ def paired_table(figures: Mapping[str, Any]) -> Table:
             STEPS[column],
             str(counts["clients"]),
             f"{100 * counts['mean']:+.1f}",
+            _interval(counts["gains"]),
             *(str(counts[name]) for name in ("better", "equal", "worse")),
         )
         for column, groups in figures["summary"].items()

@@ -149,7 +149,7 @@ def _check_same_clients(run: RunFiles, against: RunFiles) -> None:
             raise RunFilesError(f"the run in '{each.path}' has not ended, so its clients have no scores to pair")
 
 
-def _summary(gain: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def _summary(gain: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     groups: dict[str, list[float]] = {}
     for name, value in gain.items():
         groups.setdefault("seen" if scores[name]["seen"] else "unseen", []).append(value)
@@ -160,6 +160,7 @@ def _summary(gain: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]])
             "better": sum(value > 0 for value in values),
             "equal": sum(value == 0 for value in values),
             "worse": sum(value < 0 for value in values),
+            "gains": values,
         }
         for group, values in sorted(groups.items())
     }

@@ -20,7 +20,7 @@ from hyperlora.reporting.signature_map import SignatureMap
 from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_svg, plain, tip
 
 FADE = LinearSegmentedColormap.from_list("fade", [(0.12, 0.52, 0.82, 0.0), (0.12, 0.52, 0.82, 1.0)])
-MOST_NAMED = 24
+MOST_NAMED = {"x": 18, "y": 24}
 SMALLEST = 1e-9
 FILE_COLORS = ("#0072B2", "#D55E00")
 PHASES = {
@@ -205,8 +205,8 @@ def _label_clients(axes: Axes, axis: str, names: Sequence[str], domains: Mapping
     for places in list(groups.values())[1:]:
         line(places[0] - 0.5, color=FAINT, lw=0.8)
     rotation = 90 if axis == "x" else 0
-    if len(names) <= MOST_NAMED:
-        ticks(range(len(names)), [plain(name) for name in names], rotation=rotation, fontsize=6.5)
+    if len(names) <= MOST_NAMED[axis]:
+        ticks(range(len(names)), [plain(name) for name in names], rotation=rotation, fontsize=8)
     else:
         ticks(
             [sum(places) / len(places) for places in groups.values()],

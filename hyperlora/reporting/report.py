@@ -24,6 +24,7 @@ from hyperlora.reporting.panels import (
     draw_spectra,
 )
 from hyperlora.reporting.run_files import RunFiles
+from hyperlora.reporting.served import class_table, worst_served
 from hyperlora.reporting.state_view import StateView, view_state
 from hyperlora.reporting.verdict import TERMS, chosen_starts, interval, losers, verdict
 
@@ -136,6 +137,7 @@ def _offered(run: RunFiles, view: StateView) -> str:
 
 
 def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
+    yield from filter(None, (worst_served(run), class_table(run)))
     faults = list(_faults(figures))
     yield Table(
         "Faults and rejections",

@@ -220,6 +220,8 @@ class Score:
     num_test: int
     zero_step: float
     k_step: float
+    class_samples: Sequence[int] = ()
+    class_hits: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

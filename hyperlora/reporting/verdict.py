@@ -8,12 +8,14 @@ from math import sqrt
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from hyperlora.reporting.figures import ANCHOR, scores_by_client
 
 Scores = Sequence[Mapping[str, Any]]
 LOSS = "zero_step_validation_loss"
 WHO = {True: "clients that train", False: "newcomers, which never train,"}
-Z95 = 1.959964
+Z95, DRAWS = 1.959964, 2000
 MOST_NAMED, LOSES_MUCH = 5, 0.1
 TERMS = (
     ("anchor", "the one adapter that all clients share; what is made for a client is measured against it"),
@@ -68,10 +70,18 @@ def interval(share: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def gain_interval(gains: Sequence[float]) -> tuple[float, float]:
+    """Return the bounds of the 95 % interval of a mean over clients: percentiles of ``DRAWS`` bootstrap means."""
+    values = np.asarray(gains, dtype=np.float64)
+    drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def verdict(scores: Scores) -> str:
     """Return what the last evaluation says, in a few sentences; empty where clients were not scored one by one."""
     own, choices = scores_by_client(scores), chosen_starts(scores)
-    parts = []
+    parts, chosen = [], choice_sentence(scores)
     for seen, who in WHO.items():
         group = [name for name, score in own.items() if bool(score["seen"]) is seen]
         if group:
@@ -80,7 +90,17 @@ def verdict(scores: Scores) -> str:
     if not parts:
         return ""
     sentence = f"On their own test data, with the adapter that they are sent, {'; '.join(parts)}."
-    return sentence + _fallback(choices)
+    return f"{sentence} {chosen}".rstrip()
+
+
+def choice_sentence(scores: Scores) -> str:
+    """Return for how many clients the validation share chooses the anchor; empty where it does for none."""
+    choices = chosen_starts(scores)
+    taken = sum(choice.anchor for choice in choices.values())
+    if not taken:
+        return ""
+    mean = _mean(choice.accuracy for choice in choices.values())
+    return f"The validation share chooses the anchor for {taken} of {len(choices)} clients; as chosen they have {mean}."
 
 
 def losers(scores: Scores) -> str:
@@ -103,14 +123,6 @@ def _over(group: Sequence[str], choices: Mapping[str, Choice]) -> str:
         return ""
     better = sum(gain > 0 for gain in gains)
     return f" ({100 * fmean(gains):+.1f} points over the anchor, better for {better} of {len(gains)})"
-
-
-def _fallback(choices: Mapping[str, Choice]) -> str:
-    taken = sum(choice.anchor for choice in choices.values())
-    if not taken:
-        return ""
-    mean = _mean(choice.accuracy for choice in choices.values())
-    return f" The validation share chooses the anchor for {taken} of {len(choices)}; as chosen they have {mean}."
 
 
 def _mean(values: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,10 @@ class TokenSet:
         """Yield the positions of all samples in batches to be evaluated; fewer where every token has its logits."""
         size = EVALUATION_BATCH if self.labels.ndim == 1 else TOKEN_BATCH
         yield from torch.split(torch.arange(len(self)), size) if len(self) else ()
+
+    def first(self, count: int) -> TokenSet:
+        """Return the first ``count`` samples."""
+        return TokenSet(self.tokens[:count], self.labels[:count])
 
     def num_targets(self) -> int:
         """Return how many labels count."""
@@ -89,22 +93,30 @@ def descend(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         optimizer.step()
 
 
+class Scores(NamedTuple):
+    """Accuracy, mean cross-entropy, expected calibration error, and of every sample whether it was right: (n,)."""
+
+    accuracy: float
+    loss: float
+    calibration_error: float
+    hits: Tensor
+
+
 @torch.inference_mode()
 def evaluate(model: AdaptedModel, samples: TokenSet) -> tuple[float, float]:
     """Return accuracy (share) and mean cross-entropy (nats), per label, of the adapter that ``model`` carries.
 
     An empty set has accuracy 0 and loss 0; the number of its samples tells.
     """
-    accuracy, loss, _ = evaluate_calibrated(model, samples)
-    return accuracy, loss
+    return evaluate_samples(model, samples)[:2]
 
 
 @torch.inference_mode()
-def evaluate_calibrated(model: AdaptedModel, samples: TokenSet) -> tuple[float, float, float]:
-    """Return accuracy, mean cross-entropy and expected calibration error; all 0 for an empty set."""
+def evaluate_samples(model: AdaptedModel, samples: TokenSet) -> Scores:
+    """Return the scores of the adapter that ``model`` carries; all 0 for an empty set."""
     count = samples.num_targets()
     if not count:
-        return 0.0, 0.0, 0.0
+        return Scores(0.0, 0.0, 0.0, torch.zeros(0, dtype=torch.bool))
     correct, loss = 0.0, 0.0
     confidences, hits = [], []
     for batch in samples.batches():
@@ -115,7 +127,15 @@ def evaluate_calibrated(model: AdaptedModel, samples: TokenSet) -> tuple[float, 
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         confidences.append(logits.softmax(dim=1).amax(dim=1)[counted])
         hits.append(hit[counted])
-    return correct / count, loss / count, calibration_error(torch.cat(confidences), torch.cat(hits))
+    right = torch.cat(hits)
+    return Scores(correct / count, loss / count, calibration_error(torch.cat(confidences), right), right.cpu())
+
+
+def hits_by_class(samples: TokenSet, scores: Scores, num_classes: int) -> tuple[list[int], list[int]]:
+    """Return how many ``samples`` each class has, and how many of them are right; both of ``num_classes`` entries."""
+    labels = samples.labels.cpu()
+    counts, hits = (torch.bincount(one, minlength=num_classes) for one in (labels, labels[scores.hits]))
+    return counts.tolist(), hits.tolist()
 
 
 def calibration_error(confidences: Tensor, hits: Tensor) -> float:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
+from hyperlora.messages.batch import EvaluateReplies
 from hyperlora.messages.codec import ProtocolError
-from hyperlora.messages.evaluate import EvaluateReply
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from strategies.engine.records import RoundRecord
 from strategies.engine.requests import RequestMaker
@@ -56,10 +56,14 @@ class Preparation:
         began, exchange = time.perf_counter(), self.requests.probing(state, self.record.server_round)
         if not exchange.sent:
             return state
-        answers = self._asked("probe", exchange, EvaluateReply.decode)
-        losses: dict[str, dict[str, float]] = {}
-        for sent, reply in answers.answered:
-            losses.setdefault(sent.recipient, {})[sent.request.track] = reply.validation_loss[0]
+        answers = self._asked("probe", exchange, EvaluateReplies.decode)
+        losses = {
+            sent.recipient: {
+                request.track: reply.validation_loss[0]
+                for request, reply in zip(sent.request.requests, batch.replies, strict=True)
+            }
+            for sent, batch in answers.answered
+        }
         state = method.apply_probe_losses(state, losses)
         self.record.add_seconds("probing", time.perf_counter() - began)
         return state

@@ -34,7 +34,8 @@ class ClientScore:
 
     ``chosen`` is the accuracy of whichever of the two has the lower loss on the client's validation share; settings are
     to be compared by the validation losses, never by a test figure. ``calibration_by_steps`` is the expected
-    calibration error on the test split.
+    calibration error on the test split; ``class_samples`` and ``class_hits`` count its samples of each class and how
+    many of them are right as received, where the client tells that.
     """
 
     client_id: str
@@ -50,6 +51,8 @@ class ClientScore:
     k_step_validation_loss: float
     by_steps: Mapping[str, float]
     calibration_by_steps: Mapping[str, float] = field(default_factory=dict)
+    class_samples: Sequence[int] = ()
+    class_hits: Sequence[int] = ()
 
 
 @dataclass
@@ -126,6 +129,8 @@ def client_score(card: ClientCard, request: EvaluateRequest, reply: EvaluateRepl
         k_step_validation_loss=reply.validation_loss[-1],
         by_steps=_by_steps(request, accuracy),
         calibration_by_steps=_by_steps(request, reply.calibration_error),
+        class_samples=list(reply.class_samples),
+        class_hits=list(reply.class_hits),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hyperlora.messages.batch import EvaluateBatch
 from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
@@ -54,16 +55,16 @@ class RequestMaker:
             self._add(exchange, TrainRequest(name, server_round, self.settings.local_steps, start, digest))
         return exchange
 
-    def probing(self, state: Any, server_round: int) -> Exchange[EvaluateRequest]:
+    def probing(self, state: Any, server_round: int) -> Exchange[EvaluateBatch]:
         """Ask for the scores of the candidates that the method wants probed before an evaluation."""
-        exchange: Exchange[EvaluateRequest] = Exchange()
+        exchange: Exchange[EvaluateBatch] = Exchange()
         cards = {name: card for name, card in self.registrar.roster.reachable().items() if card.trains}
         if not isinstance(self.method, ProbesStarts):
             return exchange
         probes = self.method.probe_starts(state, list(cards.values()), server_round)
         for name, adapters in probes.items():
-            for request in self._tracks(cards[name], adapters, server_round):
-                self._add(exchange, replace(request, validation_only=True))
+            tracks = self._tracks(cards[name], adapters, server_round)
+            self._add(exchange, EvaluateBatch([replace(one, validation_only=True) for one in tracks]))
         return exchange
 
     def statistics(self, state: Any, server_round: int) -> Exchange[StatisticsRequest]:
@@ -78,17 +79,16 @@ class RequestMaker:
             self._add(exchange, StatisticsRequest(name, server_round, rank, start))
         return exchange
 
-    def evaluation(self, state: Any, server_round: int, *, last: bool) -> Exchange[EvaluateRequest]:
+    def evaluation(self, state: Any, server_round: int, *, last: bool) -> Exchange[EvaluateBatch]:
         """Ask every reachable client what its start is worth, and in the last round what the alternatives are."""
-        exchange: Exchange[EvaluateRequest] = Exchange()
+        exchange: Exchange[EvaluateBatch] = Exchange()
         cards, method = self.registrar.roster.reachable(), self.method
         for name, start in self.served(state, cards).items():
             steps = self.settings.evaluate_steps
-            self._add(exchange, EvaluateRequest(name, server_round, steps, start, START_TRACK))
+            asked = [EvaluateRequest(name, server_round, steps, start, START_TRACK)]
             if last and isinstance(method, OffersAlternatives):
-                alternatives = method.alternatives(state, cards[name])
-                for request in self._tracks(cards[name], alternatives, server_round):
-                    self._add(exchange, request)
+                asked += self._tracks(cards[name], method.alternatives(state, cards[name]), server_round)
+            self._add(exchange, EvaluateBatch(asked))
         return exchange
 
     def _tracks(
@@ -99,7 +99,7 @@ class RequestMaker:
             start = Start(adapter, wire=self.settings.wire).fitted(card.rank)
             yield EvaluateRequest(card.client_id, server_round, [0], start, track)
 
-    def _add(self, exchange: Exchange[Any], request: TrainRequest | EvaluateRequest | StatisticsRequest) -> None:
+    def _add(self, exchange: Exchange[Any], request: TrainRequest | EvaluateBatch | StatisticsRequest) -> None:
         exchange.add(
             request,
             node_id=self.registrar.roster.nodes[request.client_id],

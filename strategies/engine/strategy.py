@@ -12,8 +12,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
 from hyperlora.messages.codec import encode_packed
-from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
@@ -69,7 +69,7 @@ class LoraStrategy(Strategy):
         self.ledger = PrivacyLedger(settings.privacy)
         self._requests = RequestMaker(method, registrar, settings)
         self._training: Exchange[TrainRequest] = Exchange()
-        self._evaluation: Exchange[EvaluateRequest] = Exchange()
+        self._evaluation: Exchange[EvaluateBatch] = Exchange()
         self._sent_at = 0.0
         self._last_round, self._joined = settings.num_rounds, False
 
@@ -216,14 +216,15 @@ class LoraStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores; nothing of an evaluation changes the method's state."""
         resting = dict.fromkeys(sorted(self.roster.resting()), NOT_ASKED)
-        answers = self._evaluation.settle(replies, EvaluateReply.decode)
+        answers = self._evaluation.settle(replies, EvaluateReplies.decode)
         self.roster.note(answers.asked, answers.heard)
         self.record.add_seconds("evaluating", time.perf_counter() - self._sent_at)
         self.record.note_failures("evaluate", resting)
         self.record.note_answers("evaluate", answers)
         self.scores = [
-            client_score(self.roster.cards[sent.recipient], sent.request, reply)
-            for sent, reply in answers.answered
+            client_score(self.roster.cards[sent.recipient], request, reply)
+            for sent, batch in answers.answered
+            for request, reply in zip(sent.request.requests, batch.replies, strict=True)
             if reply.num_test
         ]
         self.record.evaluation = evaluation_figures(self.scores)

@@ -33,7 +33,8 @@ WRAPPING = re.compile(r"^<class '[^']*'>:<'|'>$")
 """What Flower puts around the text of an exception."""
 AT_A_TIME = 8
 MOST_RECORDS, LEAST_QUOTA, QUOTA = 8, 2**26, 32
-"""Records of a reply; its bytes, which are at most ``QUOTA`` times those of its request where that is more."""
+"""Records of a reply, at most twice those of its request where that is more; its bytes, at most ``QUOTA`` times those
+of its request where that is more."""
 MOST_SENTENCE = 400
 ADAPTERS_IN_RAM = 2**28
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
@@ -89,11 +90,11 @@ class Answers(Generic[R, A]):
 
 @dataclass
 class Exchange(Generic[R]):
-    """Requests that are sent together; of a message that was handed out only its metadata and size are kept."""
+    """Requests that are sent together; of a message that was handed out only metadata, bytes and records are kept."""
 
     sent: list[tuple[Metadata, Sent[R]]] = field(default_factory=list)
     bytes_down: int = 0
-    sizes: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     unsent: list[Message] = field(default_factory=list)
 
     def add(
@@ -115,8 +116,9 @@ class Exchange(Generic[R]):
         message = Message(
             content=content, dst_node_id=node_id, message_type=request.TYPE, ttl=ttl, group_id=str(server_round)
         )
-        self.sizes.append(count_bytes(message.content))
-        self.bytes_down += self.sizes[-1]
+        size = count_bytes(message.content)
+        self.sizes.append((size, len(message.content)))
+        self.bytes_down += size
         self.sent.append((message.metadata, Sent(request, node_id, recipient)))
         self.unsent.append(message)
 
@@ -145,7 +147,7 @@ class Exchange(Generic[R]):
             size = count_bytes(reply.content) if reply.has_content() else 0
             bytes_up += size
             try:
-                _require_quota(reply, size, self.sizes[place])
+                _require_quota(reply, size, *self.sizes[place])
                 answered.append((place, sent, _decoded(reply, sent.request, decode)))
             except ProtocolError as error:
                 failures[sent.recipient] = printable(str(error), MOST_SENTENCE)
@@ -155,13 +157,14 @@ class Exchange(Generic[R]):
         return Answers(in_order, dict(sorted(failures.items())), self.bytes_down, bytes_up, asked, frozenset(heard))
 
 
-def _require_quota(reply: Message, size: int, request_size: int) -> None:
+def _require_quota(reply: Message, size: int, request_size: int, request_records: int) -> None:
     """Raise ProtocolError for a reply that is far larger than any answer to its request, before it is decoded."""
     most = max(LEAST_QUOTA, QUOTA * request_size)
     if size > most:
         raise ProtocolError(f"the reply has {size} bytes, at most {most} are expected for this request")
-    if reply.has_content() and len(reply.content) > MOST_RECORDS:
-        raise ProtocolError(f"the reply has {len(reply.content)} records, at most {MOST_RECORDS} are expected")
+    most = max(MOST_RECORDS, 2 * request_records)
+    if reply.has_content() and len(reply.content) > most:
+        raise ProtocolError(f"the reply has {len(reply.content)} records, at most {most} are expected")
 
 
 def _decoded(reply: Message, request: R, decode: Callable[[RecordDict, R], A]) -> A:

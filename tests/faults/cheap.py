@@ -7,6 +7,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from hyperlora.config.schema import RunConfig
+from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.signature import ClientCard, SignatureReply
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
@@ -61,9 +62,12 @@ def cheap_client_app(config: RunConfig) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        request = EvaluateRequest.decode(message.content, fresh)
-        count, share = len(request.steps), derive_seed(request.client_id, request.track) % 100 / 100
-        reply = EvaluateReply(request.client_id, 5, [share] * count, [1.0] * count, [share] * count, [0.1] * count, 0.0)
-        return Message(reply.encode(), reply_to=message)
+        replies = [_scored(request) for request in EvaluateBatch.decode(message.content, fresh).requests]
+        return Message(EvaluateReplies(replies).encode(), reply_to=message)
 
     return app
+
+
+def _scored(request: EvaluateRequest) -> EvaluateReply:
+    count, share = len(request.steps), derive_seed(request.client_id, request.track) % 100 / 100
+    return EvaluateReply(request.client_id, 5, [share] * count, [1.0] * count, [share] * count, [0.1] * count, 0.0)

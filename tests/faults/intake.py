@@ -18,8 +18,8 @@ from client_app import handlers
 from client_app.handlers import app_around
 from client_app.runtime import ClientRuntime
 from hyperlora.config.schema import RunConfig
+from hyperlora.messages.batch import EvaluateBatch
 from hyperlora.messages.codec import ProtocolError
-from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.signature import SignatureRequest
 from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.train import TrainRequest
@@ -36,7 +36,7 @@ REPLIES = {
     "train replies": TrainRequest.TYPE,
     "cards": SignatureRequest.TYPE,
     "class statistics": StatisticsRequest.TYPE,
-    "scores": EvaluateRequest.TYPE,
+    "scores": EvaluateBatch.TYPE,
 }
 """What a server takes in, by the type of the message that it answers."""
 NODES = 3
@@ -143,4 +143,5 @@ def _refusal(app: ClientApp, decoder: Decoder, context: Context, chance: random.
     return "a request was answered without a computation"
 
 
-TYPES = {one.__name__: one.TYPE for one in (TrainRequest, SignatureRequest, StatisticsRequest, EvaluateRequest)}
+TYPES = {one.__name__: one.TYPE for one in (TrainRequest, SignatureRequest, StatisticsRequest)}
+TYPES["EvaluateRequest"] = EvaluateBatch.TYPE

@@ -13,6 +13,7 @@ from flwr.app import RecordDict
 
 from hyperlora.config.settings import WIRE_DTYPES
 from hyperlora.messages.backbone import BackbonePart, BackboneReceipt, name_backbone, named_backbone
+from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import LocalPlan, Start, core_shapes
@@ -48,8 +49,10 @@ class Decoder:
 
 def decoders() -> list[Decoder]:
     cards = SignatureReply([make_card("a"), make_card("b", trains=False)], {"c": "it is empty"})
-    asked = EvaluateRequest("a", 3, [0, 10], Start(make_adapter(0)))
-    scored = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], [0.1, 0.0], 0.3)
+    start = Start(make_adapter(0))
+    asked = EvaluateBatch([EvaluateRequest("a", 3, [0, 10], start), EvaluateRequest("a", 3, [0], start, "anchor")])
+    own = EvaluateReply("a", 7, [0.5, 1.0], [1.0, 0.1], [0.9, 0.2], [0.1, 0.0], 0.3, [4, 0, 3], [2, 0, 1])
+    scored = EvaluateReplies([own, EvaluateReply("a", 7, [0.5], [1.0], [0.9], [0.1], 0.3)])
     classes = StatisticsRequest("a", 3, 4, Start(make_adapter(0)))
     described = StatisticsReply("a", make_statistics("a", rank=4))
     part = BackbonePart("0" * 64, "1" * 64, 40, 8, b"weights of a backbone")
@@ -65,8 +68,8 @@ def decoders() -> list[Decoder]:
             cards.encode,
             lambda content: SignatureReply.decode(content, signature_size=SIGNATURE_SIZE, num_classes=CLASSES),
         ),
-        Decoder("EvaluateRequest", asked.encode, lambda content: EvaluateRequest.decode(content, FRESH)),
-        Decoder("EvaluateReply", scored.encode, lambda content: EvaluateReply.decode(content, asked)),
+        Decoder("EvaluateRequest", asked.encode, lambda content: EvaluateBatch.decode(content, FRESH)),
+        Decoder("EvaluateReplies", scored.encode, lambda content: EvaluateReplies.decode(content, asked)),
         *(one for kind, request in train_requests().items() for one in _train_decoders(kind, request)),
     ]
 

@@ -53,7 +53,7 @@ def test_no_reply_of_a_private_run_holds_an_exact_figure(tmp_path: Path) -> None
     directory = run(grid, values)
     told: dict[str, list[Any]] = {}
     for reply in grid.replies:
-        for name, value in dict(reply.content.get("metrics", {})).items():
+        for name, value in (entry for record in reply.content.metric_records.values() for entry in record.items()):
             told.setdefault(name, []).extend(value if isinstance(value, list) else [value])
     kinds = {message.metadata.message_type for message in grid.sent}
     assert kinds == {"query.signature", "train", "evaluate"}
@@ -61,6 +61,7 @@ def test_no_reply_of_a_private_run_holds_an_exact_figure(tmp_path: Path) -> None
     assert max(told.pop("seconds")) > 0
     assert {name: set(numbers) for name, numbers in told.items()} == {name: {0.0} for name in told}
     assert {"num_test", "test_accuracy", "test_loss", "validation_loss", "train_loss"} <= set(told)
+    assert not {"class_samples", "class_hits"} & set(told)
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["evaluation"] for line in lines] == [{}, {}]
     assert [line["training"] for line in lines] == [{"clients": 3}, {"clients": 3}]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import runpy
 import shlex
+import socket
 import stat
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,37 @@ def test_one_flower_version_everywhere() -> None:
     versions = set(re.findall(r"flwr/\w+:([\d.]+)", (DOCKER / "compose.yml").read_text()))
     versions |= set(re.findall(r"FLWR_VERSION=([\d.]+)", (DOCKER / "Dockerfile").read_text()))
     assert versions == set(re.findall(r'flwr-version-target = "([\d.]+)"', (ROOT / "pyproject.toml").read_text()))
+
+
+def test_nothing_but_volumes_and_tmp_can_be_written() -> None:
+    for name, service in SERVICES.items():
+        assert service["read_only"], name
+        assert service["tmpfs"] == ["/tmp:mode=1777,size=512m"], name
+
+
+def test_the_probe_tells_what_is_reached_from_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = runpy.run_path(str(DOCKER / "probe.py"))
+    main = probe["main"]
+    monkeypatch.setitem(main.__globals__, "NOT_MOUNTED", tmp_path / "missing" / "probe")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as closed:
+        there, gone = (f"127.0.0.1:{one.getsockname()[1]}" for one in (server, closed))
+        closed.close()
+        assert main([f"may={there}", gone]) == 0
+        assert main([there]) == 1
+        assert main([f"may={gone}"]) == 1
+    assert f"{there} is reached: WRONG" in capsys.readouterr().out
+    monkeypatch.setitem(main.__globals__, "NOT_MOUNTED", tmp_path / "probe")
+    assert main([]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_site_is_probed_before_the_demo_makes_a_run() -> None:
+    script, demo = (DOCKER / "probe.sh").read_text(), (DOCKER / "demo.sh").read_text()
+    assert re.search(r"^sites=\((.*)\)$", script, flags=re.MULTILINE)[1].split() == list(SITES)  # type: ignore[index]
+    assert demo.index("docker compose up") < demo.index("./probe.sh") < demo.index("hyperlora run ..")
+    assert all((DOCKER / name).stat().st_mode & stat.S_IXUSR for name in ("probe.sh", "demo.sh"))
 
 
 def test_the_demo_makes_every_file_that_the_compose_file_mounts() -> None:

@@ -12,6 +12,7 @@ from benchmarks.attacks import neighbours_to_be
 from benchmarks.liars import FAR, LARGEST, LIES, MORE, LyingApp, statistics_lie
 from benchmarks.local_grid import LocalGrid
 from hyperlora.config.schema import RunConfig
+from hyperlora.messages.batch import EvaluateBatch
 from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import SignatureReply, SignatureRequest
@@ -44,9 +45,10 @@ def test_a_liar_s_card_is_sound_and_the_other_s_untouched(kind: str) -> None:
 
 def test_probe_losses_are_turned_upside_down_and_scores_of_starts_are_not() -> None:
     start = Start(make_adapter(0))
-    probe, plain = (EvaluateRequest("bad", 1, [0], start, track) for track in ("0/1/1", "start"))
-    assert asked("scores", probe)["metrics"]["validation_loss"] == [pytest.approx(20 - 0.9)]  # type: ignore[index]
-    assert asked("scores", plain)["metrics"]["validation_loss"] == [0.9]  # type: ignore[index]
+    batch = EvaluateBatch([EvaluateRequest("bad", 1, [0], start, track) for track in ("0/1/1", "start")])
+    told = asked("scores", batch)
+    assert told["0 metrics"]["validation_loss"] == [pytest.approx(20 - 0.9)]  # type: ignore[index]
+    assert told["1 metrics"]["validation_loss"] == [0.9]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("kind", LIES)

@@ -12,7 +12,8 @@ from flwr.app import Array, ArrayRecord, Error, Message
 from flwr.serverapp.strategy import Strategy
 
 from benchmarks.local_grid import LocalGrid
-from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
+from hyperlora.messages.batch import EvaluateBatch
+from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.personalization.synthesizer import Synthesizer
 from strategies.engine.records import RoundRecord
@@ -81,8 +82,8 @@ DESCRIBED = HyperLoraMethod(deviations="off", scatter_rank=4, head_share=0.5)
 
 def evaluated_heads(grid: LocalGrid) -> dict[str, torch.Tensor]:
     fresh = make_adapter(0, fresh=True)
-    evaluated = [message.content for message in grid.sent if message.metadata.message_type == EvaluateRequest.TYPE]
-    requests = [EvaluateRequest.decode(content, fresh) for content in evaluated]
+    evaluated = [message.content for message in grid.sent if message.metadata.message_type == EvaluateBatch.TYPE]
+    requests = [one for content in evaluated for one in EvaluateBatch.decode(content, fresh).requests]
     return {request.client_id: request.start.adapter.head for request in requests if request.track == START_TRACK}
 
 
@@ -144,6 +145,8 @@ def test_flowers_own_loop_loses_nothing() -> None:
     assert own_loop.scores == flowers_loop.scores
     assert {score.track for score in flowers_loop.scores} == {"start", "anchor"}
     assert flowers_loop.record.bytes["probe_up"] > 0
+    last = [one for one in grid.sent if (one.metadata.message_type, one.metadata.group_id) == (EvaluateBatch.TYPE, "3")]
+    assert len(last) == len(CARDS) + 4  # one message for each client, start and anchor in it, and one for each prober
     assert torch.equal(own_loop.state.anchor.head, flowers_loop.state.anchor.head)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 
-from hyperlora.messages.codec import ProtocolError, count_bytes
+from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
+from hyperlora.messages.codec import ProtocolError, config_record, count_bytes
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
@@ -47,6 +48,46 @@ def test_evaluate_messages_survive_the_wire() -> None:
     assert EvaluateReply.decode(reply.encode(), request) == reply
 
 
+def scored(samples: list[int], hits: list[int]) -> EvaluateReply:
+    return EvaluateReply("a", 7, [0.5], [1.0], [0.9], [0.1], 0.3, samples, hits)
+
+
+def test_all_adapters_that_a_client_scores_travel_in_one_message() -> None:
+    parts = [EvaluateRequest("a", 3, [0], Start(make_adapter(seed)), f"track {seed}") for seed in range(12)]
+    batch = EvaluateBatch.decode(EvaluateBatch(parts).encode(), make_adapter(5))
+    assert [one.track for one in batch.requests] == [one.track for one in parts]
+    assert equal(batch.requests[11].start.adapter, parts[11].start.adapter)
+    replies = [scored([4, 0, 3], [2, 0, 1]), *(11 * [scored([], [])])]
+    read = EvaluateReplies.decode(EvaluateReplies(replies).encode(), batch).replies
+    assert (read[0].class_samples, read[0].class_hits) == ([4, 0, 3], [2, 0, 1])
+    assert len(read) == 12
+
+
+def test_a_batch_is_of_one_client_and_a_reply_has_as_many_parts() -> None:
+    one, other = (EvaluateRequest(name, 3, [0], Start(make_adapter(0)), name) for name in "ab")
+    with pytest.raises(ProtocolError, match="of one client in one round"):
+        EvaluateBatch([one, other])
+    with pytest.raises(ProtocolError, match="asked for twice"):
+        EvaluateBatch([one, one])
+    batch = EvaluateBatch([one, replace(one, track="anchor")])
+    with pytest.raises(ProtocolError, match="expected 2 replies in one message, got 1"):
+        EvaluateReplies.decode(EvaluateReplies([scored([], [])]).encode(), batch)
+    with pytest.raises(ProtocolError, match="parts for another one"):
+        EvaluateBatch.decode(
+            RecordDict({**batch.encode(), "config": config_record(client_id="b", server_round=3)}), FRESH
+        )
+    gap = {name.replace("1 ", "2 "): record for name, record in batch.encode().items()}
+    with pytest.raises(ProtocolError, match="numbered from 0"):
+        EvaluateBatch.decode(RecordDict(gap), FRESH)
+
+
+@pytest.mark.parametrize(("samples", "hits"), [([4, 3], [5, 0]), ([4, 2], [1, 1]), ([4, 3], [1]), ([8, -1], [1, -1])])
+def test_hits_by_class_must_be_counts_of_the_test_samples(samples: list[int], hits: list[int]) -> None:
+    request = EvaluateRequest("a", 3, [0], Start(make_adapter(0)))
+    with pytest.raises(ProtocolError, match="are no counts of 7 samples"):
+        EvaluateReply.decode(scored(samples, hits).encode(), request)
+
+
 def test_signature_messages_survive_the_wire() -> None:
     assert SignatureRequest.decode(SignatureRequest("abc").encode()).fingerprint == "abc"
     reply = SignatureReply([make_card("a"), make_card("b", trains=False)], {"c": "it is empty"})
@@ -79,6 +120,7 @@ def _without(record: str) -> RecordDict:
     return content
 
 
+FRESH = make_adapter(5)
 HEAD = make_adapter(0).head.numpy()
 
 

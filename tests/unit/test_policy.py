@@ -60,6 +60,7 @@ def ask(directory: Path, policy: str, message_type: str, values: dict[str, Any])
         ("exact-counts = false", "query.signature", {}, "how many samples it has"),
         ("exact-counts = false", "train", NOISED | {"privacy.exact-figures": True}, "how many samples it has"),
         ("exact-label-frequencies = false", "train", {}, "label frequencies without noise"),
+        ("exact-label-frequencies = false", "evaluate", {}, "counts hits by class"),
     ],
 )
 def test_what_the_policy_forbids_is_refused_before_a_handler_sees_it(
@@ -73,7 +74,7 @@ def test_what_the_policy_forbids_is_refused_before_a_handler_sees_it(
     def reached(*args: object) -> None:
         raise AssertionError("a handler was reached")
 
-    for part in ("TrainRequest", "EvaluateRequest", "SignatureRequest"):
+    for part in ("TrainRequest", "EvaluateBatch", "SignatureRequest"):
         monkeypatch.setattr(getattr(handlers, part), "decode", reached)
     with pytest.raises(RefusedError, match=f"^this site does not answer .*{sentence}"):
         ask(tmp_path, policy, message_type, values)

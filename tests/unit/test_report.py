@@ -110,7 +110,7 @@ def test_a_report_against_fedit_pairs_each_client_with_itself_and_marks_who_is_u
         ("seen", "after local steps", "16", "+0.0"),
         ("unseen", "after local steps", "4", "+0.0"),
     ]
-    assert page.tables[0].rows[0][4:] == ("16", "0", "0")
+    assert page.tables[0].rows[0][4:] == ("+2.0 to +2.0", "16", "0", "0")
     figure = panels["What each client gains over fedit, as received"]
     assert figure.count("fill: var(--series-1); stroke: var(--series-1)") == 16 + 1  # points and legend
     assert figure.count("fill-opacity: 0; stroke: var(--series-2)") == 4 + 1
@@ -245,7 +245,9 @@ def test_gains_of_a_comparison_are_over_fedit_wherever_it_stands(run: RunFiles, 
         assert list(figures["gain_over_base"]) == ["ours"]
     page = comparison_page([run, fedit])
     assert page.panels[-1].title == "What each client gains over fedit"
-    assert ("method", "hyperlora", "fedit") in [tuple(row) for row in page.tables[1].rows]
+    gains, differing = page.tables[1], page.tables[2]
+    assert [tuple(row)[:4] for row in gains.rows] == [("ours", "seen", "16", "+0.0"), ("ours", "unseen", "4", "+0.0")]
+    assert ("method", "hyperlora", "fedit") in [tuple(row) for row in differing.rows]
     assert page.panels[-1].svg.count("<title>ours/") == 20
 
 
@@ -329,6 +331,36 @@ def test_every_column_of_the_clients_has_a_header_and_small_samples_an_interval(
     assert page.verdict.startswith("On their own test data")
     assert {term for term, _ in page.terms} >= {"anchor", "as received", "probing"}
     assert "What the words mean" in page.html()
+
+
+def test_the_report_names_who_is_served_worst_and_why_and_which_classes_are(run: RunFiles, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    lowest = next(one for one in scores if one["client_id"] == "photo-1")
+    lowest |= {"zero_step": 0.1, "class_hits": [4, 0, 0]}
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(scores))
+    clients = json.loads((tmp_path / "run" / "clients.json").read_text())
+    card = next(one for one in clients["clients"] if one["client_id"] == "photo-1")
+    card |= {"num_examples": 3, "signature": [50.0, *card["signature"][1:]]}
+    (tmp_path / "run" / "clients.json").write_text(json.dumps(clients))
+    tables = {table.title: table for table in report_page(RunFiles.open(tmp_path / "run")).tables}
+    first = tables["Clients that are served worst"].rows[0]
+    assert first[:3] == ("photo-1", "unseen" if not lowest["seen"] else "seen", "10.0")
+    assert first[4:6] == ("3", "one (4 of 20), two (0 of 12), three (0 of 8)")
+    assert all(words in first[6] for words in ("few training samples", "far from all others", "better with the anchor"))
+    by_class = tables["Accuracy by class"].rows
+    assert sorted(row[0] for row in by_class) == ["one", "three", "two"]
+    assert by_class[0][1:4] == ("160", "0.0", "0.0")
+
+
+def test_a_run_whose_clients_keep_their_classes_has_no_table_of_them(run: RunFiles, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    scores = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    kept = [{name: value for name, value in one.items() if not name.startswith("class_")} for one in scores]
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(kept))
+    page = report_page(RunFiles.open(tmp_path / "run"))
+    assert "Accuracy by class" not in [table.title for table in page.tables]
+    assert page.tables[0].rows[0][5] == "-"
 
 
 def test_a_new_directory_is_gone_again_where_what_fills_it_fails(tmp_path: Path) -> None:

@@ -385,6 +385,16 @@ def test_a_client_that_is_asked_for_its_validation_loss_alone_leaves_its_test_sp
     assert whole.num_test > 0
 
 
+def test_hits_by_class_are_counted_as_received_and_only_where_nothing_has_noise(runtime: ClientRuntime) -> None:
+    request = EvaluateRequest("full", 1, [0, 3], Start(runtime.model.initialise(seed=2)))
+    reply = evaluate_adapter(runtime, request, DictKeeper())
+    assert sum(reply.class_samples) == reply.num_test
+    assert sum(reply.class_hits) / reply.num_test == pytest.approx(reply.test_accuracy[0])
+    values = {"privacy.signature-noise": 2.0, "privacy.exact-figures": True}
+    told = evaluate_adapter(replace(runtime, config=RunConfig.parse(values)), request, DictKeeper())
+    assert (told.num_test, told.class_samples, told.class_hits) == (reply.num_test, (), ())
+
+
 def test_a_client_tells_its_calibration_after_every_number_of_steps(runtime: ClientRuntime) -> None:
     request = EvaluateRequest("full", 1, [0, 3], Start(runtime.model.initialise(seed=2)))
     reply = evaluate_adapter(runtime, request, DictKeeper())

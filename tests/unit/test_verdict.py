@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hyperlora.reporting.verdict import chosen_starts, interval, losers, verdict
+from hyperlora.reporting.verdict import chosen_starts, gain_interval, interval, losers, verdict
+from server_app.console import RunConsole
+from server_app.progress import Pace
+from strategies.engine.records import ClientScore, RoundRecord
 
 
 def score(name: str, track: str, accuracy: float, loss: float, *, seen: bool = True) -> dict[str, Any]:
@@ -40,13 +44,27 @@ def test_the_verdict_says_both_groups_and_what_the_choice_gives() -> None:
     said = verdict(SCORES)
     assert "2 clients that train have 70.0 % (-2.5 points over the anchor, better for 1 of 2)" in said
     assert "1 newcomers, which never train, have 40.0 % (-20.0 points over the anchor, better for 0 of 1)" in said
-    assert "chooses the anchor for 1 of 3; as chosen they have 68.3 %" in said
+    assert "chooses the anchor for 1 of 3 clients; as chosen they have 68.3 %" in said
     assert verdict([]) == ""
+
+
+def test_the_run_itself_says_what_the_validation_shares_choose(tmp_path: Path) -> None:
+    rest = {"chosen": 0.5, "zero_step_loss": 1.0, "k_step_validation_loss": 1.0, "by_steps": {}}
+    console = RunConsole(tmp_path / "console.log", pace=Pace(2, 1, 1.0), echo=False)
+    console.closing(RoundRecord(2), [ClientScore(**{**one, **rest}) for one in SCORES], tmp_path)
+    assert "The validation share chooses the anchor for 1 of 3 clients" in (tmp_path / "console.log").read_text()
 
 
 def test_clients_that_lose_much_are_named_with_what_the_choice_saves() -> None:
     assert "b (-25 points), c (-20 points). The validation share chooses the anchor for 1 of these 2" in losers(SCORES)
     assert losers(SCORES[:2]) == ""
+
+
+def test_the_interval_of_a_mean_gain_is_drawn_over_clients() -> None:
+    low, high = gain_interval([0.0, 0.1] * 50)
+    assert 0.03 < low < 0.045
+    assert 0.055 < high < 0.07
+    assert gain_interval([0.02]) == (0.02, 0.02)
 
 
 def test_an_interval_is_wilsons() -> None:
