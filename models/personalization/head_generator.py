@@ -30,6 +30,7 @@ from torch import Tensor
 from models.personalization.class_means import MOST_OBSERVED, VAGUE, Block, Observed, Variances, evenly, likeliest
 from models.personalization.class_statistics import ClassStatistics, bounded, pooled_covariance
 from models.personalization.plausible import contradicting, drawn_in, with_likely_means, with_likely_spread
+from models.personalization.within_class import WithinClass
 
 RIDGE = 0.01
 """Share of the mean variance within classes that is added to every direction before it is inverted."""
@@ -47,23 +48,23 @@ class Whitening:
     Attributes:
         centre: (d,) mean feature of all samples.
         turn: (d, d) directions, divided by the standard deviation along each.
-        spread: variance of a sample in these coordinates, below 1 by the ridge.
+        ridge: (d,) variance along each that is added, so that 1 - ridge is the samples'.
     """
 
     centre: Tensor
     turn: Tensor
-    spread: float
+    ridge: Tensor
 
     @classmethod
     def of(cls, statistics: Sequence[ClassStatistics]) -> Whitening:
         """Fit to the statistics of clients; raises ValueError where nothing is known of the spread."""
         plain = pooled_covariance(statistics, 0.0).double()
-        values, directions = torch.linalg.eigh(plain + RIDGE * plain.diagonal().mean() * torch.eye(len(plain)))
-        turn = directions * values.rsqrt()
-        spread = float((turn.mT @ plain @ turn).diagonal().mean())
+        values, directions = torch.linalg.eigh(plain)
+        added = RIDGE * plain.diagonal().mean()
+        values = values.clamp_min(0.0) + added
         total = torch.stack([one.sums for one in statistics]).sum(dim=(0, 1))
         count = torch.stack([one.counts for one in statistics]).sum()
-        return cls((total / count).double(), turn, spread)
+        return cls((total / count).double(), directions * values.rsqrt(), added / values)
 
     def observed(self, statistics: Sequence[ClassStatistics]) -> Observed:
         """Return the class means of clients in these coordinates."""
@@ -71,12 +72,18 @@ class Whitening:
         client, label = counts.nonzero(as_tuple=True)
         sums, taken = torch.stack([one.sums for one in statistics]).double(), counts[client, label]
         means = (sums[client, label] / taken[:, None] - self.centre) @ self.turn
-        return Observed(client, label, means, self.spread / taken)
+        return Observed(client, label, means, float((1.0 - self.ridge).mean()) / taken)
 
-    def head(self, means: Tensor) -> Tensor:
-        """Return the linear discriminant (C, d + 1) of whitened means (C, d), for features as they are."""
-        weight = means @ self.turn.mT
-        bias = -0.5 * means.square().sum(dim=1) - weight @ self.centre
+    def head(self, means: Tensor, precision: Tensor) -> Tensor:
+        """Return the linear discriminant (C, d + 1), for features as they are.
+
+        Args:
+            means: (C, d) of the classes, whitened.
+            precision: (d, d) inverse covariance within classes, whitened.
+        """
+        discriminant = means @ precision
+        weight = discriminant @ self.turn.mT
+        bias = -0.5 * (discriminant * means).sum(dim=1) - weight @ self.centre
         head = torch.cat([weight, bias[:, None]], dim=1)
         return (head - head.mean(dim=0)).float()
 
@@ -88,6 +95,7 @@ class HeadGenerator:
     Attributes:
         whitening: the coordinates.
         variances: of the model.
+        within_class: how samples of a class spread at clients.
         names: client-ids of the N clients that it was fitted to.
         num_classes: C.
         observed: their class means.
@@ -98,6 +106,7 @@ class HeadGenerator:
 
     whitening: Whitening
     variances: Variances
+    within_class: WithinClass
     names: Sequence[str]
     num_classes: int
     observed: Observed
@@ -130,9 +139,10 @@ class HeadGenerator:
         variances = likeliest(observed.of_part(len(parts), classes, MOST_OBSERVED), distances)
         if len(observed.client) > MOST_EXACT:
             variances = replace(variances, client=0.0)
+        within_class = WithinClass.fit(parts, whitening.turn, whitening.ridge, distances)
         counts = torch.stack([one.counts for one in parts])
         blocks = _blocks(observed, variances, distances, classes)
-        return cls(whitening, variances, names, classes, observed, blocks, pseudo_counts(counts), disbelieved)
+        return cls(whitening, variances, within_class, names, classes, observed, blocks, pseudo_counts(counts), disbelieved)
 
     def head(self, name: str, distances: Tensor, own: ClassStatistics | None) -> Tensor:
         """Return the head (C, d + 1) of a client.
@@ -142,16 +152,21 @@ class HeadGenerator:
             distances: (N,) squared distances of its signature to those of the clients fitted to.
             own: its class statistics, which count for a client that was not fitted to; None where it sent none.
         """
-        return self.whitening.head(self.expected_means(name, distances, own))
+        distances, own = self._heard(distances.double(), None if name in self.names else own)
+        means = self.expected_means(distances, own)
+        return self.whitening.head(means, self.within_class.precision(distances, own))
 
-    def expected_means(self, name: str, distances: Tensor, own: ClassStatistics | None) -> Tensor:
-        """Return the whitened means (C, d) of a client's classes given all that is known; arguments as of ``head``."""
-        if own is None or name in self.names:
-            return self._expected(distances.double())[0]
-        mine = self.whitening.observed([own])
-        unlike = self._contradicting(mine, distances.double())
-        means, spread = self._expected(distances.double().masked_fill(unlike, torch.inf))
-        return self._updated(means, spread, mine)
+    def expected_means(self, distances: Tensor, own: ClassStatistics | None) -> Tensor:
+        """Return the whitened means (C, d) of the classes of a client at ``distances`` (N,), given its own besides."""
+        means, spread = self._expected(distances)
+        return means if own is None else self._updated(means, spread, self.whitening.observed([own]))
+
+    def _heard(self, distances: Tensor, own: ClassStatistics | None) -> tuple[Tensor, ClassStatistics | None]:
+        """Return distances with clients infinitely far whose classes contradict a newcomer's own, and what it sent."""
+        if own is None:
+            return distances, None
+        unlike = self._contradicting(self.whitening.observed([own]), distances)
+        return distances.masked_fill(unlike, torch.inf), own
 
     def _contradicting(self, mine: Observed, distances: Tensor) -> Tensor:
         """Return whose classes contradict a client's own, boolean (N,)."""

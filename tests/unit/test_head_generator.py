@@ -49,7 +49,7 @@ def conditional_mean(generator: HeadGenerator, statistics: dict[str, ClassStatis
         return v.client * alike[i, j] + (c == k) * (v.single * alike[i, j] + VAGUE)
 
     joint = np.array([[covariance(i, c, j, k) for j, k, _ in rows] for i, c, _ in rows])
-    joint += np.diag([whitening.spread / n for *_, n in rows])
+    joint += np.diag([float((1 - whitening.ridge).mean()) / n for *_, n in rows])
     cross = np.array([[covariance(target, c, j, k) for j, k, _ in rows] for c in range(CLASSES)])
     return np.asarray(cross @ np.linalg.solve(joint, np.stack(means)))
 
@@ -58,7 +58,8 @@ def conditional_mean(generator: HeadGenerator, statistics: dict[str, ClassStatis
 def test_the_prediction_is_the_conditional_mean_of_the_model(target: int) -> None:
     generator = HeadGenerator.fit(STATISTICS, DISTANCES)
     name = list(STATISTICS)[target]
-    expected = generator.whitening.head(torch.from_numpy(conditional_mean(generator, STATISTICS, target)))
+    precision = generator.within_class.precision(DISTANCES[target])
+    expected = generator.whitening.head(torch.from_numpy(conditional_mean(generator, STATISTICS, target)), precision)
     torch.testing.assert_close(
         generator.head(name, DISTANCES[target], STATISTICS[name]), expected, atol=1e-3, rtol=1e-3
     )
@@ -70,8 +71,7 @@ def test_too_many_class_means_are_predicted_class_by_class(target: int, monkeypa
     generator = HeadGenerator.fit(STATISTICS, DISTANCES)
     assert (len(generator.blocks), generator.variances.client) == (CLASSES, 0.0)
     expected = torch.from_numpy(conditional_mean(generator, STATISTICS, target))
-    name = list(STATISTICS)[target]
-    torch.testing.assert_close(generator.expected_means(name, DISTANCES[target], None), expected)
+    torch.testing.assert_close(generator.expected_means(DISTANCES[target].double(), None), expected)
 
 
 def test_a_thousand_classes_have_a_head() -> None:
@@ -114,7 +114,8 @@ def test_variances_are_estimated_from_all_classes_of_some_clients_or_some_classe
 def test_a_newcomer_is_served_as_if_it_had_been_fitted_too() -> None:
     others = {name: one for name, one in STATISTICS.items() if name != "e"}
     generator = HeadGenerator.fit(others, DISTANCES[:4, :4])
-    expected = generator.whitening.head(torch.from_numpy(conditional_mean(generator, STATISTICS, 4)))
+    precision = generator.within_class.precision(DISTANCES[4, :4], STATISTICS["e"])
+    expected = generator.whitening.head(torch.from_numpy(conditional_mean(generator, STATISTICS, 4)), precision)
     torch.testing.assert_close(generator.head("e", DISTANCES[4, :4], STATISTICS["e"]), expected, atol=1e-3, rtol=1e-3)
 
 
@@ -131,9 +132,9 @@ def test_classes_that_a_client_lacks_follow_what_its_other_classes_tell() -> Non
     shifts = 2.0 * torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(6))
     statistics = {str(place): client(place, (9, 9, 9), shift) for place, shift in enumerate(shifts)}
     generator = HeadGenerator.fit(statistics, 30.0 * (1 - torch.eye(12)))
-    shift, far = torch.tensor([0.0, 0.0, 0.0, 4.0]), torch.full((12,), 30.0)
-    before = generator.expected_means("new", far, None)
-    moved = generator.expected_means("new", far, client(9, (50, 50, 0), shift)) - before
+    shift, far = torch.tensor([0.0, 0.0, 0.0, 4.0]), torch.full((12,), 30.0).double()
+    before = generator.expected_means(far, None)
+    moved = generator.expected_means(far, client(9, (50, 50, 0), shift)) - before
     turned = shift.double() @ generator.whitening.turn
     assert (moved @ turned / turned.square().sum() > 0.3).all()
 

@@ -85,8 +85,8 @@ def test_a_newcomer_learns_nothing_from_a_client_that_contradicts_it() -> None:
     alone = distances.index_fill(0, torch.tensor([0]), torch.inf)
     found = generator.head("new", distances, newcomer)
     torch.testing.assert_close(found, generator.head("new", alone, newcomer))
-    believing = generator.whitening.head(generator._updated(*generator._expected(distances.double()),
-                                         generator.whitening.observed([newcomer])))  # fmt: skip
+    means = generator.expected_means(distances.double(), newcomer)
+    believing = generator.whitening.head(means, generator.within_class.precision(distances, newcomer))
     assert float((found - believing).abs().max()) > 0.1
 
 
