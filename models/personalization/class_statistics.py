@@ -8,14 +8,13 @@ head. A head follows from it in closed form (:mod:`models.personalization.head_g
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-FARTHEST_MEAN, WIDEST_SPREAD, MOST_SAMPLES = 3.0, 4.0, 3.0
-"""How far a client may lie from the others: its class means and its spread within classes in units of the median
-client's, its samples in units of the median client's."""
+WIDEST_SPREAD, MOST_SAMPLES = 4.0, 3.0
+"""How large a client's spread within classes and its number of samples may be, in units of the median client's."""
 
 
 @dataclass(frozen=True)
@@ -107,34 +106,19 @@ def pooled_covariance(statistics: Iterable[ClassStatistics], ridge: float) -> Te
 def bounded(statistics: Sequence[ClassStatistics]) -> list[ClassStatistics]:
     """Return the statistics of clients with what no honest client is likely to have cut to what the others have.
 
-    Class means are moved towards the median of the clients' until they are no farther than ``FARTHEST_MEAN`` times the
-    median distance, a spread within classes is at most ``WIDEST_SPREAD`` times the median one, and a client counts for
-    at most ``MOST_SAMPLES`` times the median number of samples. With fewer than three clients there is no telling.
+    A spread within classes is at most ``WIDEST_SPREAD`` times the median one, and a client counts for at most
+    ``MOST_SAMPLES`` times the median number of samples. With fewer than three clients there is no telling. Class means
+    are looked at where they can be compared (:mod:`models.personalization.plausible`).
     """
     if len(statistics) < 3:
         return list(statistics)
-    counts = torch.stack([one.counts for one in statistics])
-    means = torch.stack([one.sums for one in statistics]) / counts.clamp_min(1.0)[..., None]
-    for label in range(counts.shape[1]):
-        having = counts[:, label] > 0
-        if int(having.sum()) > 2:
-            means[having, label] = _drawn_in(means[having, label])
     spreads = torch.stack([one.dense_scatter().diagonal().sum() / max(one.freedom, 1.0) for one in statistics])
-    widest, most = WIDEST_SPREAD * spreads.median(), MOST_SAMPLES * counts.sum(dim=1).median()
+    most = MOST_SAMPLES * torch.stack([one.counts.sum() for one in statistics]).median()
+    widest = WIDEST_SPREAD * spreads.median()
     return [
-        _scaled(replace(one, sums=mean * one.counts[:, None]), float(most), float(widest / spread.clamp_min(1e-12)))
-        for one, mean, spread in zip(statistics, means, spreads, strict=True)
+        _scaled(one, float(most), float(widest / spread.clamp_min(1e-12)))
+        for one, spread in zip(statistics, spreads, strict=True)
     ]
-
-
-def _drawn_in(means: Tensor) -> Tensor:
-    """Return means (clients, d), none farther from their median than ``FARTHEST_MEAN`` times the median distance."""
-    centre = means.median(dim=0).values
-    away = means - centre
-    distances = away.norm(dim=1, keepdim=True)
-    shorter = (FARTHEST_MEAN * distances.median() / distances.clamp_min(1e-12)).clamp_max(1.0)
-    drawn: Tensor = centre + shorter * away
-    return drawn
 
 
 def _scaled(one: ClassStatistics, most: float, spread: float) -> ClassStatistics:

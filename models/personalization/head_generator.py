@@ -8,7 +8,8 @@ a mean over the federation, what all classes of a client share, and what one cla
 signatures are alike in both. The best linear unbiased prediction of m_c + u_i + v_ic (kriging; Henderson 1975) shrinks
 a client with few samples to its neighbours and those to the federation, class by class, and is defined for classes
 that the client has no sample of. s_u, s_v and length are those of the largest likelihood (empirical Bayes; Robbins
-1956). The head is the linear discriminant of the predicted means, without the class prior. That is estimated alike:
+1956). The head is the linear discriminant of the predicted means and of how samples spread at that client
+(:mod:`models.personalization.within_class`), without the class prior. That is estimated alike:
 the class frequencies of clients are drawn from one Dirichlet distribution, whose concentration has the largest
 likelihood, and a client's own are their mean given its counts.
 
@@ -140,9 +141,9 @@ class HeadGenerator:
         if len(observed.client) > MOST_EXACT:
             variances = replace(variances, client=0.0)
         within_class = WithinClass.fit(parts, whitening.turn, whitening.ridge, distances)
-        counts = torch.stack([one.counts for one in parts])
+        frequencies = pseudo_counts(torch.stack([one.counts for one in parts]))
         blocks = _blocks(observed, variances, distances, classes)
-        return cls(whitening, variances, within_class, names, classes, observed, blocks, pseudo_counts(counts), disbelieved)
+        return cls(whitening, variances, within_class, names, classes, observed, blocks, frequencies, disbelieved)
 
     def head(self, name: str, distances: Tensor, own: ClassStatistics | None) -> Tensor:
         """Return the head (C, d + 1) of a client.

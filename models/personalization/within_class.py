@@ -49,9 +49,7 @@ class WithinClass:
     length: float = 1.0
 
     @classmethod
-    def fit(
-        cls, statistics: Sequence[ClassStatistics], turn: Tensor, ridge: Tensor, distances: Tensor
-    ) -> WithinClass:
+    def fit(cls, statistics: Sequence[ClassStatistics], turn: Tensor, ridge: Tensor, distances: Tensor) -> WithinClass:
         """Choose nu and length; ``distances`` (N, N) are squared ones of signatures."""
         clients = _compared(len(statistics), len(turn))
         tried = [len(turn) * samples for samples in SAMPLES]
@@ -113,7 +111,7 @@ def _compared(clients: int, width: int) -> list[int]:
 
 
 def _log_likelihood(covariance: Tensor, scatter: Tensor, freedom: float) -> float:
-    """Return the logarithm of the likelihood of a scatter (d, d) with ``freedom`` under a covariance, up to a constant."""
+    """Return the logarithm of the likelihood of a scatter (d, d) under a covariance, up to a constant."""
     factor = torch.linalg.cholesky(covariance)
     fits = torch.cholesky_solve(scatter, factor).diagonal().sum()
     return float(-freedom * factor.diagonal().log().sum() - 0.5 * fits)

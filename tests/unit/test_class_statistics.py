@@ -66,7 +66,7 @@ def test_one_sample_a_class_says_nothing_of_the_spread() -> None:
         pooled_covariance([alone], 0.3)
 
 
-def test_honest_clients_stay_and_an_outlier_is_drawn_in() -> None:
+def test_honest_clients_stay_and_an_outlier_counts_for_no_more_than_is_likely() -> None:
     honest = [compute_class_statistics(*samples(seed, 40), num_classes=3, rank=5) for seed in range(5, 11)]
     for before, after in zip(honest, bounded(honest), strict=True):
         torch.testing.assert_close(after.sums, before.sums, rtol=1e-4, atol=1e-4)
@@ -75,8 +75,6 @@ def test_honest_clients_stay_and_an_outlier_is_drawn_in() -> None:
     outlier = compute_class_statistics(1e3 * features, labels, num_classes=3, rank=5)
     drawn = bounded([*honest, outlier])[-1]
     assert float(drawn.counts.sum()) == pytest.approx(120.0)
-    means, others = drawn.sums / drawn.counts[:, None], [one.sums / one.counts[:, None] for one in honest]
-    assert float((means - torch.stack(others).median(dim=0).values).norm(dim=1).max()) < 5.0
     spread = float(drawn.dense_scatter().trace()) / float(drawn.counts.sum())
     assert spread < 5 * float(pooled_covariance(honest, 0.0).trace())
 

@@ -36,7 +36,7 @@ class Candidate:
 
     def chosen(self, state: HyperLoraState) -> HyperLoraState:
         """Return ``state`` with clients served like that."""
-        return replace(state, newcomer_strength=self.strength, head_share=self.share, head_scale=self.scale)
+        return state.with_service(strength=self.strength, share=self.share, scale=self.scale)
 
 
 ANCHOR = Candidate(0.0, 0.0, 1.0)

@@ -94,6 +94,13 @@ class HyperLoraState:
         except ValueError:
             return None
 
+    def with_service(self, *, strength: float, share: float, scale: float) -> HyperLoraState:
+        """Return the state with clients served in another way; what was fitted to class statistics is kept."""
+        changed = replace(self, newcomer_strength=strength, head_share=share, head_scale=scale)
+        if "head_generator" in vars(self):
+            vars(changed)["head_generator"] = self.head_generator
+        return changed
+
     def distances(self, clients: Sequence[str], others: Sequence[str]) -> Tensor:
         """Return the mean squared differences of the standardised feature means of clients, (clients, others)."""
         left, right = (
