@@ -2,7 +2,8 @@
 
 ``outlier`` says that its features have mean 100, ``frequencies`` that all its samples are of one class, ``huge`` that
 its classes lie as far apart as the wire carries, ``swapped`` shows each class with the mean of the next, ``counts``
-does so for a thousand times the samples, ``scores`` turns its probe losses upside down. ``collude`` is the worst of
+does so for a thousand times the samples, ``spread`` says that samples spread along the line between two classes and
+nowhere else, ``scores`` turns its probe losses upside down. ``collude`` is the worst of
 all that we found at once: attackers train on labels counted from the other end and send twice the movement, describe
 the classes of that, lie about their scores, and show the features of an unseen client each, to be its neighbour.
 """
@@ -26,7 +27,7 @@ from hyperlora.messages.signature import SignatureRequest
 from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.train import TrainRequest
 
-LIES = ("outlier", "frequencies", "huge", "swapped", "counts", "scores", "collude")
+LIES = ("outlier", "frequencies", "huge", "swapped", "counts", "spread", "scores", "collude")
 FAR, LARGEST, MORE, WORST_LOSS, RARE = 100.0, 6e4, 1000, 20.0, 1e-9
 App = Callable[[Message, Context], Message]
 Vector = NDArray[np.floating[Any]]
@@ -139,6 +140,8 @@ def statistics_lie(kind: str, parts: Mapping[str, Vector]) -> dict[str, Vector]:
             "sums": LARGEST * signs * (counts > 0)[:, None],
             "scatter": LARGEST * np.sign(parts["scatter"]),
         }
+    if kind == "spread":
+        return {**parts, **_along_a_line(parts)}
     if kind not in ("swapped", "counts"):
         return dict(parts)
     swapped = np.zeros_like(sums)
@@ -146,3 +149,13 @@ def statistics_lie(kind: str, parts: Mapping[str, Vector]) -> dict[str, Vector]:
     more = MORE if kind == "counts" else 1
     spread = {"scatter": more**0.5 * parts["scatter"], "remainder": more * parts["remainder"]}
     return {"counts": more * counts, "sums": np.clip(more * swapped, -LARGEST, LARGEST), **spread}
+
+
+def _along_a_line(parts: Mapping[str, Vector]) -> dict[str, Vector]:
+    """Return a scatter of the true size that lies on the line between the means of the two most frequent classes."""
+    counts, sums, scatter = parts["counts"], parts["sums"], np.zeros_like(parts["scatter"])
+    first, second = np.argsort(-counts, kind="stable")[:2]
+    line = sums[first] / max(counts[first], 1) - sums[second] / max(counts[second], 1)
+    size = np.sqrt(np.square(parts["scatter"]).sum() + parts["remainder"].sum())
+    scatter[0] = size * line / max(float(np.linalg.norm(line)), 1e-12)
+    return {"scatter": scatter, "remainder": np.zeros_like(parts["remainder"])}

@@ -16,6 +16,9 @@ from models.personalization.class_statistics import ClassStatistics, pooled_cova
 LARGEST_SPREAD, FARTHEST_CLIENT, FARTHEST_CLASS = 3.0, 4.0, 4.0
 """How much of a spread within classes, and how far away by most of its classes or by one, a client may be; in units of
 the median client's. Honest clients of the digits are at up to 1.9, 1.9 and 3.0."""
+WIDEST_DIRECTION = 6.0
+"""How much more than the median client's a client's widest direction may be, each against the median spread along it.
+Honest clients of PACS and the digits are at up to 3.5."""
 CONTRADICTION = 4.0
 """How much more than the model expects two clients' classes may differ while one learns from the other."""
 LEAST_CLIENTS = 4
@@ -27,17 +30,20 @@ def with_likely_spread(statistics: Sequence[ClassStatistics]) -> list[int]:
     """Return the indices of the clients whose spread within classes is like the others'.
 
     Along each direction of the spread of all clients, a client's variance is divided by that of the median client; the
-    mean of these shares must not be above ``LARGEST_SPREAD``. Fewer than four clients are all believed, and so are all
-    where half of them or more would be left out.
+    mean of these shares must not be above ``LARGEST_SPREAD``. Nor may all of a client's spread lie in one direction
+    (``WIDEST_DIRECTION``), which would take from its neighbours' heads what tells classes apart there. Fewer than four
+    clients are all believed, and so are all where half of them or more would be left out.
     """
     known = [index for index, one in enumerate(statistics) if one.freedom > 0]
     if len(known) < LEAST_CLIENTS:
         return list(range(len(statistics)))
-    _, directions = torch.linalg.eigh(pooled_covariance([statistics[index] for index in known], LEAST_SPREAD))
+    values, directions = torch.linalg.eigh(pooled_covariance([statistics[index] for index in known], LEAST_SPREAD))
+    widest = _widest([statistics[index] for index in known], directions * values.rsqrt())
     along = torch.stack([_variances(statistics[index], directions) for index in known])
     typical = along.median(dim=0).values
     shares = (along / typical.clamp_min(LEAST_SPREAD * float(typical.mean()) + 1e-12)).mean(dim=1)
-    unlikely = {index for index, share in zip(known, shares.tolist(), strict=True) if share > LARGEST_SPREAD}
+    cannot_be = (shares > LARGEST_SPREAD) | (widest > WIDEST_DIRECTION * widest.median())
+    unlikely = {index for index, one in zip(known, cannot_be.tolist(), strict=True) if one}
     return _without(len(statistics), unlikely)
 
 
@@ -99,6 +105,25 @@ def contradicting(differences: Tensor, expected: Tensor, client: Tensor, clients
     usual = float(mean[count > 0].median())
     contradicts: Tensor = mean > CONTRADICTION * max(1.0, usual)
     return contradicts
+
+
+def _widest(statistics: Sequence[ClassStatistics], turn: Tensor) -> Tensor:
+    """Return how much wider clients spread where they do most than the median client does there, (N,).
+
+    That is the first direction of the scatter's factor or the axis with the largest remainder, both whitened by
+    ``turn`` (d, d), against (1 + sqrt(d / f))^2, which chance alone makes of f degrees of freedom (Marchenko & Pastur
+    1967).
+    """
+    axes = torch.eye(len(turn))
+    directions = []
+    for one in statistics:
+        first = torch.linalg.svd(one.scatter @ turn, full_matrices=False).Vh[0]
+        directions += [turn @ first, axes[int((one.remainder * turn.square().sum(dim=1)).argmax())]]
+    along = torch.stack([_variances(one, torch.stack(directions, dim=1)) for one in statistics])
+    own = torch.stack([row[2 * place : 2 * place + 2] for place, row in enumerate(along)])
+    ratios = (own / along.median(dim=0).values.view(-1, 2).clamp_min(1e-12)).amax(dim=1)
+    chance = torch.tensor([(1 + (len(turn) / one.freedom) ** 0.5) ** 2 for one in statistics])
+    return ratios / chance
 
 
 def _variances(one: ClassStatistics, directions: Tensor) -> Tensor:

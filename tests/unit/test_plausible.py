@@ -40,6 +40,7 @@ def with_lies(count: int, **lies: torch.Tensor) -> dict[str, ClassStatistics]:
 
 
 FLAT = {"scatter": 3.0 * torch.eye(WIDTH) * 42**0.5}
+NARROW = {"scatter": torch.cat([30.0 * torch.eye(WIDTH)[1:2], torch.ones(WIDTH - 1, WIDTH)])}
 FAR = {"sums": 42 / CLASSES * torch.tensor([[0.0, 0, 0, 0, 40], [0, 0, 0, 40, 0], [0, 0, 0, -40, 0]])}
 
 
@@ -48,7 +49,11 @@ def test_honest_clients_are_all_believed() -> None:
     assert (generator.disbelieved, list(generator.names)) == (frozenset(), list(HONEST))
 
 
-@pytest.mark.parametrize("lies", [FLAT, FAR], ids=["a spread that is no one's", "means where nobody's are"])
+@pytest.mark.parametrize(
+    "lies",
+    [FLAT, NARROW, FAR],
+    ids=["a spread that is no one's", "all of it in one direction", "means where nobody's are"],
+)
 @pytest.mark.parametrize("count", [1, 3])
 def test_liars_are_left_out_and_cost_the_others_nothing(lies: dict[str, torch.Tensor], count: int) -> None:
     without = {name: one for name, one in HONEST.items() if name not in list(HONEST)[:count]}
