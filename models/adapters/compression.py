@@ -84,6 +84,9 @@ def compress(tensors: Mapping[str, Tensor], *, rank: int = 0, most_bytes: int = 
     for name, spectrum in spectra.items():
         kept[name + LEFT] = spectrum.kept.B[:, : ranks[name]].contiguous()
         kept[name + RIGHT] = spectrum.kept.A[: ranks[name]].contiguous()
+    size = len(file_of(kept))
+    if most_bytes and size > most_bytes:
+        raise AdapterError(f"at rank 1 the adapter has {size} bytes, and {most_bytes} were asked for")
     return Compressed(kept, ranks, *_errors(spectra, ranks))
 
 
@@ -100,20 +103,14 @@ def products_of(tensors: Mapping[str, Tensor]) -> dict[str, Factors]:
 
 
 def ranks_for(spectra: Mapping[str, Truncation], most_bytes: int) -> dict[str, int]:
-    """Return module -> rank, at least 1, so that all factors have at most so many bytes.
+    """Return module -> rank, so that all factors have at most so many bytes, or rank 1 where even that has more.
 
     Args:
         spectra: module -> its singular values and factors.
         most_bytes: of all factors together.
-
-    Raises:
-        AdapterError: they do not fit at rank 1.
     """
     costs = {name: _bytes_per_rank(one.kept) for name, one in spectra.items()}
-    left = most_bytes - sum(costs.values())
-    if left < 0:
-        raise AdapterError(f"at rank 1 the adapter has {-left} bytes more than asked for")
-    ranks = dict.fromkeys(spectra, 1)
+    left, ranks = most_bytes - sum(costs.values()), dict.fromkeys(spectra, 1)
     for _, name in sorted(_worth(spectra, costs), key=lambda one: -one[0]):
         if costs[name] <= left:
             ranks[name] += 1
