@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.amortisation import draw as draw_amortisation
 from benchmarks.attack_tables import attack_table, lira_table, membership_table
 from benchmarks.bootstrap import calibration_table, interval_table
 from benchmarks.cost import cost_page
@@ -130,12 +131,20 @@ def fill_pages(results: Path, say: Callable[[str], None]) -> None:
         if after != before:
             path.write_text(after, encoding="utf-8")
             say(f"{path.relative_to(ROOT)} is new")
-    named = {suite.replace("/", "-"): suite for suite in _settings()}
     for path in sorted((ROOT / "docs" / "figures").glob("*.svg")):
-        suite, _, kind = path.stem.rpartition("-")
-        if kind == "newcomers":
-            draw_newcomers({name: of_one_fingerprint(runs)[0] for name, runs in _settings_of(suite, results)}, path)
-            continue
+        draw_figure(path, results)
+
+
+def draw_figure(path: Path, results: Path) -> None:
+    """Draw a figure of the pages anew; its file's name is that of the suite and the kind."""
+    suite, _, kind = path.stem.rpartition("-")
+    if kind == "newcomers":
+        draw_newcomers({name: of_one_fingerprint(runs)[0] for name, runs in _settings_of(suite, results)}, path)
+    elif kind == "amortisation":
+        found = json.loads((results / "amortisation.json").read_text(encoding="utf-8"))
+        draw_amortisation({name: found[name] for name in ("clients", "samples")}, path)
+    else:
+        named = {one.replace("/", "-"): one for one in _settings()}
         kept, _ = of_one_fingerprint(load_results(results, named[suite]))
         FIGURES[kind](kept, variant_names(named[suite]), path)
 
