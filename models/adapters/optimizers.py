@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -57,6 +56,8 @@ class OptimizerSpec:
         return [optimizer]
 
     def _lora_plus(self, model: AdaptedModel) -> Optimizer:
+        from peft.optimizers import create_loraplus_optimizer  # slow to import
+
         optimizer: Optimizer = create_loraplus_optimizer(
             model.peft_model,
             AdamW,
