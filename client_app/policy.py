@@ -81,7 +81,7 @@ class SitePolicy(Section):
         return None
 
     def _against_figures(self, kind: str, privacy: PrivacyConfig) -> str | None:
-        if kind == "evaluate" and not self.exact_label_frequencies and not privacy.keeps_classes:
+        if kind == "evaluate" and not self.exact_label_frequencies and not privacy.noised:
             return "it does not tell its label frequencies, and an evaluation without noise counts hits by class"
         if kind not in ("signature", "train", "statistics", "inputs"):
             return None

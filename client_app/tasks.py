@@ -160,7 +160,7 @@ def describe_classes(runtime: ClientRuntime, request: StatisticsRequest, keeper:
         ProtocolError: nothing of the kind may leave in a private run, or the samples have no class each.
     """
     plan = request.start.plan
-    if runtime.config.privacy.keeps_classes:
+    if runtime.config.privacy.noised:
         raise ProtocolError("the run is private, and class statistics carry no noise: they stay at the client")
     client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
     train, model = client.tokens("train"), runtime.model
@@ -181,7 +181,7 @@ def describe_inputs(runtime: ClientRuntime, request: InputsRequest) -> InputsRep
     Raises:
         ProtocolError: nothing of the kind may leave in a private run.
     """
-    if runtime.config.privacy.signature_noise or runtime.config.privacy.adapter_noise:
+    if runtime.config.privacy.noised:
         raise ProtocolError("the run is private, and moments of inputs carry no noise: they stay at the client")
     tokens = runtime.tokens(request.client_id, "train").tokens[: runtime.config.signature.max_samples]
     return InputsReply(request.client_id, input_moments(runtime.model, torch.split(tokens, PREFIX_BATCH), request.rank))
@@ -257,7 +257,7 @@ def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: K
             made = steps
             scores.append(evaluate_samples(model, test))
             validation_losses.append(evaluate(model, validation)[1])
-    tells_classes = test.labels.ndim == 1 and not runtime.config.privacy.keeps_classes
+    tells_classes = test.labels.ndim == 1 and not runtime.config.privacy.noised
     return EvaluateReply(
         request.client_id,
         len(test),

@@ -16,8 +16,8 @@ from hyperlora.cli.output import CommandError, reports_errors, say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hyperlora.compression import ValidationScores
     from hyperlora.reporting.run_files import RunFiles
+    from hyperlora.validation import ValidationScores
     from models.adapters.compression import Compressed
 
 ANCHOR = "anchor"
@@ -116,9 +116,9 @@ def _loss_sentences(
     run: RunFiles, client: str | None, weights: Path | None, whole: dict[str, Tensor], made: Compressed
 ) -> list[str]:
     """Return what was lost: of accuracy where the run's data are here, else of every module's product."""
-    from hyperlora.compression import validation_scores
     from hyperlora.data.federation import DataError
     from hyperlora.reporting.run_files import RunFilesError
+    from hyperlora.validation import validation_scores
     from models.backbones.backbone import BackboneError
 
     product = f"{100 * made.error:.1f} % of the products' norm is lost"

@@ -124,7 +124,7 @@ class LoraConfig(Section):
             raise ConfigError(f"lora.start = eva does nothing for method '{config.method}', which makes lora_A itself")
         if self.client_ranks:
             raise ConfigError("lora.start = eva gives all clients one lora_A, so lora.ranks must be empty")
-        if config.privacy.signature_noise or config.privacy.adapter_noise:
+        if config.privacy.noised:
             raise ConfigError("lora.start = eva has clients tell moments of their inputs, which no noise bounds")
 
 
@@ -250,8 +250,8 @@ class PrivacyConfig(Section):
         return self.adapter_noise > 0 and not self.exact_figures
 
     @property
-    def keeps_classes(self) -> bool:
-        """Whether clients keep to themselves what is told of single classes, which carries no noise."""
+    def noised(self) -> bool:
+        """Whether signatures or adapters have noise, so that what has none (class statistics, inputs) stays."""
         return self.signature_noise > 0 or self.adapter_noise > 0
 
     def check(self, config: RunConfig) -> None:

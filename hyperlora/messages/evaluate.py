@@ -127,16 +127,16 @@ class EvaluateReply:
         if num_test < 0:
             raise ProtocolError(f"num_test {num_test} is negative")
         require_measured([*loss, *validation, seconds])
-        by_class = _class_counts(record, num_test)
+        by_class = _class_counts(record, num_test, len(request.start.adapter.head))
         return cls(client_id, num_test, accuracy, loss, validation, calibration, seconds, *by_class)
 
 
-def _class_counts(record: MetricRecord, num_test: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Return samples and hits by class; raises ProtocolError where they are no counts of ``num_test`` samples."""
+def _class_counts(record: MetricRecord, num_test: int, classes: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Return samples and hits of each class; raises ProtocolError where they do not count ``num_test`` samples."""
     if "class_samples" not in record:
         return (), ()
-    samples, hits = (require_list(record, name, int) for name in ("class_samples", "class_hits"))
-    fits = len(samples) == len(hits) and all(0 <= hit <= count for hit, count in zip(hits, samples, strict=False))
-    if not fits or (samples and sum(samples) != num_test):
+    samples, hits = (require_list(record, name, int, classes) for name in ("class_samples", "class_hits"))
+    fits = all(0 <= hit <= count for hit, count in zip(hits, samples, strict=True))
+    if not fits or sum(samples) != num_test:
         raise ProtocolError(f"hits {hits} among {samples} test samples by class are no counts of {num_test} samples")
     return samples, hits

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from models.personalization.class_statistics import ClassStatistics
 
-SAMPLES = (2.0, 5.0, 15.0, torch.inf)
-"""What nu is chosen from, per dimension of the features: below one an inverse Wishart distribution has no mean."""
+SAMPLES_PER_DIMENSION = (2.0, 5.0, 15.0, torch.inf)
+"""What nu is chosen from; below one an inverse Wishart distribution has no mean."""
 LENGTHS = (0.1, 0.3, 1.0, 3.0)
 MOST_NEIGHBOURS = 64
 """Clients whose scatter counts for one client, the most alike."""
@@ -52,7 +52,7 @@ class WithinClass:
     def fit(cls, statistics: Sequence[ClassStatistics], turn: Tensor, ridge: Tensor, distances: Tensor) -> WithinClass:
         """Choose nu and length; ``distances`` (N, N) are squared ones of signatures."""
         clients = _compared(len(statistics), len(turn))
-        tried = [len(turn) * samples for samples in SAMPLES]
+        tried = [len(turn) * samples for samples in SAMPLES_PER_DIMENSION]
         likelihoods = dict.fromkeys(product(tried, LENGTHS), 0.0)
         for length in LENGTHS:
             model = cls(statistics, turn, ridge, length=length)
@@ -106,7 +106,7 @@ class WithinClass:
 
 def _compared(clients: int, width: int) -> list[int]:
     """Return the indices of clients that nu and length are chosen by, evenly spaced."""
-    most = int(MOST_OPERATIONS / (len(SAMPLES) * len(LENGTHS) * width**3))
+    most = int(MOST_OPERATIONS / (len(SAMPLES_PER_DIMENSION) * len(LENGTHS) * width**3))
     return torch.linspace(0, clients - 1, min(clients, max(4, min(MOST_COMPARED, most)))).round().long().tolist()
 
 

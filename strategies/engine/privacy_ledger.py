@@ -24,7 +24,7 @@ class PrivacyLedger:
     @property
     def on(self) -> bool:
         """Whether clients add noise to anything."""
-        return self.settings.signature_noise > 0 or self.settings.adapter_noise > 0
+        return self.settings.noised
 
     def epsilon(self, signatures: int, adapters: int) -> float:
         """Return the epsilon of a client that released that many of each; what has no noise is not in it."""

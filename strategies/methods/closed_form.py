@@ -110,7 +110,7 @@ class ClosedForm(BaseMethod):
 
 def require_no_noise(config: RunConfig) -> None:
     """Raise ConfigError for a private run: class statistics carry no noise, so clients would not send any."""
-    if config.privacy.signature_noise or config.privacy.adapter_noise:
+    if config.privacy.noised:
         raise ConfigError(
             f"method '{config.method}' needs class statistics, which clients of a private run do not send"
         )

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from models.adapters.adapter import Adapter, subtract
+from models.personalization.head_generator import HeadGenerator
 from models.personalization.synthesizer import Synthesizer
 from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.probes import STRENGTHS, candidates
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.methods.hyperlora.state import HyperLoraState
-from tests.builders import make_adapter, make_card, make_metrics, moved, products
+from tests.builders import make_adapter, make_card, make_metrics, make_statistics, moved, products
 
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate("abcdefg")}
 KNOWN = [CARDS[name] for name in "abcdef"]
@@ -77,3 +78,15 @@ def test_too_few_scores_or_none_at_all_change_nothing() -> None:
     assert METHOD.apply_probe_losses(state, broken) is state
     assert replace(METHOD, probe_clients=0).probe_starts(state, KNOWN, 1) == {}
     assert METHOD.probe_starts(state, KNOWN[:3], 1) == {}
+
+
+def test_one_head_generator_serves_all_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    fit = HeadGenerator.fit
+    monkeypatch.setattr(HeadGenerator, "fit", lambda *given: made.append(len(given[0])) or fit(*given))
+    method = replace(METHOD, deviations="off")
+    told = {card.client_id: make_statistics(card.client_id, counts=(5, 4, 6)) for card in KNOWN}
+    state = method.with_statistics(after_one_round(), told)
+    tried = method.probe_starts(state, KNOWN, 3)
+    assert all(len({str(start.head) for start in starts.values()}) > 2 for starts in tried.values())
+    assert made == [len(KNOWN)]

@@ -81,7 +81,9 @@ def test_a_batch_is_of_one_client_and_a_reply_has_as_many_parts() -> None:
         EvaluateBatch.decode(RecordDict(gap), FRESH)
 
 
-@pytest.mark.parametrize(("samples", "hits"), [([4, 3], [5, 0]), ([4, 2], [1, 1]), ([4, 3], [1]), ([8, -1], [1, -1])])
+@pytest.mark.parametrize(
+    ("samples", "hits"), [([4, 3, 0], [5, 0, 0]), ([4, 2, 0], [1, 1, 0]), ([8, -1, 0], [1, -1, 0])]
+)
 def test_hits_by_class_must_be_counts_of_the_test_samples(samples: list[int], hits: list[int]) -> None:
     request = EvaluateRequest("a", 3, [0], Start(make_adapter(0)))
     with pytest.raises(ProtocolError, match="are no counts of 7 samples"):
@@ -118,6 +120,13 @@ def _without(record: str) -> RecordDict:
     content = REPLY.encode()
     del content[record]
     return content
+
+
+@pytest.mark.parametrize(("samples", "hits"), [([4, 3, 0], [1]), ([7, 0, 0, *[0] * 10**5], [1, 0, 0, *[0] * 10**5])])
+def test_hits_are_told_of_every_class_and_of_no_others(samples: list[int], hits: list[int]) -> None:
+    request = EvaluateRequest("a", 3, [0], Start(make_adapter(0)))
+    with pytest.raises(ProtocolError, match="expected 3 values"):
+        EvaluateReply.decode(scored(samples, hits).encode(), request)
 
 
 FRESH = make_adapter(5)

@@ -224,7 +224,7 @@ def build(config: RunConfig) -> HyperLoraMethod:
 
 def _asks_statistics(config: RunConfig) -> bool:
     """Tell whether class statistics may be asked: not in a private run, and not where a text tower makes the head."""
-    return not (config.privacy.signature_noise or config.privacy.adapter_noise or config.model.text_tower)
+    return not (config.privacy.noised or config.model.text_tower)
 
 
 def _head_figures(state: HyperLoraState) -> dict[str, float]:

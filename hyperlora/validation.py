@@ -1,4 +1,4 @@
-"""What cutting an adapter to fewer bytes costs in accuracy, measured where the data of its run can be opened."""
+"""What adapters are worth on validation samples of a run's clients, where its data can be opened."""
 
 from __future__ import annotations
 
