@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,9 @@ def _loading(run: RunFiles, directory: str) -> str:
     config, names = run.config, run.require_clients().class_names
     asked = {"name": config.model.name, "weights": "", "image_size": config.model.image_size, "num_classes": len(names)}
     if config.model.name.startswith("hf:"):
-        asked |= {"max_length": config.model.max_length, "class_names": tuple(names), "prompt": config.model.prompt}
+        asked |= {"max_length": config.model.max_length, "class_names": list(names), "prompt": config.model.prompt}
         asked |= {"text_tower": config.model.text_tower, "revision": config.model.revision}
-    arguments = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    arguments = ", ".join(f"{name}={_literal(value)}" for name, value in asked.items())
     embedded = config.model.name == EMBEDDED_BACKBONE
     return LOAD_PEFT.format(
         imported="build_backbone, digits_public" if embedded else "build_backbone",
@@ -92,6 +93,11 @@ def _loading(run: RunFiles, directory: str) -> str:
         directory=directory,
         samples="a list of texts" if config.data.name in TEXTS else A_BATCH.format(config.model.image_size),
     )
+
+
+def _literal(value: object) -> str:
+    """Return the Python literal of a value, its strings in double quotes as the rest of the example."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | list) else repr(value)
 
 
 def _metadata(config: RunConfig, license_name: str) -> list[str]:
