@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
+from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter
 from models.adapters.optimizers import OptimizerSpec
 from models.adapters.training import descend
@@ -73,9 +75,13 @@ def trained(runtime: ClientRuntime) -> Adapter:
     chance = torch.Generator().manual_seed(derive_seed(config.seed, "centralised"))
     for _ in range(config.federation.rounds * config.federation.clients_per_round * train.local_steps):
         batch = torch.randint(len(labels), (train.batch_size,), generator=chance)
-        logits = model.logits(tokens[batch].to(model.device)) + bias[batch].to(model.device)
-        descend(F.cross_entropy(logits, labels[batch].to(model.device)), optimizers)
+        descend(partial(_loss, model, tokens[batch], labels[batch], bias[batch]), optimizers)
     return model.extract()
+
+
+def _loss(model: AdaptedModel, tokens: Tensor, labels: Tensor, bias: Tensor) -> Tensor:
+    logits = model.logits(tokens.to(model.device)) + bias.to(model.device)
+    return F.cross_entropy(logits, labels.to(model.device))
 
 
 def pooled(runtime: ClientRuntime) -> tuple[Tensor, Tensor, Tensor]:

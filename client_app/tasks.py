@@ -101,6 +101,7 @@ class HostedClient:
             optimizer=OptimizerSpec(train.optimizer, learning_rate, train.weight_decay, train.lora_plus_ratio),
             batch_size=train.batch_size,
             seed=derive_seed(self.runtime.config.seed, self.client_id, self.server_round, purpose),
+            nested=self.runtime.config.lora.nested,
             penalty=make_penalty(self.model) if make_penalty else None,
         )
 

@@ -27,7 +27,9 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
     from models.adapters.adapted_model import AdaptedModel  # brings PEFT and transformers, slow to import
 
     backbone = _backbone(data, model)
-    return AdaptedModel(backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks, rslora=lora.rslora)
+    return AdaptedModel(
+        backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks, rslora=lora.rslora, kind=lora.adapter
+    )
 
 
 def backbone_file(data: DataConfig, model: ModelConfig) -> bytes:

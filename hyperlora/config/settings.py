@@ -21,6 +21,14 @@ WireDtype = Literal["float32", "float16", "int8"]
 WIRE_DTYPES: tuple[WireDtype, ...] = get_args(WireDtype)
 SINKS = ("tensorboard", "wandb", "mlflow")
 
+NOT_AVERAGED = {
+    "dora": "it divides by the norms of the adapted weights, so that no average of adapters is the average of weights",
+    "vera": "its weights are products of two trained vectors, whose averages are not the average of the products",
+    "randlora": "its weights are products of two trained diagonals, whose averages are not the average of the products",
+    "ia3": "it rescales all of a weight, which is no product of low rank, and nothing else is exchanged",
+}
+"""Adapters of PEFT that are refused, and why."""
+
 Prompt = Annotated[str, Rule(lambda value: value.count("{}") == 1, "a text with one {} in it")]
 Commit = Annotated[
     str,
@@ -90,11 +98,15 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """The shape of the adapter."""
 
+    adapter: Literal["lora", "miss", "dora", "vera", "randlora", "ia3"] = key(
+        "lora", "kind of adapter: lora, or miss with method = ffa-lora; the others are refused with the reason"
+    )
     rank: PositiveInt = key(4, "rank r of every adapted module")
     ranks: StepList = key("", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it")
     alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")
     rslora: bool = key(False, "scale by alpha / sqrt(rank) instead (rsLoRA), which a higher rank makes no smaller")
     last_blocks: PositiveInt = key(2, "number of last transformer blocks that are adapted")
+    nested: bool = key(False, "train the first b components of every product, b drawn anew for each step (DyLoRA)")
     start: Literal["random", "eva"] = key(
         "random", "lora_A before round 1: random, or eva, the strongest directions of all clients' inputs"
     )
@@ -118,6 +130,10 @@ class LoraConfig(Section):
             raise ConfigError(f"method '{config.method}' needs one rank for all clients; lora.ranks works with {able}")
         if self.start == "eva":
             self._check_start(config)
+        if self.adapter in NOT_AVERAGED:
+            raise ConfigError(f"lora.adapter = {self.adapter} is not federated here: {NOT_AVERAGED[self.adapter]}")
+        if self.adapter == "miss" and config.method != "ffa-lora":
+            raise ConfigError("lora.adapter = miss trains one factor beside a fixed one: it needs method = ffa-lora")
 
     def _check_start(self, config: RunConfig) -> None:
         if find_method(config.method).own_start:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, AdapterError, Core, check_same_shapes, resized
-from models.adapters.layers import factor, full_rank, fuse, prepared, read_core
+from models.adapters.layers import factor, full_rank, fuse, prepared, read_core, shared_blocks
 from models.backbones.backbone import Backbone
 from models.lowrank.factors import Factors
 
@@ -36,17 +36,20 @@ class AdaptedModel:
         alpha: numerator of the scaling alpha / rank of every product B A.
         last_blocks: number of last blocks that are adapted.
         rslora: scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732).
+        kind: ``lora``, or ``miss``, whose A is the one of :func:`models.adapters.layers.shared_blocks`, to be kept.
 
     Raises:
         AdapterError: the rank is larger than a layer, or there are fewer blocks than asked for.
     """
 
-    def __init__(self, backbone: Backbone, *, rank: int, alpha: float, last_blocks: int, rslora: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, *, rank: int, alpha: float, last_blocks: int, rslora: bool = False, kind: str = "lora"
+    ) -> None:
         if last_blocks > backbone.num_blocks:
             raise AdapterError(
                 f"lora.last-blocks is {last_blocks}, but '{backbone.name}' has {backbone.num_blocks} blocks"
             )
-        self.backbone = backbone
+        self.backbone, self._kind = backbone, kind
         self.first_block = backbone.num_blocks - last_blocks
         self._paths = backbone.adapted_layers(last_blocks)
         _check_rank(backbone, rank, self._paths)
@@ -108,6 +111,21 @@ class AdaptedModel:
             if all(right.is_leaf for _, right in pairs):
                 found[kind] = cast(list[tuple[nn.Parameter, nn.Parameter]], pairs)
         return found
+
+    @contextmanager
+    def cut(self, rank: int) -> Iterator[None]:
+        """Return a context in which every product has its first ``rank`` components alone, and so has the gradient."""
+        lefts = [left for pairs in self.factor_pairs().values() for left, _ in pairs]
+        with torch.no_grad():
+            tails = [left[:, rank:].clone() for left in lefts]
+            for left in lefts:
+                left[:, rank:] = 0
+        yield
+        with torch.no_grad():
+            for left, tail in zip(lefts, tails, strict=True):
+                left[:, rank:] = tail
+                if left.grad is not None:
+                    left.grad[:, rank:] = 0
 
     @property
     def scaling(self) -> float:
@@ -188,13 +206,18 @@ class AdaptedModel:
 
     @torch.no_grad()
     def initialise(self, seed: int) -> Adapter:
-        """Return a fresh adapter as PEFT makes it: lora_A Kaiming-uniform with ``seed``, lora_B 0, fresh head."""
+        """Return a fresh adapter as PEFT makes it: lora_A Kaiming-uniform with ``seed``, lora_B 0, fresh head.
+
+        Where the kind is ``miss``, lora_A is MiSS's.
+        """
         generator = torch.Generator().manual_seed(seed)
         low_rank = {}
         for kind, layers in self._layers.items():
             lora_A, lora_B = _stack(layers).A, _stack(layers).B
             for block in lora_A:
                 nn.init.kaiming_uniform_(block, a=5**0.5, generator=generator)
+            if self._kind == "miss":
+                lora_A = (shared_blocks(*lora_A.shape[-2:]) / self.scaling).expand_as(lora_A).contiguous()
             low_rank[kind] = Factors(B=torch.zeros_like(lora_B), A=lora_A)
         return Adapter(low_rank, self._fresh_head.clone())
 

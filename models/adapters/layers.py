@@ -123,6 +123,15 @@ def _on_base(layer: LoraLayer, product: Tensor) -> Iterator[None]:
         weight.data.copy_(before)
 
 
+def shared_blocks(rank: int, n: int) -> Tensor:
+    """Return the fixed A = [I I .. I] (r, n) by which MiSS is a LoRA of scaling 1 whose B alone is trained.
+
+    MiSS adds D^T sum_j x_j to W x, x_j the pieces of r features of x, the last filled up with zeros (arXiv 2409.15371):
+    dW = D^T A, linear in D (r, m), so that the average of clients' blocks is the average of their weights.
+    """
+    return torch.eye(rank).repeat(1, -(-n // rank))[:, :n]
+
+
 def read_core(layers: Layers) -> dict[str, Tensor]:
     """Return kind -> R (blocks, r, r) of layers that train a core."""
     path = "parametrizations.weight.0.core"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
 from models.backbones.backbone import NO_TARGET
 
@@ -55,6 +57,8 @@ class LocalTrainer:
         optimizer: makes the optimiser.
         batch_size: samples per step.
         seed: of the order of the samples.
+        nested: draw for every step how many of the first components of each product it works with (DyLoRA, arXiv
+            2210.07558), so that every lower rank is of use by itself; the scaling stays that of the whole rank.
         penalty: a scalar that is added to the loss at every step, such as a proximal term; None adds nothing.
     """
 
@@ -66,11 +70,13 @@ class LocalTrainer:
         optimizer: OptimizerSpec,
         batch_size: int,
         seed: int,
+        nested: bool = False,
         penalty: Penalty | None = None,
     ) -> None:
         self._model, self._samples, self._penalty = model, samples, penalty
         self._optimizers = optimizer.build(model)
         self._batches = _endless_batches(len(samples), batch_size, seed)
+        self._ranks = _endless_ranks(model.extract().rank, derive_seed(seed, "ranks")) if nested else None
 
     def run(self, steps: int) -> float:
         """Make ``steps`` optimiser steps and return the mean training loss over them (0.0 for no step)."""
@@ -79,16 +85,33 @@ class LocalTrainer:
 
     def _step(self, batch: Tensor) -> float:
         tokens, labels = _on_device(self._model, self._samples, batch)
-        loss = F.cross_entropy(self._model.logits(tokens), labels)
-        descend(loss if self._penalty is None else loss + self._penalty(), self._optimizers)
-        return float(loss.detach())
+        losses: list[float] = []
+
+        def loss() -> Tensor:
+            value = F.cross_entropy(self._model.logits(tokens), labels)
+            losses.append(float(value.detach()))
+            return value if self._penalty is None else value + self._penalty()
+
+        descend(loss, self._optimizers, self._model.cut(next(self._ranks)) if self._ranks else None)
+        return losses[0]
 
 
-def descend(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Make one step of all optimisers, in turn, on one gradient of ``loss``."""
+def descend(
+    loss: Callable[[], Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    meanwhile: AbstractContextManager[None] | None = None,
+) -> None:
+    """Make one step of all optimisers, in turn, on one gradient.
+
+    Args:
+        loss: computes it.
+        optimizers: are stepped in this order.
+        meanwhile: what holds while loss and gradient are computed, and no longer when the step is made.
+    """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    with meanwhile or nullcontext():
+        torch.autograd.backward(loss())
     for optimizer in optimizers:
         optimizer.step()
 
@@ -178,3 +201,10 @@ def _endless_batches(count: int, batch_size: int, seed: int) -> Iterator[Tensor]
             waiting = torch.cat([waiting, torch.randperm(count, generator=generator)])
         yield waiting[:batch_size]
         waiting = waiting[batch_size:]
+
+
+def _endless_ranks(most: int, seed: int) -> Iterator[int]:
+    """Yield ranks from 1 to ``most``, each as likely as the others."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield int(torch.randint(1, most + 1, (), generator=generator))

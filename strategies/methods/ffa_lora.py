@@ -1,7 +1,7 @@
 """FFA-LoRA: A is frozen at its random start and the same for all, B is trained and averaged (arXiv 2403.12313, eq. 5).
 
 dW = sum_i w_i B_i A_0 exactly, since every product has the same A_0. A_0 is made from the run's seed on both sides and
-never travels.
+never travels; with lora.adapter = miss it is that of MiSS, whose adapters this method averages exactly too.
 """
 
 from __future__ import annotations

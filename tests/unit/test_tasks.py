@@ -58,11 +58,13 @@ def runtime(model: AdaptedModel) -> ClientRuntime:
     return ClientRuntime(RunConfig(), model, federation, TokenCache(model, federation, limit=2**20), at_site=False)
 
 
-def trainer(model: AdaptedModel, seed: int = 0, name: str = "adamw") -> LocalTrainer:
+def trainer(model: AdaptedModel, seed: int = 0, name: str = "adamw", nested: bool = False) -> LocalTrainer:
     generator = torch.Generator().manual_seed(5)
     samples = TokenSet(torch.randn(20, 16, 64, generator=generator), torch.arange(20) % 10)
     model.load(model.initialise(seed=1))
-    return LocalTrainer(model, samples, optimizer=OptimizerSpec(name, 1e-2, 0.0), batch_size=8, seed=seed)
+    return LocalTrainer(
+        model, samples, optimizer=OptimizerSpec(name, 1e-2, 0.0), batch_size=8, seed=seed, nested=nested
+    )
 
 
 def test_an_empty_client_is_left_out_with_its_reason_and_the_others_are_not(runtime: ClientRuntime) -> None:
@@ -424,3 +426,44 @@ def first_start(runtime: ClientRuntime) -> Start:
     state = method.init(runtime.model.fresh_adapter(runtime.config.seed))
     state = with_clients(method, state, {card.client_id: card})
     return Start(method.starts(state, [card])[0], method.plan(state, card))
+
+
+def test_a_cut_product_is_its_first_components_and_so_is_the_gradient(model: AdaptedModel) -> None:
+    start = model.initialise(seed=2)
+    start = Adapter(start.map(lambda one: Factors(0.02 * torch.ones_like(one.B), one.A)).low_rank,
+                    torch.randn(start.head.shape, generator=torch.Generator().manual_seed(3)))  # fmt: skip
+    tokens, labels = torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(4)), torch.arange(4)
+
+    def gradient() -> Adapter:
+        torch.nn.functional.cross_entropy(model.logits(tokens), labels).backward()
+        return model.take_gradient()
+
+    model.load(resized(start, 2))
+    lower, gradient_of_lower = model.logits(tokens).detach(), gradient()
+    model.load(start)
+    with model.cut(2):
+        torch.testing.assert_close(model.logits(tokens).detach(), lower)
+        torch.nn.functional.cross_entropy(model.logits(tokens), labels).backward()
+    cut = model.take_gradient()
+    torch.testing.assert_close(model.extract().tensors(), start.tensors())
+    for kind, factors in cut.low_rank.items():
+        torch.testing.assert_close(factors.B[..., :2], gradient_of_lower.low_rank[kind].B[..., :2])
+        torch.testing.assert_close(factors.A[:, :2], gradient_of_lower.low_rank[kind].A[:, :2])
+        assert not factors.B[..., 2:].any()
+        assert not factors.A[:, 2:].any()
+
+
+def test_nested_steps_train_the_first_components_most(model: AdaptedModel) -> None:
+    trainer(model, nested=True).run(12)
+    nested = model.extract()
+    trainer(model, nested=True).run(12)
+    torch.testing.assert_close(model.extract().tensors(), nested.tensors(), rtol=0.0, atol=0.0)
+    trainer(model).run(12)
+    plain = model.extract()
+
+    def shares(adapter: Adapter) -> torch.Tensor:
+        columns = torch.stack([one.B.square().sum(dim=(0, 1)) for one in adapter.low_rank.values()]).sum(dim=0)
+        return columns / columns.sum()
+
+    assert shares(nested)[0] > shares(plain)[0] + 0.1
+    assert shares(nested)[0] > shares(nested)[1] > shares(nested)[2]
