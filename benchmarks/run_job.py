@@ -63,11 +63,13 @@ def run_federation(job: Job, target: Path) -> None:
     from benchmarks.adapting import AdaptingApp, mean_losses
     from benchmarks.attacks import attacked
     from benchmarks.local_grid import LocalGrid
+    from benchmarks.robust_rules import robust
     from client_app.app import app
     from server_app.run import run
 
     began = time.perf_counter()
     with (
+        robust(job.reference),
         attacked(app, job.config, job.attack, job.attack_share) as (client, attackers),
         tempfile.TemporaryDirectory(prefix="hyperlora-benchmark-") as scratch,
     ):

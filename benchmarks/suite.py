@@ -33,8 +33,9 @@ TUNED = HERE / "tuned"
 class Job:
     """One run of a suite (``file`` or ``file/setting``).
 
-    ``reference`` is ``centralised`` where the data are trained on in one place. ``attack`` is what a share of the
-    training clients does (:mod:`benchmarks.attacks`); empty where all are honest. ``trial`` has the settings of a grid
+    ``reference`` is ``centralised`` where the data are trained on in one place, or a robust rule of Flower
+    (:mod:`benchmarks.robust_rules`). ``attack`` is what a share of the training clients does
+    (:mod:`benchmarks.attacks`); empty where all are honest. ``trial`` has the settings of a grid
     that are tried, ``adapting`` the budgets of use that are tried on the result.
     """
 
