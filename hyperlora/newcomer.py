@@ -182,7 +182,7 @@ def start_for(run: RunFiles, card: ClientCard, runtime: ClientRuntime | None = N
 
 def _with_own_statistics(method: AsksStatistics, state: Any, card: ClientCard, runtime: ClientRuntime) -> Any:
     rank, anchor = method.statistics_rank(state), method.anchor(state)
-    if rank is None or anchor is None:
+    if rank is None or anchor is None or runtime.tokens(card.client_id, "train").labels.ndim != 1:
         return state
     request = StatisticsRequest(card.client_id, 0, rank, Start(anchor))
     reply = describe_classes(runtime, request, NothingKept())

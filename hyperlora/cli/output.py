@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -12,6 +13,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+USER_ERRORS = {
+    "hyperlora.config.schema": "ConfigError",
+    "hyperlora.data.federation": "DataError",
+    "hyperlora.reporting.run_files": "RunFilesError",
+    "hyperlora.storage.files": "StorageError",
+    "models.adapters.adapter": "AdapterError",
+    "models.backbones.backbone": "BackboneError",
+    "strategies.federation.allow_list": "AllowListError",
+}
+"""Module -> its error for the user. None is imported for this: it takes seconds, and what is not loaded raised none."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,7 +76,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             sentence = f"'{error.filename}' cannot be used: {error.strerror}" if error.filename else str(error)
         except Exception as error:
-            if not isinstance(error, CommandError) and not isinstance(error, user_errors()):
+            if not isinstance(error, (CommandError, *user_errors())):
                 raise
             sentence = str(error)
         say(one_line(sentence), style="red", stderr=True)
@@ -74,16 +86,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of the layers below whose sentence is for the user; importing them brings torch."""
-    from hyperlora.config.schema import ConfigError
-    from hyperlora.data.federation import DataError
-    from hyperlora.reporting.run_files import RunFilesError
-    from hyperlora.storage.files import StorageError
-    from models.adapters.adapter import AdapterError
-    from models.backbones.backbone import BackboneError
-    from strategies.federation.allow_list import AllowListError
-
-    return (AdapterError, AllowListError, BackboneError, ConfigError, DataError, RunFilesError, StorageError)
+    """Return the errors of the layers below whose sentence is for the user, of modules that are loaded by now."""
+    return tuple(getattr(sys.modules[module], name) for module, name in USER_ERRORS.items() if module in sys.modules)
 
 
 def one_line(text: str) -> str:

@@ -17,6 +17,7 @@ from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
 from client_app.runtime import open_runtime
 from hyperlora.config.schema import RunConfig
+from hyperlora.serving import PersonalizeOptions, personalize
 from models.backbones.loading import build_backbone
 from server_app.run import run
 from strategies.federation.roster import FederationError
@@ -125,6 +126,10 @@ def test_a_language_model_learns_responses_and_its_adapters_load_with_peft(tmp_p
     start = next(score for score in scores if score["client_id"] == "all-2" and score["track"] == "start")
     assert float(right) == pytest.approx(start["zero_step"], abs=1e-6)
     assert float(right) > 0.3
+    assert "class statistics" not in (tmp_path / "run" / "console.log").read_text(encoding="utf-8")  # nobody is asked
+    made = personalize(tmp_path / "run", Path(instructions), PersonalizeOptions(target=tmp_path / "mine"))
+    assert (tmp_path / "mine" / "generated" / "adapter_model.safetensors").is_file()
+    assert made.accuracy[0] > 0.3
 
 
 def test_images_under_a_text_model_are_one_sentence(tmp_path: Path, photos: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,3 +166,26 @@ def test_the_last_run_below_runs_is_found_as_latest(tmp_path: Path, monkeypatch:
 def test_metrics_that_are_no_text_or_hold_no_number_end_where_they_do(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"server_round": 3}\n{"server_round": Infinity}\n\xf8\n')
     assert rounds_made(tmp_path) == 3
+
+
+REFUSED = """
+import sys
+from typer.testing import CliRunner
+from hyperlora.cli.main import app
+
+outcome = CliRunner().invoke(app, ["run", *sys.argv[2:]])
+assert outcome.exit_code == 1 and outcome.stderr.count("\\n") == 1, outcome.output
+print(*sorted({"peft", "transformers", "timm", "matplotlib"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("options", [["-c", "lora.rnak=3"], ["-c", "data.name=folder", "-c", "data.path=few"]])
+def test_a_refusal_does_not_wait_for_heavy_libraries(options: list[str], tmp_path: Path) -> None:
+    for index in range(6):
+        path = tmp_path / "few" / str(index % 2) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    (tmp_path / "pyproject.toml").symlink_to(Path(__file__).resolve().parents[2] / "pyproject.toml")
+    command = [sys.executable, "-c", REFUSED, "--", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

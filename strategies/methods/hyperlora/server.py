@@ -223,8 +223,8 @@ def build(config: RunConfig) -> HyperLoraMethod:
 
 
 def _asks_statistics(config: RunConfig) -> bool:
-    """Tell whether class statistics may be asked: not in a private run, and not where a text tower makes the head."""
-    return not (config.privacy.noised or config.model.text_tower)
+    """Tell whether class statistics may be asked: not in a private run, nor where a sample is no member of a class."""
+    return not (config.privacy.noised or config.model.text_tower or config.data.name == "instructions")
 
 
 def _head_figures(state: HyperLoraState) -> dict[str, float]:
