@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
+from hyperlora.clock import clock
 from hyperlora.config.schema import RunConfig
 from hyperlora.reporting.verdict import choice_sentence
 from hyperlora.storage.files import StorageError, append_bytes
-from server_app.progress import Pace, clock
+from server_app.progress import Pace
 from strategies.engine.records import ClientScore, RoundRecord
 
 log = logging.getLogger(__name__)

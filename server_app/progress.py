@@ -10,6 +10,7 @@ from statistics import fmean
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from hyperlora.clock import clock
 from server_app.wrapped_grid import WrappedGrid
 from strategies.engine.records import RoundRecord
 
@@ -97,8 +98,3 @@ class ProgressGrid(WrappedGrid):
     def _line(self, seconds: float) -> str:
         left = f", about {clock(seconds / self._done * (self._total - self._done))} left" if self._done else ""
         return f"{self._phase}: {self._done} of {self._total} answered after {clock(seconds)}{left}"
-
-
-def clock(seconds: float) -> str:
-    """Return minutes and seconds, as 1:05."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -13,6 +13,7 @@ from hyperlora.cli.estimate import estimate
 from hyperlora.cli.output import print_table, reports_errors, say
 from hyperlora.cli.preflight import check_kind
 from hyperlora.cli.settings import read_settings, require_inputs
+from hyperlora.clock import clock
 
 if TYPE_CHECKING:
     from client_app.runtime import ClientRuntime
@@ -92,10 +93,10 @@ def _costs(runtime: ClientRuntime, samples: int) -> Iterator[str]:
     cohort, rounds = cohort_size(config.data, config.federation.clients_per_round), config.federation.rounds
     found = estimate(runtime, samples, cohort)
     evaluations = -(-rounds // config.federation.evaluate_every)
-    total = found.total_seconds(rounds, evaluations) / 60
+    total = clock(found.total_seconds(rounds, evaluations))
     yield (
         f"embedding {found.embedding:.0f} s once, a round {found.round_seconds:.1f} s, an evaluation "
-        f"{found.evaluation_seconds:.0f} s: {rounds} rounds take about {total:.0f} min of one core on "
+        f"{found.evaluation_seconds:.0f} s: {rounds} rounds take about {total} of one core on "
         f"{runtime.model.device}, and the start of Flower"
     )
     yield f"embeddings of all samples: {found.kept_bytes / MIB:.0f} MiB on disk and, in the client processes, in memory"

@@ -14,6 +14,9 @@ from hyperlora.cli.output import CommandError, OutputFormat, reports_errors, say
 if TYPE_CHECKING:
     from hyperlora.serving import Personalized
 
+IMAGES_DIFFER = "images may differ in polarity (dark on bright), in cropping or in size"
+TEXTS_DIFFER = "texts may differ in language, in length or in what they are about"
+
 
 @reports_errors
 def personalize(
@@ -54,10 +57,10 @@ def personalize(
     if output is OutputFormat.JSON:
         say(json.dumps(asdict(made)))
     else:
-        _print_scores(made)
+        _print_scores(made, IMAGES_DIFFER if data.is_dir() else TEXTS_DIFFER)
 
 
-def _print_scores(made: Personalized) -> None:
+def _print_scores(made: Personalized, hint: str) -> None:
     say(f"{made.num_train} samples to adapt to, {made.num_validation} to choose by, {made.num_test} to score by")
     rows = [(_score(accuracy), _what(steps)) for steps, accuracy in zip(made.steps, made.accuracy, strict=True)]
     anchors = zip(made.steps, made.anchor_accuracy, strict=False)
@@ -65,7 +68,7 @@ def _print_scores(made: Personalized) -> None:
     rows.append((_score(made.majority_accuracy), "for always saying the class that you have most of"))
     for figure, what in rows:
         say(f"{figure} {what}")
-    _print_warnings(made)
+    _print_warnings(made, hint)
     say(f"PEFT directories in {made.directory}; use {made.use}{_why(made)}")
 
 
@@ -88,7 +91,7 @@ def _why(made: Personalized) -> str:
     return f", which has the lowest loss on {made.num_validation} validation samples{fallen}"
 
 
-def _print_warnings(made: Personalized) -> None:
+def _print_warnings(made: Personalized, hint: str) -> None:
     """Say where the figures mean less than they seem to."""
     found = made.likeness
     if found is not None:
@@ -96,8 +99,7 @@ def _print_warnings(made: Personalized) -> None:
         say(f"nearest client: {found.nearest}, at a distance of {found.distance:.2f} ({scale})")
         if found.unlike:
             say(
-                "your data are unlike those of every client: what is generated may be worth little; images may differ "
-                "in polarity (dark on bright), in cropping or in size",
+                f"your data are unlike those of every client: what is generated may be worth little; {hint}",
                 style="yellow",
             )
     if max(made.accuracy) <= made.majority_accuracy:

@@ -76,7 +76,10 @@ def app_defaults(app_dir: Path) -> dict[str, Scalar]:
     """Return the flat ``[tool.flwr.app.config]`` of the Flower app in ``app_dir``."""
     project = app_dir / "pyproject.toml"
     if not project.is_file():
-        raise CommandError(f"there is no Flower app in '{app_dir}': it holds no pyproject.toml")
+        raise CommandError(
+            f"there is no Flower app in '{app_dir}': it holds no pyproject.toml; go to a checkout "
+            "of HyperLoRA, or name its directory"
+        )
     app = read_toml(project).get("tool", {}).get("flwr", {}).get("app")
     if not isinstance(app, dict):
         raise CommandError(f"'{project}' describes no Flower app: it has no [tool.flwr.app] section")

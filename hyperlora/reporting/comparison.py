@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from hyperlora.clock import clock
 from hyperlora.reporting.figures import (
     GROUPS,
     STEPS,
@@ -27,7 +28,7 @@ SUMMARY = (
     "unseen, as received",
     "unseen, after K",
     "MiB",
-    "seconds",
+    "time",
 )
 PAIRED = ("clients", "adapter", "number", "mean gain (points)", "95 % interval", "better off", "equal", "worse off")
 GAINS = ("run", "clients", "number", "mean gain (points)", "95 % interval")
@@ -69,7 +70,7 @@ def summary_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
             for column in STEPS
         ]
         mib, wall = traffic_and_time(run)
-        yield (run["label"], run["method"], *accuracy, f"{mib:.1f}", f"{wall:.0f}")
+        yield (run["label"], run["method"], *accuracy, f"{mib:.1f}", clock(wall))
 
 
 def _accuracy_panels(figures: Mapping[str, Any]) -> Iterator[Panel]:

@@ -122,13 +122,32 @@ def accuracy_sentence(score: Mapping[str, Any] | None, config: RunConfig) -> str
     )
 
 
+def accuracy_of_federation(run: RunFiles) -> list[str]:
+    """Return sentences on what clients received, and on the anchor where it was scored beside that."""
+    figures: dict[str, Any] = run.records[-1]["evaluation"]
+    return [
+        f"{_mean(figures[group])} on the test data of {figures[group]['clients']} {group} clients, mean over clients, "
+        f"with the adapters made for them, before any local step{_beside(figures.get(f'{group} {ANCHOR}'))}"
+        for group in GROUPS
+        if group in figures
+    ] or ["not evaluated"]
+
+
+def _beside(anchor: Mapping[str, Any] | None) -> str:
+    return f"; {_mean(anchor)} with the anchor that all share" if anchor else ""
+
+
+def _mean(spread: Mapping[str, Any]) -> str:
+    return f"{100 * spread['zero_step']['mean']:.1f} %"
+
+
 def accuracy_of_anchor(run: RunFiles) -> list[str]:
     """Return sentences on the anchor: the mean over clients where it was scored, else what clients received."""
     figures: dict[str, Any] = run.records[-1]["evaluation"]
     scored = {group: figures.get(f"{group} {ANCHOR}", figures.get(group)) for group in GROUPS}
     sentences = [
-        f"{100 * spread['zero_step']['mean']:.1f} % on the test data of {spread['clients']} {group} "
-        "clients, mean over clients, before any local step"
+        f"{_mean(spread)} on the test data of {spread['clients']} {group} clients, mean over clients, before any local "
+        "step"
         for group, spread in scored.items()
         if spread
     ]

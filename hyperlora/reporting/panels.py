@@ -22,6 +22,7 @@ from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_
 FADE = LinearSegmentedColormap.from_list("fade", [(0.12, 0.52, 0.82, 0.0), (0.12, 0.52, 0.82, 1.0)])
 MOST_NAMED = {"x": 18, "y": 24}
 SMALLEST = 1e-9
+MOST_TICKS = 8
 FILE_COLORS = ("#0072B2", "#D55E00")
 PHASES = {
     "bytes": {
@@ -107,10 +108,9 @@ def _fitting(axes: Axes) -> tuple[float, float]:
 
 
 def _whole_rounds(axes: Axes, rounds: Sequence[float]) -> None:
-    """Put ticks at whole rounds only, one tick where there is one round."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(set(rounds)) == 1:
-        axes.set_xticks([rounds[0]])
+    """Put ticks where there are points, at most ``MOST_TICKS`` of them, the last one among them."""
+    places = sorted(set(rounds))
+    axes.set_xticks(places[:: -max(1, -(-len(places) // MOST_TICKS))])
 
 
 def draw_gain(gain: Mapping[str, float], rows: Mapping[str, str], unseen: Sequence[str], name: str, over: str) -> str:

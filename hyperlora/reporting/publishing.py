@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from hyperlora.config.schema import RunConfig
-from hyperlora.reporting.model_card import accuracy_of_anchor, write_card
+from hyperlora.reporting.model_card import accuracy_of_anchor, accuracy_of_federation, write_card
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory, require_new
 from hyperlora.reporting.state_view import open_checkpoint
 from hyperlora.storage.files import write_bytes, write_json, write_text
@@ -95,7 +95,7 @@ def _backbone(run: RunFiles) -> bytes:
 
 
 def _write_texts(run: RunFiles, target: Path, clients: int, license_name: str) -> None:
-    figures = accuracy_of_anchor(run)
+    figures = accuracy_of_federation(run)
     title = f"federation of {clients} clients"
     write_card(
         run, target, title, figures=figures, loading=USE.format(directory=target.name), license_name=license_name
@@ -106,7 +106,7 @@ def _write_texts(run: RunFiles, target: Path, clients: int, license_name: str) -
         (target / ANCHOR).mkdir()
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(anchor / name, target / ANCHOR / name)
-        write_card(run, target / ANCHOR, ANCHOR, figures=figures, license_name=license_name)
+        write_card(run, target / ANCHOR, ANCHOR, figures=accuracy_of_anchor(run), license_name=license_name)
 
 
 def _statement(config: RunConfig, clients: int) -> str:

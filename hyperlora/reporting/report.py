@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from hyperlora.clock import clock
 from hyperlora.reporting.comparison import gain_by_domain, paired_panels, paired_table
 from hyperlora.reporting.figures import (
     ANCHOR,
@@ -73,7 +74,7 @@ def _tiles(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{group}, {words}", f"{100 * columns[column]['mean']:.1f} %"
     mib, wall = traffic_and_time(figures)
     yield "sent and received", f"{mib:.1f} MiB"
-    yield "time of the run", f"{int(wall) // 60}:{int(wall) % 60:02d}"
+    yield "time of the run", clock(wall)
     yield "contributions left out or cut", str(sum(failure["count"] for failure in figures["failures"]))
 
 

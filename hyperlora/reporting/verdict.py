@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean
@@ -99,8 +99,16 @@ def choice_sentence(scores: Scores) -> str:
     taken = sum(choice.anchor for choice in choices.values())
     if not taken:
         return ""
-    mean = _mean(choice.accuracy for choice in choices.values())
-    return f"The validation share chooses the anchor for {taken} of {len(choices)} clients; as chosen they have {mean}."
+    chosen, own = (_mean(values) for values in ((one.accuracy for one in choices.values()), _own(scores, choices)))
+    return (
+        f"The validation share would choose the anchor for {taken} of {len(choices)} clients: as chosen they would "
+        f"have {chosen}, with their own adapters, which they are sent, they have {own}."
+    )
+
+
+def _own(scores: Scores, names: Iterable[str]) -> list[float]:
+    found = scores_by_client(scores)
+    return [found[name]["zero_step"] for name in names]
 
 
 def losers(scores: Scores) -> str:

@@ -21,7 +21,7 @@ NAMED = ("runs/20261120-153459-hyperlora-seed0", "runs/first", "runs/fedit")
 TESTED_ELSEWHERE = (
     "python3 -m venv",  # .ci/run runs the second, tests/integration/test_cli_run.py what the first starts
     "uv venv",  # needs PyTorch's own index for torch without CUDA
-    ".venv/bin/pip install --quiet '.[benchmarks]'",  # an extra of pyproject.toml
+    "pip install --quiet '.[benchmarks]'",  # an extra of pyproject.toml
     "export ",
     "flwr run .",  # tests/integration/test_flower_run.py
     "hyperlora demo",  # a server: tests/unit/test_demo_server.py
@@ -32,7 +32,7 @@ def lines(page: str) -> list[str]:
     """Return the commands of a page's bash blocks, those that go on in the next line in one, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [re.sub(r"\s+#\s.*", "", line) for line in commands]
+    return [re.sub(r"\s+#\s.*", "", line).removeprefix(".venv/bin/") for line in commands]
 
 
 def arguments(line: str) -> list[str]:

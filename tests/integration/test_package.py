@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from flwr.cli.build import build_fab_from_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.package
@@ -106,3 +107,18 @@ def test_the_federation_that_comes_with_it_is_small_and_makes_an_adapter_offline
     assert made["num_test"] >= 30
     assert Path(made["directory"]) == tmp_path / "empty" / "personal" / "my-digits"
     assert not list((tmp_path / "cache").rglob("digits-vit*"))
+
+
+@pytest.mark.parametrize(("app", "least"), [(ROOT, 200), (ROOT / "docs" / "baseline", 3)])
+def test_flower_packs_an_app_that_loads_and_nothing_else(app: Path, least: int, tmp_path: Path, site: Path) -> None:
+    (tmp_path / "app.fab").write_bytes(build_fab_from_disk(app))
+    assert (tmp_path / "app.fab").stat().st_size < 2 * 2**20
+    with zipfile.ZipFile(tmp_path / "app.fab") as packed:
+        names = packed.namelist()
+        packed.extractall(tmp_path / "fab")
+    assert len(names) >= least
+    assert not [
+        name for name in names if name.startswith(("tests/", "benchmarks/", "docs/", "docker/", "hyperlora/web"))
+    ]
+    load = "import server_app.app, client_app.app; server_app.app.app, client_app.app.app"
+    python(tmp_path / "fab" if app == ROOT else site, tmp_path, "-c", load)

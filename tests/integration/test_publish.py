@@ -41,6 +41,17 @@ def test_the_same_adapter_is_generated_from_what_was_published(short_run: Path, 
         torch.testing.assert_close(mine, theirs)
 
 
+def test_its_card_tells_made_adapters_from_the_anchor(short_run: Path, published: Path) -> None:
+    figures = RunFiles.open(short_run).records[-1]["evaluation"]
+    made, anchor = (f"{100 * figures[key]['zero_step']['mean']:.1f} %" for key in ("seen", "seen anchor"))
+    told = f"{made} on the test data of {figures['seen']['clients']} seen clients, mean over clients, with the adapters"
+    assert (
+        f"{told} made for them, before any local step; {anchor} with the anchor"
+        in (published / "README.md").read_text()
+    )
+    assert f"- {anchor} on the test data" in (published / "anchor" / "README.md").read_text()
+
+
 def test_adapters_are_made_from_it_in_the_current_directory(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

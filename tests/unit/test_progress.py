@@ -10,7 +10,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from server_app.progress import Pace, ProgressGrid, clock
+from hyperlora.clock import clock
+from server_app.progress import Pace, ProgressGrid
 from strategies.engine.records import RoundRecord
 
 
