@@ -8,9 +8,10 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from benchmarks.result import job_result, run_file, write_json
 from benchmarks.suite import Job
@@ -77,13 +78,28 @@ def run_federation(job: Job, target: Path) -> None:
         tried = AdaptingApp(client, job.config, job.adapting) if job.adapting else None
         directory = run(LocalGrid(tried or client, values, NODES, remembers=False), values)
         lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rounds = [json.loads(line) for line in lines]
+        if not job.attack:
+            require_all_clients(rounds)
         result = job_result(
             job,
             environment=json.loads((directory / "environment.json").read_text(encoding="utf-8")),
             clients=json.loads((directory / "evaluation.json").read_text(encoding="utf-8")),
-            rounds=[json.loads(line) for line in lines],
+            rounds=rounds,
             seconds=time.perf_counter() - began,
             attackers=sorted(attackers),
             adapting=mean_losses(tried.losses) if tried else (),
         )
     write_json(target, result)
+
+
+def require_all_clients(rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse the result of a run without an attack in which a client was left out, as by a machine that stood still.
+
+    Raises:
+        RuntimeError: in which round, how many, and the first one's reason.
+    """
+    for record in rounds:
+        for client, reason in record["failures"].items():
+            number, count = record["server_round"], len(record["failures"])
+            raise RuntimeError(f"no result: round {number} left {count} clients out, '{client}' since {reason}")

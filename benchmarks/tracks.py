@@ -30,15 +30,19 @@ def domain_table(results: Results, order: Sequence[str]) -> str:
 
     For hyperlora that is its anchor. Methods whose clients only have adapters of their own are not in it.
     """
-    columns: list[str] = []
-    rows = {}
+    scores = {}
     for name in order:
         runs = [run for run in results.get(name, []) if run["config"]["method"] not in NO_GLOBAL_MODEL]
-        found = [one for one in map(_by_domain, runs) if one]
-        if found:
-            columns = sorted(found[0])
-            cells = [cell([100 * one[domain] for one in found]) for domain in columns]
-            rows[name] = [*cells, cell([100 * mean(one.values()) for one in found])]
+        if found := [one for one in map(_by_domain, runs) if one]:
+            scores[name] = found
+    columns = sorted({domain for found in scores.values() for one in found for domain in one})
+    rows = {
+        name: [
+            *(cell([100 * one[domain] for one in found if domain in one]) for domain in columns),
+            cell([100 * mean(one.values()) for one in found]),
+        ]
+        for name, found in scores.items()
+    }
     return markdown("global model", [*columns, "mean"], rows) if rows else ""
 
 

@@ -12,7 +12,7 @@ from benchmarks.fingerprint import product_fingerprint
 from benchmarks.grid import AdaptingGrid, trials
 from benchmarks.pages import FIGURES
 from benchmarks.result import load_results, missing_jobs, pack_runs, packed_file, run_file, write_json
-from benchmarks.run_job import run_federation
+from benchmarks.run_job import require_all_clients, run_federation
 from benchmarks.suite import (
     HERE,
     Job,
@@ -289,6 +289,22 @@ def test_the_cost_of_reaching_the_references_level_is_counted_in_rounds_steps_an
 def test_the_global_model_is_scored_by_domain_and_methods_without_one_are_left_out() -> None:
     found = {"fedit": [_run("fedit", [0.1], {"0": 0.5})], "local": [_run("local", [0.1], {"0": 0.5}, "local")]}
     assert domain_table(found, ["fedit", "local"]).splitlines()[2:] == ["| fedit | 62.5 | 20.0 | 41.2 |"]
+
+
+def test_a_domain_that_no_client_of_a_run_is_of_is_left_open() -> None:
+    whole, part = _run("fedit", [0.1], {"0": 0.5}), _run("flexlora", [0.1], {"0": 0.5})
+    part["clients"] = [one for one in part["clients"] if one["domain"] != whole["clients"][0]["domain"]]
+    first, second = domain_table({"a": [whole], "b": [part]}, ["b", "a"]).splitlines()[2:]
+    assert second == "| a | 62.5 | 20.0 | 41.2 |"
+    assert first in ("| b |  | 20.0 | 20.0 |", "| b | 62.5 |  | 62.5 |")
+
+
+def test_a_run_that_left_a_client_out_is_no_result() -> None:
+    honest = [{"server_round": 1, "failures": {}}]
+    require_all_clients(honest)
+    late = {"server_round": 2, "failures": {"a": "it did not answer in time"}}
+    with pytest.raises(RuntimeError, match="round 2 left 1 clients out, 'a' since it did not answer in time"):
+        require_all_clients([*honest, late])
 
 
 def test_variants_scored_after_other_numbers_of_steps_share_one_header() -> None:
