@@ -1,4 +1,4 @@
-"""Flower's robust rules as rivals in the attack suite: MultiKrum, Bulyan and FedTrimmedAvg, in product space.
+"""Flower's robust rules as rivals of the default defence: MultiKrum, Bulyan and FedTrimmedAvg, in product space.
 
 The functions are Flower's own. They are given every module's product as a dense matrix, since clients may write one
 product with different factors, and what they return is cut back to the rank, as FlexLoRA does it. They are told the
@@ -24,13 +24,15 @@ from torch import Tensor
 
 from benchmarks.grid import SuiteError
 from hyperlora.config.schema import RunConfig
-from models.adapters.adapter import HEAD, Adapter
+from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
 from strategies.methods import flexlora
 from strategies.methods.base.server import ClientUpdate
 
 SHARE = 0.3
+"""Share of bad clients that the rules are told."""
 Arrays = list[NDArray[np.float64]]
+"""A client's model: the products of each kind (blocks, m, n), and the head (classes, width + 1)."""
 
 
 def multikrum(models: Sequence[Arrays]) -> Arrays:
@@ -76,7 +78,7 @@ class RobustFlexLoRA(flexlora.FlexLoRA):
         models = [
             [*(_dense(update.end.low_rank[kind]) for kind in kinds), _array(update.end.head)] for update in updates
         ]
-        *products, head = [torch.from_numpy(np.asarray(one)).to(state.head.dtype) for one in self.rule(models)]
+        *products, head = [torch.from_numpy(one).to(state.head.dtype) for one in self.rule(models)]
         low_rank = {kind: _factored(product) for kind, product in zip(kinds, products, strict=True)}
         return Adapter(low_rank, head).truncated(state.rank).aligned(state)
 
@@ -103,7 +105,7 @@ def robust(rule: str) -> Iterator[None]:
 
 def _selected(models: Sequence[Arrays], bad: int, count: int) -> list[Arrays]:
     contents = [
-        RecordDict({HEAD: ArrayRecord({str(place): Array(np.asarray(one)) for place, one in enumerate(model)})})
+        RecordDict({"arrays": ArrayRecord({str(place): Array(one) for place, one in enumerate(model)})})
         for model in models
     ]
     kept = select_multikrum(contents, bad, count)

@@ -100,6 +100,7 @@ def require_all_clients(rounds: Sequence[Mapping[str, Any]]) -> None:
         RuntimeError: in which round, how many, and the first one's reason.
     """
     for record in rounds:
-        for client, reason in record["failures"].items():
-            number, count = record["server_round"], len(record["failures"])
-            raise RuntimeError(f"no result: round {number} left {count} clients out, '{client}' since {reason}")
+        if failures := record["failures"]:
+            client, reason = next(iter(failures.items()))
+            left = f"round {record['server_round']} left {len(failures)} clients out"
+            raise RuntimeError(f"no result: {left}, '{client}' since {reason}")

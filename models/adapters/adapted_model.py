@@ -120,12 +120,14 @@ class AdaptedModel:
             tails = [left[:, rank:].clone() for left in lefts]
             for left in lefts:
                 left[:, rank:] = 0
-        yield
-        with torch.no_grad():
-            for left, tail in zip(lefts, tails, strict=True):
-                left[:, rank:] = tail
-                if left.grad is not None:
-                    left.grad[:, rank:] = 0
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for left, tail in zip(lefts, tails, strict=True):
+                    left[:, rank:] = tail
+                    if left.grad is not None:
+                        left.grad[:, rank:] = 0
 
     @property
     def scaling(self) -> float:
