@@ -3,16 +3,16 @@ BIN := $(VENV)/bin
 TOOLS := .venv-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format table deployment rehearsal faults soak sbom audit docker-demo clean
+.PHONY: help install run test lint format table deployment rehearsal faults soak lock sbom audit docker-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "%-11s %s\n", $$1, $$2 }'
 
 install: $(VENV)/.installed  ## make the virtual environment and install the project with its tools
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints/highest.txt
 	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints/highest.txt --editable '.[dev]'
 	touch $@
 
 run: install  ## run the default simulation
@@ -46,9 +46,14 @@ faults: install  ## try every fault, 20,000 mutated records, 2,000 damaged files
 soak: install  ## 200 rounds of 100 clients with random faults: nothing grows, leaks or gets worse
 	$(BIN)/python -m benchmarks.soak
 
+# Versions that stand in the lock stay as they are; `make lock UPGRADE=--upgrade` takes the newest that the bounds allow.
+lock: $(TOOLS)/.installed  ## lock what pyproject.toml asks for and all that it brings, for every platform (uv; network)
+	$(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate $(UPGRADE) \
+	  --custom-compile-command "make lock" --output-file constraints/highest.txt pyproject.toml
+
 $(TOOLS)/.installed:
 	python3 -m venv $(TOOLS)
-	$(TOOLS)/bin/pip install --quiet cyclonedx-bom pip-audit
+	$(TOOLS)/bin/pip install --quiet cyclonedx-bom pip-audit uv
 	touch $@
 
 sbom: install $(TOOLS)/.installed  ## write sbom.json: every installed package with version and licence (CycloneDX)
