@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ USER_ERRORS = {
 }
 """Module -> its error for the user. None is imported for this: it takes seconds, and what is not loaded raised none."""
 
+UNBOUNDED = 10_000
+"""Columns of an output that is no terminal."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,11 +50,38 @@ def say(line: str, *, style: str | None = None, stderr: bool = False) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under their column names, without markup."""
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    """Print rows under their column names, without markup: to a terminal in its width, else a line for each row."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=UNBOUNDED)
+    console.print(fitted_table(columns, list(rows), console))
+
+
+def fitted_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> Table:
+    """Return a table that cuts no cell short; where it is wider than the console, names in front go over some lines."""
+    table = _table(columns, rows)
+    if console.measure(table, options=console.options.update(max_width=UNBOUNDED)).maximum > console.width:
+        table = _table(columns, [(over_lines(first), *rest) for first, *rest in rows])
+    return table
+
+
+def over_lines(name: str, width: int = 12) -> str:
+    """Return a name broken after hyphens, slashes and spaces into lines of at most ``width``, where it has any."""
+    lines = [""]
+    for part in re.findall(r"[^-_/ ]*[-_/ ]|[^-_/ ]+", name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    return table
 
 
 @contextmanager

@@ -8,11 +8,14 @@ from typing import Any
 
 from hyperlora.clock import clock
 from hyperlora.reporting.figures import (
+    ANCHOR,
     GROUPS,
     STEPS,
     comparison_figures,
     differences,
+    gains,
     scores_by_client,
+    summary_of,
     traffic_and_time,
 )
 from hyperlora.reporting.page import Page, Panel, Table
@@ -114,8 +117,10 @@ def _gain_table(runs: Sequence[RunFiles], figures: Mapping[str, Any]) -> Iterato
         yield Table(f"Gain over {figures['base']}", GAINS, rows, caption)
 
 
-def _interval(gains: Sequence[float]) -> str:
-    return " to ".join(f"{100 * bound:+.1f}" for bound in gain_interval(gains))
+def _interval(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return "one client"
+    return " to ".join(f"{100 * bound:+.1f}" for bound in gain_interval(values))
 
 
 def gain_by_domain(run: RunFiles, gain: Mapping[str, float], name: str, over: str) -> str:
@@ -139,8 +144,25 @@ def paired_panels(run: RunFiles, figures: Mapping[str, Any]) -> Iterator[Panel]:
 
 def paired_table(figures: Mapping[str, Any]) -> Table:
     """Return how many clients are better off, by group."""
-    rows = [
-        (
+    rows = [row for column, groups in figures["summary"].items() for row in _paired_rows(groups, column)]
+    return Table(f"Against {figures['method']} ({figures['against']})", PAIRED, rows, "Each client against itself.")
+
+
+def anchor_table(run: RunFiles) -> Table | None:
+    """Return what a personal adapter is worth over the anchor, by group; None where the anchor was not scored."""
+    own, shared = scores_by_client(run.scores), scores_by_client(run.scores, ANCHOR)
+    rows = list(_paired_rows(summary_of(gains(own, shared), own), "zero_step"))
+    caption = (
+        "The adapter made for a client against the anchor that all share, each client against itself. The interval is "
+        "over clients (bootstrap): where it holds 0, the run does not tell them apart. It is of one run with one seed."
+    )
+    return Table("What a personal adapter is worth, in figures", PAIRED, rows, caption) if rows else None
+
+
+def _paired_rows(groups: Mapping[str, Mapping[str, Any]], column: str) -> Iterator[tuple[str, ...]]:
+    """Yield one row under ``PAIRED`` for each group."""
+    for group, counts in groups.items():
+        yield (
             group,
             STEPS[column],
             str(counts["clients"]),
@@ -148,7 +170,3 @@ def paired_table(figures: Mapping[str, Any]) -> Table:
             _interval(counts["gains"]),
             *(str(counts[name]) for name in ("better", "equal", "worse")),
         )
-        for column, groups in figures["summary"].items()
-        for group, counts in groups.items()
-    ]
-    return Table(f"Against {figures['method']} ({figures['against']})", PAIRED, rows, "Each client against itself.")

@@ -126,7 +126,7 @@ def paired_figures(run: RunFiles, against: RunFiles) -> dict[str, Any]:
         "against": against.name,
         "method": against.config.method,
         "gain": gain,
-        "summary": {column: _summary(gain[column], scores) for column in STEPS},
+        "summary": {column: summary_of(gain[column], scores) for column in STEPS},
     }
 
 
@@ -149,10 +149,14 @@ def _check_same_clients(run: RunFiles, against: RunFiles) -> None:
             raise RunFilesError(f"the run in '{each.path}' has not ended, so its clients have no scores to pair")
 
 
-def _summary(gain: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    groups: dict[str, list[float]] = {}
-    for name, value in gain.items():
-        groups.setdefault("seen" if scores[name]["seen"] else "unseen", []).append(value)
+def grouped(values: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return a value of each client by group, ``seen`` first; a group without clients is left out."""
+    groups = {group: [values[name] for name in values if scores[name]["seen"] == (group == "seen")] for group in GROUPS}
+    return {group: found for group, found in groups.items() if found}
+
+
+def summary_of(gain: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return for each group how many clients gain, how many lose, and the mean."""
     return {
         group: {
             "clients": len(values),
@@ -162,7 +166,7 @@ def _summary(gain: Mapping[str, float], scores: Mapping[str, Mapping[str, Any]])
             "worse": sum(value < 0 for value in values),
             "gains": values,
         }
-        for group, values in sorted(groups.items())
+        for group, values in grouped(gain, scores).items()
     }
 
 

@@ -31,7 +31,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """A report; ``tiles`` are the headline figures, each a label and a value, ``terms`` words and what they mean."""
+    """A report; ``tiles`` are the headline figures, each a label and a value, ``terms`` words and what they mean,
+    ``advice`` sentences on what to try next."""
 
     title: str
     subtitle: str
@@ -41,6 +42,7 @@ class Page:
     notes: Sequence[str] = ()
     verdict: str = ""
     terms: Sequence[tuple[str, str]] = ()
+    advice: Sequence[str] = ()
 
     def html(self) -> str:
         """Return the page; all text but the figures is escaped."""

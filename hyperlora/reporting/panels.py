@@ -18,6 +18,7 @@ from hyperlora.reporting.figures import GROUPS, MIB, STEPS, accuracy_over_rounds
 from hyperlora.reporting.run_files import read_records
 from hyperlora.reporting.signature_map import SignatureMap
 from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_svg, plain, tip
+from hyperlora.reporting.verdict import gain_interval
 
 FADE = LinearSegmentedColormap.from_list("fade", [(0.12, 0.52, 0.82, 0.0), (0.12, 0.52, 0.82, 1.0)])
 MOST_NAMED = {"x": 18, "y": 24}
@@ -134,18 +135,25 @@ def draw_gain(gain: Mapping[str, float], rows: Mapping[str, str], unseen: Sequen
                 place = (100 * gain[client], height + offset)
                 axes.plot(*place, "o", ms=5, color=color, mfc=fill, gid=tip(len(tips)))
                 tips.append(f"{client}: {100 * gain[client]:+.1f}")
-            mean = 100 * sum(gain[client] for client in members) / len(members)
-            axes.plot([mean, mean], [height - 0.35, height + 0.35], color=INK, lw=2)
+            _mean_with_interval(axes, [gain[client] for client in members], height)
         axes.set_yticks(range(len(groups)), [plain(group) for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_xlabel(f"gain over {plain(over)} (percentage points)")
         axes.plot([], [], "o", ms=5, color=SERIES[0], label="seen")
         axes.plot([], [], "o", ms=5, color=SERIES[1], mfc="none", label="unseen")
-        axes.plot([], [], color=INK, lw=2, label="mean")
+        axes.plot([], [], color=INK, lw=2, label="mean, 95 %")
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_color(FAINT)
         figure.legend(loc="outside upper left", ncols=3)
         return inline_svg(figure, name, f"Gain of each client over {over}", tips)
+
+
+def _mean_with_interval(axes: Axes, values: Sequence[float], height: float) -> None:
+    """Mark the mean across a strip, and below its points the interval of the mean over clients, if there are some."""
+    mean = 100 * sum(values) / len(values)
+    axes.plot([mean, mean], [height - 0.3, height + 0.38], color=INK, lw=2)
+    if len(values) > 1:
+        axes.plot([100 * bound for bound in gain_interval(values)], [height + 0.38] * 2, color=INK, lw=2)
 
 
 def draw_signatures(cards: Sequence[ClientCard], name: str) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from hyperlora.clock import clock
-from hyperlora.reporting.comparison import gain_by_domain, paired_panels, paired_table
+from hyperlora.reporting.advice import advice
+from hyperlora.reporting.client_bars import clients_panel
+from hyperlora.reporting.comparison import anchor_table, gain_by_domain, paired_panels, paired_table
 from hyperlora.reporting.figures import (
     ANCHOR,
     GROUPS,
@@ -65,6 +67,7 @@ def report_page(run: RunFiles, against: RunFiles | None = None) -> Page:
         notes=[*([unfinished] if made < planned else []), *filter(None, [losers(run.scores)])],
         verdict=verdict(run.scores),
         terms=TERMS,
+        advice=advice(run),
     )
 
 
@@ -95,8 +98,9 @@ def _panels(run: RunFiles, figures: dict[str, Any], paired: dict[str, Any] | Non
             "What a personal adapter is worth",
             gain_by_domain(run, figures["gain_over_anchor"], "gain", f"the {ANCHOR}"),
             "Test accuracy as received, of the adapter made for the client minus that of the anchor that all share; "
-            "one point for each client, by domain.",
+            "one point for each client, by domain; the line below them is the 95 % interval of the mean over clients.",
         )
+    yield from filter(None, [clients_panel(run)])
     if run.clients is not None and len(run.clients.cards) > 1:
         yield Panel(
             "Map of signatures",
@@ -138,7 +142,7 @@ def _offered(run: RunFiles, view: StateView) -> str:
 
 
 def _tables(run: RunFiles, figures: dict[str, Any]) -> Iterator[Table]:
-    yield from filter(None, (worst_served(run), class_table(run)))
+    yield from filter(None, (anchor_table(run), worst_served(run), class_table(run)))
     faults = list(_faults(figures))
     yield Table(
         "Faults and rejections",

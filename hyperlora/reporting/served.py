@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -23,21 +24,47 @@ WORST_COLUMNS = (
     "what stands out",
 )
 CLASS_COLUMNS = ("class", "test samples", "seen clients (%)", "unseen clients (%)", "all, 95 % interval")
-NEXT = (
-    "What to try: where samples are few, look at the interval first, and get more of them. Far from all others: "
-    "clients with data like these, or more local steps (train.adapt-steps). Better with the anchor: use what the "
-    "validation share chooses, in the table of all clients. Classes that are missed: samples of these classes."
-)
 PLAIN = "nothing: samples, distance and anchor are as with the others"
+CAPTION = "The lowest accuracy as received; what to try next stands at the top."
 Score = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StandsOut:
+    """What may be why a client is served worse than others.
+
+    Attributes:
+        client: its client-id.
+        few_of: the training samples of the median client, where this one has few; else 0.
+        nearest: the client nearest to it, where it is far from all others; else empty.
+    """
+
+    client: str
+    few_of: float = 0.0
+    nearest: str = ""
+
+
+def worst_scores(run: RunFiles) -> list[Score]:
+    """Return the scores of the clients with the lowest accuracy as received."""
+    return sorted(scores_by_client(run.scores).values(), key=lambda score: float(score["zero_step"]))[:MOST_CLIENTS]
+
+
+def stands_out(run: RunFiles, name: str) -> StandsOut:
+    """Return whether a client has few samples, and whether its data are unlike those of all others."""
+    cards = run.clients.cards if run.clients else {}
+    if name not in cards:
+        return StandsOut(name)
+    usual = float(median(card.num_examples for card in cards.values()))
+    found = likeness(cards[name].signature, {other: card for other, card in cards.items() if other != name})
+    few = cards[name].num_examples < FEW * usual
+    return StandsOut(name, usual if few else 0.0, found.nearest if found is not None and found.unlike else "")
 
 
 def worst_served(run: RunFiles) -> Table | None:
     """Return the clients with the lowest accuracy as received, each with what may be why; None without scores."""
-    scores, choices = scores_by_client(run.scores), chosen_starts(run.scores)
-    worst = sorted(scores.values(), key=lambda score: score["zero_step"])[:MOST_CLIENTS]
-    rows = [_worst_row(run, score, choices.get(score["client_id"])) for score in worst]
-    return Table("Clients that are served worst", WORST_COLUMNS, rows, NEXT) if rows else None
+    choices = chosen_starts(run.scores)
+    rows = [_worst_row(run, score, choices.get(score["client_id"])) for score in worst_scores(run)]
+    return Table("Clients that are served worst", WORST_COLUMNS, rows, CAPTION) if rows else None
 
 
 def class_table(run: RunFiles) -> Table | None:
@@ -56,6 +83,13 @@ def class_table(run: RunFiles) -> Table | None:
     return Table("Accuracy by class", CLASS_COLUMNS, [row for _, row in rows], caption, folded=True)
 
 
+def classes_counted(run: RunFiles) -> dict[str, tuple[int, int]]:
+    """Return hits and test samples over all clients by class; empty where no client tells it."""
+    told = [score for score in scores_by_client(run.scores).values() if score.get("class_samples")]
+    names = _class_names(run, max((len(score["class_samples"]) for score in told), default=0))
+    return {name: _counted(told, index, None) for index, name in enumerate(names)}
+
+
 def _worst_row(run: RunFiles, score: Score, choice: Choice | None) -> tuple[str, ...]:
     name, share = str(score["client_id"]), float(score["zero_step"])
     low, high = interval(share, score["num_test"])
@@ -72,14 +106,11 @@ def _worst_row(run: RunFiles, score: Score, choice: Choice | None) -> tuple[str,
 
 
 def _reasons(run: RunFiles, name: str, choice: Choice | None) -> Iterator[str]:
-    cards = run.clients.cards if run.clients else {}
-    if name in cards:
-        usual = median(card.num_examples for card in cards.values())
-        if cards[name].num_examples < FEW * usual:
-            yield f"few training samples (the median client has {usual:.0f})"
-        found = likeness(cards[name].signature, {other: card for other, card in cards.items() if other != name})
-        if found is not None and found.unlike:
-            yield f"far from all others (nearest: {found.nearest})"
+    found = stands_out(run, name)
+    if found.few_of:
+        yield f"few training samples (the median client has {found.few_of:.0f})"
+    if found.nearest:
+        yield f"far from all others (nearest: {found.nearest})"
     if choice is not None and choice.gain < 0:
         yield f"{-100 * choice.gain:.0f} points better with the {ANCHOR}"
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from hyperlora.cli.main import app
+from hyperlora.cli.output import fitted_table
 from hyperlora.newcomer import start_for
-from hyperlora.reporting.comparison import comparison_page
+from hyperlora.reporting.advice import NOTHING, advice
+from hyperlora.reporting.client_bars import clients_panel
+from hyperlora.reporting.comparison import SUMMARY, comparison_page
 from hyperlora.reporting.figures import STEPS, comparison_figures, failures, gains, labels_of, totals
 from hyperlora.reporting.page import Page, Table
 from hyperlora.reporting.panels import draw_accuracy, draw_signatures
@@ -22,6 +29,7 @@ from hyperlora.reporting.report import report_page
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory
 from hyperlora.reporting.signature_map import SignatureMap
 from hyperlora.reporting.state_view import spectrum, view_state
+from hyperlora.reporting.verdict import interval
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
 from strategies.engine.checkpoint import OldRunError
@@ -30,6 +38,7 @@ from tests.synthetic_run import make_synthetic_run
 
 PANELS = (
     "Accuracy over rounds",
+    "What each client has",
     "What a personal adapter is worth",
     "Map of signatures",
     "Attention between clients",
@@ -89,7 +98,7 @@ def test_figures_take_their_colours_from_the_page(run: RunFiles) -> None:
 def test_a_method_without_attention_or_anchor_scores_has_no_empty_panel(fedit: RunFiles) -> None:
     titles = [panel.title for panel in report_page(fedit).panels]
     curves = [f"Accuracy over rounds, {group} clients" for group in ("seen", "unseen")]
-    assert titles == [*curves, "Map of signatures", "Singular values", "Traffic", "Time"]
+    assert titles == [*curves, "What each client has", "Map of signatures", "Singular values", "Traffic", "Time"]
 
 
 def test_a_report_against_fedit_pairs_each_client_with_itself_and_marks_who_is_unseen(
@@ -360,10 +369,111 @@ def test_a_run_whose_clients_keep_their_classes_has_no_table_of_them(run: RunFil
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps(kept))
     page = report_page(RunFiles.open(tmp_path / "run"))
     assert "Accuracy by class" not in [table.title for table in page.tables]
-    assert page.tables[0].rows[0][5] == "-"
+    worst = next(table for table in page.tables if table.title == "Clients that are served worst")
+    assert worst.rows[0][5] == "-"
 
 
 def test_a_new_directory_is_gone_again_where_what_fills_it_fails(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), new_directory(tmp_path / "made") as made:
         shutil.copy(tmp_path / "missing", made)
     assert not (tmp_path / "made").exists()
+
+
+NAMES = ("20261126-115109-hyperlora-seed0", "20261126-115109-hyperlora-seed1", "notes/a run (1)")
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_names_of_runs_stand_whole_on_a_narrow_terminal(width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    rows = [(name, "hyperlora", *["81.2 %"] * 4, "1123.4", "1:05") for name in NAMES]
+    with console.capture() as printed:
+        console.print(fitted_table(SUMMARY, rows, console))
+    lines = printed.get().splitlines()
+    assert all(len(line) <= width for line in lines)
+    named = "".join(line[: max(map(len, NAMES)) if width == 200 else 12].rstrip() for line in lines)
+    assert all(name.replace(" ", "") in named.replace(" ", "") for name in NAMES)
+    assert "…" not in printed.get()
+
+
+def changed(run: RunFiles, directory: Path, change: Callable[[dict[str, Any]], None]) -> RunFiles:
+    """Return a copy of a run of which every score was changed."""
+    shutil.copytree(run.path, directory)
+    scores = json.loads((directory / "evaluation.json").read_text())
+    for one in scores:
+        change(one)
+    (directory / "evaluation.json").write_text(json.dumps(scores))
+    return RunFiles.open(directory)
+
+
+def test_each_client_has_a_bar_with_its_number_of_samples_and_their_interval(run: RunFiles, tmp_path: Path) -> None:
+    def few(score: dict[str, Any]) -> None:
+        score["num_test"] = 13 if score["client_id"] == "photo-0" else 400
+
+    panel = clients_panel(changed(run, tmp_path / "run", few))
+    assert panel is not None
+    assert "photo-0 (13)" in panel.svg
+    low, high = interval(next(one["zero_step"] for one in run.scores if one["client_id"] == "photo-0"), 13)
+    assert f"13 test samples, {100 * low:.0f} to {100 * high:.0f}" in panel.svg
+    assert panel.svg.count(" of 400 test samples, ") == 19
+
+
+def test_of_many_clients_the_lowest_have_a_bar_and_the_page_says_so(tmp_path: Path) -> None:
+    panel = clients_panel(RunFiles.open(make_synthetic_run(tmp_path / "run", clients=30, rounds=2)))
+    assert panel is not None
+    assert panel.svg.count(" test samples, ") == 24
+    assert "The 24 lowest of 30" in panel.caption
+
+
+def test_a_personal_adapter_has_a_paired_interval_over_clients(run: RunFiles, tmp_path: Path) -> None:
+    def lower(score: dict[str, Any]) -> None:
+        if score["track"] == "start" and not score["seen"]:
+            score["zero_step"] -= 0.2 if score["client_id"] == "photo-3" else 0.12
+
+    page = report_page(changed(run, tmp_path / "run", lower))
+    table = next(table for table in page.tables if table.title.startswith("What a personal adapter is worth"))
+    seen, unseen = (tuple(row) for row in table.rows)
+    assert seen == ("seen", "as received", "16", "+10.0", "+10.0 to +10.0", "16", "0", "0")
+    assert unseen[2] == "4"
+    low, high = (float(bound) for bound in unseen[4].split(" to "))
+    assert low <= float(unseen[3]) <= high
+    assert any(
+        f"made for unseen clients is {-float(unseen[3]):.1f} points below the anchor" in one for one in page.advice
+    )
+
+
+def test_what_to_try_next_follows_from_the_run(run: RunFiles, tmp_path: Path) -> None:
+    said = " ".join(advice(run))
+    assert "The curve of seen clients still rises (+4.2 points" in said
+    assert "-c federation.rounds=12" in said
+    assert "Classes below the 56 % over all: three (0 % of 160)" in said
+    assert "Local steps help seen clients (+5.0 points" in said
+    assert "below the anchor" not in said
+    assert "Far from" not in said
+    assert "Few training samples" not in said
+
+    def even(score: dict[str, Any]) -> None:
+        score |= {"k_step": score["zero_step"], "class_samples": [], "class_hits": [], "num_test": 400}
+
+    flat = changed(run, tmp_path / "flat", even)
+    lines = [json.loads(line) for line in (flat.path / "metrics.jsonl").read_text().splitlines()]
+    for one in lines:
+        one["evaluation"] = one["evaluation"] and lines[1]["evaluation"]
+    (flat.path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert advice(RunFiles.open(flat.path)) == [NOTHING]
+
+
+def test_clients_with_few_samples_and_clients_far_from_all_are_told_what_to_try(run: RunFiles, tmp_path: Path) -> None:
+    def worst(score: dict[str, Any]) -> None:
+        score["zero_step"] = {"photo-0": 0.0, "sketch-0": 0.1}.get(score["client_id"], 0.9)
+
+    copy = changed(run, tmp_path / "run", worst)
+    listed = json.loads((copy.path / "clients.json").read_text())
+    for card in listed["clients"]:
+        if card["client_id"] == "photo-0":
+            card["num_examples"] = 2
+        if card["client_id"] == "sketch-0":
+            card["signature"][:6] = [50.0] * 6  # feature means
+    (copy.path / "clients.json").write_text(json.dumps(listed))
+    said = " ".join(advice(RunFiles.open(copy.path)))
+    assert "Few training samples: photo-0 (the median client has 10)" in said
+    assert "Far from all other clients: sketch-0." in said
