@@ -11,7 +11,7 @@ from hyperlora.reporting.served import StandsOut, classes_counted, stands_out, w
 from hyperlora.reporting.verdict import gain_interval, interval
 
 RISEN, WIDE, SHARE_OF_ROUNDS, MOST_NAMED = 0.01, 0.3, 0.3, 3
-NOTHING = "Nothing stands out: no client is far from the others or short of samples, and no curve still rises."
+NOTHING = "Nothing stands out: no client is far from the others or short of samples, and no curve rises or falls."
 
 
 def advice(run: RunFiles) -> list[str]:
@@ -23,16 +23,24 @@ def advice(run: RunFiles) -> list[str]:
 
 
 def _curve(run: RunFiles) -> Iterator[str]:
-    """Say for which group accuracy as received still rose at the end, by more than a point and to its highest."""
+    """Say for which group accuracy as received still rose at the end, by a point and to its highest, or fell by one."""
     series, last = accuracy_over_rounds(run.records), len(run.records)
     for group in GROUPS:
         points = series.get(f"{group} zero_step", [])
         early = [point["mean"] for point in points if point["round"] <= (1 - SHARE_OF_ROUNDS) * last]
-        if early and points[-1]["mean"] == max(point["mean"] for point in points) >= max(early) + RISEN:
-            risen = 100 * (points[-1]["mean"] - max(early))
+        if not early:
+            continue
+        end, best = points[-1]["mean"], max(points, key=lambda point: point["mean"])
+        if end == best["mean"] >= max(early) + RISEN:
             yield (
-                f"The curve of {group} clients still rises ({risen:+.1f} points in the last third): make more rounds, "
-                f"hyperlora run --resume {run.name} -c federation.rounds={2 * last}"
+                f"The curve of {group} clients still rises ({100 * (end - max(early)):+.1f} points in the last third): "
+                f"make more rounds, hyperlora run --resume {run.name} -c federation.rounds={2 * last}"
+            )
+        elif best["mean"] in early and end <= best["mean"] - RISEN:
+            lost = f"{100 * (best['mean'] - end):.1f} points more than at the end"
+            yield (
+                f"{group.capitalize()} clients had most in round {best['round']}, {lost}: fewer rounds or local steps may "
+                "do (federation.rounds, train.local-steps)."
             )
 
 

@@ -17,11 +17,11 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.reporting.figures import GROUPS, MIB, STEPS, accuracy_over_rounds
 from hyperlora.reporting.run_files import read_records
 from hyperlora.reporting.signature_map import SignatureMap
-from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, canvas, inline_svg, plain, tip
+from hyperlora.reporting.svg import FAINT, INK, MARKERS, SERIES, SMALLEST_TEXT, canvas, inline_svg, plain, tip
 from hyperlora.reporting.verdict import gain_interval
 
 FADE = LinearSegmentedColormap.from_list("fade", [(0.12, 0.52, 0.82, 0.0), (0.12, 0.52, 0.82, 1.0)])
-MOST_NAMED = {"x": 18, "y": 24}
+MOST_NAMED = {"x": 12, "y": 20}
 SMALLEST = 1e-9
 MOST_TICKS = 8
 FILE_COLORS = ("#0072B2", "#D55E00")
@@ -98,6 +98,7 @@ def _line(axes: Axes, points: Sequence[Point], label: str, color: str, line: str
 
 def _label_accuracy(axes: Axes) -> None:
     axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=_fitting(axes))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _whole_rounds(axes, [round_ for line in axes.lines for round_ in np.asarray(line.get_xdata()).tolist()])
     axes.figure.legend(loc="outside upper left", ncols=2, frameon=False)
 
@@ -214,13 +215,13 @@ def _label_clients(axes: Axes, axis: str, names: Sequence[str], domains: Mapping
         line(places[0] - 0.5, color=FAINT, lw=0.8)
     rotation = 90 if axis == "x" else 0
     if len(names) <= MOST_NAMED[axis]:
-        ticks(range(len(names)), [plain(name) for name in names], rotation=rotation, fontsize=8)
+        ticks(range(len(names)), [plain(name) for name in names], rotation=rotation, fontsize=SMALLEST_TEXT)
     else:
         ticks(
             [sum(places) / len(places) for places in groups.values()],
             [plain(group) for group in groups],
             rotation=rotation,
-            fontsize=8.5,
+            fontsize=SMALLEST_TEXT,
         )
 
 

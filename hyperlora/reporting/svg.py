@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 INK, FAINT = "#0a0b01", "#0a0b02"
 SERIES = ("#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15", "#0a0b16")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-WIDTH = 4.6
+WIDTH, SMALLEST_TEXT = 4.0, 9.0
+"""Inches and points: text of this size has 11 px where a phone shows the figure in 352 px."""
 VARIABLES = {INK: "--ink", FAINT: "--faint"} | {color: f"--series-{n}" for n, color in enumerate(SERIES, start=1)}
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -40,7 +41,7 @@ STYLE: Any = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": SMALLEST_TEXT,
     "lines.linewidth": 1.8,
 }
 

@@ -35,6 +35,7 @@ for (const svg of document.querySelectorAll('figure svg')) {
   if (svg.querySelectorAll('path, use, image').length < 10) wrong.push(`${title}: empty`);
   const scale = frame.width / svg.viewBox.baseVal.width;
   const sizes = texts.map(one => scale * parseFloat(getComputedStyle(one).fontSize));
+  if (frame.right > svg.parentElement.getBoundingClientRect().right) wrong.push(`${title}: sticks out`);
   if (Math.min(...sizes) < 11) wrong.push(`${title}: text of ${Math.min(...sizes).toFixed(1)} px`);
 }
 return wrong;

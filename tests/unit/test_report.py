@@ -462,6 +462,16 @@ def test_what_to_try_next_follows_from_the_run(run: RunFiles, tmp_path: Path) ->
     assert advice(RunFiles.open(flat.path)) == [NOTHING]
 
 
+def test_a_curve_that_falls_is_told_with_its_best_round(run: RunFiles, tmp_path: Path) -> None:
+    copy = changed(run, tmp_path / "run", lambda score: None)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    lines[1]["evaluation"], lines[5]["evaluation"] = lines[5]["evaluation"], lines[1]["evaluation"]
+    (copy.path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    said = " ".join(advice(RunFiles.open(copy.path)))
+    assert "Seen clients had most in round 2, 16.7 points more than at the end" in said
+    assert "still rises" not in said
+
+
 def test_clients_with_few_samples_and_clients_far_from_all_are_told_what_to_try(run: RunFiles, tmp_path: Path) -> None:
     def worst(score: dict[str, Any]) -> None:
         score["zero_step"] = {"photo-0": 0.0, "sketch-0": 0.1}.get(score["client_id"], 0.9)
