@@ -39,8 +39,8 @@ def _curve(run: RunFiles) -> Iterator[str]:
         elif best["mean"] in early and end <= best["mean"] - RISEN:
             lost = f"{100 * (best['mean'] - end):.1f} points more than at the end"
             yield (
-                f"{group.capitalize()} clients had most in round {best['round']}, {lost}: fewer rounds or local steps may "
-                "do (federation.rounds, train.local-steps)."
+                f"{group.capitalize()} clients had most in round {best['round']}, {lost}: fewer rounds or local steps "
+                "may do (federation.rounds, train.local-steps)."
             )
 
 
