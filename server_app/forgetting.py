@@ -11,8 +11,8 @@ from typing import Any
 from hyperlora.config.schema import ConfigError
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.storage.files import storage_errors
-from server_app.run_directory import EVALUATION, RunDirectory
-from strategies.engine.checkpoint import Checkpoint, CheckpointStore
+from server_app.run_directory import EVALUATION, RunDirectory, open_checkpoints
+from strategies.engine.checkpoint import Checkpoint
 from strategies.federation.client_list import FILE_NAME as CLIENTS
 from strategies.federation.client_list import ClientList
 from strategies.methods.base.server import Forgets, Method
@@ -56,7 +56,7 @@ def forget_client(path: Path, client_id: str) -> Forgotten:
     with directory.held():
         run = RunFiles.open(directory.path)
         known, scores, method = run.clients, run.scores, build_method(run.config)
-        store = CheckpointStore(directory.path / "checkpoints", keep=1)
+        store = replace(open_checkpoints(directory, run.config), keep=1)
         found = store.latest(method.state_classes)
         if found is None:
             raise ConfigError(f"the run in '{path}' has no checkpoint, so there is nothing to take a client out of")

@@ -25,7 +25,15 @@ from models.personalization.prior import add_prior
 from server_app.audit import AuditedGrid, RunAudit, digest_of_settings
 from server_app.console import RunConsole
 from server_app.progress import Pace, ProgressGrid
-from server_app.run_directory import ENVIRONMENT, EVALUATION, LEFT_OUT, METRICS, RunDirectory, describe_environment
+from server_app.run_directory import (
+    ENVIRONMENT,
+    EVALUATION,
+    LEFT_OUT,
+    METRICS,
+    RunDirectory,
+    describe_environment,
+    open_checkpoints,
+)
 from server_app.sinks import Sinks, open_sinks
 from strategies.engine.checkpoint import CheckpointStore
 from strategies.engine.records import RoundRecord
@@ -69,7 +77,7 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
             with closing(open_sinks(config, directory.path)) as sinks:
                 audit = RunAudit(directory.path)
                 audit.note("begun", method=config.method, resume=config.run.resume, settings=digest_of_settings(config))
-                made = _Run(config, directory, strategy, console, sinks, audit)
+                made = _Run(config, directory, strategy, open_checkpoints(directory, config), console, sinks, audit)
                 start_round = made.begin(model.backbone.fingerprint)
                 made.make_rounds(ProgressGrid(AuditedGrid(grid, audit), console.progress), start_round)
             made.save_results(model)
@@ -116,13 +124,10 @@ class _Run:
     config: RunConfig
     directory: RunDirectory
     strategy: LoraStrategy
+    checkpoints: CheckpointStore
     console: RunConsole
     sinks: Sinks
     audit: RunAudit
-
-    @property
-    def checkpoints(self) -> CheckpointStore:
-        return CheckpointStore(self.directory.path / "checkpoints", keep=self.config.run.checkpoints_kept)
 
     def begin(self, fingerprint: str) -> int:
         """Restore what is to be gone on with, keep the settings, and return the first round to make.

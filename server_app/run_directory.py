@@ -30,7 +30,9 @@ from hyperlora.storage.files import (
     write_json,
     write_text,
 )
+from hyperlora.storage.signing import SigningKey
 from server_app.tightening import tightens
+from strategies.engine.checkpoint import CheckpointStore
 
 log = logging.getLogger(__name__)
 LOCK, PATIENCE = ".lock", 10.0
@@ -211,6 +213,17 @@ class RunDirectory:
             except StorageError as full:
                 log.warning("%s", full)
             raise
+
+
+def open_checkpoints(directory: RunDirectory, config: RunConfig) -> CheckpointStore:
+    """Return the checkpoints of a run, signed and asked for signatures where its settings name a key.
+
+    Raises:
+        StorageError: the key cannot be used.
+    """
+    named = config.run.signing_key
+    key = SigningKey.read(Path(named)) if named else None
+    return CheckpointStore(directory.path / "checkpoints", keep=config.run.checkpoints_kept, key=key)
 
 
 def describe_environment(seed: int, fingerprint: str) -> dict[str, Any]:

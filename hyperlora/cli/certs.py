@@ -16,6 +16,7 @@ import typer
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -78,6 +79,17 @@ def node(
     _write(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()), PRIVATE)
     _write(public, f"{one_line_key(key.public_key())} {path.name}\n".encode(), PUBLIC)
     say(f"send {public} to the operator of the server; keep {path} to yourself")
+
+
+@app.command()
+@reports_errors
+def signing(path: Annotated[Path, typer.Argument(help="File for the private key.")]) -> None:
+    """Make the key that run.signing-key names: it signs a run's checkpoints. Keep it out of the run directory."""
+    _refuse(path)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = Ed25519PrivateKey.generate()
+    _write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), PRIVATE)
+    say(f"hyperlora run -c run.signing-key={path} signs its checkpoints and goes on from no others")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import PATH_KEYS, RunConfig, Scalar
 from hyperlora.storage.run_names import followed, is_published
 
-INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients")
+INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients", "run.signing-key")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from hyperlora.config.section import (
 
 __all__ = ["PATH_KEYS", "ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
 
-PATH_KEYS = ("data.path", "model.weights", "run.output-dir", "federation.allowed-clients")
+PATH_KEYS = ("data.path", "model.weights", "run.output-dir", "federation.allowed-clients", "run.signing-key")
 DEFAULT_METHOD = "hyperlora"
 MethodName = Annotated[str, Rule(lambda value: bool(find_method(value)), METHOD_NAMES)]
 

@@ -294,6 +294,9 @@ class RunDirectoryConfig(Section):
     resume: bool = key(False, "go on from the last checkpoint in run.output-dir")
     checkpoint_every: NonNegativeInt = key(1, "rounds between checkpoints; the last round always has one; 0 makes none")
     checkpoints_kept: PositiveInt = key(2, "newest checkpoints that are kept")
+    signing_key: str = key(
+        "", "Ed25519 key (PEM) that signs checkpoints; a run goes on only from what it signed; empty signs none"
+    )
     sinks: SinkList = key(
         "auto", "where live metrics go besides metrics.jsonl: auto (TensorBoard if installed), names, or empty"
     )

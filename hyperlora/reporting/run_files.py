@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def read_records(metrics: Path) -> list[dict[str, Any]]:
 def _record_of(metrics: Path, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-        return {**asdict(TypeAdapter(RoundRecord).validate_python(record)), **record}
+        return {**asdict(TypeAdapter(Round).validate_python(record)), **record}
     except (ValueError, RecursionError) as error:
         raise RunFilesError(f"'{metrics}' is damaged: line {number} holds no round ({_essence(error)})") from error
 
@@ -198,6 +198,32 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Figures over clients."""
+
+    mean: float
+    std: float
+    worst_tenth: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the evaluation of a group of clients must hold for a report."""
+
+    clients: int
+    zero_step: Spread
+    k_step: Spread
+    by_steps: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Round(RoundRecord):
+    """What a line of ``metrics.jsonl`` must hold for a report."""
+
+    evaluation: dict[str, Group] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

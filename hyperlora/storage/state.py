@@ -1,5 +1,7 @@
 """One state, one file: torch's format behind a line with the kind, the version and a SHA-256 of all that follows.
 
+With a signing key the line ends in a signature of what stands before it.
+
 A state is made of dataclasses, tensors, mappings, lists, tuples, strings, numbers and None. In the file a dataclass is
 a dict of its fields with its name under the key None, so the file holds nothing but built-in types and tensors, which
 ``torch.load(weights_only=True)`` reads without running code. Dataclasses are made again by their constructors, and only
@@ -20,8 +22,11 @@ import torch
 from torch import Tensor
 
 from hyperlora.storage.files import StorageError, write_bytes
+from hyperlora.storage.signing import SigningKey
 
 MAGIC = "hyperlora-state"
+MOST_WORDS = 5
+"""Of the first line: magic, kind, version, checksum, signature."""
 LONGEST_INT = 2000
 """Bits of a whole number that every unpickler reads."""
 
@@ -31,7 +36,14 @@ class StateError(StorageError):
 
 
 def write_state(
-    path: Path, value: Any, classes: Sequence[type], *, kind: str, version: int, durable: bool = True
+    path: Path,
+    value: Any,
+    classes: Sequence[type],
+    *,
+    kind: str,
+    version: int,
+    durable: bool = True,
+    key: SigningKey | None = None,
 ) -> None:
     """Write ``value`` to ``path`` in one step; the value and its copy as bytes are held in memory at once.
 
@@ -44,6 +56,7 @@ def write_state(
         kind: one word for what the value is, for example ``checkpoint``.
         version: of its content.
         durable: wait until the file is on the disk (fsync).
+        key: signs the file.
 
     Raises:
         StateError: a part of the value could not be restored, or the file cannot be written; the old file stays.
@@ -58,19 +71,20 @@ def write_state(
         raise StateError(f"the state file '{path}' cannot be written: {reason}") from error
     content = payload.getvalue()
     try:
-        write_bytes(path, _header(kind, version, content) + content, durable=durable)
+        write_bytes(path, _header(kind, version, content, key) + content, durable=durable)
     except StorageError as error:
         raise StateError(f"the state file {error}") from error
 
 
-def read_state(path: Path, classes: Sequence[type], *, kind: str, version: int) -> Any:
-    """Return the value that :func:`write_state` wrote.
+def read_state(path: Path, classes: Sequence[type], *, kind: str, version: int, key: SigningKey | None = None) -> Any:
+    """Return the value that :func:`write_state` wrote; only what ``key`` signed where one is given.
 
     Raises:
-        StateError: the file is missing, damaged, of another kind or version, or holds a class that is not listed.
+        StateError: the file is missing, damaged, of another kind or version, not signed by ``key``, or holds a class
+            that is not listed.
     """
     try:
-        return _decoded(path.read_bytes(), classes, kind, version)
+        return _decoded(path.read_bytes(), classes, kind, version, key)
     except OSError as error:
         raise StateError(f"the state file '{path}' cannot be read: {error.strerror or error}") from error
     except StateError as error:
@@ -80,27 +94,39 @@ def read_state(path: Path, classes: Sequence[type], *, kind: str, version: int) 
         raise StateError(f"the state file '{path}' cannot be used: {reason}") from error
 
 
-def _header(kind: str, version: int, payload: bytes) -> bytes:
+def _header(kind: str, version: int, payload: bytes, key: SigningKey | None = None) -> bytes:
     digest = hashlib.sha256(f"{kind} {version}\n".encode() + payload)
-    return f"{MAGIC} {kind} {version} {digest.hexdigest()}\n".encode()
+    words = f"{MAGIC} {kind} {version} {digest.hexdigest()}"
+    return f"{words} {key.sign(words.encode())}\n".encode() if key else f"{words}\n".encode()
 
 
-def _decoded(content: bytes, classes: Sequence[type], kind: str, version: int) -> Any:
+def _decoded(content: bytes, classes: Sequence[type], kind: str, version: int, key: SigningKey | None) -> Any:
     header, _, payload = content.partition(b"\n")
-    magic, found_kind, found_version, _ = header.decode().split(" ")
+    words = header.decode().split(" ")
+    magic, found_kind, found_version, _ = words[:4]
     if magic != MAGIC:
         raise StateError("it is no state file")
     if found_kind != kind:
         raise StateError(f"it holds a '{found_kind}', expected a '{kind}'")
     if found_version != str(version):
         raise StateError(f"it is of version {found_version}, this program reads version {version}")
-    if _header(kind, version, payload) != header + b"\n":
+    unsigned = _header(kind, version, payload)[:-1]
+    if " ".join(words[:4]).encode() != unsigned or len(words) > MOST_WORDS:
         raise StateError("it is damaged (its checksum does not match)")
+    if key:
+        _require_signed(unsigned, words[4:], key)
     with zipfile.ZipFile(BytesIO(payload)) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise StateError("it is damaged (a part is compressed)")
     loaded = torch.load(BytesIO(payload), map_location="cpu", weights_only=True)
     return _Builder({cls.__name__: cls for cls in classes}, len(payload)).build(loaded)
+
+
+def _require_signed(header: bytes, signature: Sequence[str], key: SigningKey) -> None:
+    if not signature:
+        raise StateError("it is not signed, and run.signing-key asks for files that are")
+    if not key.has_signed(header, signature[0]):
+        raise StateError("its signature is not that of the key in run.signing-key")
 
 
 def _plain(value: Any, classes: frozenset[type], where: str) -> Any:

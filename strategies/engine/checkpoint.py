@@ -15,6 +15,7 @@ import torch
 
 from hyperlora.messages.signature import ClientCard
 from hyperlora.storage.files import StorageError, remove_unfinished
+from hyperlora.storage.signing import SigningKey
 from hyperlora.storage.state import StateError, read_state, write_state
 from models.personalization.signature import Signature
 from strategies.engine.history import History
@@ -58,6 +59,7 @@ class CheckpointStore:
     Args:
         directory: where the files ``round-00012.pt`` lie; made by the first :meth:`save`.
         keep: number of files kept, at least 1; 2 and more leave one to fall back to where the newest is damaged.
+        key: signs what is saved; only what it signed is found. None neither signs nor asks for signatures.
 
     Raises:
         ValueError: ``keep`` is less than 1.
@@ -65,6 +67,7 @@ class CheckpointStore:
 
     directory: Path
     keep: int
+    key: SigningKey | None = None
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -81,7 +84,7 @@ class CheckpointStore:
         """
         path = self.directory / f"round-{checkpoint.server_round:05d}.pt"
         content = {part.name: getattr(checkpoint, part.name) for part in fields(checkpoint)}
-        write_state(path, content, [*classes, *CLASSES], kind=KIND, version=VERSION)
+        write_state(path, content, [*classes, *CLASSES], kind=KIND, version=VERSION, key=self.key)
         self._prune(checkpoint.server_round)
         return path
 
@@ -114,7 +117,7 @@ class CheckpointStore:
         return None
 
     def _read(self, server_round: int, path: Path, classes: Sequence[type]) -> Checkpoint:
-        content = read_state(path, [*classes, *CLASSES], kind=KIND, version=VERSION)
+        content = read_state(path, [*classes, *CLASSES], kind=KIND, version=VERSION, key=self.key)
         try:
             checkpoint = Checkpoint(**content)
         except TypeError as error:

@@ -15,6 +15,8 @@ from client_app.app import app as client_app
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.reporting.run_files import RunFilesError
+from hyperlora.storage.signing import SigningKey
+from hyperlora.storage.state import StateError
 from server_app.forgetting import forget_client
 from server_app.run import run
 from strategies.engine.checkpoint import Checkpoint, CheckpointStore
@@ -77,6 +79,22 @@ def test_the_run_goes_on_without_the_client(directory: Path) -> None:
         forget_client(directory, NAME)
     run(LocalGrid(client_app, flat, 4), flat)
     assert checkpoint_of(directory).server_round == 4
+
+
+def test_what_is_left_is_signed_again(directory: Path, tmp_path: Path) -> None:
+    key = tmp_path / "signing.pem"
+    assert CliRunner().invoke(app, ["certs", "signing", str(key)]).exit_code == 0
+    assert key.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(StateError, match="it is not signed"):
+        make_short_run(
+            directory, **REMEMBERING, **{"run.resume": True, "run.signing-key": str(key), "federation.rounds": 9}
+        )
+    signed = make_short_run(tmp_path / "signed", **REMEMBERING, **{"run.signing-key": str(key)})
+    forget_client(signed, NAME)
+    store = CheckpointStore(signed / "checkpoints", keep=2, key=SigningKey.read(key))
+    found = store.latest(build_method(RunConfig.parse(SHORT)).state_classes)
+    assert found is not None
+    assert NAME not in found.cards
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from torch import Tensor
 
+from hyperlora.storage.files import StorageError
+from hyperlora.storage.signing import SigningKey
 from hyperlora.storage.state import StateError, write_state
 from strategies.engine import checkpoint as random_states
 from strategies.engine.checkpoint import KIND, VERSION, Checkpoint, CheckpointStore, OldRunError
@@ -156,6 +161,44 @@ def test_everything_comes_back(store):
     assert (random.random(), np.random.rand(), float(torch.rand(1))) == drawn
     assert (found.scores, found.history) == ([score], saved.history)
     assert found.cards["a"].signature.digest() == make_card("a").signature.digest()
+
+
+def test_a_forged_or_unsigned_checkpoint_is_not_gone_on_from(tmp_path, caplog):
+    """Who may write to the run directory can make a file with a right checksum, and no signature."""
+    own, other = (SigningKey(Ed25519PrivateKey.generate()) for _ in range(2))
+    store = CheckpointStore(tmp_path / "checkpoints", keep=9, key=own)
+    save(store, 1)
+    save(replace(store, key=other), 2)
+    save(replace(store, key=None), 3)
+    assert latest(store) == 1
+    assert "its signature is not that of the key in run.signing-key" in caplog.text
+    assert "it is not signed, and run.signing-key asks for files that are" in caplog.text
+    assert latest(replace(store, key=None)) == 3, "without a key nothing is asked of signatures"
+
+
+def test_a_signature_does_not_move_to_another_content(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", keep=9, key=SigningKey(Ed25519PrivateKey.generate()))
+    save(store, 1)
+    signed = store.directory / "round-00001.pt"
+    signature = signed.read_bytes().partition(b"\n")[0].split(b" ")[4]
+    save(replace(store, key=None), 2)
+    forged = store.directory / "round-00002.pt"
+    header, _, payload = forged.read_bytes().partition(b"\n")
+    forged.write_bytes(header + b" " + signature + b"\n" + payload)
+    assert latest(store) == 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "of another kind"])
+def test_a_signing_key_that_is_none_is_refused_in_one_sentence(tmp_path, kind):
+    path = tmp_path / "key.pem"
+    if kind == "text":
+        path.write_text("secret")
+    elif kind == "of another kind":
+        pem = ec.generate_private_key(ec.SECP384R1())
+        path.write_bytes(pem.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with pytest.raises(StorageError, match="key") as error:
+        SigningKey.read(path)
+    assert "\n" not in str(error.value)
 
 
 def test_keeping_none_is_refused(tmp_path):

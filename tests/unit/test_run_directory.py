@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.reporting.run_files import RunFilesError, read_records
 from hyperlora.storage.files import private_files
 from server_app.run_directory import RunDirectory
 
@@ -109,3 +110,15 @@ def test_settings_that_cannot_be_read_are_one_sentence_and_stay(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"config\.json' cannot be read .* so the run cannot go on"):
         RunDirectory(tmp_path, resume=True).keep_config(RunConfig())
     assert (tmp_path / "config.json").read_bytes() == b"{\xff"
+
+
+@pytest.mark.parametrize("missing", ["mean", "k_step", "clients"])
+def test_a_round_without_a_figure_that_a_report_needs_is_refused_by_its_line(tmp_path: Path, missing: str) -> None:
+    spread = {"mean": 0.5, "std": 0.1, "worst_tenth": 0.2}
+    record = {"server_round": 1, "evaluation": {"seen": {"clients": 2, "zero_step": spread, "k_step": spread}}}
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    assert read_records(path)[0]["evaluation"] == {**record["evaluation"]}
+    path.write_text(json.dumps(record).replace(f'"{missing}"', '"mutated"') + "\n")
+    with pytest.raises(RunFilesError, match=f"line 1 holds no round .evaluation.seen.*{missing}"):
+        read_records(path)
