@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from benchmarks.bootstrap import paired_difference
 from benchmarks.table import cell, markdown
 
+NO_ATTACK = "none"
 RELEASES = ("signature", "start as received", "adapter sent back")
 COLUMNS = ("epsilon: signature", "epsilon: all", *RELEASES, "seen, as received", "seen, after K steps")
 
@@ -25,6 +27,24 @@ def attack_table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]
         if found
     }
     return markdown("attack, share of bad clients", list(order), rows)
+
+
+def loss_table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], order: Sequence[str]) -> str:
+    """Return a markdown table: what an attack changes for honest clients as received, in points with 95 % intervals.
+
+    Args:
+        results: setting -> variant -> runs; the setting ``none`` is what the others are compared with, by client and
+            seed.
+        order: the variants.
+    """
+    groups = [(name, group) for name in order for group in ("seen", "unseen")]
+    honest, rows = results[NO_ATTACK], {}
+    for setting, found in results.items():
+        pairs = [(found.get(name, []), honest.get(name, []), group) for name, group in groups]
+        if setting != NO_ATTACK and any(attacked for attacked, _, _ in pairs):
+            changes = [paired_difference(*pair, ("zero_step", "zero_step")) for pair in pairs]
+            rows[setting] = [str(one) if one else "" for one in changes]
+    return markdown("attack", [", ".join(pair) for pair in groups], rows)
 
 
 def honest_accuracy(run: Mapping[str, Any]) -> float:

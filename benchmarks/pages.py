@@ -1,9 +1,9 @@
 """The tables in ``docs/``: each block between two marks is printed from the results, never typed.
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
-``<!-- /results -->``; all but the suite may be left out. The suites ``membership`` and ``lira`` are the tables of
-:mod:`benchmarks.membership` and :mod:`benchmarks.lira`, ``costs`` what every suite costs. Several suites, with commas,
-stand side by side in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
+``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira`` and ``head_parts`` are the
+tables of the modules of these names, ``costs`` what every suite costs. Several suites, with commas, stand side by side
+in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.amortisation import draw as draw_amortisation
-from benchmarks.attack_tables import attack_table, lira_table, membership_table
+from benchmarks.attack_tables import attack_table, lira_table, loss_table, membership_table
 from benchmarks.bootstrap import calibration_table, interval_table
 from benchmarks.cost import cost_page
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.grid import SuiteError
+from benchmarks.head_parts import head_parts_table
 from benchmarks.newcomers import draw_newcomers
 from benchmarks.result import load_results, load_settings
 from benchmarks.suite import HERE, setting_names, split_name, suite_title, variant_names
@@ -31,7 +32,7 @@ from benchmarks.verdicts import verdicts
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 TARGET_REFERENCE = "fedit"
-MEMBERSHIP, LIRA, COSTS = "membership", "lira", "costs"
+COSTS = "costs"
 UNMEASURED = "Not measured yet."
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?P<head><!-- results: (?P<wanted>.*?) -->\n).*?(?P<tail><!-- /results -->)", re.DOTALL)
@@ -50,6 +51,14 @@ MORE_TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
     "verdicts": verdicts,
 }
 """Tables that stand where a block names them."""
+ATTACK_TABLES = {"attacks": attack_table, "losses": loss_table}
+"""Tables over all settings of a suite."""
+OF_MODULES: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+    "membership": membership_table,
+    "lira": lira_table,
+    "head_parts": head_parts_table,
+}
+"""Tables of the runs in a json file of this name."""
 FIGURES = {"steps": draw_steps, "methods": draw_methods}
 
 
@@ -75,9 +84,9 @@ class Block:
         if unknown := set(keys) - {"tables", "variants", "reference"}:
             raise SuiteError(f"'{wanted}' has the unknown keys {sorted(unknown)}")
         tables = _names(keys.get("tables", ""), ",") or tuple(TABLES)
-        if missing := set(tables) - {*TABLES, *MORE_TABLES, "attacks", MEMBERSHIP}:
+        if missing := set(tables) - {*TABLES, *MORE_TABLES, *ATTACK_TABLES}:
             raise SuiteError(f"'{wanted}' names the tables {sorted(missing)}; there are {', '.join(TABLES)}")
-        if suites in ((MEMBERSHIP,), (LIRA,), (COSTS,)):
+        if suites[0] in (*OF_MODULES, COSTS):
             return cls(suites, suites, (), "")
         variants = _names(keys.get("variants", ""), ";") or tuple(variant_names(suites[0]))
         return cls(suites, tables, variants, keys.get("reference", variants[0]))
@@ -159,16 +168,11 @@ def _settings() -> list[str]:
 
 def _text(wanted: str, results: Path) -> str:
     block = Block.parse(wanted)
-    if block.tables == (MEMBERSHIP,):
-        path = results / f"{MEMBERSHIP}.json"
-        return membership_table(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else ""
-    if block.tables == (LIRA,):
-        path = results / f"{LIRA}.json"
-        return lira_table(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else ""
-    if block.tables == ("attacks",):
-        found = load_settings(results, block.suites[0])
-        settings = {name.rsplit("/", 1)[-1]: found.get(name, {}) for name in setting_names(block.suites[0])}
-        return attack_table(settings, block.variants)
+    if (name := block.tables[0]) in OF_MODULES:
+        path = results / f"{name}.json"
+        return OF_MODULES[name](json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else UNMEASURED
+    if set(block.tables) <= set(ATTACK_TABLES):
+        return _attacks(load_settings(results, block.suites[0]), block)
     if block.tables == (COSTS,):
         return cost_page()
     suites = {suite: _shown(load_results(results, suite), block.variants) for suite in block.suites}
@@ -179,6 +183,21 @@ def _text(wanted: str, results: Path) -> str:
         texts = tables_of(runs, block.variants, block.reference, block.tables)
         return "\n\n".join([*texts, hours(runs, block.variants)])
     return _several(suites, block)
+
+
+def _attacks(found: Mapping[str, Results], block: Block) -> str:
+    """Return the tables of a block on attacks, of runs of one fingerprint, and which it is."""
+    settings = {name: name.rsplit("/", 1)[-1] for name in setting_names(block.suites[0])}
+    wanted = [(name, variant) for name in settings for variant in block.variants]
+    every = {f"{settings[name]}, {variant}": found.get(name, {}).get(variant, []) for name, variant in wanted}
+    kept, note = of_one_fingerprint(every)
+    if not any(kept.values()):
+        return UNMEASURED
+    shown = {
+        short: {variant: kept.get(f"{short}, {variant}", []) for variant in block.variants}
+        for short in settings.values()
+    }
+    return "\n\n".join([*(ATTACK_TABLES[one](shown, block.variants) for one in block.tables), note])
 
 
 def _several(suites: Mapping[str, Results], block: Block) -> str:

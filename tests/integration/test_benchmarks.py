@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks.head_parts import WHOLE, head_parts_table, scores
 from benchmarks.result import load_results
+from hyperlora.reporting.run_files import RunFiles
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -26,3 +30,17 @@ def test_a_suite_runs_prints_its_tables_and_is_not_run_again(tmp_path: Path) -> 
     assert result["config"]["federation.rounds"] == 1
     again = benchmark(tmp_path)
     assert "2 of 2 runs are there, 0 to do" in again.stdout
+
+
+def test_heads_made_again_are_those_of_the_run_and_differ_without_a_part(short_run: Path) -> None:
+    run = RunFiles.open(short_run)
+    told = scores(run)
+    accuracy = {part: {one["client_id"]: one["zero_step"] for one in found} for part, found in told.items()}
+    own = {one["client_id"]: one["zero_step"] for one in run.scores if one["track"] == "start"}
+    assert accuracy[WHOLE] == pytest.approx(own, abs=1e-6)
+    assert all(
+        found != accuracy[WHOLE] for part, found in accuracy.items() if part not in (WHOLE, "the generated head alone")
+    )
+    table = head_parts_table([{"setting": "digits/plain", "seed": 0, "parts": told}])
+    assert table.startswith("| in place of what it is | plain, seen | plain, unseen |")
+    assert len(table.splitlines()) == 2 + len(told) - 1

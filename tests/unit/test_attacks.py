@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.attack_tables import honest_accuracy
+from benchmarks.attack_tables import honest_accuracy, loss_table
 from benchmarks.attacks import ATTACKS, AttackedApp, FlippedFederation, choose_attackers
 from benchmarks.local_grid import LocalGrid
 from hyperlora.config.schema import RunConfig
@@ -76,3 +76,21 @@ def test_bad_clients_are_not_counted() -> None:
         "clients": [score("a", 0.5), score("b", 0.0), score("c", 1.0), score("a", 0.0, "anchor")],
     }
     assert honest_accuracy(run) == 75.0
+
+
+def test_what_an_attack_costs_is_paired_by_honest_client_and_seed() -> None:
+    def run(seed: int, attackers: list[str], **accuracies: float) -> dict[str, object]:
+        clients = [
+            {"client_id": name, "zero_step": value, "seen": name != "new", "track": "start"}
+            for name, value in accuracies.items()
+        ]
+        return {"seed": seed, "attackers": attackers, "clients": clients}
+
+    honest = [run(seed, [], a=0.8, b=0.9, new=0.5) for seed in (0, 1)]
+    attacked = [run(seed, ["b"], a=0.7, b=0.0, new=0.6) for seed in (0, 1)]
+    table = loss_table({"none": {"ours": honest}, "noise": {"ours": attacked}, "not run": {}}, ["ours"])
+    assert table.splitlines() == [
+        "| attack | ours, seen | ours, unseen |",
+        "|---|---|---|",
+        "| noise | -10.0 [-10.0, -10.0] | +10.0 [+10.0, +10.0] |",
+    ]

@@ -1,0 +1,175 @@
+"""``python -m benchmarks.head_parts``: what is each part of a generated head worth, to seen and to unseen clients?
+
+HyperLoRA is run on a suite's settings with development seeds. At the end of each run all clients are served again from
+its state with one part changed, and scored on their own test samples, as received. Nothing is trained again, so that
+differences are of the head alone, paired by client and seed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+from unittest.mock import patch
+
+import typer
+from rich.console import Console
+
+from benchmarks.amortisation import features_of
+from benchmarks.bootstrap import paired_difference
+from benchmarks.local_grid import LocalGrid
+from benchmarks.result import current_commit, write_json
+from benchmarks.run_job import NODES, require_all_clients
+from benchmarks.suite import Job, load_jobs
+from benchmarks.table import markdown
+from client_app.runtime import open_runtime
+from hyperlora.cli.settings import parse_override
+from hyperlora.messages.evaluate import START_TRACK
+from hyperlora.reporting.run_files import RunFiles
+from hyperlora.reporting.state_view import open_checkpoint
+from hyperlora.seeds import derive_seed
+from models.personalization import head_generator
+from models.personalization.class_means import Variances
+from models.personalization.prior import add_prior
+from models.personalization.within_class import WithinClass
+from strategies.methods.hyperlora.heads import with_heads
+from strategies.methods.hyperlora.state import HyperLoraState
+
+RESULT = Path(__file__).parent / "results" / "head_parts.json"
+WHOLE = "as it is"
+ALIKE = Variances(client=0.0, single=1e-6, length=1.0)
+"""Under which the classes of all clients look the same."""
+console = Console()
+
+
+def shuffled(state: HyperLoraState) -> HyperLoraState:
+    """Return the state with everybody's signature another client's."""
+    names = sorted(state.signature_vectors)
+    others = random.Random(derive_seed("shuffled signatures")).sample(names, len(names))
+    vectors = {name: state.signature_vectors[other] for name, other in zip(names, others, strict=True)}
+    return replace(state, signature_vectors=vectors)
+
+
+def unfitted(state: HyperLoraState) -> HyperLoraState:
+    """Return the state with nothing kept of what was fitted to class statistics."""
+    return replace(state, class_statistics=dict(state.class_statistics))
+
+
+def one_mean() -> AbstractContextManager[Any]:
+    """Have the classes of all clients look the same while heads are fitted."""
+    return patch.object(head_generator, "likeliest", lambda observed, distances: ALIKE)
+
+
+def one_covariance() -> AbstractContextManager[Any]:
+    """Have samples spread alike at all clients while heads are fitted."""
+    fit = staticmethod(lambda statistics, turn, ridge, distances: WithinClass(statistics, turn, ridge))
+    return patch.object(WithinClass, "fit", fit)
+
+
+Part = tuple[Callable[[HyperLoraState], HyperLoraState], Callable[[], AbstractContextManager[Any]]]
+PARTS: Mapping[str, Part] = {
+    WHOLE: (unfitted, nullcontext),
+    "the anchor's head for all": (lambda state: replace(state, head_share=0.0), nullcontext),
+    "the generated head alone": (lambda state: replace(state, head_share=1.0), nullcontext),
+    "share and scale by hand, a half each": (
+        lambda state: replace(state, head_share=0.5, head_scale=0.5),
+        nullcontext,
+    ),
+    "one mean of a class for all": (unfitted, one_mean),
+    "one covariance within classes for all": (unfitted, one_covariance),
+    "signatures shuffled": (shuffled, nullcontext),
+}
+
+
+def main(
+    suite: Annotated[str, typer.Option(help="whose settings are run")] = "pacs",
+    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
+    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+) -> None:
+    """Make the runs that are missing, serve their clients without one part at a time, and print the table."""
+    logging.basicConfig(level=logging.WARNING)
+    found: dict[str, Any] = json.loads(to.read_text(encoding="utf-8")) if to.exists() else {"runs": []}
+    there = {(run["setting"], run["seed"]) for run in found["runs"]}
+    for job in load_jobs(suite, dict(map(parse_override, override or [])), seed or [0, 1, 2], ["hyperlora"]):
+        if (job.suite, job.config.seed) not in there:
+            found["runs"].append({"setting": job.suite, "seed": job.config.seed, "parts": scored_run(job)})
+            write_json(to, {"commit": current_commit(), "runs": found["runs"]})
+            console.print(f"{job.suite}, seed {job.config.seed}: done")
+    console.print(head_parts_table(found["runs"]), soft_wrap=True)
+
+
+def scored_run(job: Job) -> dict[str, list[dict[str, Any]]]:
+    """Make a run and return, by part, every client's scores with it."""
+    from client_app.app import app
+    from server_app.run import run
+
+    with tempfile.TemporaryDirectory(prefix="hyperlora-head-parts-") as scratch:
+        values = {**job.config.flat(), "run.output-dir": str(Path(scratch) / "run")}
+        directory = run(LocalGrid(app, values, NODES, remembers=False), values)
+        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        require_all_clients([json.loads(line) for line in lines])
+        return scores(RunFiles.open(directory))
+
+
+def scores(run: RunFiles) -> dict[str, list[dict[str, Any]]]:
+    """Return, by part, the accuracy as received of every client of a finished run.
+
+    Raises:
+        ValueError: the run has no checkpoint of HyperLoRA with class statistics.
+    """
+    _, found = open_checkpoint(run)
+    if found is None or not isinstance(found.state, HyperLoraState) or not found.state.class_statistics:
+        raise ValueError(f"'{run.path}' has no checkpoint of HyperLoRA with class statistics")
+    state, runtime, prior = found.state, open_runtime(run.config), run.config.prior_strength
+    cards = [card for _, card in sorted(run.require_clients().cards.items())]
+    runtime.model.load(state.served_anchor)
+    tests = [features_of(runtime, card.client_id, "test") for card in cards]
+    told: dict[str, list[dict[str, Any]]] = {}
+    for name, (change, during) in PARTS.items():
+        with during():
+            starts = with_heads(change(state), cards, [state.served_anchor] * len(cards), prior)
+        told[name] = []
+        for card, start, (features, labels) in zip(cards, starts, tests, strict=True):
+            head = add_prior(start, card.signature.class_frequencies, prior).head
+            right = (features @ head[:, :-1].mT + head[:, -1]).argmax(dim=1) == labels
+            told[name].append(
+                {
+                    "client_id": card.client_id,
+                    "seen": card.trains,
+                    "track": START_TRACK,
+                    "zero_step": float(right.float().mean()),
+                }
+            )
+    return told
+
+
+def head_parts_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a markdown table: what a changed part costs or gains, in points with 95 % intervals, by setting.
+
+    Args:
+        runs: of :func:`main`'s file.
+    """
+    settings = dict.fromkeys(run["setting"] for run in runs)
+    groups = [(setting, group) for setting in settings for group in ("seen", "unseen")]
+
+    def made(setting: str, part: str) -> list[dict[str, Any]]:
+        return [{"seed": run["seed"], "clients": run["parts"][part]} for run in runs if run["setting"] == setting]
+
+    rows = {}
+    for part in PARTS:
+        if part != WHOLE:
+            pairs = [(made(setting, part), made(setting, WHOLE), group) for setting, group in groups]
+            found = [paired_difference(*pair, ("zero_step", "zero_step")) for pair in pairs]
+            rows[part] = [str(one) if one else "" for one in found]
+    return markdown("in place of what it is", [f"{one.rpartition('/')[2]}, {group}" for one, group in groups], rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)
