@@ -26,7 +26,10 @@ from hyperlora.reporting.run_files import RunFiles, RunFilesError
 from hyperlora.reporting.state_view import open_checkpoint
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter
+from models.personalization.leaning import Leaning
 from strategies.methods.base.server import AsksStatistics, served_starts, with_clients
+from strategies.methods.hyperlora.heads import leaning_of
+from strategies.methods.hyperlora.state import HyperLoraState
 
 GENERATED, ANCHOR = "generated", "anchor"
 
@@ -61,6 +64,7 @@ class Trial:
         generated: what the method makes for the newcomer, before and after local steps.
         anchor: the same of the anchor; None for a method without one.
         use: name of the adapter with the lowest loss on the validation part.
+        leaning: whose class statistics the generated head leans on; None where no head is generated.
     """
 
     card: ClientCard
@@ -68,6 +72,7 @@ class Trial:
     generated: Tried
     anchor: Tried | None
     use: str
+    leaning: Leaning | None = None
 
     @property
     def all(self) -> list[Tried]:
@@ -123,7 +128,8 @@ def try_newcomer(run: RunFiles, runtime: ClientRuntime) -> Trial:
     if described.left_out:
         raise RunFilesError(described.left_out[client_id])
     card, steps = described.cards[0], runtime.config.train.steps_of_use
-    after_round, start = start_for(run, card, runtime)
+    served = serve(run, card, runtime)
+    after_round, start = served.after_round, served.start
     generated = _try_start(runtime, GENERATED, after_round, start, steps)
     shared = anchor_of(run)
     anchor = None
@@ -134,7 +140,7 @@ def try_newcomer(run: RunFiles, runtime: ClientRuntime) -> Trial:
             anchor = _try_start(runtime, ANCHOR, after_round, beside, steps)
     losses = generated.losses() | (anchor.losses() if anchor else {})
     chosen = min(losses, key=losses.__getitem__) if len(runtime.client(client_id).validation) else GENERATED
-    return Trial(card, after_round, generated, anchor, chosen)
+    return Trial(card, after_round, generated, anchor, chosen, served.leaning)
 
 
 def _try_start(runtime: ClientRuntime, name: str, after_round: int, start: Start, steps: int) -> Tried:
@@ -153,8 +159,33 @@ def anchor_of(run: RunFiles) -> Adapter | None:
     return None if found is None else method.anchor(found.state)
 
 
-def start_for(run: RunFiles, card: ClientCard, runtime: ClientRuntime | None = None) -> tuple[int, Start]:
-    """Return the round of the last checkpoint, and what its method serves a client that it never met, with its plan.
+@dataclass(frozen=True)
+class Served:
+    """What a run's method serves a client that it never met.
+
+    Attributes:
+        after_round: the round of the run's checkpoint.
+        start: the adapter with its plan.
+        leaning: whose class statistics its head leans on; None where no head is generated.
+    """
+
+    after_round: int
+    start: Start
+    leaning: Leaning | None
+
+
+def start_for(run: RunFiles, card: ClientCard) -> tuple[int, Start]:
+    """Return the round of the last checkpoint, and what its method serves a client of which only the card is known.
+
+    Raises:
+        RunFilesError, StateError: as :func:`serve`.
+    """
+    served = serve(run, card)
+    return served.after_round, served.start
+
+
+def serve(run: RunFiles, card: ClientCard, runtime: ClientRuntime | None = None) -> Served:
+    """Return what the method of a run, as of its last checkpoint, serves a client that it never met.
 
     Args:
         run: the run.
@@ -177,7 +208,9 @@ def start_for(run: RunFiles, card: ClientCard, runtime: ClientRuntime | None = N
         raise RunFilesError(f"method '{run.config.method}' cannot be personalised here: its clients train only a core")
     if runtime is not None and isinstance(method, AsksStatistics):
         state = _with_own_statistics(method, state, card, runtime)
-    return found.server_round, Start(served_starts(method, state, [card])[0], plan)
+    start = Start(served_starts(method, state, [card])[0], plan)
+    leans = leaning_of(state, card) if isinstance(state, HyperLoraState) else None
+    return Served(found.server_round, start, leans)
 
 
 def _with_own_statistics(method: AsksStatistics, state: Any, card: ClientCard, runtime: ClientRuntime) -> Any:

@@ -1,7 +1,7 @@
 "use strict";
 
 const find = (id) => document.getElementById(id);
-const SIDE = 64, PEN = 22, MARGIN = 0.1;
+const SIDE = 64, PEN = 22, MARGIN = 0.1, MOST_LEANED = 6;
 const SHAPES = ["circle", "square", "diamond", "triangle"];
 const state = { federation: null, images: [], label: null, made: null, busy: false, drawn: false };
 
@@ -155,6 +155,10 @@ function showMap() {
     const [[x1, y1], [x2, y2]] = [at(nearest), at(you[0])];
     map.append(element("svg:line", { x1, y1, x2, y2, stroke: "var(--ink)", "stroke-dasharray": "4 4" }));
   }
+  for (const { name, weight } of leanedOn()) {
+    const [[x1, y1], [x2, y2]] = [at(clients.find((client) => client.name === name)), at(you[0])];
+    map.append(element("svg:line", { x1, y1, x2, y2, class: "lean", stroke: "var(--series-1)", "stroke-opacity": 0.4, "stroke-width": Math.max(0.5, 40 * weight) }));
+  }
   for (const client of clients) {
     const [shape, color] = look(client.domain), group = element("svg:g", {}, mark(shape, ...at(client), 6, color, client.trains));
     group.append(element("svg:title", {}, `${client.name}${client.trains ? "" : ", never trained"}`));
@@ -181,6 +185,30 @@ function words(score, steps) {
   return score.steps ? `${start}, after ${score.steps} local steps` : start;
 }
 
+function leanedOn() { // clients by their weight in the head, heaviest first
+  const others = state.made && state.made.leaning ? state.made.leaning.others : {};
+  return Object.entries(others).map(([name, weight]) => ({ name, weight })).sort((one, other) => Math.abs(other.weight) - Math.abs(one.weight));
+}
+
+function showLeaning() {
+  const { leaning } = state.made, clients = leanedOn(), most = clients.slice(0, MOST_LEANED), rest = clients.slice(MOST_LEANED);
+  find("leaning-part").hidden = !leaning;
+  if (!leaning) return;
+  const rows = [{ name: "your own images", weight: leaning.own, kind: "own" }, ...most.map((one) => ({ ...one, kind: "client" }))];
+  if (rest.length) rows.push({ name: `the other ${rest.length} clients together`, weight: rest.reduce((sum, one) => sum + one.weight, 0), kind: "rest" });
+  const whole = Math.max(1, ...rows.map((row) => row.weight));
+  find("leaning").replaceChildren(...rows.map(({ name, weight, kind }) => {
+    const fill = element("div", { class: "fill" });
+    fill.style.width = `${100 * Math.max(0, weight) / whole}%`;
+    return element("div", { class: `bar ${kind}` },
+      element("div", { class: "words" }, element("span", {}, name), element("b", {}, `${(100 * weight).toFixed(1)} %`)),
+      element("div", { class: "track" }, fill));
+  }));
+  find("leaning-caption").textContent = "By how much the class means that are expected of you follow those of your own images and of each client that trained, " +
+    "mean over classes: the weights of the linear prediction that your head is made from. Together they are about 100 %, and one can be below 0. " +
+    `The head generated from these means is ${(100 * leaning.share).toFixed(0)} % of yours, the rest is the anchor's. Lines on the map are as wide as the weight.`;
+}
+
 function showMade() {
   const made = state.made, percent = (share) => `${(100 * share).toFixed(1)} %`;
   find("bars").replaceChildren(...made.scores.map((score) => {
@@ -203,6 +231,7 @@ function showMade() {
     shown.append(...("anchor" in one.said ? [said("anchor"), " → "] : []), said(own));
     return shown;
   }));
+  showLeaning();
   find("scores-panel").hidden = find("answers-panel").hidden = false;
   showMap();
 }

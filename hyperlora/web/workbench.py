@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ class Workbench:
             "place": self.signature_map.places([trial.card.signature])[0].tolist(),
             "nearest": found.nearest if found else "",
             "unlike": bool(found and found.unlike),
+            "leaning": None if trial.leaning is None else asdict(trial.leaning),
             "held_out": list(self._answers(trial, runtime)),
         }
 

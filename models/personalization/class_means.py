@@ -101,10 +101,18 @@ class Block:
     def expected(self, variances: Variances, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return the means (k, d) of a client's classes given the observations, and what they explain of the
         covariance (k, k) of these; ``distances`` (N,) are the client's."""
+        cross = self._cross(variances, distances)
+        return cross @ self.solved, cross @ torch.cholesky_solve(cross.mT, self.factor)
+
+    def weights(self, variances: Variances, distances: Tensor) -> Tensor:
+        """Return how much each observation counts in the means of :meth:`expected`, (k, n)."""
+        return torch.cholesky_solve(self._cross(variances, distances).mT, self.factor).mT
+
+    def _cross(self, variances: Variances, distances: Tensor) -> Tensor:
+        """Return the covariance (k, n) of a client's class means and the observations."""
         v, alike = variances, variances.similarity(distances)[self.observed.client]
         same = (self.labels[:, None] == self.observed.label).double()
-        cross = v.client * alike + (v.single * alike + VAGUE) * same
-        return cross @ self.solved, cross @ torch.cholesky_solve(cross.mT, self.factor)
+        return v.client * alike + (v.single * alike + VAGUE) * same
 
 
 def covariance(variances: Variances, observed: Observed, distances: Tensor) -> Tensor:

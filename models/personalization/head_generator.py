@@ -153,18 +153,19 @@ class HeadGenerator:
             distances: (N,) squared distances of its signature to those of the clients fitted to.
             own: its class statistics, which count for a client that was not fitted to; None where it sent none.
         """
-        distances, own = self._heard(distances.double(), None if name in self.names else own)
+        distances, own = self.heard(name, distances, own)
         means = self.expected_means(distances, own)
         return self.whitening.head(means, self.within_class.precision(distances, own))
 
     def expected_means(self, distances: Tensor, own: ClassStatistics | None) -> Tensor:
         """Return the whitened means (C, d) of the classes of a client at ``distances`` (N,), given its own besides."""
-        means, spread = self._expected(distances)
+        means, spread = self.expected(distances)
         return means if own is None else self._updated(means, spread, self.whitening.observed([own]))
 
-    def _heard(self, distances: Tensor, own: ClassStatistics | None) -> tuple[Tensor, ClassStatistics | None]:
+    def heard(self, name: str, distances: Tensor, own: ClassStatistics | None) -> tuple[Tensor, ClassStatistics | None]:
         """Return distances with clients infinitely far whose classes contradict a newcomer's own, and what it sent."""
-        if own is None:
+        distances = distances.double()
+        if own is None or name in self.names:
             return distances, None
         unlike = self._contradicting(self.whitening.observed([own]), distances)
         return distances.masked_fill(unlike, torch.inf), own
@@ -184,7 +185,7 @@ class HeadGenerator:
         """Return the logarithm of a client's expected class frequencies (C,), given its counts."""
         return torch.log((own.counts + self.pseudo_counts) / (own.counts + self.pseudo_counts).sum())
 
-    def _expected(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+    def expected(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return the means (C, d) of a client's classes given all observations, and their covariance (C, C)."""
         v, width = self.variances, len(self.whitening.centre)
         means = torch.zeros(self.num_classes, width, dtype=torch.float64)

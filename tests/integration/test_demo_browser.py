@@ -79,6 +79,12 @@ def test_a_drawn_digit_and_a_sample_get_an_adapter_whose_scores_are_readable(
     assert len(bars) >= 4
     assert max(bars) > 40
     assert browser.execute_script("return document.querySelector('#map text').textContent") == "you"
+    assert browser.execute_script("return document.querySelectorAll('#map .lean').length") == 16
+    leaned = browser.execute_script(
+        "return [...document.querySelectorAll('#leaning .words')].map(one => one.innerText)"
+    )
+    assert leaned[0].startswith("your own images")
+    assert leaned[-1].startswith("the other 10 clients together")
     assert browser.execute_script(OVERLAPS) == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= SIZES[size][0]
     ink, page = browser.execute_script(COLOURS)

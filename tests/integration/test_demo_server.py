@@ -77,6 +77,17 @@ def test_digits_that_no_client_had_get_an_adapter_that_beats_the_anchor(server: 
     assert personalize(server, sample["images"])[1] == made
 
 
+def test_it_tells_whom_the_head_leans_on_which_are_clients_that_trained(server: PageServer) -> None:
+    _, made = personalize(server, images(120))
+    leaning = made["leaning"]
+    _, federation = request(server, "GET", "/api/federation")
+    assert set(leaning["others"]) <= {client["name"] for client in federation["clients"] if client["trains"]}
+    assert leaning["own"] + sum(leaning["others"].values()) == pytest.approx(1.0, abs=0.02)
+    assert 0 < leaning["share"] <= 1
+    _, fewer = personalize(server, images(20))
+    assert 0 < fewer["leaning"]["own"] < leaning["own"]
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

@@ -19,7 +19,6 @@ from hyperlora import newcomer, serving
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.personal import Shares, read_image_folder
-from hyperlora.messages.plan import Start
 from hyperlora.newcomer import start_for
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.serving import PersonalizeOptions
@@ -161,13 +160,14 @@ def test_the_start_with_the_lower_validation_loss_is_the_one_to_use(
     losses |= dict(zip(("anchor", "anchor-after-2-steps"), made.anchor_validation_loss, strict=False))
     assert made.use == min(losses, key=losses.__getitem__)
     assert (tmp_path / "a" / made.use / "adapter_model.safetensors").is_file()
-    started, start_for = RunFiles.open(short_run), newcomer.start_for
+    started, serve = RunFiles.open(short_run), newcomer.serve
 
-    def useless(*arguments: Any) -> tuple[int, Start]:
-        server_round, start = start_for(*arguments)
-        return server_round, replace(start, adapter=replace(start.adapter, head=100 * start.adapter.head.flip(0)))
+    def useless(*arguments: Any) -> newcomer.Served:
+        served = serve(*arguments)
+        wrong = replace(served.start.adapter, head=100 * served.start.adapter.head.flip(0))
+        return replace(served, start=replace(served.start, adapter=wrong))
 
-    monkeypatch.setattr(newcomer, "start_for", useless)
+    monkeypatch.setattr(newcomer, "serve", useless)
     fallen = serving.personalize(started.path, folder, replace(options, target=tmp_path / "b"))
     assert fallen.use.startswith("anchor")
     built = build_model(started.config.data, started.config.model, started.config.lora)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
 from models.personalization.head_generator import HeadGenerator
+from models.personalization.leaning import Leaning, leaning
 from strategies.methods.hyperlora.state import HyperLoraState
 
 
@@ -37,6 +39,16 @@ def with_heads(
             cards, starts, _made(state, generator, cards, distances, prior), strict=True
         )
     ]
+
+
+def leaning_of(state: HyperLoraState, card: ClientCard) -> Leaning | None:
+    """Return whose class statistics a client's served head leans on; None where heads are the anchor's."""
+    generator = state.head_generator
+    if generator is None or not state.head_share:
+        return None
+    name = card.client_id
+    distances = state.distances([name], generator.names)[0]
+    return replace(leaning(generator, name, distances, state.class_statistics.get(name)), share=float(state.head_share))
 
 
 def _made(
