@@ -155,7 +155,7 @@ function showMap() {
     const [[x1, y1], [x2, y2]] = [at(nearest), at(you[0])];
     map.append(element("svg:line", { x1, y1, x2, y2, stroke: "var(--ink)", "stroke-dasharray": "4 4" }));
   }
-  for (const { name, weight } of leanedOn()) {
+  for (const { name, weight } of leanedOn().filter((one) => one.weight > 0)) {
     const [[x1, y1], [x2, y2]] = [at(clients.find((client) => client.name === name)), at(you[0])];
     map.append(element("svg:line", { x1, y1, x2, y2, class: "lean", stroke: "var(--series-1)", "stroke-opacity": 0.4, "stroke-width": Math.max(0.5, 40 * weight) }));
   }
@@ -206,7 +206,8 @@ function showLeaning() {
   }));
   find("leaning-caption").textContent = "By how much the class means that are expected of you follow those of your own images and of each client that trained, " +
     "mean over classes: the weights of the linear prediction that your head is made from. Together they are about 100 %, and one can be below 0. " +
-    `The head generated from these means is ${(100 * leaning.share).toFixed(0)} % of yours, the rest is the anchor's. Lines on the map are as wide as the weight.`;
+    (leaning.share < 1 ? `The head generated from these means is ${(100 * leaning.share).toFixed(0)} % of yours, the rest is the anchor's. ` : "") +
+    "Lines on the map are as wide as the weight, where it is above 0.";
 }
 
 function showMade() {

@@ -2,8 +2,8 @@
 
 The prediction of :mod:`models.personalization.head_generator` is linear in the class means observed, so it can be taken
 apart exactly. With the variances as they are fitted: if all class means of client j moved by delta, the means expected
-of a client's classes would move by w_j delta, on average over the classes. w_j is what stands here. Weights can be below
-zero, as those of any kriging can, and together they are nearly 1, since the mean over the federation is hardly shrunk.
+of a client's classes would move by w_j delta, on average over the classes. That w_j stands here. It can be below zero, as
+those of any kriging can, and together they are nearly 1, since the mean over the federation is hardly shrunk.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def test_a_drawn_digit_and_a_sample_get_an_adapter_whose_scores_are_readable(
     assert len(bars) >= 4
     assert max(bars) > 40
     assert browser.execute_script("return document.querySelector('#map text').textContent") == "you"
-    assert browser.execute_script("return document.querySelectorAll('#map .lean').length") == 16
+    positive = browser.execute_script("return leanedOn().filter(one => one.weight > 0).length")
+    assert browser.execute_script("return document.querySelectorAll('#map .lean').length") == positive > 4
     leaned = browser.execute_script(
         "return [...document.querySelectorAll('#leaning .words')].map(one => one.innerText)"
     )
