@@ -2,8 +2,8 @@
 
 The prediction of :mod:`models.personalization.head_generator` is linear in the class means observed, so it can be taken
 apart exactly. With the variances as they are fitted: if all class means of client j moved by delta, the means expected
-of a client's classes would move by w_j delta, on average over the classes. That w_j stands here. It can be below zero, as
-those of any kriging can, and together they are nearly 1, since the mean over the federation is hardly shrunk.
+of a client's classes would move by w_j delta, on average over the classes. It is w_j that stands here. Weights
+can be below zero, as those of any kriging can, and together they are nearly 1: the federation's mean is hardly shrunk.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def leaning(generator: HeadGenerator, name: str, distances: Tensor, own: ClassSt
 def _followed(spread: Tensor, own: Observed) -> Tensor:
     """Return by how much the class means, of covariance ``spread``, follow the client's own observations, (C, s)."""
     seen = own.label
-    return torch.linalg.solve(spread[seen][:, seen] + torch.diag(own.noise), spread[seen]).mT
+    followed: Tensor = torch.linalg.solve(spread[seen][:, seen] + torch.diag(own.noise), spread[seen]).mT
+    return followed
 
 
 def _of_clients(generator: HeadGenerator, distances: Tensor) -> Tensor:
