@@ -10,7 +10,7 @@ from statistics import fmean
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from hyperlora.clock import clock
+from hyperlora.progress import pace
 from server_app.wrapped_grid import WrappedGrid
 from strategies.engine.records import RoundRecord
 
@@ -96,5 +96,4 @@ class ProgressGrid(WrappedGrid):
         return replies
 
     def _line(self, seconds: float) -> str:
-        left = f", about {clock(seconds / self._done * (self._total - self._done))} left" if self._done else ""
-        return f"{self._phase}: {self._done} of {self._total} answered after {clock(seconds)}{left}"
+        return f"{self._phase}: {self._done} of {self._total} answered {pace(self._done, self._total, seconds)}"

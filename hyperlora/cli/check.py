@@ -14,6 +14,7 @@ from hyperlora.cli.output import print_table, reports_errors, say
 from hyperlora.cli.preflight import check_kind
 from hyperlora.cli.settings import read_settings, require_inputs
 from hyperlora.clock import clock
+from hyperlora.progress import counted
 
 if TYPE_CHECKING:
     from client_app.runtime import ClientRuntime
@@ -38,7 +39,6 @@ def check(
 
         hyperlora check -c data.name=csv -c data.path=reviews.csv --no-cost
     """
-    from client_app.runtime import open_runtime  # torch takes seconds to import
     from hyperlora.task import build_federation
 
     settings = read_settings(app_dir.absolute(), config or [], override or [], {}).config
@@ -51,6 +51,8 @@ def check(
         say(f"left out: {sentence}", style="yellow")
     say(f"{len(held)} clients hold {sum(map(_size, held))} samples of {len(federation.class_names)} classes")
     if cost and held:
+        from client_app.runtime import open_runtime  # brings the models' libraries
+
         for line in _costs(open_runtime(settings), sum(map(_size, held))):
             say(line)
 
@@ -60,7 +62,7 @@ def _read(federation: Federation) -> tuple[list[ClientData], list[str]]:
     from hyperlora.data.federation import DataError
 
     held, left_out = [], []
-    for client_id in federation.client_ids:
+    for client_id in counted(federation.client_ids, "reading clients", len(federation.client_ids)):
         try:
             held.append(federation.load(client_id))
         except DataError as error:

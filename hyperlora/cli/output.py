@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hyperlora.progress import told_to
+
 USER_ERRORS = {
     "hyperlora.config.schema": "ConfigError",
     "hyperlora.data.federation": "DataError",
@@ -96,12 +98,16 @@ def waiting(text: str) -> Iterator[Callable[[], None]]:
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn an error of ``command`` that the user can correct into one red sentence on stderr and exit status 1."""
+    """Turn an error of ``command`` that the user can correct into one red sentence on stderr and exit status 1.
+
+    How far long work of ``command`` is goes to stderr too.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with told_to(functools.partial(say, stderr=True)):
+                return command(*args, **kwargs)
         except (typer.Exit, BrokenPipeError):
             raise
         except OSError as error:

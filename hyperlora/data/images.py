@@ -9,15 +9,18 @@ import io
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from hyperlora.data.federation import DataError
 from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, absolute_path, number_labels, rows_by_domain
+from hyperlora.progress import counted
 from hyperlora.seeds import content_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -28,6 +31,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 def decode_image(encoded: bytes, image_size: int, channels: int = 3) -> Tensor:
     """Return an encoded image as (channels, image_size, image_size) uint8, grey or RGB; raises :data:`UNREADABLE`."""
+    import torch  # takes seconds, and listing files does without
+
     with Image.open(io.BytesIO(encoded)) as image:
         resized = image.convert(MODES[channels]).resize((image_size, image_size), Image.Resampling.BICUBIC)
     pixels = np.array(resized).reshape(image_size, image_size, channels)
@@ -38,8 +43,10 @@ def read_images(
     samples: Iterable[tuple[bytes, int]], domain: str, image_size: int, files: Sequence[Path] = ()
 ) -> Source:
     """Decode pairs of encoded image and label, which lie in ``files``; the key of a sample is the hash of its bytes."""
+    import torch
+
     images, labels, keys, unreadable = [], [], [], []
-    for place, (encoded, label) in enumerate(samples):
+    for place, (encoded, label) in enumerate(counted(samples, f"reading images of '{domain}'", len(files))):
         try:
             images.append(decode_image(encoded, image_size))
         except UNREADABLE:
@@ -63,7 +70,8 @@ def named_files(files: Sequence[Path]) -> str:
 
 def image_files(root: Path) -> list[Path]:
     """Return all images below a directory, sorted; hidden ones are passed over."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
+    found = counted(root.rglob("*"), f"listing files in '{root}'")
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
 
 
 def unreadable_images(files: Iterable[Path], *, thorough: bool = False) -> Iterator[Path | None]:

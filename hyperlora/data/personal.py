@@ -15,6 +15,7 @@ from hyperlora.data.images import SUFFIXES, UNREADABLE, decode_image, named_file
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import list_samples
 from hyperlora.data.plans import split_by_key
+from hyperlora.progress import counted
 from hyperlora.seeds import content_key
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def read_image_folder(
     """
     files = list(_labelled_files(root, class_names))
     samples = [(file.read_bytes(), label) for file, label in files]
-    decoded = [_decoded(encoded, image_size, channels) for encoded, _ in samples]
+    reading = counted(samples, "reading images", len(samples))
+    decoded = [_decoded(encoded, image_size, channels) for encoded, _ in reading]
     bad = [file for (file, _), image in zip(files, decoded, strict=True) if image is None]
     if bad:
         named = named_files([file.relative_to(root) for file in bad])

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hyperlora.data.federation import DataError
 from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, absolute_path, number_labels, rows_by_domain
+from hyperlora.progress import counted
 from hyperlora.seeds import content_key
 
 Row = Mapping[str, Any]
@@ -55,7 +54,7 @@ def _read_rows(kind: str, origin: Origin, columns: Sequence[str]) -> Iterator[tu
     files = _files(kind, origin.path)
     for file in files:
         fallback = file.stem if len(files) > 1 else ONE_DOMAIN
-        for row in _whole_rows(file, _rows(kind, file, columns)):
+        for row in _whole_rows(file, counted(_rows(kind, file, columns), f"reading rows of '{file}'")):
             yield [_cell(row, column) for column in columns], _cell(row, origin.domain_column) or fallback
 
 
@@ -89,6 +88,8 @@ def _text_listing(
     """Return a listing of texts, without those of number -1; the key of a sample is the hash of its text."""
 
     def read(domain: str, chosen: Sequence[int]) -> Source:
+        import torch  # takes seconds, and listing rows does without
+
         held = [texts[row] for row in chosen]
         keys = [content_key(text.encode()) for text in held]
         return Source(held, torch.tensor([numbers[row] for row in chosen], dtype=torch.int64), keys)

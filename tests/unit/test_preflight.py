@@ -175,16 +175,27 @@ from hyperlora.cli.main import app
 
 outcome = CliRunner().invoke(app, ["run", *sys.argv[2:]])
 assert outcome.exit_code == 1 and outcome.stderr.count("\\n") == 1, outcome.output
-print(*sorted({"peft", "transformers", "timm", "matplotlib"} & set(sys.modules)))
+print(*sorted({"torch", "peft", "transformers", "timm", "matplotlib"} & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("options", [["-c", "lora.rnak=3"], ["-c", "data.name=folder", "-c", "data.path=few"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-c", "lora.rnak=3"],
+        ["-c", "data.name=folder", "-c", "data.path=few"],
+        ["-c", "data.name=folder", "-c", "data.path=few", "-c", "data.classes=2,3"],
+        ["-c", "data.name=csv", "-c", "data.path=few.csv", "-c", "model.name=hf:some"],
+        ["-c", "data.name=csv", "-c", "data.path=few.csv", "-c", "model.name=hf:some", "-c", "data.text-column=said"],
+    ],
+    ids=lambda options: "-".join(options[1::2]),
+)
 def test_a_refusal_does_not_wait_for_heavy_libraries(options: list[str], tmp_path: Path) -> None:
     for index in range(6):
         path = tmp_path / "few" / str(index % 2) / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(path)
+    table(tmp_path / "few.csv", 3)
     (tmp_path / "pyproject.toml").symlink_to(Path(__file__).resolve().parents[2] / "pyproject.toml")
     command = [sys.executable, "-c", REFUSED, "--", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

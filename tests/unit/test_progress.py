@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
+from PIL import Image
+from typer.testing import CliRunner
 
+from hyperlora.cli.main import app
 from hyperlora.clock import clock
+from hyperlora.data.images import image_files, read_images
+from hyperlora.data.listing import Origin
+from hyperlora.data.personal import Shares, read_image_folder
+from hyperlora.data.tables import list_table
+from hyperlora.progress import counted, told_to
 from server_app.progress import Pace, ProgressGrid
 from strategies.engine.records import RoundRecord
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def record(number: int, evaluating: float = 0.0) -> RoundRecord:
@@ -87,6 +98,69 @@ def test_a_long_phase_says_how_far_it_is_and_a_short_one_nothing() -> None:
         "training: 7 of 8 answered after 0:28, about 0:04 left",
     ]
     assert (grid.get_node_ids(), grid.run) == ([7], "the run")
+
+
+def test_work_of_more_than_two_seconds_says_how_far_it_is() -> None:
+    said = list[str]()
+
+    def count(seconds: float, total: int) -> list[int]:
+        time = iter(seconds * step for step in range(100))
+        return list(counted(range(30), "reading images", total, now=lambda: next(time)))
+
+    assert count(1.0, 30) == list(range(30))  # nobody listens
+    with told_to(said.append):
+        assert count(0.05, 30) == list(range(30))
+        assert said == []
+        count(1.0, 30)
+        count(3.0, 0)
+    assert said[:3] == [
+        "  reading images: 1 of 30 after 0:02, about 0:58 left",
+        "  reading images: 11 of 30 after 0:12, about 0:20 left",
+        "  reading images: 21 of 30 after 0:22, about 0:09 left",
+    ]
+    assert said[3] == "  reading images: 0 after 0:03"
+    count(3.0, 30)
+    assert len(said) == 3 + 8
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hyperlora.progress.QUIET", 0.0)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for index in range(6):
+        path = tmp_path / "photos" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (40 * index, 0, 0)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_reading_images_and_tables_is_counted(photos: Path) -> None:
+    table = photos.parent / "r.csv"
+    table.write_text("text,label\none,a\ntwo,b\n")
+    said = list[str]()
+    with told_to(said.append):
+        files = image_files(photos)
+        read_images(((file.read_bytes(), 0) for file in files), "all", 4, files)
+        read_image_folder(photos, "me", "ab", image_size=4, channels=3, shares=Shares(0.2, 0.2))
+        list_table("csv", Origin(str(table)))
+    assert said == [
+        f"  listing files in '{photos}': 0 after 0:00",
+        "  reading images of 'all': 0 of 6 after 0:00",
+        "  reading images: 0 of 6 after 0:00",
+        f"  reading rows of '{table}': 0 after 0:00",
+    ]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_check_says_how_far_it_is_on_stderr(photos: Path) -> None:
+    options = ["--no-cost", "-c", "data.name=folder", "-c", f"data.path={photos}", "-c", "data.partition=natural"]
+    outcome = CliRunner().invoke(app, ["check", "--app-dir", str(ROOT), *options])
+    assert "  reading clients: 0 of 1 after 0:00" in outcome.stderr.splitlines()
+    assert "reading" not in outcome.stdout
 
 
 def test_the_clock_has_minutes_and_seconds() -> None:
