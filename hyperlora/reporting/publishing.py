@@ -16,9 +16,9 @@ from hyperlora.reporting.model_card import accuracy_of_anchor, accuracy_of_feder
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory, require_new
 from hyperlora.reporting.state_view import open_checkpoint
 from hyperlora.storage.files import write_bytes, write_json, write_text
-from hyperlora.storage.run_names import BACKBONE, STATEMENT
+from hyperlora.storage.run_names import BACKBONE, SHARED_STATE, STATEMENT
 from models.backbones.weights import weights_bytes
-from strategies.engine.checkpoint import Checkpoint, CheckpointStore
+from strategies.engine.checkpoint import Checkpoint, share
 from strategies.engine.records import RoundRecord
 from strategies.methods.base.server import Method
 
@@ -39,7 +39,7 @@ clients:
 
 - its name, its domain, its number of samples and its signature: means and deviations of the frozen backbone's
   features, and the frequencies of its classes ({noise});
-- what the method `{method}` remembers of its trained adapter, in `checkpoints` ({adapters}).
+- what the method `{method}` remembers of its trained adapter, in `state.safetensors` ({adapters}).
 
 Both say something of the client's data: whoever has the same backbone can compare a sample with them. Noise at the
 client (`privacy.signature-noise`, `privacy.adapter-noise`) bounds what they tell; without it there is no bound. Ask
@@ -78,7 +78,7 @@ def publish_run(run: RunFiles, target: Path, license_name: str, *, with_backbone
 
 def _write_files(run: RunFiles, target: Path, method: Method, found: Checkpoint) -> None:
     bare = Checkpoint(found.server_round, found.state, found.cards)
-    CheckpointStore(target / "checkpoints", keep=1).save(bare, method.state_classes)
+    share(bare, target / SHARED_STATE, method.state_classes)
     records = [RoundRecord(**{key: record[key] for key in KEPT_OF_ROUND}).as_json() for record in run.records]
     write_text(target / "metrics.jsonl", "".join(_json_line(record) for record in records))
     write_json(target / "config.json", run.config.public())

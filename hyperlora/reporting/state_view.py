@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from hyperlora.reporting.run_files import RunFiles
+from hyperlora.storage.run_names import SHARED_STATE
 from hyperlora.storage.state import StateError
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import truncate
-from strategies.engine.checkpoint import Checkpoint, CheckpointStore
+from strategies.engine.checkpoint import Checkpoint, CheckpointStore, shared
 from strategies.methods.base.server import Method
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.methods.hyperlora.state import HyperLoraState
@@ -47,6 +48,9 @@ def open_checkpoint(run: RunFiles) -> tuple[Method, Checkpoint | None]:
         StateError: there are checkpoints, and none can be used.
     """
     method = build_method(run.config.with_values({"hyperlora.memory-limit": 0}))
+    published = run.path / SHARED_STATE
+    if published.exists():
+        return method, shared(published, method.state_classes)
     return method, CheckpointStore(run.path / "checkpoints", keep=1).latest(method.state_classes)
 
 

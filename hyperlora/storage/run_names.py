@@ -12,6 +12,8 @@ STATEMENT = "PRIVACY.md"
 """Stands in a run that was published, and in no other."""
 BACKBONE = "backbone.safetensors"
 """The frozen backbone, where a published run comes with it."""
+SHARED_STATE = "state.safetensors"
+"""What adapters are generated from, in a run that was published."""
 HUB, DEMO = "hf:", "demo"
 """``demo`` is the small federation on digits that comes with the package."""
 

@@ -63,12 +63,9 @@ def write_state(
     """
     payload = BytesIO()
     try:
-        torch.save(_plain(value, frozenset(classes), "state"), payload)
+        torch.save(to_plain(value, classes), payload)
     except StateError as error:
         raise StateError(f"the state file '{path}' cannot be written: {error}") from error
-    except RecursionError as error:
-        reason = "the state is nested too deeply, or contains itself"
-        raise StateError(f"the state file '{path}' cannot be written: {reason}") from error
     content = payload.getvalue()
     try:
         write_bytes(path, _header(kind, version, content, key) + content, durable=durable)
@@ -119,7 +116,33 @@ def _decoded(content: bytes, classes: Sequence[type], kind: str, version: int, k
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise StateError("it is damaged (a part is compressed)")
     loaded = torch.load(BytesIO(payload), map_location="cpu", weights_only=True)
-    return _Builder({cls.__name__: cls for cls in classes}, len(payload)).build(loaded)
+    return from_plain(loaded, classes, most_parts=len(payload))
+
+
+def to_plain(value: Any, classes: Sequence[type]) -> Any:
+    """Return a state in built-in types and dense tensors on the CPU; a dataclass has its name under the key None.
+
+    Raises:
+        StateError: a part could not be restored, or the value is nested too deeply.
+    """
+    try:
+        return _plain(value, frozenset(classes), "state")
+    except RecursionError as error:
+        raise StateError("the state is nested too deeply, or contains itself") from error
+
+
+def from_plain(value: Any, classes: Sequence[type], *, most_parts: int) -> Any:
+    """Inverse of :func:`to_plain`; dicts of ``value`` lose the key None.
+
+    Args:
+        value: built-in types and tensors.
+        classes: the dataclasses that may be made.
+        most_parts: how many parts there can be by the size of the file.
+
+    Raises:
+        StateError: the value is none that a state is written as, or names a class that is not listed.
+    """
+    return _Builder({cls.__name__: cls for cls in classes}, most_parts).build(value)
 
 
 def _require_signed(header: bytes, signature: Sequence[str], key: SigningKey) -> None:

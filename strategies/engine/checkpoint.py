@@ -15,6 +15,7 @@ import torch
 
 from hyperlora.messages.signature import ClientCard
 from hyperlora.storage.files import StorageError, remove_unfinished
+from hyperlora.storage.shared_state import read_shared_state, write_shared_state
 from hyperlora.storage.signing import SigningKey
 from hyperlora.storage.state import StateError, read_state, write_state
 from models.personalization.signature import Signature
@@ -83,8 +84,7 @@ class CheckpointStore:
             StateError: it cannot be written, or could not be restored with ``classes``; older files stay.
         """
         path = self.directory / f"round-{checkpoint.server_round:05d}.pt"
-        content = {part.name: getattr(checkpoint, part.name) for part in fields(checkpoint)}
-        write_state(path, content, [*classes, *CLASSES], kind=KIND, version=VERSION, key=self.key)
+        write_state(path, _content(checkpoint), [*classes, *CLASSES], kind=KIND, version=VERSION, key=self.key)
         self._prune(checkpoint.server_round)
         return path
 
@@ -139,6 +139,28 @@ class CheckpointStore:
                 path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("the file '%s' cannot be removed: %s", error.filename, error.strerror)
+
+
+def share(checkpoint: Checkpoint, path: Path, classes: Sequence[type]) -> None:
+    """Write a checkpoint for others, who read it by :func:`shared`.
+
+    Raises:
+        StorageError: it cannot be written, or could not be restored with ``classes``.
+    """
+    write_shared_state(path, _content(checkpoint), [*classes, *CLASSES], kind=KIND, version=VERSION)
+
+
+def shared(path: Path, classes: Sequence[type]) -> Checkpoint:
+    """Return the checkpoint that :func:`share` wrote; raises StateError where it cannot be used."""
+    content = read_shared_state(path, [*classes, *CLASSES], kind=KIND, version=VERSION)
+    try:
+        return Checkpoint(**content)
+    except TypeError as error:
+        raise StateError(f"the state file '{path}' cannot be used: {error}") from error
+
+
+def _content(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {part.name: getattr(checkpoint, part.name) for part in fields(checkpoint)}
 
 
 def capture() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.local_grid import LocalGrid
 from hyperlora.storage.state import StateError
-from strategies.engine.checkpoint import Checkpoint, CheckpointStore
+from strategies.engine.checkpoint import Checkpoint, CheckpointStore, share, shared
 from strategies.engine.strategy import LoraStrategy
 from tests.builders import fake_client_app
 from tests.faults.clients import CARDS, SETTINGS, logged, make_strategy
@@ -48,6 +48,10 @@ def damaged_rows(tries: int, directory: Path, seed: int = 0) -> Iterator[Row]:
     wrong = [reason for reason in both if reason]
     yield Row("both checkpoints cut short", "one sentence that names both", wrong[0] if wrong else "so it was",
               not wrong, len(both))  # fmt: skip
+    others = [damager.published(chance) for _ in range(max(1, tries // 10))]
+    wrong = [reason for reason in others if reason]
+    yield Row("damaged state of a published run", "named; or as written", wrong[0] if wrong else "so it was",
+              not wrong, len(others))  # fmt: skip
 
 
 class Damager:
@@ -94,6 +98,19 @@ class Damager:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return "a file was read"
+
+    def published(self, chance: random.Random) -> str:
+        """Damage the newer checkpoint as it is published; return what is wrong with what came."""
+        path = self.store.directory / "state.safetensors"
+        share(self.saved[2], path, self.classes)
+        self._write(path, damage(path.read_bytes(), chance))
+        try:
+            found = shared(path, self.classes)
+        except StateError as error:
+            return "" if path.name in str(error) else str(error)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "" if same(found, self.saved[2]) else "another state was read"
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:

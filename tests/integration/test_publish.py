@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from hyperlora.cli.settings import settings_of_run
 from hyperlora.data.digits import digits_public
 from hyperlora.newcomer import start_for
 from hyperlora.reporting.run_files import RunFiles, RunFilesError
+
+DEMO = Path(__file__).resolve().parents[2] / "hyperlora" / "federations" / "demo"
 
 
 def invoke(*arguments: object, status: int = 0) -> str:
@@ -68,10 +71,10 @@ def test_adapters_are_made_from_it_in_the_current_directory(
 
 def test_it_tells_of_no_path_machine_or_time_and_no_clients_accuracy(short_run: Path, published: Path) -> None:
     assert {path.name for path in published.iterdir()} == {
-        "README.md", "PRIVACY.md", "anchor", "checkpoints", "clients.json", "config.json", "environment.json",
-        "metrics.jsonl",
+        "README.md", "PRIVACY.md", "anchor", "clients.json", "config.json", "environment.json",
+        "metrics.jsonl", "state.safetensors",
     }  # fmt: skip
-    text = "".join(path.read_text() for path in published.iterdir() if path.is_file())
+    text = "".join(path.read_text(errors="replace") for path in published.iterdir() if path.is_file())
     assert str(short_run) not in text
     assert "cores" not in json.loads((published / "environment.json").read_text())
     records = [json.loads(line) for line in (published / "metrics.jsonl").read_text().splitlines()]
@@ -79,6 +82,13 @@ def test_it_tells_of_no_path_machine_or_time_and_no_clients_accuracy(short_run: 
     assert all(not record["seconds"] and not record["failures"] for record in records)
     assert "without noise" in (published / "PRIVACY.md").read_text()
     assert "license: apache-2.0" in (published / "README.md").read_text()
+
+
+def test_nothing_in_it_is_pickle(published: Path) -> None:
+    for directory in (published, DEMO):
+        files = [path for path in directory.rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} == {".json", ".jsonl", ".md", ".safetensors"}
+        assert not any(zipfile.is_zipfile(path) for path in files)  # as what torch.save writes is
 
 
 def test_it_cannot_be_gone_on_with_and_an_old_directory_is_not_overwritten(short_run: Path, published: Path) -> None:
