@@ -54,7 +54,8 @@ def read_shared_state(path: Path, classes: Sequence[type], *, kind: str, version
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about, tensors = file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}
+            names: list[str] = file.keys()
+            about, tensors = file.metadata() or {}, {name: file.get_tensor(name).clone() for name in names}
         return _decoded(about, tensors, classes, kind, str(version))
     except OSError as error:
         raise StateError(f"the state file '{path}' cannot be read: {error.strerror or error}") from error

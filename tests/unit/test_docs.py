@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -43,6 +45,23 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page:
         if not target.exists() or (heading and heading not in headings_of(target)):
             wrong.append(link)
     assert wrong == []
+
+
+def test_the_badges_say_what_pyproject_and_the_licence_say() -> None:
+    badges = re.findall(
+        r"^\[!\[(\w+) ([^\]]+)\]\(https://img\.shields\.io/badge/\1-(\S+)-\w+\)\]",
+        (ROOT / "README.md").read_text(),
+        flags=re.MULTILINE,
+    )
+    assert all(unquote(shown).replace("--", "-") == said for _, said, shown in badges)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    flower = next(one for one in project["dependencies"] if one.startswith("flwr["))
+    licence = (ROOT / project["license"]["file"]).read_text()
+    assert {name: said for name, said, _ in badges} == {
+        "Python": project["requires-python"].removeprefix(">=") + "+",
+        "Flower": re.search(r">=(\d+\.\d+)\.\d+,<", flower)[1],
+        "Licence": "-".join(re.search(r"(Apache) License\s+Version (2\.0)", licence).groups()),
+    }
 
 
 def test_every_method_has_a_row_in_the_page_of_methods() -> None:
