@@ -40,7 +40,7 @@ def _curve(run: RunFiles) -> Iterator[str]:
             lost = f"{100 * (best['mean'] - end):.1f} points more than at the end"
             yield (
                 f"{group.capitalize()} clients had most in round {best['round']}, {lost}: fewer rounds or local steps "
-                "may do (federation.rounds, train.local-steps); this is one seed and test data, so try it on another seed."
+                "may do (federation.rounds, train.local-steps); it is one seed and test data: try another seed."
             )
 
 
