@@ -66,4 +66,4 @@ class _Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say one line."""
-        self._say(f"  {record.getMessage()}")
+        self._say(record.getMessage())

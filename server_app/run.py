@@ -14,6 +14,7 @@ import torch
 from flwr.serverapp import Grid
 
 from hyperlora.config.schema import ConfigError, RunConfig, Scalar
+from hyperlora.progress import told_to
 from hyperlora.reporting.figures import scores_by_client
 from hyperlora.reporting.model_card import accuracy_of_anchor, accuracy_sentence, write_card
 from hyperlora.reporting.panels import save_accuracy
@@ -68,7 +69,8 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
         torch.set_num_threads(SERVER_THREADS)
         console = RunConsole(directory.path / "console.log", pace=_pace(config), echo=echo)
         console.opening(config, directory.path)
-        model = build_model(config.data, config.model, config.lora)
+        with told_to(console.progress):
+            model = build_model(config.data, config.model, config.lora)
         directory.check_config(config)
         strategy = build_strategy(config, model)
         strategy.on_cohort = directory.keep_cohort

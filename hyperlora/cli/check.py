@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hyperlora.data.federation import ClientData, Federation
 
 MOST_CLASSES = 12
-MIB, KIB = 2**20, 2**10
+GIB, MIB, KIB = 2**30, 2**20, 2**10
 
 
 @reports_errors
@@ -100,6 +100,10 @@ def _costs(runtime: ClientRuntime, samples: int) -> Iterator[str]:
         f"embedding {found.embedding:.0f} s once, a round {found.round_seconds:.1f} s, an evaluation "
         f"{found.evaluation_seconds:.0f} s: {rounds} rounds take about {total} of one core on "
         f"{runtime.model.device}, and the start of Flower"
+    )
+    yield (
+        f"memory: {found.processes} client processes and the server's take about {found.process_bytes / GIB:.1f} GiB "
+        f"each, as this one did, with Flower {found.memory_bytes / GIB:.1f} GiB in all"
     )
     yield f"embeddings of all samples: {found.kept_bytes / MIB:.0f} MiB on disk and, in the client processes, in memory"
     each = found.adapter_bytes / KIB

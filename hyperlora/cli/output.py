@@ -106,7 +106,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with told_to(functools.partial(say, stderr=True)):
+            with told_to(lambda line: say(f"  {line}", stderr=True)):
                 return command(*args, **kwargs)
         except (typer.Exit, BrokenPipeError):
             raise

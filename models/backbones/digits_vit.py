@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from hyperlora.progress import counted
 from hyperlora.storage.files import StorageError, write_bytes
 from models.backbones.backbone import BackboneError, Pretraining
 from models.backbones.weights import fingerprint, misfit, read_weights, weights_bytes
@@ -98,7 +99,7 @@ def pretrain(
         vit = VisionTransformer(num_classes=NUM_CLASSES, **ARCHITECTURE).train()
         optimizer = torch.optim.AdamW(vit.parameters(), lr=learning_rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
-        for batch in _batches(len(images), batch_size, epochs):
+        for batch in counted(_batches(len(images), batch_size, epochs), f"making the weights of '{NAME}', once", steps):
             inputs = _shifted(_normalised(images[batch]), shift)
             loss = F.cross_entropy(vit(inputs), labels[batch], label_smoothing=0.1)
             optimizer.zero_grad()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -49,6 +52,7 @@ def test_it_tells_samples_by_client_and_class_bad_files_and_the_cost(
     assert all(int(row[2]) + int(row[3]) + int(row[4]) == int(row[5]) + int(row[6]) for row in rows)
     assert "dog/00.png" in caplog.text
     assert "KiB; a round sends" in said
+    assert re.search(r"memory: \d+ client processes and the server's take about \d+\.\d GiB each", said)
 
 
 def test_what_a_run_would_refuse_is_refused(photos: Path) -> None:
@@ -63,7 +67,14 @@ def test_bytes_and_memory_are_those_of_the_model() -> None:
     assert found.adapter_bytes == sum(tensor.nbytes for tensor in adapter.tensors().values())
     tokens = runtime.tokens("clean-0", "train").tokens
     assert found.kept_bytes == tokens[0].nbytes * 1000
+    assert found.process_bytes > 0.9 * psutil.Process().memory_info().rss
+    assert found.processes == min(20, os.cpu_count() or 1)
     assert min(found.embedding, found.round_seconds, found.evaluation_seconds) > 0
+
+
+def test_the_memory_of_a_run_has_its_processes_and_flower() -> None:
+    found = Estimate(0, 5.0, 2.0, 7.0, adapter_bytes=0, process_bytes=3 * 2**30, processes=4)
+    assert found.memory_bytes == (5 * 3 + 1) * 2**30
 
 
 def test_the_time_of_a_run_has_its_evaluations() -> None:

@@ -15,11 +15,15 @@ from typer.testing import CliRunner
 
 from hyperlora.cli.main import app
 from hyperlora.clock import clock
+from hyperlora.config.schema import ConfigError
+from hyperlora.data.digits import digits_public
 from hyperlora.data.images import image_files, read_images
 from hyperlora.data.listing import Origin
 from hyperlora.data.personal import Shares, read_image_folder
 from hyperlora.data.tables import list_table
 from hyperlora.progress import counted, told_to
+from models.backbones.digits_vit import pretrain
+from server_app import run as server_run
 from server_app.progress import Pace, ProgressGrid
 from strategies.engine.records import RoundRecord
 
@@ -114,11 +118,11 @@ def test_work_of_more_than_two_seconds_says_how_far_it_is() -> None:
         count(1.0, 30)
         count(3.0, 0)
     assert said[:3] == [
-        "  reading images: 1 of 30 after 0:02, about 0:58 left",
-        "  reading images: 11 of 30 after 0:12, about 0:20 left",
-        "  reading images: 21 of 30 after 0:22, about 0:09 left",
+        "reading images: 1 of 30 after 0:02, about 0:58 left",
+        "reading images: 11 of 30 after 0:12, about 0:20 left",
+        "reading images: 21 of 30 after 0:22, about 0:09 left",
     ]
-    assert said[3] == "  reading images: 0 after 0:03"
+    assert said[3] == "reading images: 0 after 0:03"
     count(3.0, 30)
     assert len(said) == 3 + 8
 
@@ -148,10 +152,10 @@ def test_reading_images_and_tables_is_counted(photos: Path) -> None:
         read_image_folder(photos, "me", "ab", image_size=4, channels=3, shares=Shares(0.2, 0.2))
         list_table("csv", Origin(str(table)))
     assert said == [
-        f"  listing files in '{photos}': 0 after 0:00",
-        "  reading images of 'all': 0 of 6 after 0:00",
-        "  reading images: 0 of 6 after 0:00",
-        f"  reading rows of '{table}': 0 after 0:00",
+        f"listing files in '{photos}': 0 after 0:00",
+        "reading images of 'all': 0 of 6 after 0:00",
+        "reading images: 0 of 6 after 0:00",
+        f"reading rows of '{table}': 0 after 0:00",
     ]
 
 
@@ -161,6 +165,26 @@ def test_check_says_how_far_it_is_on_stderr(photos: Path) -> None:
     outcome = CliRunner().invoke(app, ["check", "--app-dir", str(ROOT), *options])
     assert "  reading clients: 0 of 1 after 0:00" in outcome.stderr.splitlines()
     assert "reading" not in outcome.stdout
+
+
+@pytest.mark.usefixtures("impatient")
+def test_making_weights_is_counted() -> None:
+    images, labels = (part[:64] for part in digits_public())
+    said = list[str]()
+    with told_to(said.append):
+        pretrain(images, labels, seed=0, epochs=1, batch_size=32, learning_rate=0.001, shift=1)
+    assert said == ["making the weights of 'digits-vit', once: 0 of 2 after 0:00"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_console_of_a_run_tells_how_far_its_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any) -> None:
+        raise ConfigError(f"stopped after {list(counted('ab', 'making weights', 2))}")
+
+    monkeypatch.setattr("server_app.run.build_model", build)
+    with pytest.raises(ConfigError, match="stopped"):
+        server_run.run(SlowGrid(Clock()), {"run.output-dir": str(tmp_path / "run")})
+    assert "  making weights: 0 of 2 after 0:00\n" in (tmp_path / "run" / "console.log").read_text()
 
 
 def test_the_clock_has_minutes_and_seconds() -> None:
