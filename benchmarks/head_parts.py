@@ -151,24 +151,27 @@ def scores(run: RunFiles) -> dict[str, list[dict[str, Any]]]:
 
 
 def head_parts_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return a markdown table: what a changed part costs or gains, in points with 95 % intervals, by setting.
+    """Return a markdown table: what a changed part costs or gains, in points with 95 % intervals.
 
     Args:
-        runs: of :func:`main`'s file.
+        runs: of :func:`main`'s file; their settings stand side by side, and where there are several all of them
+            together, each run then a seed of its own.
     """
     settings = dict.fromkeys(run["setting"] for run in runs)
-    groups = [(setting, group) for setting in settings for group in ("seen", "unseen")]
+    wanted = {name.rpartition("/")[2]: [run for run in runs if run["setting"] == name] for name in settings}
+    if len(wanted) > 1:
+        wanted["all"] = list(runs)
+    groups = [(name, group) for name in wanted for group in ("seen", "unseen")]
+    rows = {part: [_change(wanted[name], part, group) for name, group in groups] for part in PARTS if part != WHOLE}
+    return markdown("in place of what it is", [", ".join(one) for one in groups], rows)
 
-    def made(setting: str, part: str) -> list[dict[str, Any]]:
-        return [{"seed": run["seed"], "clients": run["parts"][part]} for run in runs if run["setting"] == setting]
 
-    rows = {}
-    for part in PARTS:
-        if part != WHOLE:
-            pairs = [(made(setting, part), made(setting, WHOLE), group) for setting, group in groups]
-            found = [paired_difference(*pair, ("zero_step", "zero_step")) for pair in pairs]
-            rows[part] = [str(one) if one else "" for one in found]
-    return markdown("in place of what it is", [f"{one.rpartition('/')[2]}, {group}" for one, group in groups], rows)
+def _change(runs: Sequence[Mapping[str, Any]], part: str, group: str) -> str:
+    def made(name: str) -> list[dict[str, Any]]:
+        return [{"seed": (run["setting"], run["seed"]), "clients": run["parts"][name]} for run in runs]
+
+    found = paired_difference(made(part), made(WHOLE), group, ("zero_step", "zero_step"))
+    return str(found) if found else ""
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ MORE_TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
 """Tables that stand where a block names them."""
 ATTACK_TABLES = {"attacks": attack_table, "losses": loss_table}
 """Tables over all settings of a suite."""
-OF_MODULES: dict[str, Callable[[Sequence[Mapping[str, Any]]], str]] = {
+OF_MODULES: dict[str, Callable[[Any], str]] = {
     "membership": membership_table,
     "lira": lira_table,
     "head_parts": head_parts_table,
