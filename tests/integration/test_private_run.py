@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,27 @@ from flwr.app import Message
 
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app
+from client_app.privacy import private
 from client_app.runtime import UNTOLD_EXAMPLES, ClientRuntime, open_runtime
-from client_app.tasks import NothingKept, describe_clients, evaluate_adapter, train_start
+from client_app.site import Site
+from client_app.tasks import (
+    NothingKept,
+    describe_classes,
+    describe_clients,
+    describe_inputs,
+    evaluate_adapter,
+    train_start,
+)
 from hyperlora.config.schema import RunConfig
+from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.inputs import InputsRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import SignatureReply
+from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
+from hyperlora.noise import Draw, secret_noise
+from models.personalization.signature import private_signature
 from server_app.run import run
 
 PRIVATE: dict[str, Any] = {
@@ -28,7 +43,7 @@ PRIVATE: dict[str, Any] = {
     "privacy.adapter-clip": 1e-3,
     "data.clients-per-domain": 1,
     "data.unseen-fraction": 0.0,
-    "federation.clients-per-round": 3,
+    "federation.clients-per-round": 4,
     "federation.rounds": 2,
     "federation.evaluate-every": 1,
 }
@@ -48,7 +63,8 @@ class ListeningGrid(LocalGrid):
 
 
 def test_no_reply_of_a_private_run_holds_an_exact_figure(tmp_path: Path) -> None:
-    values = RunConfig.parse({**PRIVATE, "run.output-dir": str(tmp_path / "run")}).flat()
+    own = {"hyperlora.deviations": "rounds", "run.output-dir": str(tmp_path / "run")}  # which would be probed
+    values = RunConfig.parse({**PRIVATE, **own}).flat()
     grid = ListeningGrid(values)
     directory = run(grid, values)
     told: dict[str, list[Any]] = {}
@@ -64,7 +80,7 @@ def test_no_reply_of_a_private_run_holds_an_exact_figure(tmp_path: Path) -> None
     assert not {"class_samples", "class_hits"} & set(told)
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["evaluation"] for line in lines] == [{}, {}]
-    assert [line["training"] for line in lines] == [{"clients": 3}, {"clients": 3}]
+    assert [line["training"] for line in lines] == [{"clients": 4}, {"clients": 4}]
     assert [line["failures"] for line in lines] == [{}, {}]
     assert "probe_up" not in lines[0]["bytes"]
     assert json.loads((directory / "evaluation.json").read_text()) == []
@@ -110,3 +126,25 @@ def test_a_changed_signature_of_a_private_run_tells_the_same_number(monkeypatch:
     assert round(float(torch.tensor(reply.signature.log_num_examples).exp())) == UNTOLD_EXAMPLES
     again = replace(runtime, config=runtime.config.with_values({"privacy.exact-figures": True}))
     assert again.signature(name).digest() != reply.signature.digest()
+
+
+def test_what_a_server_asks_without_noise_stays_at_the_client_of_a_private_run() -> None:
+    runtime = runtime_with(EXACT)
+    name, start = runtime.federation.client_ids[0], Start(runtime.model.fresh_adapter(0))
+    with pytest.raises(ProtocolError, match="class statistics carry no noise"):
+        describe_classes(runtime, StatisticsRequest(name, 1, 4, start), NothingKept())
+    with pytest.raises(ProtocolError, match="moments of inputs carry no noise"):
+        describe_inputs(runtime, InputsRequest(name, 1, 4))
+
+
+def test_what_leaves_a_site_is_noised_by_the_operating_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Draw] = []
+
+    def noted(make: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given, **how: drawn.append(how["draw"]) or make(*given, **how)
+
+    monkeypatch.setattr("client_app.tasks.private", noted(private))
+    monkeypatch.setattr("client_app.runtime.private_signature", noted(private_signature))
+    runtime = open_runtime(RunConfig.parse(PRIVATE), Site(client_id="clean-0", state_dir=str(tmp_path)))
+    train_start(runtime, TrainRequest("clean-0", 1, 1, Start(runtime.model.fresh_adapter(0))), NothingKept())
+    assert drawn == [secret_noise, secret_noise]  # of the signature and of the adapter

@@ -65,6 +65,18 @@ def test_the_prediction_is_the_conditional_mean_of_the_model(target: int) -> Non
     )
 
 
+def test_a_client_that_claims_many_samples_counts_for_a_few_times_the_median_however_many_it_claims() -> None:
+    def head_of_another(factor: float) -> torch.Tensor:
+        own = STATISTICS["a"]
+        claimed = ClassStatistics(
+            factor * own.counts, factor * own.sums, factor**0.5 * own.scatter, factor * own.remainder
+        )
+        generator = HeadGenerator.fit({**STATISTICS, "a": claimed}, DISTANCES)
+        return generator.head("b", DISTANCES[1], STATISTICS["b"])
+
+    torch.testing.assert_close(head_of_another(10.0), head_of_another(1e6), rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("target", range(CLIENTS))
 def test_too_many_class_means_are_predicted_class_by_class(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.personalization.head_generator.MOST_EXACT", 3)

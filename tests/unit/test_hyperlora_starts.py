@@ -14,7 +14,7 @@ from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.methods.hyperlora.starts import MOST_SPREAD, alike
 from strategies.methods.hyperlora.state import HyperLoraState, attended
-from tests.builders import assert_same_products, make_adapter, make_card, make_metrics, moved
+from tests.builders import WIDTH, assert_same_products, make_adapter, make_card, make_metrics, moved
 
 NAMES = "abcdefgh"
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate(NAMES)}
@@ -80,6 +80,18 @@ def test_the_same_cohort_gets_the_same_bits() -> None:
 def test_before_anything_is_remembered_everybody_gets_the_anchor() -> None:
     state = PLAIN.register(PLAIN.init(make_adapter(0)), CARDS)
     assert all(start is state.anchor for start in PLAIN.starts(state, list(CARDS.values())))
+
+
+def test_one_description_that_is_far_out_moves_the_distances_of_the_others_by_its_share_only() -> None:
+    honest = {f"client-{seed}": make_card(f"client-{seed}", seed=seed) for seed in range(16)}
+    liar = make_card("liar")
+    liar = replace(liar, signature=replace(liar.signature, feature_mean=torch.full((WIDTH,), 100.0)))
+    apart, with_it = (
+        PLAIN.register(PLAIN.init(make_adapter(0)), cards).distances([*honest], [*honest])
+        for cards in (honest, {**honest, "liar": liar})
+    )
+    ratios = (with_it / apart)[~torch.eye(16, dtype=torch.bool)]
+    assert float(ratios.log().abs().max()) < 0.7
 
 
 def test_clients_of_different_neighbourhoods_are_not_mixed_together() -> None:

@@ -118,6 +118,21 @@ def test_broken_class_statistics_cost_their_own_client_only() -> None:
     assert all(not torch.allclose(heads["client-0"], head) for name, head in heads.items() if name != "client-0")
 
 
+def many_counts(answer: Message) -> Message:
+    arrays = answer.content["arrays"]
+    answer.content["arrays"] = ArrayRecord({**arrays, "counts": Array(np.full(CLASSES, 500, np.float32))})
+    return answer
+
+
+def test_class_statistics_of_more_samples_than_the_card_tells_are_left_out() -> None:
+    strategy = make_strategy(DESCRIBED)
+    grid = LocalGrid(fake_client_app(CARDS, None, many_counts), {}, 3)
+    strategy.start(grid, num_rounds=2, timeout=5.0)
+    failures = strategy.record.failures
+    assert failures == {"statistics client-0": "its class statistics count 1500 samples, and it said it has 10"}
+    assert "client-0" not in strategy.state.class_statistics
+
+
 def test_class_statistics_are_of_one_anchor_and_dropped_when_it_moves() -> None:
     strategy = make_strategy(DESCRIBED)
     run(strategy, rounds=3)
@@ -420,6 +435,23 @@ def test_what_a_client_said_is_one_sentence(reason: str, sentence: str) -> None:
     strategy.join(grid)
     asked = strategy.configure_train(1, None, None, grid)[0]
     assert error_sentence(Message(Error(code=2, reason=reason), reply_to=asked)) == sentence
+
+
+def test_a_client_of_very_many_samples_counts_for_ten_times_the_median_of_all_that_are_known() -> None:
+    """Its reply says what its card says: the bound is the federation's, whoever is in the cohort."""
+    greedy = run(make_strategy(), rounds=1)[1][0].cohort[0]
+    cards = [make_card(greedy, num_examples=10**9) if card.client_id == greedy else card for card in CARDS]
+    strategy = make_strategy()
+    grid = LocalGrid(fake_client_app(cards, {greedy: _telling_very_many}), {}, 3)
+    strategy.start(grid, num_rounds=1, timeout=5.0)
+    assert strategy.state.num_examples[greedy] == 100
+    assert set(strategy.state.num_examples.values()) == {10, 100}
+
+
+def _telling_very_many(answer: Message, request: TrainRequest) -> Message:
+    told = TrainReply.decode(answer.content, request)
+    answer.content = replace(told, metrics=replace(told.metrics, num_examples=10**9)).encode()
+    return answer
 
 
 def _long_text(answer: Message, request: TrainRequest) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import secrets
 from dataclasses import replace
@@ -218,6 +219,13 @@ def test_secret_noise_is_standard_normal() -> None:
     steps = torch.arange(1, drawn.numel() + 1).double() / drawn.numel()
     assert float((expected - steps).abs().max()) < 0.015  # Kolmogorov and Smirnov; p below 1e-19 if it were normal
     assert secret_noise((0, 3)).shape == (0, 3)
+
+
+def test_secret_noise_takes_fresh_bytes_of_the_system_for_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, urandom = list[int](), os.urandom
+    monkeypatch.setattr(os, "urandom", lambda size: taken.append(size) or urandom(size))
+    secret_noise((30, 10))
+    assert 8 * sum(taken) >= 52 * 300  # a generator takes one seed for all of them
 
 
 def test_a_noised_number_is_on_a_grid_that_the_value_does_not_move() -> None:

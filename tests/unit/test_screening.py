@@ -15,6 +15,7 @@ from strategies.engine.screening import (
     TOO_FAR,
     TOO_LONG,
     Screen,
+    cut_short,
     distances_to_median,
     farthest,
     movement_gram,
@@ -217,6 +218,16 @@ def test_a_movement_is_cut_in_product_space_whatever_the_gauge() -> None:
         for one in (end, in_gauge(end, 1e4 * torch.eye(RANK)))
     )
     torch.testing.assert_close(plain, scaled, rtol=1e-4, atol=1e-4)
+
+
+def test_a_movement_that_the_cut_to_the_rank_lengthens_is_cut_again() -> None:
+    """Half-way to an end that is much larger than the start, the best adapter of the rank may leave the start out."""
+    honest = [update_to(nearby(200 + index, 1.0), f"client-{index}") for index in range(5)]
+    far = update_to(nearby(7, 30.0))
+    bound = Screen()._bound([movement_norm(one) for one in [*honest, far]])
+    once = replace(far, end=cut_short(far.start, far.end, bound / movement_norm(far)))
+    assert movement_norm(once) > 1.005 * bound
+    assert movement_norm(Screen().apply([*honest, far]).updates[5]) <= bound * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("fixed", ["lora_A", "lora_B"])

@@ -50,6 +50,7 @@ def test_a_site_has_its_own_data_and_device_and_the_runs_other_settings() -> Non
         ({"client-id": "dirty-0"}, "client 'dirty-0', which this run's data set does not have; it has clean-0, clean"),
         ({"client-id": 3}, "'client-id' takes a text|'client-id' takes a string"),
         ({"client-id": "../clean-0"}, "'client-id' must be 1 to 64 letters"),
+        ({"client-id": "Anchor", "data-path": "/mnt"}, "begin with a letter or digit, and none of anchor, personal"),
         ({"client-id": "clean-0", "data_path": "/mnt"}, "unknown key 'data_path' .* did you mean 'data-path'"),
         ({"client-id": "clean-0", "data-path": "mnt"}, "'data-path' must be an absolute path, got 'mnt'"),
         ({"client-id": "clean-0", "rank": "4"}, "'rank' takes an integer, got '4'"),
