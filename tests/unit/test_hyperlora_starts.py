@@ -14,7 +14,7 @@ from strategies.methods.hyperlora.generator import ServedGenerator, Teaching
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.methods.hyperlora.starts import MOST_SPREAD, alike
 from strategies.methods.hyperlora.state import HyperLoraState, attended
-from tests.builders import WIDTH, assert_same_products, make_adapter, make_card, make_metrics, moved
+from tests.builders import RANK, WIDTH, assert_same_products, make_adapter, make_card, make_metrics, moved
 
 NAMES = "abcdefgh"
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate(NAMES)}
@@ -80,6 +80,18 @@ def test_the_same_cohort_gets_the_same_bits() -> None:
 def test_before_anything_is_remembered_everybody_gets_the_anchor() -> None:
     state = PLAIN.register(PLAIN.init(make_adapter(0)), CARDS)
     assert all(start is state.anchor for start in PLAIN.starts(state, list(CARDS.values())))
+
+
+def test_clients_that_train_another_rank_are_remembered_beside_the_others() -> None:
+    state = PLAIN.register(PLAIN.init(make_adapter(0)), CARDS)
+    updates = [
+        ClientUpdate(CARDS[name], make_adapter(5, rank=rank), make_adapter(seed, rank=rank), make_metrics())
+        for seed, (name, rank) in enumerate({"a": RANK, "b": 1, "c": 1}.items(), start=10)
+    ]
+    state = PLAIN.aggregate(state, updates)
+    assert len({one.rank for one in state.memory.values()}) == 1
+    starts = PLAIN.starts(state, list(CARDS.values()))
+    assert {one.rank for one in starts} == {RANK}
 
 
 def test_one_description_that_is_far_out_moves_the_distances_of_the_others_by_its_share_only() -> None:
