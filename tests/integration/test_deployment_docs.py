@@ -71,6 +71,7 @@ def copyist(tmp_path: Path) -> Iterator[Copyist]:
         end_marked(one.mark)
 
 
+@pytest.mark.slow
 @pytest.mark.deployment
 def test_the_commands_of_the_document_work_one_after_another(copyist: Copyist) -> None:
     copyist.start("server", "server.log")
