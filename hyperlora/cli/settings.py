@@ -150,11 +150,20 @@ def require_declared(values: Mapping[str, Scalar], defaults: Mapping[str, Scalar
 
 
 def require_inputs(config: RunConfig) -> None:
-    """Refuse a data set or weights that are named and are not on this machine."""
+    """Refuse a file that is named and is not on this machine, and a signing key that is none.
+
+    Raises:
+        CommandError: a path does not exist.
+        StorageError: the signing key cannot be used.
+    """
     values = config.flat()
     for name in INPUT_KEYS:
         if values[name] and not Path(str(values[name])).exists():
             raise CommandError(f"{name} = '{values[name]}' does not exist")
+    if config.run.signing_key:
+        from hyperlora.storage.signing import SigningKey  # cryptography takes a while to import
+
+        SigningKey.read(Path(config.run.signing_key))
 
 
 def new_output_dir(config: RunConfig, root: Path, now: datetime) -> Path:

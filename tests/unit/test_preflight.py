@@ -16,9 +16,10 @@ from PIL import Image
 from hyperlora.cli import preflight, run
 from hyperlora.cli.output import CommandError
 from hyperlora.cli.preflight import check_before, check_data, check_device, check_directory, held, rounds_made
-from hyperlora.cli.settings import Settings, settings_of_run
+from hyperlora.cli.settings import Settings, require_inputs, settings_of_run
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import DataError
+from hyperlora.storage.files import StorageError
 
 RECORDS = "".join(f'{{"server_round": {number}}}\n' for number in range(1, 15))
 
@@ -200,3 +201,10 @@ def test_a_refusal_does_not_wait_for_heavy_libraries(options: list[str], tmp_pat
     command = [sys.executable, "-c", REFUSED, "--", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
+
+
+def test_a_signing_key_that_is_none_is_refused_before_flower_starts(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_text("no key")
+    with pytest.raises(StorageError, match="holds no private key that can be used"):
+        require_inputs(config(run__signing_key=str(key)))
