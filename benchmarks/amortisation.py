@@ -88,22 +88,36 @@ class Scene:
         served = replace(state, class_statistics=statistics, head_share=share, head_scale=scale)
         starts = with_heads(served, cards, [state.served_anchor] * len(cards), self.prior)
         return mean(
-            self._score(add_prior(start, pi, self.prior), one)
+            accuracy_of(add_prior(start, pi, self.prior), *one.test)
             for start, pi, one in zip(starts, frequencies, self.newcomers, strict=True)
         )
 
-    def _score(self, adapter: Adapter, newcomer: Newcomer) -> float:
-        features, labels = newcomer.test
-        logits = features @ adapter.head[:, :-1].mT + adapter.head[:, -1]
-        return float((logits.argmax(dim=1) == labels).float().mean())
+
+def accuracy_of(adapter: Adapter, features: Tensor, labels: Tensor) -> float:
+    """Return the share of samples that an adapter's head is right about; ``features`` (n, d), ``labels`` (n,)."""
+    logits = features @ adapter.head[:, :-1].mT + adapter.head[:, -1]
+    return float((logits.argmax(dim=1) == labels).float().mean())
+
+
+def last_state(run: RunFiles) -> HyperLoraState:
+    """Return the state of a finished run of HyperLoRA; raises BadParameter where it has none with class statistics."""
+    _, found = open_checkpoint(run)
+    if found is None or not isinstance(found.state, HyperLoraState) or not found.state.class_statistics:
+        raise typer.BadParameter(f"'{run.path}' has no checkpoint of HyperLoRA with class statistics")
+    return found.state
+
+
+def shuffled(state: HyperLoraState) -> HyperLoraState:
+    """Return the state with everybody's signature another client's."""
+    names = sorted(state.signature_vectors)
+    others = random.Random(derive_seed("shuffled signatures")).sample(names, len(names))
+    vectors = {name: state.signature_vectors[other] for name, other in zip(names, others, strict=True)}
+    return replace(state, signature_vectors=vectors)
 
 
 def open_scene(run: RunFiles) -> Scene:
     """Return the scene of a finished run of HyperLoRA."""
-    _, found = open_checkpoint(run)
-    if found is None or not isinstance(found.state, HyperLoraState) or not found.state.class_statistics:
-        raise typer.BadParameter(f"'{run.path}' has no checkpoint of HyperLoRA with class statistics")
-    state, runtime, known = found.state, open_runtime(run.config), run.require_clients()
+    state, runtime, known = last_state(run), open_runtime(run.config), run.require_clients()
     runtime.model.load(state.served_anchor)
     unseen = [card for card in known.cards.values() if not card.trains]
     newcomers = [
@@ -150,15 +164,12 @@ def by_samples(scene: Scene) -> dict[str, Curve]:
 def by_parts(scene: Scene) -> dict[str, float]:
     """Return accuracies without one part of what a head is made of at a time."""
     state, share = scene.state, scene.state.head_share or 0.5
-    names = sorted(state.signature_vectors)
-    others = random.Random(derive_seed("shuffled signatures")).sample(names, len(names))
-    swapped = {name: state.signature_vectors[other] for name, other in zip(names, others, strict=True)}
-    shuffled = replace(state, signature_vectors=swapped)
+    strangers = shuffled(state)
     return {
         "all": scene.accuracy(state, share=share),
-        "signatures shuffled": scene.accuracy(shuffled, share=share),
+        "signatures shuffled": scene.accuracy(strangers, share=share),
         "no own statistics": scene.accuracy(state, share=share, described=False),
-        "neither": scene.accuracy(shuffled, share=share, described=False),
+        "neither": scene.accuracy(strangers, share=share, described=False),
         "anchor": scene.accuracy(state, share=0.0),
     }
 

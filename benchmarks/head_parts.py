@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +20,7 @@ from unittest.mock import patch
 import typer
 from rich.console import Console
 
-from benchmarks.amortisation import features_of
+from benchmarks.amortisation import accuracy_of, features_of, last_state, shuffled
 from benchmarks.bootstrap import paired_difference
 from benchmarks.local_grid import LocalGrid
 from benchmarks.result import current_commit, write_json
@@ -32,8 +31,6 @@ from client_app.runtime import open_runtime
 from hyperlora.cli.settings import parse_override
 from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.reporting.run_files import RunFiles
-from hyperlora.reporting.state_view import open_checkpoint
-from hyperlora.seeds import derive_seed
 from models.personalization import head_generator
 from models.personalization.class_means import Variances
 from models.personalization.prior import add_prior
@@ -46,14 +43,6 @@ WHOLE = "as it is"
 ALIKE = Variances(client=0.0, single=1e-6, length=1.0)
 """Under which the classes of all clients look the same."""
 console = Console()
-
-
-def shuffled(state: HyperLoraState) -> HyperLoraState:
-    """Return the state with everybody's signature another client's."""
-    names = sorted(state.signature_vectors)
-    others = random.Random(derive_seed("shuffled signatures")).sample(names, len(names))
-    vectors = {name: state.signature_vectors[other] for name, other in zip(names, others, strict=True)}
-    return replace(state, signature_vectors=vectors)
 
 
 def unfitted(state: HyperLoraState) -> HyperLoraState:
@@ -122,12 +111,9 @@ def scores(run: RunFiles) -> dict[str, list[dict[str, Any]]]:
     """Return, by part, the accuracy as received of every client of a finished run.
 
     Raises:
-        ValueError: the run has no checkpoint of HyperLoRA with class statistics.
+        BadParameter: the run has no checkpoint of HyperLoRA with class statistics.
     """
-    _, found = open_checkpoint(run)
-    if found is None or not isinstance(found.state, HyperLoraState) or not found.state.class_statistics:
-        raise ValueError(f"'{run.path}' has no checkpoint of HyperLoRA with class statistics")
-    state, runtime, prior = found.state, open_runtime(run.config), run.config.prior_strength
+    state, runtime, prior = last_state(run), open_runtime(run.config), run.config.prior_strength
     cards = [card for _, card in sorted(run.require_clients().cards.items())]
     runtime.model.load(state.served_anchor)
     tests = [features_of(runtime, card.client_id, "test") for card in cards]
@@ -135,18 +121,18 @@ def scores(run: RunFiles) -> dict[str, list[dict[str, Any]]]:
     for name, (change, during) in PARTS.items():
         with during():
             starts = with_heads(change(state), cards, [state.served_anchor] * len(cards), prior)
-        told[name] = []
-        for card, start, (features, labels) in zip(cards, starts, tests, strict=True):
-            head = add_prior(start, card.signature.class_frequencies, prior).head
-            right = (features @ head[:, :-1].mT + head[:, -1]).argmax(dim=1) == labels
-            told[name].append(
-                {
-                    "client_id": card.client_id,
-                    "seen": card.trains,
-                    "track": START_TRACK,
-                    "zero_step": float(right.float().mean()),
-                }
-            )
+        served = [
+            add_prior(start, card.signature.class_frequencies, prior) for start, card in zip(starts, cards, strict=True)
+        ]
+        told[name] = [
+            {
+                "client_id": card.client_id,
+                "seen": card.trains,
+                "track": START_TRACK,
+                "zero_step": accuracy_of(own, *test),
+            }
+            for card, own, test in zip(cards, served, tests, strict=True)
+        ]
     return told
 
 

@@ -202,7 +202,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Figures over clients."""
+    """A figure over clients, as a share."""
 
     mean: float
     std: float

@@ -118,7 +118,7 @@ def test_a_round_without_a_figure_that_a_report_needs_is_refused_by_its_line(tmp
     record = {"server_round": 1, "evaluation": {"seen": {"clients": 2, "zero_step": spread, "k_step": spread}}}
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(record) + "\n")
-    assert read_records(path)[0]["evaluation"] == {**record["evaluation"]}
+    assert read_records(path)[0]["evaluation"] == record["evaluation"]
     path.write_text(json.dumps(record).replace(f'"{missing}"', '"mutated"') + "\n")
     with pytest.raises(RunFilesError, match=f"line 1 holds no round .evaluation.seen.*{missing}"):
         read_records(path)
