@@ -35,6 +35,7 @@ from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.prior import add_prior
 from models.personalization.signature import class_frequencies
+from strategies.methods.hyperlora.config import HyperLoraSettings
 from strategies.methods.hyperlora.heads import with_heads
 from strategies.methods.hyperlora.state import HyperLoraState
 
@@ -65,13 +66,17 @@ class Newcomer:
 
 @dataclass(frozen=True)
 class Scene:
-    """The state of a run at its last checkpoint, and the unseen clients that are served from it."""
+    """The state of a run at its last checkpoint, and the unseen clients that are served from it.
+
+    ``rank`` is that of the scatter within classes that clients of the run send.
+    """
 
     state: HyperLoraState
     newcomers: Sequence[Newcomer]
     classes: int
     smoothing: float
     prior: float
+    rank: int
 
     def accuracy(self, state: HyperLoraState, *, share: float, described: bool = True) -> float:
         """Return the newcomers' mean test accuracy with heads from ``state`` and, if described, their own samples."""
@@ -82,7 +87,7 @@ class Scene:
             frequencies.append(class_frequencies(labels, self.classes, self.smoothing))
             cards.append(replace(one.card, signature=replace(one.card.signature, class_frequencies=frequencies[-1])))
             if described and len(labels):
-                own = compute_class_statistics(features, labels, num_classes=self.classes, rank=1)
+                own = compute_class_statistics(features, labels, num_classes=self.classes, rank=self.rank)
                 statistics[one.card.client_id] = own
         scale = state.head_scale if share else 1.0
         served = replace(state, class_statistics=statistics, head_share=share, head_scale=scale)
@@ -123,7 +128,8 @@ def open_scene(run: RunFiles) -> Scene:
     newcomers = [
         Newcomer(card, *(features_of(runtime, card.client_id, split) for split in ("train", "test"))) for card in unseen
     ]
-    return Scene(state, newcomers, len(known.class_names), run.config.signature.smoothing, run.config.prior_strength)
+    config, rank = run.config, run.config.of(HyperLoraSettings).statistics_rank
+    return Scene(state, newcomers, len(known.class_names), config.signature.smoothing, config.prior_strength, rank)
 
 
 def features_of(runtime: ClientRuntime, client_id: str, split: str) -> tuple[Tensor, Tensor]:
