@@ -169,8 +169,8 @@ def open_runtime(config: RunConfig, site: Site | None = None, run_id: int = 0) -
     """
     config = site.settings(config) if site else config
     train = config.train
-    megabytes = (train.prefix_cache_mb, train.embedding_cache_mb)
-    parts = _open_parts(config.data, config.model, config.lora, config.seed, train.device, megabytes, site)
+    megabytes, computing = (train.prefix_cache_mb, train.embedding_cache_mb), (train.device, train.precision)
+    parts = _open_parts(config.data, config.model, config.lora, config.seed, computing, megabytes, site)
     torch.set_num_threads(worthwhile_threads(parts[0].backbone, config.train.batch_size))
     return ClientRuntime(config, *parts, at_site=site is not None, ledger=open_ledger(site), run_id=run_id)
 
@@ -181,11 +181,11 @@ def _open_parts(
     model: ModelConfig,
     lora: LoraConfig,
     seed: int,
-    device: str,
+    computing: tuple[str, str],
     megabytes: tuple[int, int],
     site: Site | None,
 ) -> tuple[AdaptedModel, Federation, TokenCache]:
-    adapted = _open_model(data, model, lora, device)
+    adapted = _open_model(data, model, lora, *computing)
     federation = federation_of(site, build_federation(data, image_size=model.image_size, seed=seed))
     disk = SiteStore(Path(site.state_dir), site.client_id) if site and site.state_dir else None
     in_memory, on_disk = megabytes
@@ -194,8 +194,8 @@ def _open_parts(
 
 
 @functools.lru_cache(maxsize=2)
-def _open_model(data: DataConfig, model: ModelConfig, lora: LoraConfig, device: str) -> AdaptedModel:
+def _open_model(data: DataConfig, model: ModelConfig, lora: LoraConfig, device: str, precision: str) -> AdaptedModel:
     adapted = build_model(data, model, lora)
-    adapted.to(choose_device(device))
+    adapted.to(choose_device(device), half=precision == "bfloat16")
     log.info("clients of this process train on %s with up to %d thread(s)", adapted.device, available_threads())
     return adapted

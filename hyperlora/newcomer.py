@@ -107,7 +107,7 @@ def newcomer_runtime(
 
 def local_runtime(config: RunConfig, model: AdaptedModel, federation: Federation) -> ClientRuntime:
     """Return what the clients of ``federation`` work with in this process, which ``model`` is taken over by."""
-    model.to(choose_device(config.train.device))
+    model.to(choose_device(config.train.device), half=config.train.precision == "bfloat16")
     torch.set_num_threads(worthwhile_threads(model.backbone, config.train.batch_size))
     embedded = open_embedding_cache(config.train.embedding_cache_mb)
     cache = TokenCache(model, federation, config.train.prefix_cache_mb * 2**20, embedded=embedded)

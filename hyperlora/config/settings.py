@@ -166,6 +166,9 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "auto, cpu or cuda; cuda fails where no GPU is given to the client"
     )
+    precision: Literal["float32", "bfloat16"] = key(
+        "float32", "of matrix products in local training and scoring; weights and what is sent stay float32"
+    )
 
     @property
     def steps_of_use(self) -> int:

@@ -49,7 +49,7 @@ class AdaptedModel:
             raise AdapterError(
                 f"lora.last-blocks is {last_blocks}, but '{backbone.name}' has {backbone.num_blocks} blocks"
             )
-        self.backbone, self._kind = backbone, kind
+        self.backbone, self._kind, self._half = backbone, kind, False
         self.first_block = backbone.num_blocks - last_blocks
         self._paths = backbone.adapted_layers(last_blocks)
         _check_rank(backbone, rank, self._paths)
@@ -69,13 +69,15 @@ class AdaptedModel:
         """The device that the model is on."""
         return next(self.network.parameters()).device
 
-    def to(self, device: torch.device) -> None:
-        """Move the model to ``device``."""
+    def to(self, device: torch.device, *, half: bool = False) -> None:
+        """Move the model to ``device`` and, where ``half``, have logits computed by products in bfloat16."""
         self.peft_model.to(device)
+        self._half = half
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Map tokens before ``first_block``, samples first, to logits (n, classes)."""
-        return self.backbone.anatomy.forward_suffix(self.network, tokens, self.first_block)
+        """Map tokens before ``first_block``, samples first, to logits (n, classes) in float32."""
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self._half):
+            return self.backbone.anatomy.forward_suffix(self.network, tokens, self.first_block).float()
 
     @torch.no_grad()
     def features(self, tokens: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from models.adapters.adapter import Adapter, subtract
 from models.personalization.head_generator import HeadGenerator
@@ -18,7 +19,7 @@ from tests.builders import make_adapter, make_card, make_metrics, make_statistic
 CARDS = {name: make_card(name, seed=index) for index, name in enumerate("abcdefg")}
 KNOWN = [CARDS[name] for name in "abcdef"]
 METHOD = HyperLoraMethod(synthesizer=Synthesizer(2.0), probe_clients=5)
-TRIED = candidates(deviations=True, statistics=False)
+TRIED = candidates(None, deviations=True)
 
 
 def after_one_round() -> HyperLoraState:
@@ -84,9 +85,10 @@ def test_one_head_generator_serves_all_candidates(monkeypatch: pytest.MonkeyPatc
     made: list[int] = []
     fit = HeadGenerator.fit
     monkeypatch.setattr(HeadGenerator, "fit", lambda *given: made.append(len(given[0])) or fit(*given))
-    method = replace(METHOD, deviations="off")
+    method = replace(METHOD, head_share=0.5, head_scale=0.25)
     told = {card.client_id: make_statistics(card.client_id, counts=(5, 4, 6)) for card in KNOWN}
     state = method.with_statistics(after_one_round(), told)
     tried = method.probe_starts(state, KNOWN, 3)
-    assert all(len({str(start.head) for start in starts.values()}) > 2 for starts in tried.values())
+    assert all(list(starts) == ["0/0/1", "0/0.5/0.25", "0.5/0.5/0.25", "1/0.5/0.25"] for starts in tried.values())
+    assert all(not torch.equal(starts["0/0/1"].head, starts["0/0.5/0.25"].head) for starts in tried.values())
     assert made == [len(KNOWN)]

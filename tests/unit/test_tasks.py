@@ -108,6 +108,23 @@ def test_training_lowers_the_loss_and_moves_every_part(model: AdaptedModel) -> N
     assert all(not torch.equal(one, model.extract().tensors()[key]) for key, one in start.tensors().items())
 
 
+def test_half_precision_rounds_products_and_nothing_that_is_kept(model: AdaptedModel) -> None:
+    tokens = torch.randn(9, 16, 64, generator=torch.Generator().manual_seed(5))
+    training = trainer(model)
+    training.run(3)
+    exact = model.logits(tokens).detach()
+    try:
+        model.to(model.device, half=True)
+        rounded = model.logits(tokens).detach()
+        losses = training.run(1), training.run(5)
+    finally:
+        model.to(model.device)
+    assert rounded.dtype == torch.float32
+    assert 0 < float((rounded - exact).norm()) < 0.05 * float(exact.norm())
+    assert losses[1] < losses[0]
+    assert all(tensor.dtype == torch.float32 for tensor in model.extract().tensors().values())
+
+
 def test_the_gradient_is_that_of_the_loss_and_of_nothing_before(model: AdaptedModel) -> None:
     training = trainer(model)
     samples = training._samples

@@ -28,15 +28,15 @@ class HyperLoraSettings(Section):
     )
     statistics: bool = key(True, "clients describe their classes before an evaluation, for a head in closed form")
     statistics_rank: PositiveInt = key(16, "rank of the scatter within classes that clients send")
-    head_share: Share = key(0.5, "share of that head in what clients are served, before it is probed")
-    head_scale: PositiveFloat = key(0.5, "factor on the served head beside the class prior, before it is probed")
+    head_share: Share = key(0.5, "share of that head in what clients are served")
+    head_scale: PositiveFloat = key(0.5, "factor on the served head beside the class prior")
     temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory")
     self_logit: float = key(0.0, "added to the attention logit of a client's own deviation")
     strength: NonNegativeFloat = key(1.0, "factor on the attended deviations; 0 is no synthesizer")
     server_step: PositiveFloat = key(1.0, "step of the anchor along the averaged movements")
     memory_limit: NonNegativeInt = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all")
     probe_clients: NonNegativeInt = key(
-        16, "clients that score before an evaluation how strongly newcomers should be personalised; 0 is none"
+        16, "clients that score before an evaluation whether these heads and deviations beat the anchor; 0 is none"
     )
 
 

@@ -1,10 +1,10 @@
 """How clients are served is chosen by clients that try it on as if they were new, on their own validation split.
 
-Three numbers are chosen, for everybody: how much of a start's deviation a client without an entry in the memory gets,
-how much of its head comes from class statistics, and how much that head counts beside the class prior. Those with the
-lowest trimmed mean loss win. A quarter of the clients is left out at either end, so that a few that lie about their
-loss cannot choose for everybody; clients whose class statistics are not believed are not asked. Where the mean is for
-the anchor alone and most clients are for something else, the median decides.
+What is chosen, for everybody: whether clients get heads from class statistics or the anchor's, and how much of a
+start's deviation a client without an entry in the memory gets. What has the lowest trimmed mean loss wins. A quarter of
+the clients is left out at either end, so that a few that lie about their loss cannot choose for everybody; clients
+whose class statistics are not believed are not asked. Where the mean is for the anchor alone and most clients are for
+something else, the median decides.
 """
 
 from __future__ import annotations
@@ -42,24 +42,22 @@ class Candidate:
 ANCHOR = Candidate(0.0, 0.0, 1.0)
 """What every loss is compared with."""
 STRENGTHS = (0.0, 0.5, 1.0)
-HEADS = ((0.25, 1.0), (0.25, 0.5), (0.5, 0.5), (1.0, 0.5), (1.0, 0.25))
-"""Share and scale of the heads that are tried."""
 LEAST_CLIENTS = 4
 TRIMMED = 0.25
 """Share of the clients that is left out at either end of a candidate's losses."""
 ServedToNewcomers = Callable[[HyperLoraState, Sequence[ClientCard]], Sequence[Adapter]]
 
 
-def candidates(*, deviations: bool, statistics: bool) -> list[Candidate]:
-    """Return what is tried, ``ANCHOR`` first: all heads without deviations, all strengths with the head in the middle.
+def candidates(head: tuple[float, float] | None, *, deviations: bool) -> list[Candidate]:
+    """Return what is tried, ``ANCHOR`` first: the head from class statistics, and deviations of every strength with it.
 
     Args:
+        head: its share and scale; None where clients did not describe their classes.
         deviations: whether clients are served deviations at all.
-        statistics: whether clients described their classes.
     """
-    heads = [Candidate(0.0, *head) for head in HEADS] if statistics else []
-    middle = heads[len(heads) // 2] if heads else ANCHOR
-    return [ANCHOR, *heads] + [replace(middle, strength=one) for one in STRENGTHS[1:] if deviations]
+    served = ANCHOR if head is None else Candidate(0.0, *head)
+    strengths = [replace(served, strength=one) for one in STRENGTHS[1:] if deviations]
+    return list(dict.fromkeys([ANCHOR, served, *strengths]))
 
 
 def probe_starts(

@@ -52,7 +52,7 @@ class HyperLoraMethod:
         deviations: where starts hold deviations: in ``rounds`` and at use, at use alone (``serving``), or ``off``.
         scatter_rank: rank of the scatter within classes that clients send; None where no class statistics are asked.
         head_share, head_scale: share of the head from class statistics in what clients are served, and factor on the
-            mixture, before they are probed.
+            mixture; 0 and 1 where probing clients are better off with the anchor's head.
         prior_strength: gamma of the class prior that clients add to their head; 0 where they add none.
     """
 
@@ -139,7 +139,8 @@ class HyperLoraMethod:
     def _candidates(self, state: HyperLoraState) -> list[Candidate]:
         if not self.probe_clients:
             return []
-        return candidates(deviations=self.deviations != "off", statistics=state.head_generator is not None)
+        head = None if state.head_generator is None else (self.head_share, self.head_scale)
+        return candidates(head, deviations=self.deviations != "off")
 
     def plan(self, state: HyperLoraState, card: ClientCard) -> LocalPlan:
         """Have all of the start sent, trained and sent back."""
