@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from benchmarks.result import gpus_of
 from benchmarks.suite import HERE, Job, expected_minutes, load_jobs, seeds_of
 from benchmarks.table import markdown
 
@@ -24,8 +25,12 @@ def cost_of(missing: Sequence[Job], results: Results, workers: int) -> str:
 
 
 def _minutes(job: Job, results: Results) -> float | None:
-    """Return the minutes of a run: the mean of its variant's here, else of the variants here, else the suite's word."""
-    here = results.get(job.suite, {})
+    """Return the minutes of a run: the mean of its variant's here, else of the variants here, else the suite's word.
+
+    Runs that shared a GPU tell nothing of a core.
+    """
+    found = results.get(job.suite, {})
+    here = {name: [run for run in runs if not gpus_of(run)] for name, runs in found.items()}
     runs = here.get(job.variant) or [run for own in here.values() for run in own]
     return mean(run["seconds"] for run in runs) / 60 if runs else expected_minutes(job.suite) or None
 

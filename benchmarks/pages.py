@@ -24,7 +24,7 @@ from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.grid import SuiteError
 from benchmarks.head_parts import head_parts_table
 from benchmarks.newcomers import draw_newcomers
-from benchmarks.result import load_results, load_settings
+from benchmarks.result import gpus_of, load_results, load_settings
 from benchmarks.suite import HERE, setting_names, split_name, suite_title, variant_names
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
@@ -117,9 +117,12 @@ def of_one_fingerprint(found: Results) -> tuple[Results, str]:
 
 
 def hours(found: Results, order: Sequence[str]) -> str:
-    """Return a sentence: how long the runs took together."""
-    seconds = sum(run["seconds"] for name in order for run in found.get(name, []))
-    return f"{seconds / 3600:.1f} hours of runs in all, one core each."
+    """Return a sentence: how long the runs took together, and which of them had a GPU, several runs the same one."""
+    runs = [run for name in order for run in found.get(name, [])]
+    told = f"{sum(run['seconds'] for run in runs) / 3600:.1f} hours of runs in all, one core each"
+    cards = Counter(card for run in runs for card in gpus_of(run)[:1])
+    shared = "; ".join(f"{count} of {len(runs)} runs shared a GPU ({card})" for card, count in cards.items())
+    return f"{told}; {shared}." if shared else f"{told}."
 
 
 def pages() -> list[Path]:

@@ -144,6 +144,11 @@ def _unpacked(results: Path, suite: str) -> list[Path]:
     return sorted((results / RUNS / split_name(suite)[0]).rglob("*.json"))
 
 
+def gpus_of(run: Run) -> list[str]:
+    """Return the names of the GPUs of the machine that a run was made on."""
+    return list(run.get("environment", {}).get("machine", {}).get("gpus", []))
+
+
 def current_commit() -> str:
     """Return the commit of the working tree, with ``+`` where files differ from it."""
     git = ["git", "-C", str(HERE)]

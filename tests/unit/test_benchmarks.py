@@ -10,7 +10,7 @@ import pytest
 from benchmarks.cost import cost_of
 from benchmarks.fingerprint import product_fingerprint
 from benchmarks.grid import AdaptingGrid, trials
-from benchmarks.pages import FIGURES
+from benchmarks.pages import FIGURES, hours
 from benchmarks.result import load_results, missing_jobs, pack_runs, packed_file, run_file, write_json
 from benchmarks.run_job import require_all_clients, run_federation
 from benchmarks.suite import (
@@ -178,6 +178,15 @@ def test_headline_has_runs_of_the_main_table_and_takes_less_than_forty_minutes_o
     main = {job.variant: job.config for job in load_jobs("pacs/feature", {}, [11], [])}
     assert all(job.config == main[job.variant] for job in load_jobs("headline/feature", {}, [11], []))
     assert cost_of(jobs, {}, 2) == "about 60 minutes of one core, 30 with 2 at the same time"
+
+
+def test_runs_that_shared_a_gpu_are_named_and_tell_nothing_of_a_core() -> None:
+    jobs = load_jobs("headline/feature", {}, [10], ["hyperlora"])
+    shared = {"seconds": 3600.0, "environment": {"machine": {"gpus": ["H100"]}}}
+    alone = {"seconds": 600.0, "environment": {"machine": {"gpus": []}}}
+    assert hours({"a": [shared, alone]}, ["a"]).endswith("one core each; 1 of 2 runs shared a GPU (H100).")
+    assert cost_of(jobs, {"headline/feature": {"hyperlora": [shared, alone]}}, 1).startswith("about 10 minutes")
+    assert cost_of(jobs, {"headline/feature": {"hyperlora": [shared]}}, 1).startswith("about 2 minutes")
 
 
 def test_all_variants_have_the_same_number_of_trials() -> None:
