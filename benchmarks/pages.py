@@ -1,8 +1,8 @@
 """The tables in ``docs/``: each block between two marks is printed from the results, never typed.
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
-``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira`` and ``head_parts`` are the
-tables of the modules of these names, ``costs`` what every suite costs. Several suites, with commas, stand side by side
+``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts`` and ``gpu``
+are the tables of the modules of these names, ``costs`` what every suite costs. Several suites, with commas, stand side by side
 in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
 """
 
@@ -21,6 +21,7 @@ from benchmarks.attack_tables import attack_table, lira_table, loss_table, membe
 from benchmarks.bootstrap import calibration_table, interval_table
 from benchmarks.cost import cost_page
 from benchmarks.figures import draw_methods, draw_steps
+from benchmarks.gpu.table import gpu_table
 from benchmarks.grid import SuiteError
 from benchmarks.head_parts import head_parts_table
 from benchmarks.newcomers import draw_newcomers
@@ -57,6 +58,7 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "membership": membership_table,
     "lira": lira_table,
     "head_parts": head_parts_table,
+    "gpu": gpu_table,
 }
 """Tables of the runs in a json file of this name."""
 FIGURES = {"steps": draw_steps, "methods": draw_methods}

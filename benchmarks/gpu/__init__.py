@@ -1,0 +1,1 @@
+"""What a GPU makes of the product's work: ``python -m benchmarks.gpu``."""
