@@ -1,9 +1,9 @@
 """The tables in ``docs/``: each block between two marks is printed from the results, never typed.
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
-``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts`` and ``gpu``
-are the tables of the modules of these names, ``costs`` what every suite costs. Several suites, with commas, stand side by side
-in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
+``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts`` and
+``gpu`` are the tables of the modules of these names, ``costs`` what every suite costs. Several suites, with commas,
+stand side by side in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
 """
 
 from __future__ import annotations
