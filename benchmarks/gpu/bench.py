@@ -109,8 +109,8 @@ def training_work(model: torch.nn.Module, *, rows: int, head_rows: int, length: 
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             frozen: Any = module.get_base_layer()
-            factors = [*module.lora_A.values(), *module.lora_B.values()]
-            per_row += 4 * frozen.weight.numel() + 6 * sum(one.weight.numel() for one in factors)
+            factors: list[Any] = [*module.lora_A.values(), *module.lora_B.values()]
+            per_row += 4 * frozen.weight.numel() + 6 * sum(int(one.weight.numel()) for one in factors)
         elif name.endswith("lm_head"):
             weight: Any = module.weight
             head = weight.numel()

@@ -55,8 +55,9 @@ def random_language_model(bench: Bench, kind: str, shape: dict[str, int]) -> Any
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(kind, **shape, max_position_embeddings=2048, tie_word_embeddings=True)
+    causal: Any = AutoModelForCausalLM
     with torch.device(bench.device):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: Any = causal.from_config(config, dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
 
@@ -73,9 +74,9 @@ def _product_steps(bench: Bench, language_model: Any, length: int) -> tuple[Call
 
 def _backbone(language_model: Any, length: int) -> Any:
     """Return the family's backbone around a model that has no directory: no tokenizer, and nothing is hashed."""
-    from models.backbones.backbone import Backbone
+    from models.backbones.backbone import Backbone, linear_kinds
     from models.backbones.families.causal_lm import LanguageModel, next_tokens
-    from models.backbones.split_model import SPLIT, linear_kinds
+    from models.backbones.split_model import SPLIT
 
     module = LanguageModel(language_model, 2).requires_grad_(False).eval()
     return Backbone(

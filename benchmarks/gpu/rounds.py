@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.gpu.bench import Bench, Case, Figures
 from benchmarks.gpu.vit import CLASSES, NAME, RANK, SIDE, TINY_NAME, TINY_SIDE, random_samples, random_weights
 
-CLIENTS, SAMPLES, TINY_SAMPLES, ROUNDS, WARM = 10, 64, 24, 3, 1
+CLIENTS, TINY_CLIENTS, SAMPLES, TINY_SAMPLES, ROUNDS, WARM = 10, 3, 64, 24, 3, 1
 
 
 def cases(bench: Bench) -> Iterator[Case]:
@@ -49,11 +49,13 @@ def _run(bench: Bench, method: str) -> Figures:
 def _settings(bench: Bench, method: str, directory: Path) -> dict[str, str | int | float]:
     name, side = (TINY_NAME, TINY_SIDE) if bench.tiny else (NAME, SIDE)
     weights = random_weights(bench.scratch, name, side)
+    clients = TINY_CLIENTS if bench.tiny else CLIENTS
+    samples = clients * (TINY_SAMPLES if bench.tiny else SAMPLES)
     return {
         "method": method,
         "data.name": "folder",
-        "data.path": str(_images(bench.scratch / "images", side, TINY_SAMPLES if bench.tiny else SAMPLES)),
-        "data.clients-per-domain": CLIENTS,
+        "data.path": str(_images(bench.scratch / "images", side, samples)),
+        "data.clients-per-domain": clients,
         "data.dirichlet-alpha": 0.0,
         "data.unseen-fraction": 0.0,
         "model.name": name,
@@ -63,7 +65,7 @@ def _settings(bench: Bench, method: str, directory: Path) -> dict[str, str | int
         "lora.alpha": 2.0 * RANK,
         "lora.last-blocks": 6 if bench.tiny else 12,
         "federation.rounds": ROUNDS,
-        "federation.clients-per-round": CLIENTS,
+        "federation.clients-per-round": clients,
         "federation.evaluate-every": ROUNDS,
         "train.local-steps": 2 if bench.tiny else 10,
         "train.batch-size": 4 if bench.tiny else 32,
@@ -79,7 +81,7 @@ def _settings(bench: Bench, method: str, directory: Path) -> dict[str, str | int
 def _images(root: Path, side: int, samples: int) -> Path:
     """Write noise as ``root/class/*.jpg``, once; return ``root``."""
     if not root.exists():
-        images, _ = random_samples(CLIENTS * samples, side)
+        images, _ = random_samples(samples, side)
         for index, pixels in enumerate(images.permute(0, 2, 3, 1)):
             path = root / f"class-{index % CLASSES}" / f"{index}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def plain_steps(
     from peft import get_peft_model
 
     config = lora_config(backbone, rank=RANK, alpha=2.0 * RANK, last_blocks=backbone.num_blocks, rslora=False)
-    model = get_peft_model(backbone.module, config).to(bench.device)  # type: ignore[arg-type]
+    model = get_peft_model(backbone.module, config).to(bench.device)
     images, labels = random_samples(batch, side)
     inputs, labels = backbone.prepare(images).to(bench.device), labels.to(bench.device)
     half = precision == "bfloat16"

@@ -32,9 +32,8 @@ def test_every_part_has_figures_on_a_cpu(tmp_path: Path) -> None:
     assert [run["error"] for run in runs if "error" in run] == []
     assert {run["part"] for run in runs} == set(PARTS)
     assert all(run["seconds"] > 0 for run in runs)
-    differences = [run["difference"] for run in runs if "difference" in run]
-    assert len(differences) == 2
-    assert max(differences) < 1e-3
+    (difference,) = (run["difference"] for run in runs if "difference" in run)
+    assert difference < 1e-3
     table = gpu_table([*runs, {"part": "actors", "case": "all", "machine": "none", "error": "OSError: a | b"}])
     assert len(table.splitlines()) == 2 + len(runs) + 1
     assert "times PEFT alone" in table
