@@ -15,10 +15,10 @@ from benchmarks.bootstrap import paired_difference
 from benchmarks.figures import PALETTE, Results, save, unmeasured
 from benchmarks.table import scored
 
-OURS, RIVAL = "hyperlora", "fedit"
+OURS, RIVAL = "hyperlora", "flexlora"
 BARS = (
-    (RIVAL, "zero_step", "FedIT, as received", "#BBBBBB"),
-    (RIVAL, "k_step", "FedIT, after ten local steps", "#777777"),
+    (RIVAL, "zero_step", "FlexLoRA, as received", "#BBBBBB"),
+    (RIVAL, "k_step", "FlexLoRA, adapted", "#777777"),
     (OURS, "zero_step", "HyperLoRA, as received", PALETTE[0]),
 )
 STATIONS = (
@@ -33,8 +33,8 @@ WIDTH = 0.26
 def draw_newcomers(settings: Mapping[str, Results], target: Path) -> None:
     """Draw the newcomer's way, and below it the accuracy of unseen clients in every setting.
 
-    Bars are means over seeds with one standard deviation; above HyperLoRA's stands the difference to FedIT after ten
-    steps, paired by client and seed, with its 95 % interval.
+    Bars are means over seeds with one standard deviation; above HyperLoRA's stands the difference to FlexLoRA's
+    adapted clients, paired by client and seed, with its 95 % interval.
 
     Args:
         settings: name of a setting -> variant -> runs; settings without both methods are left out.

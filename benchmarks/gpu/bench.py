@@ -76,7 +76,7 @@ class Bench:
         """Give back what an earlier case held, and begin to note the peak anew."""
         gc.collect()
         if self.device.type == "cuda":
-            torch.cuda.init()
+            torch.empty(0, device=self.device)  # begins the context, which resetting needs
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 

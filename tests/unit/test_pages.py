@@ -75,7 +75,7 @@ def test_the_first_figure_has_the_paired_difference_to_the_adapted_rival(tmp_pat
         figures = {"zero_step": {"mean": received}, "k_step": {"mean": adapted}}
         return {"seed": 10, "clients": [client], "rounds": [{"evaluation": {"unseen": figures}}]}
 
-    settings = {"feature": {"hyperlora": [run(0.9, 0.9)], "fedit": [run(0.7, 0.84)]}, "empty": {}}
+    settings = {"feature": {"hyperlora": [run(0.9, 0.9)], "flexlora": [run(0.7, 0.84)]}, "empty": {}}
     draw_newcomers(settings, tmp_path / "figure.svg")
     drawn = (tmp_path / "figure.svg").read_text(encoding="utf-8")
     assert all(text in drawn for text in ("+6.0", "90.0", "84.0", "70.0", "feature"))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from client_app.device import choose_device, worthwhile_threads
 from client_app.runtime import ClientRuntime
@@ -21,8 +22,16 @@ from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.adapter import Adapter, Core, resized
 from models.adapters.optimizers import OptimizerSpec
-from models.adapters.training import LocalTrainer, TokenSet, calibration_error, evaluate, loss_gradient
+from models.adapters.training import (
+    LocalTrainer,
+    TokenSet,
+    calibration_error,
+    cross_entropy,
+    evaluate,
+    loss_gradient,
+)
 from models.adapters.weight_gradient import packed, unpacked, weight_gradient
+from models.backbones.backbone import NO_TARGET
 from models.backbones.loading import build_backbone
 from models.lowrank.factors import Factors
 from strategies.methods.base.server import with_clients
@@ -106,6 +115,18 @@ def test_training_lowers_the_loss_and_moves_every_part(model: AdaptedModel) -> N
     first, last = training.run(2), [training.run(10) for _ in range(3)][-1]
     assert last < first
     assert all(not torch.equal(one, model.extract().tensors()[key]) for key, one in start.tensors().items())
+
+
+def test_the_loss_of_a_language_model_is_pytorchs_over_tokens_that_count() -> None:
+    chance = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 7, generator=chance).mT.requires_grad_()
+    labels = torch.randint(0, 7, (3, 5), generator=chance)
+    labels[0, 2:] = NO_TARGET
+    for reduction in ("mean", "sum"):
+        expected, got = (make(logits, labels, reduction=reduction) for make in (F.cross_entropy, cross_entropy))
+        torch.testing.assert_close(got, expected)
+        gradients = [torch.autograd.grad(one, logits)[0] for one in (expected, got)]
+        torch.testing.assert_close(gradients[1], gradients[0])
 
 
 def test_half_precision_rounds_products_and_nothing_that_is_kept(model: AdaptedModel) -> None:
@@ -452,7 +473,7 @@ def test_a_cut_product_is_its_first_components_and_so_is_the_gradient(model: Ada
     tokens, labels = torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(4)), torch.arange(4)
 
     def gradient() -> Adapter:
-        torch.nn.functional.cross_entropy(model.logits(tokens), labels).backward()
+        F.cross_entropy(model.logits(tokens), labels).backward()
         return model.take_gradient()
 
     model.load(resized(start, 2))
@@ -460,7 +481,7 @@ def test_a_cut_product_is_its_first_components_and_so_is_the_gradient(model: Ada
     model.load(start)
     with model.cut(2):
         torch.testing.assert_close(model.logits(tokens).detach(), lower)
-        torch.nn.functional.cross_entropy(model.logits(tokens), labels).backward()
+        F.cross_entropy(model.logits(tokens), labels).backward()
     cut = model.take_gradient()
     torch.testing.assert_close(model.extract().tensors(), start.tensors())
     for kind, factors in cut.low_rank.items():
