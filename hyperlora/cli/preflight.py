@@ -31,8 +31,13 @@ FILES_SECONDS = 1.0
 """How long images are looked at before a run; the header of one takes about a tenth of a millisecond."""
 
 
-def check_before(config: RunConfig, gpus_per_client: float) -> None:
+def check_before(config: RunConfig, gpus_per_client: float, *, clients_here: bool = True) -> None:
     """Check directory, device and data of a simulation, what takes least time first.
+
+    Args:
+        config: of the run.
+        gpus_per_client: share of a GPU for each client.
+        clients_here: whether clients run on this machine, and on its GPUs.
 
     Raises:
         CommandError, DataError: one sentence; nothing was written.
@@ -40,7 +45,7 @@ def check_before(config: RunConfig, gpus_per_client: float) -> None:
     if config.run.output_dir:
         check_directory(Path(config.run.output_dir), config)
     require_inputs(config)
-    check_device(config, gpus_per_client)
+    check_device(config, gpus_per_client, clients_here=clients_here)
     check_data(config)
 
 
@@ -122,7 +127,7 @@ def _check_rounds(directory: Path, config: RunConfig) -> None:
     say(f"there is no checkpoint in {directory} to go on from: the run begins at round 1", style="yellow")
 
 
-def check_device(config: RunConfig, gpus_per_client: float) -> None:
+def check_device(config: RunConfig, gpus_per_client: float, *, clients_here: bool = True) -> None:
     """Refuse a GPU that clients will not get.
 
     Raises:
@@ -130,7 +135,7 @@ def check_device(config: RunConfig, gpus_per_client: float) -> None:
     """
     if config.train.device == "cuda" and not gpus_per_client:
         raise CommandError("train.device is 'cuda', but --gpus-per-client is 0, so that no client sees a GPU: raise it")
-    if not gpus_per_client:
+    if not gpus_per_client or not clients_here:
         return
     import torch
 

@@ -12,12 +12,13 @@ from typing import Annotated
 import typer
 
 from hyperlora.cli import flower
+from hyperlora.cli.cluster import find_cluster
 from hyperlora.cli.flower import Connection, RunStatus, Tail, failure, follow
 from hyperlora.cli.output import CommandError, reports_errors, say, waiting
 from hyperlora.cli.preflight import check_before, held
 from hyperlora.cli.processes import Interrupted, interruptible, shielded
 from hyperlora.cli.settings import Settings, new_output_dir, read_settings
-from hyperlora.cli.superlink import local_superlink, simulation_size
+from hyperlora.cli.superlink import federation_size, local_superlink, simulation_size
 from hyperlora.config.schema import RunConfig
 from hyperlora.storage.files import PRIVATE_DIRECTORY
 from hyperlora.storage.run_names import point_to
@@ -35,9 +36,12 @@ def run(
     supernodes: Annotated[int | None, typer.Option(min=1, help="Simulated nodes.")] = None,
     cpus_per_client: Annotated[int, typer.Option(min=1, help="CPUs for each client.")] = 1,
     gpus_per_client: Annotated[float, typer.Option(min=0, help="Share of a GPU for each client.")] = 0,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Join this Ray cluster: HOST:PORT of its head, or auto.", envvar="RAY_ADDRESS")
+    ] = None,
     superlink: Annotated[str | None, typer.Option(help="Use this SuperLink of your Flower configuration.")] = None,
 ) -> None:
-    """Run the app: in a simulation on this machine, or on a SuperLink that you name.
+    """Run the app: in a simulation on this machine or on a Ray cluster, or on a SuperLink that you name.
 
     Examples:
 
@@ -46,15 +50,23 @@ def run(
         hyperlora run -c lora.rank=8 -c federation.rounds=10
 
         hyperlora run --resume runs/first -c federation.rounds=60
+
+        hyperlora run --ray-address 10.0.0.1:6379
     """
     options = {"method": method, "seed": seed, "run.output-dir": str(output_dir) if output_dir else None}
     settings = read_settings(app_dir.absolute(), config or [], override or [], options, resume)
     if superlink:
-        size = simulation_size(supernodes, cpus_per_client, gpus_per_client) if supernodes else None
+        size = federation_size(supernodes, cpus_per_client, gpus_per_client) if supernodes else None
         submit_elsewhere(settings, superlink, size)
+        return
+    check_before(settings.config, gpus_per_client, clients_here=not ray_address)
+    nodes = supernodes or _expected_clients(settings.config)
+    if ray_address:
+        paths = [path for path in (settings.config.data.path, settings.config.model.weights) if path]
+        cluster = find_cluster(ray_address, cpus_per_client, gpus_per_client, paths)
+        say(cluster.described(cpus_per_client, gpus_per_client))
+        simulate(settings, federation_size(nodes, cpus_per_client, gpus_per_client), cluster.address)
     else:
-        check_before(settings.config, gpus_per_client)
-        nodes = supernodes or _expected_clients(settings.config)
         simulate(settings, simulation_size(nodes, cpus_per_client, gpus_per_client))
 
 
@@ -64,8 +76,8 @@ def _expected_clients(config: RunConfig) -> int:
     return expected_clients(config.data)
 
 
-def simulate(settings: Settings, size: str) -> None:
-    """Run the app in a simulation on this machine that leaves nothing running.
+def simulate(settings: Settings, size: str, ray_address: str | None = None) -> None:
+    """Run the app in a simulation, on this machine or on a Ray cluster, that leaves nothing running.
 
     Raises:
         CommandError: when the run did not complete.
@@ -74,16 +86,16 @@ def simulate(settings: Settings, size: str) -> None:
     with stoppable(f"the results so far lie in {output_dir}"), held(output_dir):
         if output_dir.parent == runs_directory():
             point_to(output_dir)
-        state = _simulate(settings, size, output_dir)
+        state = _simulate(settings, size, output_dir, ray_address)
     if not state.completed:
         raise CommandError(f"{failure(state, output_dir, since)} (log: {output_dir / 'flower.log'})")
     say(f"results: {output_dir}")
 
 
-def _simulate(settings: Settings, size: str, output_dir: Path) -> RunStatus:
+def _simulate(settings: Settings, size: str, output_dir: Path, ray_address: str | None) -> RunStatus:
     values = {**settings.values, "run.output-dir": str(output_dir)}
     log, tail = output_dir / "flower.log", Tail(output_dir / "console.log")
-    with waiting("starting Flower simulation") as spinner_off, local_superlink(log) as connection:
+    with waiting("starting Flower simulation") as spinner_off, local_superlink(log, ray_address) as connection:
         run_id = flower.submit(connection, settings.app_dir, values, size)
         with log.open("ab") as sink, flower.log_stream(connection, run_id, sink) as stream:
             return follow(connection, run_id, stream, look=_printer(tail, spinner_off))

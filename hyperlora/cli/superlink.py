@@ -31,13 +31,14 @@ QUIET = {
 
 
 @contextmanager
-def local_superlink(log: Path) -> Iterator[Connection]:
+def local_superlink(log: Path, ray_address: str | None = None) -> Iterator[Connection]:
     """Start a SuperLink on a free loopback port and end it with all its descendants after the block.
 
     They are ended as well if this process is killed in the block.
 
     Args:
         log: file that the SuperLink's output is appended to.
+        ray_address: of the Ray cluster that its simulations join, as HOST:PORT; they start Ray here where it is None.
 
     Raises:
         CommandError: when it does not answer in time.
@@ -47,7 +48,7 @@ def local_superlink(log: Path) -> Iterator[Connection]:
     with guarded(mark, home):
         try:
             port = free_port()
-            connection = Connection(NAME, _environment(home, mark))
+            connection = Connection(NAME, _environment(home, mark, ray_address))
             _write_flower_config(home, port)
             _await_health(_start(connection, port, log), port, log)
             yield connection
@@ -57,8 +58,13 @@ def local_superlink(log: Path) -> Iterator[Connection]:
                 shutil.rmtree(home, ignore_errors=True)
 
 
+def federation_size(supernodes: int, cpus: int, gpus: float) -> str:
+    """Return Flower's ``--federation-config`` for whatever Ray the simulation finds."""
+    return f"num-supernodes={supernodes} client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
+
+
 def simulation_size(supernodes: int, cpus: int, gpus: float) -> str:
-    """Return Flower's ``--federation-config`` for this machine.
+    """Return Flower's ``--federation-config`` for a Ray that is started on this machine.
 
     Raises:
         CommandError: when a client would get more CPUs than there are.
@@ -66,10 +72,7 @@ def simulation_size(supernodes: int, cpus: int, gpus: float) -> str:
     cores = os.cpu_count() or 1
     if cpus > cores:
         raise CommandError(f"--cpus-per-client {cpus} exceeds the {cores} CPUs of this machine")
-    return (
-        f"num-supernodes={supernodes} client-resources-num-cpus={cpus} "
-        f"client-resources-num-gpus={gpus} init-args-num-cpus={cores}"
-    )
+    return f"{federation_size(supernodes, cpus, gpus)} init-args-num-cpus={cores}"
 
 
 def free_port() -> int:
@@ -79,10 +82,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _environment(home: Path, mark: str) -> dict[str, str]:
+def _environment(home: Path, mark: str, ray_address: str | None) -> dict[str, str]:
     environment = base_environment() | QUIET | {"FLWR_HOME": str(home), MARKER: mark}
     bypass = [environment.get("NO_PROXY", ""), "127.0.0.1"]
     environment["NO_PROXY"] = environment["no_proxy"] = ",".join(filter(None, bypass))
+    environment.pop("RAY_ADDRESS", None)
+    if ray_address:  # ray.init reads it from there; Flower's own configuration has no key for it
+        return environment | {"RAY_ADDRESS": ray_address}
     if len(str(home)) <= LONGEST_RAY_FOLDER:  # Ray's sockets lie in it, and their paths have a short limit
         environment["RAY_TMPDIR"] = str(home)
     return environment

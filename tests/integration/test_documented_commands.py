@@ -74,7 +74,8 @@ def test_no_command_line_is_of_a_kind_that_nobody_tests() -> None:
 def test_a_line_that_starts_a_run_is_understood(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Settings] = []
     monkeypatch.chdir(place)
-    monkeypatch.setattr("hyperlora.cli.run.check_before", lambda config, gpus: None)  # data and GPU are the reader's
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("hyperlora.cli.run.check_before", lambda *_, **__: None)  # data and GPU are the reader's
     monkeypatch.setattr("hyperlora.cli.run._expected_clients", lambda config: 20)
     monkeypatch.setattr("hyperlora.cli.run.simulate", lambda settings, size: begun.append(settings))
     outcome = CliRunner().invoke(app, arguments(line))
