@@ -97,10 +97,10 @@ def print_figures(clients: int) -> None:
                 factors.A.sum()
 
     figures = in_turns({"read": read, "streamed": lambda: streamed(clients, pool)}, 1)
-    sys.stdout.write(json.dumps(figures | {"peak": _peak_memory()}) + "\n")
+    sys.stdout.write(json.dumps(figures | {"peak": peak_memory()}) + "\n")
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
     """Return this process's peak in MiB; ``ru_maxrss`` would count the parent that it was forked from."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

@@ -11,7 +11,16 @@ import torch
 from benchmarks.perf.figures import draw_series
 from benchmarks.perf.measure import Comparison, save, table
 
-BENCHMARKS = ("aggregation", "prefix_cache", "start_up", "server_time", "growth", "many_clients", "simulation")
+BENCHMARKS = (
+    "aggregation",
+    "large_adapters",
+    "prefix_cache",
+    "start_up",
+    "server_time",
+    "growth",
+    "many_clients",
+    "simulation",
+)
 REPEATS = 5
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hyperlora.cli.app_directory import app_directory
 from hyperlora.cli.estimate import estimate
 from hyperlora.cli.output import print_table, reports_errors, say
 from hyperlora.cli.preflight import check_kind
@@ -28,7 +29,9 @@ GIB, MIB, KIB = 2**30, 2**20, 2**10
 def check(
     config: Annotated[list[Path] | None, typer.Argument(help="TOML files, as for run --config.")] = None,
     override: Annotated[list[str] | None, typer.Option("-c", help="One value, as key=value.")] = None,
-    app_dir: Annotated[Path, typer.Option(help="Directory of the Flower app.")] = Path(),
+    app_dir: Annotated[
+        Path | None, typer.Option(help="Directory of the Flower app; this one, or HyperLoRA's own app.")
+    ] = None,
     cost: Annotated[bool, typer.Option(help="Measure a batch to tell time, memory and bytes.")] = True,
 ) -> None:
     """Look at the data of a run before it starts: samples per client and class, bad files, time, memory and bytes.
@@ -41,7 +44,8 @@ def check(
     """
     from hyperlora.task import build_federation
 
-    settings = read_settings(app_dir.absolute(), config or [], override or [], {}).config
+    with app_directory(app_dir) as place:
+        settings = read_settings(place, config or [], override or [], {}).config
     check_kind(settings)
     require_inputs(settings)
     federation = build_federation(settings.data, image_size=settings.model.image_size, seed=settings.seed)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from hyperlora.cli import flower
+from hyperlora.cli.app_directory import app_directory
 from hyperlora.cli.cluster import find_cluster
 from hyperlora.cli.flower import Connection, RunStatus, Tail, failure, follow
 from hyperlora.cli.output import CommandError, reports_errors, say, waiting
@@ -26,7 +27,9 @@ from hyperlora.storage.run_names import point_to
 
 @reports_errors
 def run(
-    app_dir: Annotated[Path, typer.Argument(help="Directory of the Flower app.")] = Path(),
+    app_dir: Annotated[
+        Path | None, typer.Argument(help="Directory of the Flower app; this one, or HyperLoRA's own app.")
+    ] = None,
     config: Annotated[list[Path] | None, typer.Option(help="TOML file whose values replace those of the app.")] = None,
     override: Annotated[list[str] | None, typer.Option("-c", help="One value, as key=value.")] = None,
     method: Annotated[str | None, typer.Option(help="Federated method.")] = None,
@@ -54,20 +57,26 @@ def run(
         hyperlora run --ray-address 10.0.0.1:6379
     """
     options = {"method": method, "seed": seed, "run.output-dir": str(output_dir) if output_dir else None}
-    settings = read_settings(app_dir.absolute(), config or [], override or [], options, resume)
-    if superlink:
-        size = federation_size(supernodes, cpus_per_client, gpus_per_client) if supernodes else None
-        submit_elsewhere(settings, superlink, size)
+    with app_directory(app_dir) as place:
+        settings = read_settings(place, config or [], override or [], options, resume)
+        if superlink:
+            size = federation_size(supernodes, cpus_per_client, gpus_per_client) if supernodes else None
+            submit_elsewhere(settings, superlink, size)
+        else:
+            check_before(settings.config, gpus_per_client, clients_here=not ray_address)
+            nodes = supernodes or _expected_clients(settings.config)
+            _simulate_on(settings, ray_address, nodes, cpus_per_client, gpus_per_client)
+
+
+def _simulate_on(settings: Settings, ray_address: str | None, nodes: int, cpus: int, gpus: float) -> None:
+    """Run a simulation on this machine, or on the Ray cluster at an address."""
+    if not ray_address:
+        simulate(settings, simulation_size(nodes, cpus, gpus))
         return
-    check_before(settings.config, gpus_per_client, clients_here=not ray_address)
-    nodes = supernodes or _expected_clients(settings.config)
-    if ray_address:
-        paths = [path for path in (settings.config.data.path, settings.config.model.weights) if path]
-        cluster = find_cluster(ray_address, cpus_per_client, gpus_per_client, paths)
-        say(cluster.described(cpus_per_client, gpus_per_client))
-        simulate(settings, federation_size(nodes, cpus_per_client, gpus_per_client), cluster.address)
-    else:
-        simulate(settings, simulation_size(nodes, cpus_per_client, gpus_per_client))
+    paths = [path for path in (settings.config.data.path, settings.config.model.weights) if path]
+    cluster = find_cluster(ray_address, cpus, gpus, paths)
+    say(cluster.described(cpus, gpus))
+    simulate(settings, federation_size(nodes, cpus, gpus), cluster.address)
 
 
 def _expected_clients(config: RunConfig) -> int:

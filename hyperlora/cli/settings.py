@@ -16,7 +16,6 @@ from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import PATH_KEYS, RunConfig, Scalar
 from hyperlora.storage.run_names import followed, is_published
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients", "run.signing-key")
 
 
@@ -78,18 +77,13 @@ def app_defaults(app_dir: Path) -> dict[str, Scalar]:
     project = app_dir / "pyproject.toml"
     if not project.is_file():
         raise CommandError(
-            f"there is no Flower app in '{app_dir}': it holds no pyproject.toml; go to {_checkout()}, or name its "
-            "directory; hyperlora personalize demo my-digits --sample works without one"
+            f"there is no Flower app in '{app_dir}': it holds no pyproject.toml; name no directory to run the app that "
+            "comes with HyperLoRA"
         )
     app = read_toml(project).get("tool", {}).get("flwr", {}).get("app")
     if not isinstance(app, dict):
         raise CommandError(f"'{project}' describes no Flower app: it has no [tool.flwr.app] section")
     return flatten(app.get("config", {}), project)
-
-
-def _checkout() -> str:
-    """Return where this package's own app is: a checkout that it runs from, or in words where it is only installed."""
-    return f"'{CHECKOUT}'" if (CHECKOUT / "pyproject.toml").is_file() else "a checkout of HyperLoRA"
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -109,6 +109,12 @@ def test_the_federation_that_comes_with_it_is_small_and_makes_an_adapter_offline
     assert not list((tmp_path / "cache").rglob("digits-vit*"))
 
 
+def test_a_run_can_be_set_up_with_nothing_but_the_wheel(site: Path, tmp_path: Path) -> None:
+    told = python(site, tmp_path, "-m", "hyperlora.cli.main", "check", "--no-cost", HOME=str(tmp_path / "home"))
+    assert "there is no Flower app in this directory" in told
+    assert "20 clients hold" in told
+
+
 @pytest.mark.parametrize(("app", "least"), [(ROOT, 200), (ROOT / "docs" / "baseline", 3)])
 def test_flower_packs_an_app_that_loads_and_nothing_else(app: Path, least: int, tmp_path: Path, site: Path) -> None:
     (tmp_path / "app.fab").write_bytes(build_fab_from_disk(app))
