@@ -42,7 +42,7 @@ def _draw_steps_of(axes: Axes, runs: Sequence[Mapping[str, Any]], group: str, na
     curves = [run["rounds"][-1]["evaluation"][group]["by_steps"] for run in scored(runs, group)]
     if not curves:
         return
-    steps = [int(one) for one in curves[0]]
+    steps = [int(one) for one in curves[0] if all(one in curve for curve in curves)]
     columns = [[100 * curve[str(one)] for curve in curves] for one in steps]
     middle = [mean(column) for column in columns]
     band = [stdev(column) if len(column) > 1 else 0.0 for column in columns]

@@ -334,3 +334,14 @@ def test_figures_are_drawn_from_results_alone(tmp_path: Path) -> None:
             texts.append(target.read_text())
         assert "hyperlora" in texts[0]
         assert texts[0] == texts[1]
+
+
+def test_a_curve_has_the_steps_that_all_of_its_runs_have(tmp_path: Path) -> None:
+    def run(seed: int, by_steps: dict[str, float]) -> dict:
+        group = {"zero_step": {"mean": 0.5}, "k_step": {"mean": 0.6}, "by_steps": by_steps}
+        return {"seed": seed, "rounds": [{"evaluation": {"seen": group, "unseen": group}}]}
+
+    runs = {"a": [run(0, {"0": 0.5, "10": 0.6}), run(1, {"0": 0.5, "10": 0.6, "20": 0.7})]}
+    for order in (runs["a"], runs["a"][::-1]):
+        FIGURES["steps"]({"a": order}, ["a"], tmp_path / "steps.svg")
+    assert (tmp_path / "steps.svg").exists()
