@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +15,13 @@ from hyperlora.cli import flower
 from hyperlora.cli.app_directory import app_directory
 from hyperlora.cli.cluster import find_cluster
 from hyperlora.cli.flower import Connection, RunStatus, Tail, failure, follow
+from hyperlora.cli.node_watch import NodeLostError, nodes_watched
 from hyperlora.cli.output import CommandError, reports_errors, say, waiting
 from hyperlora.cli.preflight import check_before, held
 from hyperlora.cli.processes import Interrupted, interruptible, shielded
 from hyperlora.cli.settings import Settings, new_output_dir, read_settings
 from hyperlora.cli.superlink import federation_size, local_superlink, simulation_size
-from hyperlora.config.schema import RunConfig
+from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.storage.files import PRIVATE_DIRECTORY
 from hyperlora.storage.run_names import point_to
 
@@ -102,12 +103,35 @@ def simulate(settings: Settings, size: str, ray_address: str | None = None) -> N
 
 
 def _simulate(settings: Settings, size: str, output_dir: Path, ray_address: str | None) -> RunStatus:
+    """Simulate the run to its end; where the cluster loses a node, again from the last checkpoint on those left."""
     values = {**settings.values, "run.output-dir": str(output_dir)}
+    while True:
+        try:
+            return _simulate_once(settings.app_dir, values, size, output_dir, ray_address)
+        except NodeLostError:
+            say("the Ray cluster has lost a node: on the others the run goes on from its checkpoint", style="yellow")
+        values["run.resume"] = (output_dir / "config.json").exists()
+
+
+def _simulate_once(
+    app_dir: Path, values: Mapping[str, Scalar], size: str, output_dir: Path, ray_address: str | None
+) -> RunStatus:
     log, tail = output_dir / "flower.log", Tail(output_dir / "console.log")
     with waiting("starting Flower simulation") as spinner_off, local_superlink(log, ray_address) as connection:
-        run_id = flower.submit(connection, settings.app_dir, values, size)
-        with log.open("ab") as sink, flower.log_stream(connection, run_id, sink) as stream:
-            return follow(connection, run_id, stream, look=_printer(tail, spinner_off))
+        run_id = flower.submit(connection, app_dir, values, size)
+        show = _printer(tail, spinner_off)
+        with (
+            log.open("ab") as sink,
+            nodes_watched(connection.environment) as check_nodes,
+            flower.log_stream(connection, run_id, sink) as stream,
+        ):
+
+            def look() -> None:
+                show()
+                if stream.poll() is None:
+                    check_nodes()
+
+            return follow(connection, run_id, stream, look)
 
 
 def runs_directory() -> Path:

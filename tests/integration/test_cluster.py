@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.integration.test_run_in_process import metrics_without_times
 from tests.integration.test_simulation import simulate
 
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a cluster of two nodes with a CPU each."""
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster of two nodes with a CPU each."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 otherwise, which starves clients on a machine with other work
-    size = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=size)
-    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    yield cluster.address
+    size = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**size, "include_dashboard": False, "_system_config": quick}
+    )
+    cluster.add_node(**size)
+    yield cluster
     cluster.shutdown()
 
 
@@ -38,11 +48,32 @@ def nodes_with_actors(address: str) -> set[str]:
         ray.shutdown()
 
 
+def kill_after_the_first_round(cluster: Cluster, directory: Path) -> None:
+    metrics = directory / "metrics.jsonl"
+    while not metrics.exists():
+        time.sleep(0.2)
+    time.sleep(1.0)
+    cluster.remove_node(list(cluster.worker_nodes)[-1], allow_graceful=False)
+
+
 def test_a_run_joins_a_cluster_uses_both_nodes_and_gives_what_one_process_gives(
-    nodes: str, short_run: Path, tmp_path: Path
+    two_nodes: Cluster, short_run: Path, tmp_path: Path
 ) -> None:
-    made = simulate(tmp_path / "joined", "--ray-address", nodes)
+    made = simulate(tmp_path / "joined", "--ray-address", two_nodes.address)
     assert made.returncode == 0, made.stdout + made.stderr
     assert "2 nodes with 2 CPUs and 0 GPUs, room for 2 clients at once" in made.stdout
-    assert len(nodes_with_actors(nodes)) == 2
+    assert len(nodes_with_actors(two_nodes.address)) == 2
     assert metrics_without_times(tmp_path / "joined") == metrics_without_times(short_run)
+
+
+def test_a_run_goes_on_from_its_checkpoint_when_a_node_is_lost(two_nodes: Cluster, tmp_path: Path) -> None:
+    directory = tmp_path / "lost"
+    threading.Thread(target=kill_after_the_first_round, args=(two_nodes, directory), daemon=True).start()
+    longer = "train.local-steps=100", "federation.rounds=5", "federation.evaluate-every=5"
+    made = simulate(directory, "--ray-address", two_nodes.address, *(part for one in longer for part in ("-c", one)))
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert made.stdout.count("the Ray cluster has lost a node") == 1
+    rounds = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [one["server_round"] for one in rounds] == [1, 2, 3, 4, 5]
+    assert rounds[-1]["failures"] == {}
+    assert "accuracy of 16 seen clients" in made.stdout
