@@ -58,6 +58,7 @@ def run(
         hyperlora run --ray-address 10.0.0.1:6379
     """
     options = {"method": method, "seed": seed, "run.output-dir": str(output_dir) if output_dir else None}
+    ray_address = None if ray_address == "local" else ray_address  # Ray's word for one that is started here
     with app_directory(app_dir) as place:
         settings = read_settings(place, config or [], override or [], options, resume)
         if superlink:
