@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hyperlora.cli.output import say
+from hyperlora.storage.files import write_bytes, write_text
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent
@@ -54,6 +55,6 @@ def installed_app(directory: Path) -> Path:
     Flower packs what an app includes and takes the rest from what is installed.
     """
     text = (SHIPPED / "pyproject.toml").read_text(encoding="utf-8")
-    (directory / "pyproject.toml").write_text(PACKED.sub('fab-include = ["LICENSE"]', text), encoding="utf-8")
-    (directory / "LICENSE").write_bytes((SHIPPED / "LICENSE").read_bytes())
+    write_text(directory / "pyproject.toml", PACKED.sub('fab-include = ["LICENSE"]', text), durable=False)
+    write_bytes(directory / "LICENSE", (SHIPPED / "LICENSE").read_bytes(), durable=False)
     return directory

@@ -38,8 +38,12 @@ def test_heads_made_again_are_those_of_the_run_and_differ_without_a_part(short_r
     accuracy = {part: {one["client_id"]: one["zero_step"] for one in found} for part, found in told.items()}
     own = {one["client_id"]: one["zero_step"] for one in run.scores if one["track"] == "start"}
     assert accuracy[WHOLE] == pytest.approx(own, abs=1e-6)
+    as_set = "share and scale by hand, a half each"
+    assert accuracy[as_set] == accuracy[WHOLE]
     assert all(
-        found != accuracy[WHOLE] for part, found in accuracy.items() if part not in (WHOLE, "the generated head alone")
+        found != accuracy[WHOLE]
+        for part, found in accuracy.items()
+        if part not in (WHOLE, as_set, "the generated head alone")
     )
     table = head_parts_table([{"setting": "digits/plain", "seed": 0, "parts": told}])
     assert table.startswith("| in place of what it is | plain, seen | plain, unseen |")
