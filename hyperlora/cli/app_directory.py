@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hyperlora.cli.output import say
+from hyperlora.cli.settings import flower_app
 from hyperlora.storage.files import write_bytes, write_text
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -44,7 +45,7 @@ def is_app(directory: Path) -> bool:
     if not project.is_file():
         return False
     try:
-        return "app" in tomllib.loads(project.read_text(encoding="utf-8")).get("tool", {}).get("flwr", {})
+        return flower_app(tomllib.loads(project.read_text(encoding="utf-8"))) is not None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         return True
 

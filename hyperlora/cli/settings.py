@@ -80,10 +80,17 @@ def app_defaults(app_dir: Path) -> dict[str, Scalar]:
             f"there is no Flower app in '{app_dir}': it holds no pyproject.toml; name no directory to run the app that "
             "comes with HyperLoRA"
         )
-    app = read_toml(project).get("tool", {}).get("flwr", {}).get("app")
-    if not isinstance(app, dict):
+    app = flower_app(read_toml(project))
+    if app is None:
         raise CommandError(f"'{project}' describes no Flower app: it has no [tool.flwr.app] section")
     return flatten(app.get("config", {}), project)
+
+
+def flower_app(project: Any) -> dict[str, Any] | None:
+    """Return the table ``[tool.flwr.app]`` of a pyproject.toml's content; None where it has none."""
+    for name in ("tool", "flwr", "app"):
+        project = project.get(name) if isinstance(project, dict) else None
+    return project if isinstance(project, dict) else None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

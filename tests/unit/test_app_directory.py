@@ -33,7 +33,7 @@ def test_one_that_cannot_be_read_is_not_passed_over(here: Path) -> None:
         assert found == here
 
 
-@pytest.mark.parametrize("project", ["", OTHER])
+@pytest.mark.parametrize("project", ["", OTHER, "tool = 3\n"])
 def test_elsewhere_it_is_the_packages_own(here: Path, project: str, capsys: pytest.CaptureFixture[str]) -> None:
     if project:
         (here / "pyproject.toml").write_text(project)
