@@ -21,9 +21,10 @@ from client_app.release_ledger import ReleaseLedger, open_ledger
 from client_app.site import Site, federation_of
 from client_app.site_store import SiteStore, cache_key, digest_of
 from client_app.token_cache import PREFIX_BATCH, TokenCache
+from hyperlora.config.lora import LoraConfig
 from hyperlora.config.methods import find_method
 from hyperlora.config.schema import ConfigError, RunConfig
-from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig
+from hyperlora.config.settings import DataConfig, ModelConfig
 from hyperlora.data.federation import ClientData, DataError, Federation
 from hyperlora.noise import Draw, secret_noise, simulated_noise
 from hyperlora.seeds import derive_seed

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from hyperlora.config.settings import DataConfig, LoraConfig, ModelConfig
+from hyperlora.config.lora import LoraConfig
+from hyperlora.config.settings import DataConfig, ModelConfig
 from hyperlora.data.federation import DataSetInfo, Division, Federation
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import OWN_DATA, describe_data, open_federation

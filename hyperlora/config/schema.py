@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt
 
 from hyperlora.config import settings
+from hyperlora.config.lora import LoraConfig
 from hyperlora.config.methods import METHOD_NAMES, all_sections, find_method, sections_of
 from hyperlora.config.renamed import REMOVED, RENAMED, current_names
 from hyperlora.config.section import (
@@ -45,7 +46,7 @@ class RunConfig(Section):
     seed: NonNegativeInt = key(0, "seed of data division, cohorts, initial factors and local batches")
     data: settings.DataConfig = settings.DataConfig()
     model: settings.ModelConfig = settings.ModelConfig()
-    lora: settings.LoraConfig = settings.LoraConfig()
+    lora: LoraConfig = LoraConfig()
     train: settings.TrainConfig = settings.TrainConfig()
     prior: settings.PriorConfig = settings.PriorConfig()
     signature: settings.SignatureConfig = settings.SignatureConfig()

@@ -42,6 +42,14 @@ def names_out_of(names: Sequence[str], instead: str = "") -> Rule:
     )
 
 
+StepList = Annotated[
+    str,
+    Rule(
+        lambda value: all(part.strip().isdigit() for part in value.split(",") if value), "numbers separated by commas"
+    ),
+]
+
+
 class Section(BaseModel):
     """A group of settings that share the first part of their key, as ``lora`` in ``lora.rank``.
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from hyperlora.config.methods import METHODS, find_method
-from hyperlora.config.section import ConfigError, Fraction, PositiveInt, Rule, Section, key, names_out_of
+from hyperlora.config.section import ConfigError, Fraction, PositiveInt, Rule, Section, StepList, key, names_out_of
 
 if TYPE_CHECKING:
     from hyperlora.config.schema import RunConfig
@@ -21,28 +20,12 @@ WireDtype = Literal["float32", "float16", "int8"]
 WIRE_DTYPES: tuple[WireDtype, ...] = get_args(WireDtype)
 SINKS = ("tensorboard", "wandb", "mlflow")
 
-NOT_AVERAGED = {
-    "dora": "it divides by the norms of the adapted weights, so that no average of adapters is the average of weights",
-    "vera": "its weights are products of two trained vectors, whose averages are not the average of the products",
-    "randlora": "its weights are products of two trained diagonals, whose averages are not the average of the products",
-    "ia3": "it rescales all of a weight, which is no product of low rank, and nothing else is exchanged",
-}
-"""Adapters of PEFT that are refused, and why."""
-
 Prompt = Annotated[str, Rule(lambda value: value.count("{}") == 1, "a text with one {} in it")]
 Commit = Annotated[
     str,
     Rule(lambda value: bool(re.fullmatch("([0-9a-f]{40})?", value)), "the 40 hexadecimal digits of a commit, or empty"),
 ]
 SinkList = Annotated[str, names_out_of(SINKS, instead="auto")]
-StepList = Annotated[
-    str,
-    Rule(
-        lambda value: all(part.strip().isdigit() for part in value.split(",") if value), "numbers separated by commas"
-    ),
-]
-
-
 StepsOrSame = Annotated[int, Field(ge=-1)]
 
 
@@ -93,55 +76,6 @@ class ModelConfig(Section):
                 "model.ship sends one safetensors file, a transformers model has a directory: "
                 "copy it to the sites and name it by 'weights' in their node config"
             )
-
-
-class LoraConfig(Section):
-    """The shape of the adapter."""
-
-    adapter: Literal["lora", "miss", "dora", "vera", "randlora", "ia3"] = key(
-        "lora", "kind of adapter: lora, or miss with method = ffa-lora; the others are refused with the reason"
-    )
-    rank: PositiveInt = key(4, "rank r of every adapted module")
-    ranks: StepList = key("", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it")
-    alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")
-    rslora: bool = key(False, "scale by alpha / sqrt(rank) instead (rsLoRA), which a higher rank makes no smaller")
-    last_blocks: PositiveInt = key(2, "number of last transformer blocks that are adapted")
-    nested: bool = key(False, "train the first b components of every product, b drawn anew for each step (DyLoRA)")
-    start: Literal["random", "eva"] = key(
-        "random", "lora_A before round 1: random, or eva, the strongest directions of all clients' inputs"
-    )
-
-    @property
-    def scaling(self) -> float:
-        """The factor of every product B A."""
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
-
-    @property
-    def client_ranks(self) -> tuple[int, ...]:
-        """The ranks that clients take in turn; empty where all have ``rank``."""
-        return tuple(int(part) for part in self.ranks.split(",") if part)
-
-    def check(self, config: RunConfig) -> None:
-        """Refuse ranks that the method or the model cannot give to clients."""
-        if any(not 1 <= rank <= self.rank for rank in self.client_ranks):
-            raise ConfigError(f"lora.ranks '{self.ranks}' must lie between 1 and lora.rank {self.rank}")
-        if self.client_ranks and not find_method(config.method).any_rank:
-            able = ", ".join(name for name, info in METHODS.items() if info.any_rank)
-            raise ConfigError(f"method '{config.method}' needs one rank for all clients; lora.ranks works with {able}")
-        if self.start == "eva":
-            self._check_start(config)
-        if self.adapter in NOT_AVERAGED:
-            raise ConfigError(f"lora.adapter = {self.adapter} is not federated here: {NOT_AVERAGED[self.adapter]}")
-        if self.adapter == "miss" and config.method != "ffa-lora":
-            raise ConfigError("lora.adapter = miss trains one factor beside a fixed one: it needs method = ffa-lora")
-
-    def _check_start(self, config: RunConfig) -> None:
-        if find_method(config.method).own_start:
-            raise ConfigError(f"lora.start = eva does nothing for method '{config.method}', which makes lora_A itself")
-        if self.client_ranks:
-            raise ConfigError("lora.start = eva gives all clients one lora_A, so lora.ranks must be empty")
-        if config.privacy.noised:
-            raise ConfigError("lora.start = eva has clients tell moments of their inputs, which no noise bounds")
 
 
 class TrainConfig(Section):
