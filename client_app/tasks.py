@@ -24,6 +24,7 @@ from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, Core, resized
 from models.adapters.input_moments import input_moments
 from models.adapters.optimizers import OptimizerSpec
+from models.adapters.sensitivity import SensitivityMeter
 from models.adapters.training import LocalTrainer, Scores, TokenSet, evaluate, evaluate_samples, hits_by_class
 from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.prior import add_prior, remove_prior
@@ -64,6 +65,7 @@ class HostedClient:
     server_round: int
     plan: LocalPlan
     keeper: Keeper
+    meter: SensitivityMeter | None = None
 
     @property
     def model(self) -> AdaptedModel:
@@ -103,6 +105,7 @@ class HostedClient:
             seed=derive_seed(self.runtime.config.seed, self.client_id, self.server_round, purpose),
             nested=self.runtime.config.lora.nested,
             penalty=make_penalty(self.model) if make_penalty else None,
+            meter=self.meter,
         )
 
     def train(
@@ -148,10 +151,15 @@ def describe_clients(runtime: ClientRuntime, client_ids: Sequence[str]) -> Signa
 def _card(runtime: ClientRuntime, client_id: str) -> ClientCard:
     client = runtime.client(client_id)
     signature = runtime.signature(client_id)
-    ranks = runtime.config.lora.client_ranks
-    rank = ranks[runtime.federation.client_ids.index(client_id) % len(ranks)] if ranks else 0
+    lora, place = runtime.config.lora, runtime.federation.client_ids.index(client_id)
+    rank, most_bytes = in_turn(lora.client_ranks, place), in_turn(lora.client_budgets, place)
     told = runtime.told_examples(client_id)
-    return ClientCard(client_id, client.domain, client.trains, told, signature, rank)
+    return ClientCard(client_id, client.domain, client.trains, told, signature, rank, most_bytes)
+
+
+def in_turn(values: Sequence[int], place: int) -> int:
+    """Return what the client at this place of the list takes of values that go round; 0 where there are none."""
+    return values[place % len(values)] if values else 0
 
 
 def describe_classes(runtime: ClientRuntime, request: StatisticsRequest, keeper: Keeper) -> StatisticsReply:
@@ -195,7 +203,8 @@ def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -
         What may leave the client: with noise where the configuration asks for it.
     """
     began, plan = time.perf_counter(), request.start.plan
-    client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper)
+    meter = SensitivityMeter() if request.tells_sensitivity else None
+    client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper, meter)
     changed = _changed_signature(runtime, request)
     trained = runtime.client_half.train(client, request.start.adapter, plan, request.local_steps)
     reply = TrainReply(
@@ -211,6 +220,7 @@ def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -
         changed,
         trained.core,
         plan.up,
+        meter.by_module() if meter else {},
     )
     return _noised(runtime, request, reply)
 

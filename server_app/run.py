@@ -22,6 +22,7 @@ from hyperlora.reporting.run_files import RunFiles
 from hyperlora.storage.files import private_files
 from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients
 from models.adapters.adapted_model import AdaptedModel
+from models.adapters.rank_budget import least_bytes
 from models.personalization.prior import add_prior
 from server_app.audit import AuditedGrid, RunAudit, digest_of_settings
 from server_app.console import RunConsole
@@ -111,6 +112,7 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
             shipment if config.model.ship else None,
             rank,
             federation.clients_per_node,
+            least_bytes(initial, config.wire.dtype),
         ),
         settings=replace(
             RoundSettings.of(config, min_clients=federation.min_clients or expected_clients(config.data)),

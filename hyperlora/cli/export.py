@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hyperlora.cli.output import CommandError, reports_errors, say
+from hyperlora.config.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 ANCHOR = "anchor"
 CONFIG, WEIGHTS = PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
-UNITS = {"": 1, "k": 10**3, "m": 10**6}
 
 
 @reports_errors
@@ -138,10 +137,10 @@ def _accuracy_sentence(scores: ValidationScores) -> str:
 
 
 def _bytes_of(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)b?", text.strip().lower())
-    if not found or not float(found[1]):
-        raise CommandError(f"--bytes takes a number as 50000, 50k or 1.5M, got '{text}'")
-    return int(float(found[1]) * UNITS[found[2]])
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise CommandError(f"--bytes: {error}") from error
 
 
 def _adapter_of(run: RunFiles, client: str | None) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import PositiveFloat
 
 from hyperlora.config.methods import METHODS, find_method
-from hyperlora.config.section import ConfigError, PositiveInt, Section, StepList, key
+from hyperlora.config.section import ConfigError, PositiveInt, Rule, Section, StepList, key
+from hyperlora.config.sizes import is_size, parse_bytes
 
 if TYPE_CHECKING:
     from hyperlora.config.schema import RunConfig
@@ -21,6 +22,15 @@ NOT_AVERAGED = {
 """Adapters of PEFT that are refused, and why."""
 
 
+SizeList = Annotated[
+    str,
+    Rule(
+        lambda value: all(is_size(part) for part in value.split(",") if value),
+        "sizes as 50000, 50k or 1.5M, separated by commas",
+    ),
+]
+
+
 class LoraConfig(Section):
     """The shape of the adapter."""
 
@@ -29,6 +39,16 @@ class LoraConfig(Section):
     )
     rank: PositiveInt = key(4, "rank r of every adapted module")
     ranks: StepList = key("", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it")
+    budget: SizeList = key(
+        "",
+        "most bytes of the LoRA factors in one message, of the clients in turn, as 20k,80k: modules share them out by"
+        " their singular values; empty sets no limit",
+    )
+    importance: Literal["spectrum", "sensitivity"] = key(
+        "spectrum",
+        "what shares a lora.budget out over modules: the singular values alone, or with the sensitivity of the loss"
+        " that clients measure (AdaLoRA)",
+    )
     alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")
     rslora: bool = key(False, "scale by alpha / sqrt(rank) instead (rsLoRA), which a higher rank makes no smaller")
     last_blocks: PositiveInt = key(2, "number of last transformer blocks that are adapted")
@@ -47,6 +67,11 @@ class LoraConfig(Section):
         """The ranks that clients take in turn; empty where all have ``rank``."""
         return tuple(int(part) for part in self.ranks.split(",") if part)
 
+    @property
+    def client_budgets(self) -> tuple[int, ...]:
+        """The budgets of bytes that clients take in turn; empty where none has one."""
+        return tuple(parse_bytes(part) for part in self.budget.split(",") if part)
+
     def check(self, config: RunConfig) -> None:
         """Refuse ranks that the method or the model cannot give to clients."""
         if any(not 1 <= rank <= self.rank for rank in self.client_ranks):
@@ -54,12 +79,28 @@ class LoraConfig(Section):
         if self.client_ranks and not find_method(config.method).any_rank:
             able = ", ".join(name for name, info in METHODS.items() if info.any_rank)
             raise ConfigError(f"method '{config.method}' needs one rank for all clients; lora.ranks works with {able}")
+        self._check_budget(config)
+        self._check_importance(config)
         if self.start == "eva":
             self._check_start(config)
         if self.adapter in NOT_AVERAGED:
             raise ConfigError(f"lora.adapter = {self.adapter} is not federated here: {NOT_AVERAGED[self.adapter]}")
         if self.adapter == "miss" and config.method != "ffa-lora":
             raise ConfigError("lora.adapter = miss trains one factor beside a fixed one: it needs method = ffa-lora")
+
+    def _check_budget(self, config: RunConfig) -> None:
+        method = find_method(config.method)
+        if self.client_budgets and (method.own_start or not method.any_rank):
+            able = ", ".join(name for name, info in METHODS.items() if info.any_rank and not info.own_start)
+            raise ConfigError(
+                f"lora.budget gives modules ranks of their own: it works with {able}, not '{config.method}'"
+            )
+
+    def _check_importance(self, config: RunConfig) -> None:
+        if self.importance == "sensitivity" and not self.budget:
+            raise ConfigError("lora.importance = sensitivity shares out a budget: set lora.budget as well")
+        if self.importance == "sensitivity" and config.privacy.noised:
+            raise ConfigError("lora.importance = sensitivity has clients tell sensitivities, which no noise bounds")
 
     def _check_start(self, config: RunConfig) -> None:
         if find_method(config.method).own_start:

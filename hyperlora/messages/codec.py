@@ -264,7 +264,7 @@ def content_digest(content: RecordDict) -> str:
     return digest.hexdigest()
 
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 def config_record(**entries: Any) -> ConfigRecord:

@@ -1,8 +1,8 @@
 """What a method asks of a client beyond "train all of it", and how a start travels together with that plan.
 
 The default plan is plain LoRA: both factors and the head are sent, trained and sent back. This is the one place where
-the rank of a client and the rounding of the number format are applied to a start: :meth:`Start.fitted` on the server
-gives what the client decodes.
+the rank of a client, its budget of bytes and the rounding of the number format are applied to a start:
+:meth:`Start.fitted` on the server gives what the client decodes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from hyperlora.messages.codec import (
     require_wire,
     unpack,
 )
+from hyperlora.messages.ragged import flattened, flattened_shapes, ranks_as_list, ranks_from_list, stacked
 from models.adapters.adapter import HEAD, Adapter, combine, resized
+from models.adapters.rank_budget import NO_RANKS, NO_SENSITIVITY, Ranks, within_budget
 from models.lowrank.factors import Factors
 
 TRAINED = ("all", "A", "B", "core", "head", "body")
@@ -99,23 +101,30 @@ class Start:
         adapter: the adapter.
         plan: how the client works with it.
         wire: ``float32``, ``float16`` or ``int8`` (:mod:`hyperlora.messages.codec`).
+        ranks: rank of every module where they differ, zeros standing beyond it; empty where all have the adapter's.
     """
 
     adapter: Adapter
     plan: LocalPlan = PLAIN_PLAN
     wire: str = "float32"
+    ranks: Ranks = field(default_factory=dict)
 
-    def fitted(self, rank: int) -> Start:
+    def fitted(self, rank: int, most_bytes: int = 0, sensitivity: Mapping[str, float] = NO_SENSITIVITY) -> Start:
         """Return the start exactly as a client of LoRA rank ``rank`` decodes it (0: any rank).
 
-        A lower rank is the best approximation (Eckart-Young); what travels is rounded to the number format, so that
-        rounding is not mistaken for a movement of the client.
+        A lower rank is the best approximation (Eckart-Young), and so is what a budget of ``most_bytes`` for the factors
+        leaves of it (0: no budget; :mod:`models.adapters.rank_budget`); what travels is rounded to the number format,
+        so that rounding is not mistaken for a movement of the client.
         """
         adapter = self.adapter.truncated(rank) if 0 < rank < self.adapter.rank else self.adapter
+        ranks = self.ranks
+        if most_bytes:
+            adapter, ranks = within_budget(adapter, most_bytes, self.wire, sensitivity)
         if self.wire != "float32":
-            rounded = unpack(pack(chosen(adapter, self.plan.down), self.wire), self.wire)
+            flat = flattened(chosen(adapter, self.plan.down), ranks)
+            rounded = stacked(unpack(pack(flat, self.wire), self.wire), ranks, adapter.rank)
             adapter = Adapter.from_tensors({**adapter.tensors(), **rounded})
-        return replace(self, adapter=adapter)
+        return replace(self, adapter=adapter, ranks=ranks)
 
     def whole(self) -> Adapter:
         """Return everything that is added to the backbone as one adapter, core and base included, of any rank."""
@@ -130,6 +139,7 @@ class Start:
     def entries(self) -> dict[str, Any]:
         """Return the entries of a message's ConfigRecord that say how the arrays are to be read."""
         plan = self.plan
+        apart = {"module_ranks": ranks_as_list(self.ranks)} if self.ranks else {}
         return {
             "rank": self.adapter.rank,
             "wire": self.wire,
@@ -140,12 +150,13 @@ class Start:
             "base_rank": plan.base_rank,
             "frame_rank": plan.frame_rank,
             "gradient_rank": plan.gradient_rank,
+            **apart,
         }
 
     def records(self) -> dict[str, ArrayRecord]:
         """Return the arrays that travel: the chosen parts in the number format, core, frame and base as float32."""
         plan = self.plan
-        records = {"arrays": encode_packed(chosen(self.adapter, plan.down), self.wire)}
+        records = {"arrays": encode_packed(flattened(chosen(self.adapter, plan.down), self.ranks), self.wire)}
         if plan.core:
             records["core"] = encode_tensors(plan.core, np.float32)
         if plan.frame is not None:
@@ -177,7 +188,10 @@ class Start:
             optional_tensors(content, "core", core_shapes(frame)),
             require(config, "gradient_rank", int),
         )
-        return cls(filled(content, template, plan.down, wire), plan, wire)
+        blocks = {kind: len(factors.B) for kind, factors in template.low_rank.items()}
+        told = require_list(config, "module_ranks", int) if "module_ranks" in config else []
+        ranks = ranks_from_list(told, blocks, rank)
+        return cls(filled(content, template, plan.down, wire, ranks), plan, wire, ranks)
 
 
 def part_of(name: str) -> str:
@@ -222,10 +236,17 @@ def with_core(adapter: Adapter, frame: Adapter | None, core: Mapping[str, Tensor
     return Adapter(turned, adapter.head)
 
 
-def filled(content: RecordDict, template: Adapter, parts: Sequence[str], wire: str = "float32") -> Adapter:
-    """Return ``template`` with the ``parts`` that the message brings in the number format ``wire``."""
+def filled(
+    content: RecordDict,
+    template: Adapter,
+    parts: Sequence[str],
+    wire: str = "float32",
+    ranks: Ranks = NO_RANKS,
+) -> Adapter:
+    """Return ``template`` with the ``parts`` that the message brings in the number format ``wire``, of ``ranks``."""
     shapes = {name: tuple(tensor.shape) for name, tensor in chosen(template, parts).items()}
-    return Adapter.from_tensors({**template.tensors(), **decode_packed(arrays_of(content), shapes, wire)})
+    flat = decode_packed(arrays_of(content), flattened_shapes(shapes, ranks), wire)
+    return Adapter.from_tensors({**template.tensors(), **stacked(flat, ranks, template.rank)})
 
 
 def _product(content: RecordDict, name: str, like: Adapter, rank: int) -> Adapter | None:

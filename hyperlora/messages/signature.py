@@ -108,6 +108,7 @@ class ClientCard:
         num_examples: number of its training samples.
         signature: description of its data.
         rank: the highest rank of an adapter that it can train; 0 where it takes any.
+        most_bytes: of the LoRA factors in one message to or from it; 0 where it takes any number.
     """
 
     client_id: str
@@ -116,6 +117,7 @@ class ClientCard:
     num_examples: int
     signature: Signature
     rank: int = 0
+    most_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class SignatureReply:
             trains=[card.trains for card in self.cards],
             num_examples=[card.num_examples for card in self.cards],
             ranks=[card.rank for card in self.cards],
+            most_bytes=[card.most_bytes for card in self.cards],
             left_out=list(self.left_out),
             reasons=list(self.left_out.values()),
             needs_backbone=self.needs_backbone,
@@ -162,18 +165,18 @@ class SignatureReply:
         if count + len(names) > MOST_CLIENTS:
             raise ProtocolError(f"{count + len(names)} clients at one node are more than {MOST_CLIENTS}")
         domains, trains = require_list(config, "domains", str, count), require_list(config, "trains", bool, count)
-        num_examples, ranks = (require_list(config, name, int, count) for name in ("num_examples", "ranks"))
+        numbers = [require_list(config, name, int, count) for name in ("num_examples", "ranks", "most_bytes")]
         vectors = decode_tensors(arrays_of(content), dict.fromkeys(ids, (signature_size,)))
         try:
             signatures = {name: Signature.from_vector(vectors[name], num_classes) for name in ids}
         except ValueError as error:
             raise ProtocolError(str(error)) from error
         cards = [
-            ClientCard(name, domain, training, examples, signatures[name], rank)
-            for name, domain, training, examples, rank in zip(ids, domains, trains, num_examples, ranks, strict=True)
+            ClientCard(name, domain, training, examples, signatures[name], rank, most_bytes)
+            for name, domain, training, examples, rank, most_bytes in zip(ids, domains, trains, *numbers, strict=True)
         ]
-        if any(card.rank < 0 for card in cards):
-            raise ProtocolError(f"ranks {ranks} of clients cannot be negative")
+        if any(card.rank < 0 or card.most_bytes < 0 for card in cards):
+            raise ProtocolError("neither the ranks nor the budgets of clients can be negative")
         if any(card.num_examples < 1 for card in cards):
             raise ProtocolError("a client without training samples cannot take part")
         reasons = require_list(config, "reasons", str, len(names))

@@ -26,8 +26,10 @@ from hyperlora.messages.codec import (
     require_steps,
 )
 from hyperlora.messages.plan import PARTS, Start, chosen, core_shapes, filled, optional_tensors
+from hyperlora.messages.ragged import flattened
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
+from models.adapters.rank_budget import NO_RANKS
 from models.adapters.weight_gradient import gradient_shapes
 from models.personalization.signature import Signature
 
@@ -42,6 +44,7 @@ class TrainRequest:
         local_steps: optimiser steps to make.
         start: adapter and plan, as :meth:`hyperlora.messages.plan.Start.fitted` made them for this client.
         signature_digest: of the signature that the server holds; a client whose data changed sends a new signature.
+        tells_sensitivity: have the client tell what the loss depends on each module.
     """
 
     TYPE: ClassVar[str] = "train"
@@ -50,6 +53,7 @@ class TrainRequest:
     local_steps: int
     start: Start
     signature_digest: str = ""
+    tells_sensitivity: bool = False
 
     def encode(self) -> RecordDict:
         """Return the content of the message."""
@@ -58,6 +62,7 @@ class TrainRequest:
             server_round=self.server_round,
             local_steps=self.local_steps,
             signature_digest=self.signature_digest,
+            tells_sensitivity=self.tells_sensitivity,
         )
 
     @classmethod
@@ -72,6 +77,7 @@ class TrainRequest:
             steps,
             start,
             require(config, "signature_digest", str),
+            require(config, "tells_sensitivity", bool),
         )
 
 
@@ -112,7 +118,8 @@ class TrainMetrics:
 class TrainReply:
     """A trained adapter, its prior taken off, and what the client measured on its validation share.
 
-    Of ``end`` only the parts ``up`` travel; ``core`` is the trained R by kind where the plan was to train one.
+    Of ``end`` only the parts ``up`` travel; ``core`` is the trained R by kind where the plan was to train one;
+    ``sensitivity`` is kind -> (blocks,), what the loss depends on each module, where the request asks for it.
     """
 
     client_id: str
@@ -123,6 +130,7 @@ class TrainReply:
     signature: Signature | None = None
     core: Mapping[str, Tensor] = field(default_factory=dict)
     up: Sequence[str] = PARTS
+    sensitivity: Mapping[str, Tensor] = field(default_factory=dict)
 
     def encode(self, request: TrainRequest | None = None) -> RecordDict:
         """Return the content of the message, in the wire format of the ``request`` that is answered (float32 if none).
@@ -136,16 +144,20 @@ class TrainReply:
             content["core"] = encode_tensors(self.core, np.float32)
         if self.gradient:
             content["gradient"] = encode_tensors(self.gradient, np.float32)
+        if self.sensitivity:
+            content["sensitivity"] = encode_tensors(self.sensitivity, np.float32)
         if self.signature is not None:
             content["signature"] = encode_tensors({"signature": self.signature.vector()}, np.float32)
         return content
 
     def _encoded_end(self, request: TrainRequest | None) -> ArrayRecord:
         if request is None or request.start.wire == "float32":
-            return encode_packed(chosen(self.end, self.up))
+            ranks = NO_RANKS if request is None else request.start.ranks
+            return encode_packed(flattened(chosen(self.end, self.up), ranks))
         chance = torch.Generator().manual_seed(derive_seed("wire", self.client_id, self.server_round))
         change = _entrywise(self.end, request.start.adapter, -1.0)
-        return encode_packed(chosen(change, self.up), request.start.wire, chance)
+        flat = flattened(chosen(change, self.up), request.start.ranks)
+        return encode_packed(flat, request.start.wire, chance)
 
     @classmethod
     def decode(cls, content: RecordDict, request: TrainRequest) -> TrainReply:
@@ -169,15 +181,23 @@ class TrainReply:
         gradient = optional_tensors(content, "gradient", shapes)
         core = optional_tensors(content, "core", core_shapes(plan.frame))
         signature = _new_signature(content, start)
-        return cls(*answered, end, metrics, gradient, signature, core, plan.up)
+        return cls(*answered, end, metrics, gradient, signature, core, plan.up, _sensitivity(content, request))
+
+
+def _sensitivity(content: RecordDict, request: TrainRequest) -> dict[str, Tensor]:
+    blocks = {kind: (len(factors.B),) for kind, factors in request.start.adapter.low_rank.items()}
+    told = optional_tensors(content, "sensitivity", blocks if request.tells_sensitivity else {})
+    if any(bool((one < 0).any()) for one in told.values()):
+        raise ProtocolError("what the loss depends on a module cannot be less than nothing")
+    return told
 
 
 def _decoded_end(content: RecordDict, request: TrainRequest) -> Adapter:
-    start, up, wire = request.start.adapter, request.start.plan.up, request.start.wire
+    start, up, wire, ranks = request.start.adapter, request.start.plan.up, request.start.wire, request.start.ranks
     if wire == "float32":
-        return filled(content, start, up)
+        return filled(content, start, up, ranks=ranks)
     zero = Adapter.from_tensors({name: torch.zeros_like(tensor) for name, tensor in start.tensors().items()})
-    end = _entrywise(filled(content, zero, up, wire), start, 1.0)
+    end = _entrywise(filled(content, zero, up, wire, ranks), start, 1.0)
     require_moderate(end.tensors())
     return end
 

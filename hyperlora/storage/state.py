@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -228,9 +228,14 @@ class _Builder:
         if cls is None:
             raise StateError(f"the class {name} is not among those that can be restored: {sorted(self.classes)}")
         known = {part.name for part in fields(cls)}
-        if set(parts) != known:
+        if not {part.name for part in fields(cls) if _needed(part)} <= set(parts) <= known:
             raise StateError(f"{name} has the fields {sorted(known)}, saved are {sorted(map(str, parts))}")
         try:
             return cls(**parts)
         except Exception as error:
             raise StateError(f"{name} cannot be made from what was saved: {error}") from error
+
+
+def _needed(part: Field[Any]) -> bool:
+    """Tell whether a field has no default, by which a file from before there was such a field is read."""
+    return part.default is MISSING and part.default_factory is MISSING

@@ -1,8 +1,7 @@
 """A finished adapter in fewer bytes: every module's product keeps its strongest singular values, from the factors.
 
 Training at a higher rank and cutting afterwards is LoRA-Squeeze's way to a small adapter. Where a rank is asked for,
-all modules keep as many singular values; where a size is, they share it: one more singular value of a module costs
-m + n numbers and takes its square off the squared error, so values are kept in the order of sigma^2 / (m + n). PEFT
+all modules keep as many singular values; where a size is, they share it (:mod:`models.adapters.rank_budget`). PEFT
 reads modules of different ranks by ``rank_pattern`` and ``alpha_pattern``.
 """
 
@@ -17,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from models.adapters.adapter import Adapter, AdapterError
+from models.adapters.rank_budget import share_out
 from models.lowrank.factors import Factors, Truncation, padded, truncate
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def compress(tensors: Mapping[str, Tensor], *, rank: int = 0, most_bytes: int = 
     products = products_of(tensors)
     spectra = {name: truncate(one, min(one.rank, *one.shape)) for name, one in products.items()}
     if most_bytes:
-        ranks = ranks_for(spectra, most_bytes - _bytes_beside(tensors, products))
+        costs = {name: _bytes_per_rank(one.kept) for name, one in spectra.items()}
+        values = {name: one.singular_values for name, one in spectra.items()}
+        ranks = share_out(values, costs, most_bytes - _bytes_beside(tensors, products))
     else:
         ranks = {name: min(rank, one.rank) for name, one in products.items()}
     if all(ranks[name] == one.rank for name, one in products.items()):
@@ -102,22 +104,6 @@ def products_of(tensors: Mapping[str, Tensor]) -> dict[str, Factors]:
     return found
 
 
-def ranks_for(spectra: Mapping[str, Truncation], most_bytes: int) -> dict[str, int]:
-    """Return module -> rank, so that all factors have at most so many bytes, or rank 1 where even that has more.
-
-    Args:
-        spectra: module -> its singular values and factors.
-        most_bytes: of all factors together.
-    """
-    costs = {name: _bytes_per_rank(one.kept) for name, one in spectra.items()}
-    left, ranks = most_bytes - sum(costs.values()), dict.fromkeys(spectra, 1)
-    for _, name in sorted(_worth(spectra, costs), key=lambda one: -one[0]):
-        if costs[name] <= left:
-            ranks[name] += 1
-            left -= costs[name]
-    return ranks
-
-
 def file_of(tensors: Mapping[str, Tensor]) -> bytes:
     """Return the safetensors file of PEFT's tensors."""
     return save({name: tensor.contiguous() for name, tensor in tensors.items()}, METADATA)
@@ -140,15 +126,6 @@ def adapter_of(tensors: Mapping[str, Tensor], model: AdaptedModel) -> Adapter:
         return Adapter(low_rank, torch.cat([tensors[f"{head}.weight"], tensors[f"{head}.bias"][:, None]], dim=1))
     except KeyError as error:
         raise AdapterError(f"the file holds no adapter for '{backbone.name}': it lacks {error}") from error
-
-
-def _worth(spectra: Mapping[str, Truncation], costs: Mapping[str, int]) -> list[tuple[float, str]]:
-    """Return for every singular value but a module's first what it takes off the squared error for a byte."""
-    return [
-        (float(value.double().square()) / costs[name], name)
-        for name, one in spectra.items()
-        for value in one.singular_values[1:]
-    ]
 
 
 def _bytes_per_rank(factors: Factors) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
+from models.adapters.sensitivity import SensitivityMeter
 from models.backbones.backbone import NO_TARGET
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class LocalTrainer:
         nested: draw for every step how many of the first components of each product it works with (DyLoRA, arXiv
             2210.07558), so that every lower rank is of use by itself; the scaling stays that of the whole rank.
         penalty: a scalar that is added to the loss at every step, such as a proximal term; None adds nothing.
+        meter: is shown the adapter and its gradient after every step; None is shown nothing.
     """
 
     def __init__(
@@ -72,8 +74,9 @@ class LocalTrainer:
         seed: int,
         nested: bool = False,
         penalty: Penalty | None = None,
+        meter: SensitivityMeter | None = None,
     ) -> None:
-        self._model, self._samples, self._penalty = model, samples, penalty
+        self._model, self._samples, self._penalty, self._meter = model, samples, penalty, meter
         self._optimizers = optimizer.build(model)
         self._batches = _endless_batches(len(samples), batch_size, seed)
         self._ranks = _endless_ranks(model.extract().rank, derive_seed(seed, "ranks")) if nested else None
@@ -93,6 +96,8 @@ class LocalTrainer:
             return value if self._penalty is None else value + self._penalty()
 
         descend(loss, self._optimizers, self._model.cut(next(self._ranks)) if self._ranks else None)
+        if self._meter is not None:
+            self._meter.see(self._model.extract(), self._model.take_gradient())
         return losses[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hyperlora.config.schema import RunConfig
 from models.adapters.adapted_model import AdaptedModel
+from models.adapters.rank_budget import least_bytes
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
 from strategies.federation.registrar import Registrar
@@ -35,6 +36,7 @@ class HyperLoraStrategy(LoraStrategy):
                 num_classes,
                 required_rank=required_rank(config, initial.rank),
                 most_clients=config.federation.clients_per_node,
+                least_bytes=least_bytes(initial, config.wire.dtype),
             ),
             settings=RoundSettings.of(config, min_clients=min_clients),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from hyperlora.messages.signature import ClientCard
 from strategies.engine.privacy_ledger import PrivacyLedger, participations
@@ -30,6 +30,7 @@ class History:
         cohorts: round -> the client-ids that were asked to train.
         signatures: client-id -> how many it released, where it was more than one.
         lengths: client-id -> length of its last movement, as it was sent.
+        sensitivity: module -> share of what the loss depends on all of them; empty where clients do not tell it.
         forgotten: client-id -> how often it was asked in rounds that were made again; they cost privacy all the same.
     """
 
@@ -37,10 +38,11 @@ class History:
     signatures: dict[str, int] = field(default_factory=dict)
     lengths: dict[str, float] = field(default_factory=dict)
     forgotten: dict[str, int] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
 
     def copy(self) -> History:
         """Return one that no later round changes."""
-        return History(dict(self.cohorts), dict(self.signatures), dict(self.lengths), dict(self.forgotten))
+        return History(*(dict(getattr(self, one.name)) for one in fields(self)))
 
     @property
     def asked(self) -> dict[str, int]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hyperlora.messages.batch import EvaluateBatch
 from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
-from hyperlora.messages.plan import Start
+from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan, Start
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
+from models.adapters.rank_budget import NO_SENSITIVITY
 from strategies.engine.settings import RoundSettings
 from strategies.federation.registrar import Registrar
 from strategies.federation.transport import Exchange
@@ -27,11 +28,13 @@ class RequestMaker:
         method: the algorithm.
         registrar: who can be reached, and where.
         settings: budget, deadline and number format of the messages.
+        sensitivity: returns what the loss depends on each module, by which budgets of bytes are shared out.
     """
 
     method: Method
     registrar: Registrar
     settings: RoundSettings
+    sensitivity: Callable[[], Mapping[str, float]] = lambda: NO_SENSITIVITY
 
     def starts(self, state: Any, cards: Mapping[str, ClientCard]) -> dict[str, Start]:
         """Return by client-id the start of each client for a round, as it decodes it, with its plan."""
@@ -43,16 +46,21 @@ class RequestMaker:
 
     def _fitted(self, state: Any, cards: Mapping[str, ClientCard], adapters: Sequence[Adapter]) -> dict[str, Start]:
         return {
-            name: Start(adapter, self.method.plan(state, card), self.settings.wire).fitted(card.rank)
+            name: self._start(adapter, card, self.method.plan(state, card))
             for (name, card), adapter in zip(cards.items(), adapters, strict=True)
         }
+
+    def _start(self, adapter: Adapter, card: ClientCard, plan: LocalPlan = PLAIN_PLAN) -> Start:
+        start = Start(adapter, plan, self.settings.wire)
+        return start.fitted(card.rank, card.most_bytes, self.sensitivity())
 
     def training(self, state: Any, cohort: Mapping[str, ClientCard], server_round: int) -> Exchange[TrainRequest]:
         """Ask every client of the cohort to train the start that the method makes for it."""
         exchange: Exchange[TrainRequest] = Exchange()
         for name, start in self.starts(state, cohort).items():
             digest = cohort[name].signature.digest()
-            self._add(exchange, TrainRequest(name, server_round, self.settings.local_steps, start, digest))
+            steps, tells = self.settings.local_steps, self.settings.tells_sensitivity
+            self._add(exchange, TrainRequest(name, server_round, steps, start, digest, tells))
         return exchange
 
     def probing(self, state: Any, server_round: int) -> Exchange[EvaluateBatch]:
@@ -75,7 +83,7 @@ class RequestMaker:
         if rank is None or anchor is None:
             return exchange
         for name, card in self.registrar.roster.reachable().items():
-            start = Start(anchor, wire=self.settings.wire).fitted(card.rank)
+            start = self._start(anchor, card)
             self._add(exchange, StatisticsRequest(name, server_round, rank, start))
         return exchange
 
@@ -96,7 +104,7 @@ class RequestMaker:
     ) -> Iterator[EvaluateRequest]:
         """Yield requests to score other adapters than the start, as received only."""
         for track, adapter in adapters.items():
-            start = Start(adapter, wire=self.settings.wire).fitted(card.rank)
+            start = self._start(adapter, card)
             yield EvaluateRequest(card.client_id, server_round, [0], start, track)
 
     def _add(self, exchange: Exchange[Any], request: TrainRequest | EvaluateBatch | StatisticsRequest) -> None:

@@ -16,6 +16,7 @@ class RoundSettings:
 
     Attributes:
         start: ``random``, or ``eva`` where the clients' inputs make the adapter before round 1.
+        tells_sensitivity: whether clients tell what the loss depends on each module.
         num_rounds: rounds of the run; the last one is evaluated most thoroughly.
         clients_per_round: clients of a cohort.
         local_steps: optimiser steps of a client in a round.
@@ -45,6 +46,7 @@ class RoundSettings:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     num_rounds: int = 0
     start: str = "random"
+    tells_sensitivity: bool = False
 
     @classmethod
     def of(cls, config: RunConfig, *, min_clients: int) -> RoundSettings:
@@ -65,4 +67,5 @@ class RoundSettings:
             privacy=config.privacy,
             num_rounds=federation.rounds,
             start=config.lora.start,
+            tells_sensitivity=config.lora.importance == "sensitivity",
         )

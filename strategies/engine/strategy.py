@@ -17,6 +17,7 @@ from hyperlora.messages.codec import encode_packed
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
+from models.adapters.sensitivity import agreed
 from strategies.engine.checkpoint import Checkpoint, capture, restore
 from strategies.engine.common_start import start_from_inputs
 from strategies.engine.drift import described, note_returned, take_over
@@ -67,7 +68,7 @@ class LoraStrategy(Strategy):
         self.record = RoundRecord(0)
         self.history = History()
         self.ledger = PrivacyLedger(settings.privacy)
-        self._requests = RequestMaker(method, registrar, settings)
+        self._requests = RequestMaker(method, registrar, settings, lambda: self.history.sensitivity)
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateBatch] = Exchange()
         self._sent_at = 0.0
@@ -167,6 +168,7 @@ class LoraStrategy(Strategy):
         if take_over(self.record, self.roster.cards, [update.card for update in updates]):
             self._register()
         if updates:
+            self.history.sensitivity = agreed([reply.sensitivity for _, reply in answered], self.history.sensitivity)
             self.state = self.method.aggregate(self.state, updates)
             sends_metrics = not self.settings.privacy.keeps_scores
             self.record.training = training_figures(updates, sends_metrics=sends_metrics)

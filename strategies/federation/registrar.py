@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from hyperlora.messages.signature import SignatureReply, SignatureRequest
+from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
 from models.adapters.adapted_model import AdaptedModel
 from strategies.federation.allow_list import AllowListFile
 from strategies.federation.roster import FederationError, Roster
@@ -33,6 +33,7 @@ class Registrar:
         shipment: the backbone for nodes that lack it; None ships none.
         roster: who is known.
         required_rank: rank of the adapters that every client must train; 0 where a client may declare a lower one.
+        least_bytes: of the factors in a message at rank 1, below which no client's budget may lie.
     """
 
     fingerprint: str
@@ -41,6 +42,7 @@ class Registrar:
     shipment: Shipment | None = None
     roster: Roster = field(default_factory=Roster)
     required_rank: int = 0
+    least_bytes: int = 0
     _warned: bool = False
 
     @classmethod
@@ -52,11 +54,14 @@ class Registrar:
         shipment: Shipment | None = None,
         required_rank: int = 0,
         most_clients: int = 1,
+        least_bytes: int = 0,
     ) -> Registrar:
         """Return a registrar with an empty roster for clients that have the backbone of ``model``."""
         signature_size = 2 * model.backbone.embed_dim + num_classes + 1
         roster = Roster(allowed, most_clients=most_clients)
-        return cls(model.backbone.fingerprint, signature_size, num_classes, shipment, roster, required_rank)
+        return cls(
+            model.backbone.fingerprint, signature_size, num_classes, shipment, roster, required_rank, least_bytes
+        )
 
     @property
     def shipped_fingerprint(self) -> str:
@@ -127,13 +132,17 @@ class Registrar:
 
     def _decode(self, content: RecordDict, request: SignatureRequest) -> SignatureReply:
         reply = SignatureReply.decode(content, signature_size=self.signature_size, num_classes=self.num_classes)
-        low = {card.client_id: card.rank for card in reply.cards if 0 < card.rank < self.required_rank}
-        reasons = {
-            name: f"it trains adapters of rank {rank}, and this method needs rank {self.required_rank} of every client"
-            for name, rank in low.items()
-        }
-        cards = [card for card in reply.cards if card.client_id not in low]
+        reasons = {card.client_id: reason for card in reply.cards if (reason := self._objection(card))}
+        cards = [card for card in reply.cards if card.client_id not in reasons]
         return replace(reply, cards=cards, left_out={**reply.left_out, **reasons})
+
+    def _objection(self, card: ClientCard) -> str:
+        if 0 < card.rank < self.required_rank:
+            needed = f"this method needs rank {self.required_rank} of every client"
+            return f"it trains adapters of rank {card.rank}, and {needed}"
+        if 0 < card.most_bytes < self.least_bytes:
+            return f"its budget is {card.most_bytes} bytes a message, and an adapter of rank 1 takes {self.least_bytes}"
+        return ""
 
     def _ship(self, grid: Grid, node_ids: Collection[int], timeout: float) -> list[int]:
         """Ship the backbone to nodes that lack it and return those that have it now."""

@@ -92,6 +92,7 @@ def train_requests() -> dict[str, TrainRequest]:
         "B alone": LocalPlan(trains="B", down=("B", "head"), up=("B", "head"), personal=True),
     }
     wires = {wire: TrainRequest("a", 3, 10, Start(start, wire=wire).fitted(0)) for wire in WIRE_DTYPES}
+    wires["a budget"] = TrainRequest("a", 3, 10, Start(start).fitted(0, 600))
     return wires | {name: TrainRequest("a", 3, 10, Start(start, plan)) for name, plan in plans.items()}
 
 

@@ -92,3 +92,13 @@ def test_clients_of_different_ranks_go_on_in_a_run_that_is_resumed(method: str, 
     rounds = figures(directory)
     assert [one["server_round"] for one in rounds] == [1, 2, 3, 4, 5]
     assert not any(one["failures"] for one in rounds)
+
+
+@pytest.mark.parametrize("importance", ["spectrum", "sensitivity"])
+def test_clients_with_a_budget_train_within_it(importance: str, tmp_path: Path) -> None:
+    whole = sent(made(tmp_path / "whole", method="flexlora"), "up")
+    values = {"lora.budget": "9k", "lora.importance": importance, "method": "flexlora"}
+    directory = made(tmp_path / importance, **values)
+    assert not any(one["failures"] for one in figures(directory))
+    assert sent(directory, "up") < 0.6 * whole
+    assert sent(directory, "down") < 0.6 * whole

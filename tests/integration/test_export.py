@@ -130,7 +130,7 @@ def test_without_the_runs_data_the_error_of_every_product_is_told(short_run: Pat
     [
         (("--rank", "2", "--bytes", "50k"), "give one of them"),
         (("--rank", "2", "--merged"), "the size of the backbone"),
-        (("--bytes", "many"), "takes a number as 50000, 50k or 1.5M, got 'many'"),
+        (("--bytes", "many"), "expected a size as 50000, 50k or 1.5M, got 'many'"),
         (("--bytes", "100"), "at rank 1 the adapter has"),
         (("--rank", "4"), "has rank 4 and"),
     ],

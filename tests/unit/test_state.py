@@ -259,7 +259,7 @@ def test_a_class_that_is_not_listed_is_refused(path):
     [
         ({None: "Path"}, "the class Path is not among"),
         ({None: ["Leaf"], "value": 1}, "damaged"),
-        ({None: "Pair", "left": 1}, "Pair has the fields"),
+        ({None: "Pair", "right": 1}, "Pair has the fields"),
         ({None: "Pair", "left": 1, "right": 2, "middle": 3}, "Pair has the fields"),
         ({None: "Positive", "number": 0}, "Positive cannot be made .* expected a positive number"),
         ({"a": {1, 2}}, "it holds a set"),
@@ -277,6 +277,11 @@ def test_what_no_state_holds_is_refused(path, value, sentence):
     write_payload(path, saved(value))
     with pytest.raises(StateError, match=f"state.pt' cannot be used: .*{sentence}"):
         read(path)
+
+
+def test_a_file_from_before_a_field_had_a_default_is_read(path):
+    write_payload(path, saved({None: "Pair", "left": 1}))
+    assert read(path) == Pair(1, None)
 
 
 class Bomb:

@@ -1,0 +1,94 @@
+"""Ranks of modules under a budget of bytes, by what a singular value of their products is worth for a byte.
+
+One more singular value of a module with weights m x n costs m + n numbers and takes its square off the squared error
+of the adapter, so values are kept in the order of sigma^2 / bytes (a greedy knapsack). Where the sensitivity of the
+loss to each module is known (:mod:`models.adapters.sensitivity`), it takes the place of the module's sum of sigma^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors, truncate
+
+Ranks = Mapping[str, Sequence[int]]
+"""Kind -> rank of the module in every block."""
+NO_RANKS: Ranks = MappingProxyType({})
+NO_SENSITIVITY: Mapping[str, float] = MappingProxyType({})
+BYTES = {"float32": 4, "float16": 2, "int8": 1}
+SCALES = 8
+"""Bytes of the two float32 scales that one column of B and one row of A have in int8."""
+
+
+def share_out(values: Mapping[str, Tensor], costs: Mapping[str, int], most_bytes: int) -> dict[str, int]:
+    """Return module -> rank, so that all have at most so many bytes, or rank 1 where even that has more.
+
+    Args:
+        values: module -> its singular values, largest first, times the root of its importance.
+        costs: module -> bytes of one of them.
+        most_bytes: of all modules together.
+    """
+    left, ranks = most_bytes - sum(costs.values()), dict.fromkeys(values, 1)
+    worth = [
+        (-float(value.double().square()) / costs[name], index, name)
+        for name, ones in values.items()
+        for index, value in enumerate(ones)
+        if index
+    ]
+    for _, _, name in sorted(worth, key=lambda one: one[:2]):
+        if costs[name] <= left:
+            ranks[name] += 1
+            left -= costs[name]
+    return ranks
+
+
+def bytes_per_rank(factors: Factors, wire: str) -> int:
+    """Return what one component of one module takes in a message: a column of B and a row of A."""
+    *_, m, n = factors.shape
+    return (m + n) * BYTES[wire] + (SCALES if wire == "int8" else 0)
+
+
+def least_bytes(adapter: Adapter, wire: str) -> int:
+    """Return what the factors of an adapter of this shape take in a message at rank 1."""
+    return sum(len(factors.B) * bytes_per_rank(factors, wire) for factors in adapter.low_rank.values())
+
+
+def within_budget(
+    adapter: Adapter, most_bytes: int, wire: str, sensitivity: Mapping[str, float] = NO_SENSITIVITY
+) -> tuple[Adapter, Ranks]:
+    """Return the adapter with as many singular values of every module as a budget allows, zeros in place of the others.
+
+    Training leaves these zeros at zero, since each of the two factors gets its gradient through the other.
+
+    Args:
+        adapter: of any rank; a product that is zero keeps orthogonal rows of A and takes its turn by index.
+        most_bytes: of all factors in one message.
+        wire: number format of the message.
+        sensitivity: module (``<kind> <block>``) -> what the loss depends on it; empty leaves it to the spectrum.
+    """
+    cuts = {kind: truncate(factors, factors.rank) for kind, factors in adapter.low_rank.items()}
+    values, costs = {}, {}
+    for kind, cut in cuts.items():
+        for block, ones in enumerate(cut.singular_values):
+            name = f"{kind} {block}"
+            values[name] = _weighed(ones, sensitivity[name]) if sensitivity else ones
+            costs[name] = bytes_per_rank(cut.kept, wire)
+    shared = share_out(values, costs, most_bytes)
+    ranks = {kind: [shared[f"{kind} {block}"] for block in range(len(cut.kept.B))] for kind, cut in cuts.items()}
+    return Adapter({kind: _masked(cut.kept, ranks[kind]) for kind, cut in cuts.items()}, adapter.head), ranks
+
+
+def _weighed(values: Tensor, total: float) -> Tensor:
+    """Return singular values, longest first, whose squares sum to ``total``; zeros stay zeros."""
+    energy = float(values.double().square().sum())
+    return values * (total / energy) ** 0.5 if energy else values
+
+
+def _masked(factors: Factors, ranks: Sequence[int]) -> Factors:
+    kept = (torch.arange(factors.rank) < torch.tensor(ranks)[:, None]).to(factors.B)
+    return Factors(B=factors.B * kept[:, None, :], A=factors.A * kept[:, :, None])
