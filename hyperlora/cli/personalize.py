@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from hyperlora.cli.output import CommandError, OutputFormat, reports_errors, say
 
 if TYPE_CHECKING:
+    from hyperlora.from_words import MadeFromWords
     from hyperlora.serving import Personalized
 
+Made = TypeVar("Made", "Personalized", "MadeFromWords")
 IMAGES_DIFFER = "images may differ in polarity (dark on bright), in cropping or in size"
+SHOWN = 4
+"""Domains that a description is said to be like, at most."""
 TEXTS_DIFFER = "texts may differ in language, in length or in what they are about"
 
 
 @reports_errors
 def personalize(
     run: Annotated[Path, typer.Argument(help="Run directory; demo is the federation that comes with the package.")],
-    data: Annotated[Path, typer.Argument(help="Your images, as FOLDER/<class>/*.jpg or *.png; or a table of texts.")],
+    data: Annotated[
+        Path | None, typer.Argument(help="Your images, as FOLDER/<class>/*.jpg or *.png; or a table of texts.")
+    ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="First write digits that no client had to DATA.")] = False,
     steps: Annotated[int | None, typer.Option(min=0, help="Local steps K; by default as many as in the run.")] = None,
     to: Annotated[Path | None, typer.Option(help="New directory; RUN/personal/<name> by default.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter; by default that of the data.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Backbone weights (safetensors), if they moved.")] = None,
+    words: Annotated[str | None, typer.Option(help="What your data are, in a sentence, in place of DATA.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Your classes, of the run's, in place of DATA: a,b,c.")] = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="How the result is printed.")] = OutputFormat.TEXT,
 ) -> None:
     """Make an adapter for your own data: no server, no federation, nothing leaves this machine.
@@ -44,20 +53,58 @@ def personalize(
         hyperlora personalize runs/latest my-reviews.csv
 
         hyperlora personalize runs/latest my-images --steps 0 --to my-adapter
+
+        hyperlora personalize runs/latest --words "reviews of kitchen appliances" --classes negative,positive
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise CommandError(f"--device must be auto, cpu or cuda, got '{device}'")
+    if words is not None or classes is not None:
+        if data is not None or sample or steps is not None:
+            raise CommandError("--words and --classes stand in place of data: leave DATA, --sample and --steps out")
+        made = _from_words(
+            run, words, classes, {"name": name or "", "device": device, "weights": weights, "target": to}
+        )
+        _print_made(made, output, _print_description)
+        return
+    if data is None:
+        raise CommandError("expected your data (a folder or a table), or --words or --classes, and got none of them")
     from hyperlora import serving  # torch takes seconds to import
     from hyperlora.data.sample import write_sample
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise CommandError(f"--device must be auto, cpu or cuda, got '{device}'")
     if sample:
         write_sample(data)
+    hint = IMAGES_DIFFER if data.is_dir() else TEXTS_DIFFER
     options = serving.PersonalizeOptions(name or "", steps, device, weights, target=to)
-    made = serving.personalize(run, data, options)
+    _print_made(serving.personalize(run, data, options), output, lambda made: _print_scores(made, hint))
+
+
+def _print_made(made: Made, output: OutputFormat, in_words: Callable[[Made], None]) -> None:
     if output is OutputFormat.JSON:
         say(json.dumps(asdict(made)))
     else:
-        _print_scores(made, IMAGES_DIFFER if data.is_dir() else TEXTS_DIFFER)
+        in_words(made)
+
+
+def _from_words(run: Path, words: str | None, classes: str | None, options: dict[str, Any]) -> MadeFromWords:
+    from hyperlora.from_words import Description, personalize_from_words
+
+    if words is not None and not words.strip():
+        raise CommandError("--words is empty: say in a sentence what your data are, or leave it out")
+    listed = [part.strip() for part in (classes or "").split(",") if part.strip()]
+    if classes is not None and not listed:
+        raise CommandError("--classes is empty: list names of classes with commas between them, or leave it out")
+    return personalize_from_words(run, Description((words or "").strip(), listed), **options)
+
+
+def _print_description(made: MadeFromWords) -> None:
+    shares = [f"{name or 'no name'} {100 * share:.0f} %" for name, share in list(made.domains.items())[:SHOWN]]
+    say(f"no sample was seen; what you say is taken for a mixture of the run's domains: {', '.join(shares)}")
+    if not made.personal:
+        say(
+            "what this run serves is the same for all clients, whatever they say, but for the class prior",
+            style="yellow",
+        )
+    say(f"PEFT directory in {made.directory}; use generated")
 
 
 def _print_scores(made: Personalized, hint: str) -> None:

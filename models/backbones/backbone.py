@@ -122,6 +122,7 @@ class Backbone:
         num_heads: attention heads of a block, 1 where there is no attention.
         targets: targets of the loss; the labels, unless the family says otherwise.
         extra_stacks: blocks that are adapted as well but do not process the samples' tokens.
+        read_texts: embeds n texts as (n, e) with frozen weights, where the samples are none; else None.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Backbone:
     num_heads: int
     targets: Targets = lambda inputs, labels: labels
     extra_stacks: tuple[BlockStack, ...] = ()
+    read_texts: Callable[[Sequence[str]], Tensor] | None = None
 
     @property
     def num_blocks(self) -> int:

@@ -7,7 +7,9 @@ of the head itself the bias alone is left, which carries the class prior, and it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +42,8 @@ class PromptTower(nn.Module):
         super().__init__()
         self.model, self.logit_scale = model.text_model, model.logit_scale
         self.projection = getattr(model, "text_projection", nn.Identity())
-        self._prompts = _encoded_prompts(model.config, request)
+        prompts = [request.prompt.format(name.replace("_", " ")) for name in request.class_names]
+        self._prompts = _encoded(prompts, model.config, request)
 
     def forward(self) -> Tensor:
         """Return logit scale times the unit features of the classes' prompts, (classes, d)."""
@@ -49,15 +52,22 @@ class PromptTower(nn.Module):
         return torch.as_tensor(self.logit_scale.exp() * F.normalize(self.projection(output.pooler_output), dim=1))
 
 
-def _encoded_prompts(config: Any, request: Request) -> dict[str, Tensor]:
-    """Tokenize the prompts. CLIP's text tower masks padding; SigLIP's was trained to see it."""
-    prompts = [request.prompt.format(name.replace("_", " ")) for name in request.class_names]
+def _encoded(texts: Sequence[str], config: Any, request: Request) -> dict[str, Tensor]:
+    """Tokenize texts. CLIP's text tower masks padding; SigLIP's was trained to see it."""
     length = config.text_config.max_position_embeddings
     encoded = load_tokenizer(request)(
-        prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     )
     names = ("input_ids", "attention_mask") if config.model_type == CLIP else ("input_ids",)
     return {name: torch.as_tensor(encoded[name]) for name in names}
+
+
+@torch.no_grad()
+def read_texts(request: Request, texts: Sequence[str]) -> Tensor:
+    """Return what the text tower, loaded for this, makes of texts: (n, d), beside the image features."""
+    model: Any = frozen(load_encoder(AutoModel, request))
+    output = model.text_model(**_encoded(texts, model.config, request))
+    return torch.as_tensor(getattr(model, "text_projection", nn.Identity())(output.pooler_output))
 
 
 class ImageTower(SplitModel):
@@ -123,6 +133,7 @@ def build(request: Request) -> Backbone:
         num_tokens=tokens,
         num_heads=config.num_attention_heads,
     )
+    backbone = replace(backbone, read_texts=partial(read_texts, request))
     if not request.text_tower:
         return backbone
     attention = tuple(kind for kind in linear_kinds(module, TEXT_BLOCKS) if kind.startswith(ATTENTION))
