@@ -1,0 +1,267 @@
+"""``python -m benchmarks.words``: what is a description worth to a client that sends no sample?
+
+HyperLoRA is run with development seeds on FDU-MTL and CLINC150 under a frozen MiniLM. From the last state of each run
+its newcomers are served again, by what they say of themselves: class statistics, a signature, a sentence
+(``benchmarks/descriptions.toml``), the name of their domain, names of classes, or nothing. Nothing is trained again, so
+differences are paired by client and seed. Some domains of FDU-MTL are left out of the run, for newcomers from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.amortisation import accuracy_of, features_of, last_state
+from benchmarks.bootstrap import paired_difference
+from benchmarks.personalize import make_run
+from benchmarks.result import current_commit, write_json
+from benchmarks.table import markdown
+from client_app.runtime import ClientRuntime, open_runtime
+from client_app.tasks import describe_clients
+from hyperlora.from_words import Description, read, readable, understand
+from hyperlora.messages.evaluate import START_TRACK
+from hyperlora.messages.signature import ClientCard
+from hyperlora.reporting.run_files import RunFiles
+from hyperlora.seeds import derive_seed
+from models.personalization.class_statistics import compute_class_statistics
+from models.personalization.described import listed_frequencies
+from models.personalization.prior import add_prior
+from models.personalization.signature import Signature
+from models.personalization.similarity import signature_vector
+from strategies.methods.hyperlora.config import HyperLoraSettings
+from strategies.methods.hyperlora.heads import with_heads
+from strategies.methods.hyperlora.state import HyperLoraState
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "words.json"
+NOTHING = "nothing: the anchor"
+console = Console()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run: data set (a heading of descriptions.toml), preset, values, domains that the run knows nothing of."""
+
+    data: str
+    preset: str
+    values: Mapping[str, str]
+    left_out: int = 0
+
+
+UNADAPTED = {"train.adapt-steps": "0", "federation.evaluate-steps": '""'}
+REVIEWS = {"train.learning-rate": "0.001", **UNADAPTED}
+REQUESTS = {
+    "data.clients-per-domain": "6",
+    "data.unseen-fraction": "0.34",
+    "data.max-samples": "40",
+    "federation.rounds": "12",
+    "federation.clients-per-round": "8",
+    "federation.evaluate-every": "12",
+    "train.local-steps": "5",
+    **UNADAPTED,
+}
+SETTINGS = (Setting("FDU-MTL", "fdu_mtl", REVIEWS, left_out=4), Setting("CLINC150", "clinc", REQUESTS))
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """A client that is served: its card, and features and labels of its training and test samples."""
+
+    card: ClientCard
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that it has training samples of."""
+        return sorted(set(self.train[1].tolist()))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The last state of a run, the cards of the clients that trained, the newcomers, and who reads texts."""
+
+    state: HyperLoraState
+    known: Mapping[str, ClientCard]
+    newcomers: Sequence[Newcomer]
+    class_names: Sequence[str]
+    read_texts: Callable[[Sequence[str]], Tensor]
+    sentences: Mapping[str, str]
+    smoothing: float
+    prior: float
+    rank: int
+
+    def described(self, one: Newcomer, words: str, *, listed: bool) -> Signature:
+        """Return the signature that follows from a description."""
+        said = Description(words, [self.class_names[index] for index in one.classes] if listed else [])
+        return understand(said, self.known, self.class_names, self.read_texts, self.smoothing).signature
+
+    def told(self, one: Newcomer) -> dict[str, Signature | None]:
+        """Return by what a newcomer says the signature that it is served by; None where all it has is the anchor."""
+        sentence, other = self.sentences[one.card.domain], self.sentences[self.other_domain(one.card.domain)]
+        own = one.card.signature
+        listed = listed_frequencies(one.classes, len(self.class_names), len(one.train[1]), self.smoothing)
+        return {
+            "class statistics and signature": own,
+            "signature": own,
+            "signature, frequencies as listed": replace(own, class_frequencies=listed),
+            "sentence and class names": self.described(one, sentence, listed=True),
+            "domain's name and class names": self.described(one, readable(one.card.domain), listed=True),
+            "class names": self.described(one, "", listed=True),
+            "another domain's sentence, own class names": self.described(one, other, listed=True),
+            "sentence": self.described(one, sentence, listed=False),
+            "domain's name": self.described(one, readable(one.card.domain), listed=False),
+            NOTHING: None,
+        }
+
+    def other_domain(self, domain: str) -> str:
+        """Return another domain than a newcomer's, the same for all of its clients."""
+        return random.Random(derive_seed("another", domain)).choice(sorted(set(self.sentences) - {domain}))
+
+    def accuracies(self, *, new_domains: bool) -> dict[str, list[dict[str, Any]]]:
+        """Return by what they say the accuracies, as received, of newcomers from domains known to the run, or new."""
+        domains = {card.domain for card in self.known.values()}
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for one in self.newcomers:
+            if (one.card.domain in domains) == new_domains:
+                continue
+            for name, signature in self.told(one).items():
+                row = {"client_id": one.card.client_id, "seen": False, "track": START_TRACK}
+                score = self.accuracy(one, signature, with_statistics="statistics" in name)
+                rows.setdefault(name, []).append({**row, "zero_step": score})
+        return rows
+
+    def accuracy(self, one: Newcomer, signature: Signature | None, *, with_statistics: bool) -> float:
+        """Return the test accuracy of a newcomer that is served by a signature; None serves the anchor."""
+        anchor, name = self.state.served_anchor, one.card.client_id
+        if signature is None:
+            return accuracy_of(anchor, *one.test)
+        vectors = {**self.state.signature_vectors, name: signature_vector(signature)}
+        state = replace(self.state, signature_vectors=vectors, class_statistics=dict(self.state.class_statistics))
+        vars(state)["head_generator"] = self.state.head_generator
+        state.class_statistics.pop(name, None)
+        if with_statistics:
+            own = compute_class_statistics(*one.train, num_classes=len(self.class_names), rank=self.rank)
+            state.class_statistics[name] = own
+        card = replace(one.card, signature=signature)
+        (start,) = with_heads(state, [card], [anchor], self.prior)
+        return accuracy_of(add_prior(start, signature.class_frequencies, self.prior), *one.test)
+
+
+def open_scene(run: RunFiles, setting: Setting, data: Path) -> Scene:
+    """Return the scene of a finished run; its newcomers are all clients of the data that it did not train."""
+    state, cards = last_state(run), run.require_clients().cards
+    runtime = open_runtime(run.config.with_values({"data.path": str(data)}))
+    known = {name: card for name, card in cards.items() if card.trains}
+    newcomers = describe_clients(runtime, [name for name in runtime.federation.client_ids if name not in known]).cards
+    sentences = tomllib.loads((HERE / "descriptions.toml").read_text(encoding="utf-8"))[setting.data]
+    runtime.model.load(state.served_anchor)
+    return Scene(
+        state,
+        known,
+        [_newcomer(runtime, card) for card in newcomers],
+        runtime.federation.class_names,
+        lambda texts: read(runtime.model, texts),
+        sentences,
+        run.config.signature.smoothing,
+        run.config.prior_strength,
+        run.config.of(HyperLoraSettings).statistics_rank,
+    )
+
+
+def _newcomer(runtime: ClientRuntime, card: ClientCard) -> Newcomer:
+    return Newcomer(card, *(features_of(runtime, card.client_id, split) for split in ("train", "test")))
+
+
+def scored(setting: Setting, seed: int, data: Path, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Make a run, and return the accuracies of its newcomers by what they say, of each group of newcomers."""
+    with tempfile.TemporaryDirectory(prefix="hyperlora-words-") as scratch:
+        path = without_domains(data, setting.left_out, seed, Path(scratch)) if setting.left_out else data
+        values = {**setting.values, "seed": str(seed), "data.name": '"parquet"', "data.path": f'"{path}"'}
+        given = [*(f"{key}={value}" for key, value in values.items()), *overrides]
+        run = RunFiles.open(make_run(setting.preset, given, Path(scratch) / "run"))
+        scene = open_scene(run, setting, data)
+    groups = {setting.data: False, **({f"{setting.data}, new domains": True} if setting.left_out else {})}
+    shown = {"head_share": scene.state.head_share, "head_scale": scene.state.head_scale}
+    return [
+        {"setting": title, "seed": seed, **shown, "parts": scene.accuracies(new_domains=new)}
+        for title, new in groups.items()
+    ]
+
+
+def without_domains(data: Path, count: int, seed: int, folder: Path) -> Path:
+    """Write the rows of all but ``count`` domains, drawn by the seed, to a parquet file and return it."""
+    table = pandas.concat([pandas.read_parquet(file) for file in sorted(data.glob("*.parquet"))])
+    gone = random.Random(derive_seed("left out", seed)).sample(sorted(set(table["domain"])), count)
+    table[~table["domain"].isin(gone)].to_parquet(folder / "known.parquet")
+    return folder / "known.parquet"
+
+
+def words_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a markdown table: accuracy by what newcomers say, and the difference to saying nothing with its interval.
+
+    Args:
+        runs: of :func:`main`'s file; settings stand side by side.
+    """
+    settings = {
+        name: [run for run in runs if run["setting"] == name] for name in dict.fromkeys(r["setting"] for r in runs)
+    }
+    rows = {
+        part: [cell for found in settings.values() for cell in _cells(found, part)]
+        for part in dict.fromkeys(part for run in runs for part in run["parts"])
+    }
+    titles = [title for name in settings for title in (f"{name} (%)", "minus nothing")]
+    return markdown("what a newcomer says", titles, rows)
+
+
+def _cells(runs: Sequence[Mapping[str, Any]], part: str) -> list[str]:
+    means = [sum(one["zero_step"] for one in run["parts"][part]) / len(run["parts"][part]) for run in runs]
+    difference = difference_of(runs, part, NOTHING) if part != NOTHING else ""
+    return [f"{100 * sum(means) / len(means):.1f}", str(difference or "")]
+
+
+def difference_of(runs: Sequence[Mapping[str, Any]], part: str, other: str) -> Any:
+    """Return how far newcomers that say one thing are above those that say another, with the interval."""
+
+    def made(name: str) -> list[dict[str, Any]]:
+        return [{"seed": run["seed"], "clients": run["parts"][name]} for run in runs]
+
+    return paired_difference(made(part), made(other), "unseen", ("zero_step", "zero_step"))
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="folder with the folders fdu_mtl and clinc150 of parquet files")],
+    weights: Annotated[Path, typer.Option(help="directory of MiniLM's weights")],
+    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
+    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+) -> None:
+    """Make the runs that are missing, serve their newcomers by what they say, and print the table."""
+    logging.basicConfig(level=logging.WARNING)
+    found: dict[str, Any] = json.loads(to.read_text(encoding="utf-8")) if to.exists() else {"runs": []}
+    there = {(run["setting"], run["seed"]) for run in found["runs"]}
+    given = [f'model.weights="{weights.absolute()}"', *(override or [])]
+    for setting in SETTINGS:
+        folder = data.absolute() / setting.data.lower().replace("-", "_")
+        for number in seed or [0, 1, 2]:
+            if (setting.data, number) not in there:
+                found["runs"] += scored(setting, number, folder, given)
+                write_json(to, {"commit": current_commit(), "runs": found["runs"]})
+                console.print(f"{setting.data}, seed {number}: done")
+    console.print(words_table(found["runs"]), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
