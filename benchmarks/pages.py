@@ -1,9 +1,10 @@
 """The tables in ``docs/``: each block between two marks is printed from the results, never typed.
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
-``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts`` and
-``gpu`` are the tables of the modules of these names, ``costs`` what every suite costs. Several suites, with commas,
-stand side by side in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
+``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
+``gpu`` and ``words`` are the tables of the modules of these names, ``costs`` what every suite costs. Several suites,
+with commas, stand side by side in one table, or one sentence each (``tables=verdicts``). A block without any result
+says so.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from benchmarks.suite import HERE, setting_names, split_name, suite_title, varia
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
 from benchmarks.verdicts import verdicts
+from benchmarks.words import words_table
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 TARGET_REFERENCE = "fedit"
@@ -59,6 +61,7 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "lira": lira_table,
     "head_parts": head_parts_table,
     "gpu": gpu_table,
+    "words": words_table,
 }
 """Tables of the runs in a json file of this name."""
 FIGURES = {"steps": draw_steps, "methods": draw_methods}

@@ -3,7 +3,7 @@
 HyperLoRA is run with development seeds on FDU-MTL and CLINC150 under a frozen MiniLM. From the last state of each run
 its newcomers are served again, by what they say of themselves: class statistics, a signature, a sentence
 (``benchmarks/descriptions.toml``), the name of their domain, names of classes, or nothing. Nothing is trained again, so
-differences are paired by client and seed. Some domains of FDU-MTL are left out of the run, for newcomers from elsewhere.
+differences are paired by client and seed. Some domains of FDU-MTL are left out of a run, for newcomers from elsewhere.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas
 import typer
+from datasets import Dataset
 from rich.console import Console
 from torch import Tensor
 
@@ -148,13 +148,13 @@ class Scene:
         anchor, name = self.state.served_anchor, one.card.client_id
         if signature is None:
             return accuracy_of(anchor, *one.test)
-        vectors = {**self.state.signature_vectors, name: signature_vector(signature)}
-        state = replace(self.state, signature_vectors=vectors, class_statistics=dict(self.state.class_statistics))
-        vars(state)["head_generator"] = self.state.head_generator
-        state.class_statistics.pop(name, None)
+        statistics = {known: told for known, told in self.state.class_statistics.items() if known in self.known}
         if with_statistics:
             own = compute_class_statistics(*one.train, num_classes=len(self.class_names), rank=self.rank)
-            state.class_statistics[name] = own
+            statistics[name] = own
+        vectors = {**self.state.signature_vectors, name: signature_vector(signature)}
+        state = replace(self.state, signature_vectors=vectors, class_statistics=statistics)
+        vars(state)["head_generator"] = self.state.head_generator
         card = replace(one.card, signature=signature)
         (start,) = with_heads(state, [card], [anchor], self.prior)
         return accuracy_of(add_prior(start, signature.class_frequencies, self.prior), *one.test)
@@ -203,9 +203,10 @@ def scored(setting: Setting, seed: int, data: Path, overrides: Sequence[str]) ->
 
 def without_domains(data: Path, count: int, seed: int, folder: Path) -> Path:
     """Write the rows of all but ``count`` domains, drawn by the seed, to a parquet file and return it."""
-    table = pandas.concat([pandas.read_parquet(file) for file in sorted(data.glob("*.parquet"))])
+    table = Dataset.from_parquet([str(file) for file in sorted(data.glob("*.parquet"))], cache_dir=str(folder))
     gone = random.Random(derive_seed("left out", seed)).sample(sorted(set(table["domain"])), count)
-    table[~table["domain"].isin(gone)].to_parquet(folder / "known.parquet")
+    kept = [row for row, domain in enumerate(table["domain"]) if domain not in gone]
+    table.select(kept).to_parquet(folder / "known.parquet")
     return folder / "known.parquet"
 
 
