@@ -135,6 +135,9 @@ class FederationConfig(Section):
     rounds: PositiveInt = key(30, "training rounds")
     clients_per_round: PositiveInt = key(8, "clients in the cohort of a round")
     evaluate_every: PositiveInt = key(5, "rounds between evaluations; the last round is always evaluated")
+    evaluate_clients: NonNegativeInt = key(
+        0, "clients that an evaluation asks, drawn anew for each but the last, which asks all; 0 always asks all"
+    )
     evaluate_steps: StepList = key(
         "",
         "numbers of local steps after which a client is scored, as 0,1,5; 0 and train.adapt-steps are among them",

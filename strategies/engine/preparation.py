@@ -7,23 +7,21 @@ which candidate wins.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from hyperlora.messages.batch import EvaluateReplies
 from hyperlora.messages.codec import ProtocolError
+from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
 from strategies.engine.records import RoundRecord
 from strategies.engine.requests import RequestMaker
-from strategies.federation.transport import Answers, Exchange, Request
+from strategies.federation.transport import ask_in_turn
 from strategies.methods.base.server import AsksStatistics, ProbesStarts
-
-R = TypeVar("R", bound=Request)
-A = TypeVar("A")
 
 
 @dataclass(frozen=True)
@@ -32,20 +30,24 @@ class Preparation:
 
     Attributes:
         requests: makes the messages.
+        cards: of the clients that the evaluation asks.
         grid: sends them.
         record: of the round; has their bytes, seconds and failures afterwards.
     """
 
     requests: RequestMaker
+    cards: Mapping[str, ClientCard]
     grid: Grid
     record: RoundRecord
 
     def with_statistics(self, state: Any, method: AsksStatistics) -> Any:
         """Return the state that knows what the classes of all clients that answer look like."""
-        began, exchange = time.perf_counter(), self.requests.statistics(state, self.record.server_round)
-        if not exchange.sent:
+        began = time.perf_counter()
+        exchanges = self.requests.statistics(state, self.cards, self.record.server_round)
+        answers = ask_in_turn(exchanges, self.grid, self.requests.settings.round_timeout, self._checked)
+        if not answers.asked:
             return state
-        answers = self._asked("statistics", exchange, self._checked)
+        self.record.note_answers("statistics", answers)
         statistics = {sent.recipient: reply.statistics for sent, reply in answers.answered}
         state = method.with_statistics(state, statistics)
         self.record.add_seconds("statistics", time.perf_counter() - began)
@@ -53,10 +55,11 @@ class Preparation:
 
     def with_probe_losses(self, state: Any, method: ProbesStarts) -> Any:
         """Return the state that knows how the candidates did."""
-        began, exchange = time.perf_counter(), self.requests.probing(state, self.record.server_round)
+        began, exchange = time.perf_counter(), self.requests.probing(state, self.cards, self.record.server_round)
         if not exchange.sent:
             return state
-        answers = self._asked("probe", exchange, EvaluateReplies.decode)
+        answers = exchange.ask(self.grid, self.requests.settings.round_timeout, EvaluateReplies.decode)
+        self.record.note_answers("probe", answers)
         losses = {
             sent.recipient: {
                 request.track: reply.validation_loss[0]
@@ -67,12 +70,6 @@ class Preparation:
         state = method.apply_probe_losses(state, losses)
         self.record.add_seconds("probing", time.perf_counter() - began)
         return state
-
-    def _asked(self, phase: str, exchange: Exchange[R], decode: Callable[[RecordDict, R], A]) -> Answers[R, A]:
-        """Send everything and note what became of it."""
-        answers = exchange.ask(self.grid, self.requests.settings.round_timeout, decode)
-        self.record.note_answers(phase, answers)
-        return answers
 
     def _checked(self, content: RecordDict, request: StatisticsRequest) -> StatisticsReply:
         reply = StatisticsReply.decode(content, request)

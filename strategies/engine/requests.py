@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,9 @@ from strategies.engine.settings import RoundSettings
 from strategies.federation.registrar import Registrar
 from strategies.federation.transport import Exchange
 from strategies.methods.base.server import AsksStatistics, Method, OffersAlternatives, ProbesStarts, served_starts
+
+AT_A_TIME = 256
+"""Clients whose messages before and in an evaluation are in memory at the same time."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +67,45 @@ class RequestMaker:
             self._add(exchange, TrainRequest(name, server_round, steps, start, digest, tells))
         return exchange
 
-    def probing(self, state: Any, server_round: int) -> Exchange[EvaluateBatch]:
-        """Ask for the scores of the candidates that the method wants probed before an evaluation."""
+    def scored(self, server_round: int, *, last: bool) -> dict[str, ClientCard]:
+        """Return the clients that an evaluation asks: all that can be reached, or as many of them as are set."""
+        cards, most = self.registrar.roster.reachable(), self.settings.evaluate_clients
+        if last or not 0 < most < len(cards):
+            return cards
+        chosen = random.Random(f"evaluation:{self.settings.seed}:{server_round}").sample(sorted(cards), most)
+        return {name: cards[name] for name in cards if name in set(chosen)}
+
+    def probing(self, state: Any, cards: Mapping[str, ClientCard], server_round: int) -> Exchange[EvaluateBatch]:
+        """Ask for the scores of the candidates that the method wants probed before an evaluation of ``cards``."""
         exchange: Exchange[EvaluateBatch] = Exchange()
-        cards = {name: card for name, card in self.registrar.roster.reachable().items() if card.trains}
         if not isinstance(self.method, ProbesStarts):
             return exchange
-        probes = self.method.probe_starts(state, list(cards.values()), server_round)
-        for name, adapters in probes.items():
+        training = [card for card in cards.values() if card.trains]
+        for name, adapters in self.method.probe_starts(state, training, server_round).items():
             tracks = self._tracks(cards[name], adapters, server_round)
             self._add(exchange, EvaluateBatch([replace(one, validation_only=True) for one in tracks]))
         return exchange
 
-    def statistics(self, state: Any, server_round: int) -> Exchange[StatisticsRequest]:
-        """Ask every reachable client for its class statistics in the feature space of the anchor, where wanted."""
-        exchange: Exchange[StatisticsRequest] = Exchange()
+    def statistics(
+        self, state: Any, cards: Mapping[str, ClientCard], server_round: int
+    ) -> Iterator[Exchange[StatisticsRequest]]:
+        """Ask clients for their class statistics in the feature space of the anchor, where the method wants them."""
         anchor = self.method.anchor(state)
         rank = self.method.statistics_rank(state) if isinstance(self.method, AsksStatistics) else None
         if rank is None or anchor is None:
-            return exchange
-        for name, card in self.registrar.roster.reachable().items():
-            start = self._start(anchor, card)
-            self._add(exchange, StatisticsRequest(name, server_round, rank, start))
-        return exchange
+            return
+        for portion in portions(cards):
+            exchange: Exchange[StatisticsRequest] = Exchange()
+            for name, card in portion.items():
+                self._add(exchange, StatisticsRequest(name, server_round, rank, self._start(anchor, card)))
+            yield exchange
 
-    def evaluation(self, state: Any, server_round: int, *, last: bool) -> Exchange[EvaluateBatch]:
-        """Ask every reachable client what its start is worth, and in the last round what the alternatives are."""
+    def evaluation(
+        self, state: Any, cards: Mapping[str, ClientCard], server_round: int, *, last: bool
+    ) -> Exchange[EvaluateBatch]:
+        """Ask clients what their starts are worth, and in the last round what the alternatives are."""
         exchange: Exchange[EvaluateBatch] = Exchange()
-        cards, method = self.registrar.roster.reachable(), self.method
+        method = self.method
         for name, start in self.served(state, cards).items():
             steps = self.settings.evaluate_steps
             asked = [EvaluateRequest(name, server_round, steps, start, START_TRACK)]
@@ -116,3 +131,10 @@ class RequestMaker:
             server_round=request.server_round,
             backbone=self.registrar.shipped_fingerprint,
         )
+
+
+def portions(cards: Mapping[str, ClientCard]) -> Iterator[dict[str, ClientCard]]:
+    """Yield the clients ``AT_A_TIME`` at a time."""
+    names = list(cards)
+    for start in range(0, len(names), AT_A_TIME):
+        yield {name: cards[name] for name in names[start : start + AT_A_TIME]}

@@ -22,6 +22,7 @@ class RoundSettings:
         local_steps: optimiser steps of a client in a round.
         evaluate_steps: numbers of local steps after which an evaluation scores.
         evaluate_every: rounds between evaluations.
+        evaluate_clients: clients that an evaluation before the last one asks; 0 is all.
         seed: of the cohorts.
         min_clients: clients to wait for before round 1.
         join_timeout: seconds to wait for them.
@@ -47,6 +48,7 @@ class RoundSettings:
     num_rounds: int = 0
     start: str = "random"
     tells_sensitivity: bool = False
+    evaluate_clients: int = 0
 
     @classmethod
     def of(cls, config: RunConfig, *, min_clients: int) -> RoundSettings:
@@ -67,5 +69,6 @@ class RoundSettings:
             privacy=config.privacy,
             num_rounds=federation.rounds,
             start=config.lora.start,
+            evaluate_clients=federation.evaluate_clients,
             tells_sensitivity=config.lora.importance == "sensitivity",
         )

@@ -21,10 +21,11 @@ from models.adapters.sensitivity import agreed
 from strategies.engine.checkpoint import Checkpoint, capture, restore
 from strategies.engine.common_start import start_from_inputs
 from strategies.engine.drift import described, note_returned, take_over
+from strategies.engine.evaluation import Evaluation, means_of
 from strategies.engine.history import History, sample_cohort
 from strategies.engine.preparation import Preparation
 from strategies.engine.privacy_ledger import PrivacyLedger
-from strategies.engine.records import ClientScore, RoundRecord, client_score, evaluation_figures, training_figures
+from strategies.engine.records import ClientScore, RoundRecord, training_figures
 from strategies.engine.requests import RequestMaker
 from strategies.engine.settings import RoundSettings
 from strategies.federation.registrar import Registrar
@@ -32,7 +33,6 @@ from strategies.federation.roster import FederationError, Roster
 from strategies.federation.transport import Exchange, Intake, replies_as_they_come
 from strategies.methods.base.server import AsksStatistics, ClientUpdate, Method, ProbesStarts, Reports, with_clients
 
-NOT_ASKED = "not asked: its node did not answer lately"
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +69,7 @@ class LoraStrategy(Strategy):
         self.history = History()
         self.ledger = PrivacyLedger(settings.privacy)
         self._requests = RequestMaker(method, registrar, settings, lambda: self.history.sensitivity)
+        self._scoring: Evaluation | None = None
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateBatch] = Exchange()
         self._sent_at = 0.0
@@ -191,12 +192,9 @@ class LoraStrategy(Strategy):
         probes its starts. A private run asks for no class statistics; where clients keep scores back, they get their
         adapters by this message and tell nothing.
         """
-        told = not self.settings.privacy.keeps_scores
-        self._prepare(Preparation(self._requests, grid, self.record), told=told)
-        began, last = time.perf_counter(), self._last_round == server_round
-        self._evaluation = self._requests.evaluation(self.state, server_round, last=last and told)
+        self._scoring = self._prepared(grid, last=self._last_round == server_round)
+        self._evaluation = self._scoring.exchange(self.state, self._scoring.cards)
         self._sent_at = time.perf_counter()
-        self.record.add_seconds("aggregating", self._sent_at - began)
         return self._evaluation.messages()
 
     def _start_from_inputs(self, grid: Grid) -> None:
@@ -206,37 +204,33 @@ class LoraStrategy(Strategy):
         self._register()
         self.record.add_seconds("inputs", time.perf_counter() - began)
 
-    def _prepare(self, preparation: Preparation, *, told: bool) -> None:
-        method, before = self.method, self.state
+    def _prepared(self, grid: Grid, *, last: bool) -> Evaluation:
+        """Have clients describe their classes and score candidates, and return the evaluation that follows."""
+        told, method, before = not self.settings.privacy.keeps_scores, self.method, self.state
+        evaluation = Evaluation(self._requests, self.record, last=last and told, everyone=last)
+        preparation = Preparation(self._requests, evaluation.cards, grid, self.record)
         if not self.ledger.on and isinstance(method, AsksStatistics):
             self.state = preparation.with_statistics(self.state, method)
         if told and isinstance(method, ProbesStarts):
             self.state = preparation.with_probe_losses(self.state, method)
         if self.state is not before:
             self._report()
+        return evaluation
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Collect the scores; nothing of an evaluation changes the method's state."""
-        resting = dict.fromkeys(sorted(self.roster.resting()), NOT_ASKED)
+        if self._scoring is None:
+            return None
         answers = self._evaluation.settle(replies, EvaluateReplies.decode)
-        self.roster.note(answers.asked, answers.heard)
         self.record.add_seconds("evaluating", time.perf_counter() - self._sent_at)
-        self.record.note_failures("evaluate", resting)
-        self.record.note_answers("evaluate", answers)
-        self.scores = [
-            client_score(self.roster.cards[sent.recipient], request, reply)
-            for sent, batch in answers.answered
-            for request, reply in zip(sent.request.requests, batch.replies, strict=True)
-            if reply.num_test
-        ]
-        self.record.evaluation = evaluation_figures(self.scores)
-        means = {
-            f"{group}_{name}": figures[name]["mean"]
-            for group, figures in self.record.evaluation.items()
-            for name in ("zero_step", "k_step")
-            if group in ("seen", "unseen")
-        }
-        return MetricRecord(means) if means else None
+        self.scores = self._scoring.scores(answers)
+        return means_of(self.record.evaluation)
+
+    def _evaluate(self, grid: Grid, timeout: float, *, last: bool) -> MetricRecord | None:
+        """Do what the two hooks of an evaluation do, some hundred clients at a time."""
+        evaluation = self._prepared(grid, last=last)
+        self.scores = evaluation.scores(evaluation.ask(self.state, grid, timeout))
+        return means_of(self.record.evaluation)
 
     def start(
         self,
@@ -271,8 +265,7 @@ class LoraStrategy(Strategy):
                 log.warning("round %d is the last: every client has spent its privacy budget", server_round)
                 self._last_round = server_round
             if server_round % self.settings.evaluate_every == 0 or server_round == self._last_round:
-                asked = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-                scored = self.aggregate_evaluate(server_round, replies_as_they_come(grid, asked, timeout))
+                scored = self._evaluate(grid, timeout, last=server_round == self._last_round)
                 if scored is not None:
                     result.evaluate_metrics_clientapp[server_round] = scored
             if evaluate_fn and (central := evaluate_fn(server_round, arrays)) is not None:

@@ -82,6 +82,18 @@ class Answers(Generic[R, A]):
     asked: frozenset[int]
     heard: frozenset[int]
 
+    @classmethod
+    def of_all(cls, parts: Sequence[Answers[R, A]]) -> Answers[R, A]:
+        """Return what came back from several exchanges together."""
+        return cls(
+            [one for part in parts for one in part.answered],
+            {name: reason for part in parts for name, reason in part.failures.items()},
+            sum(part.bytes_down for part in parts),
+            sum(part.bytes_up for part in parts),
+            frozenset().union(*(part.asked for part in parts)),
+            frozenset().union(*(part.heard for part in parts)),
+        )
+
     @property
     def silent(self) -> list[int]:
         """The nodes that did not answer, in order."""
@@ -155,6 +167,16 @@ class Exchange(Generic[R]):
         in_order = [(sent, answer) for _, sent, answer in sorted(answered, key=lambda entry: entry[0])]
         asked = frozenset(sent.node_id for _, sent in self.sent)
         return Answers(in_order, dict(sorted(failures.items())), self.bytes_down, bytes_up, asked, frozenset(heard))
+
+
+def ask_in_turn(
+    exchanges: Iterable[Exchange[R]], grid: Grid, timeout: float, decode: Callable[[RecordDict, R], A]
+) -> Answers[R, A]:
+    """Send one exchange after the other, each made when the one before it is answered, and return all answers.
+
+    So the messages of one exchange alone are in memory, however many clients are asked; ``timeout`` is that of each.
+    """
+    return Answers.of_all([exchange.ask(grid, timeout, decode) for exchange in exchanges])
 
 
 def _require_quota(reply: Message, size: int, request_size: int, request_records: int) -> None:

@@ -16,9 +16,10 @@ from hyperlora.messages.batch import EvaluateBatch
 from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.personalization.synthesizer import Synthesizer
+from strategies.engine.evaluation import NOT_ASKED
 from strategies.engine.records import RoundRecord
 from strategies.engine.settings import RoundSettings
-from strategies.engine.strategy import NOT_ASKED, LoraStrategy
+from strategies.engine.strategy import LoraStrategy
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError
 from strategies.federation.transport import error_sentence
@@ -500,3 +501,21 @@ def test_a_client_that_declares_a_lower_rank_when_a_run_goes_on_is_left_out() ->
     strategy.start(grid, num_rounds=3, timeout=5.0, start_round=2, on_round=records.append)
     assert "client 'client-1'" in strategy.roster.left_out
     assert not any(record.failures or "client-1" in record.cohort for record in records)
+
+
+def test_an_evaluation_asks_as_many_clients_as_are_set_and_the_last_one_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strategies.engine.requests.AT_A_TIME", 3)
+    strategy = make_strategy(settings=replace(SETTINGS, evaluate_every=1, evaluate_clients=4))
+    _, records = run(strategy, 3)
+    asked = [sum(group["clients"] for name, group in one.evaluation.items() if " " not in name) for one in records]
+    assert asked == [4, 4, 8]
+    assert records[-1].bytes["evaluate_up"] > 1.9 * records[0].bytes["evaluate_up"]
+
+
+def test_clients_that_are_evaluated_in_portions_get_the_scores_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, in_portions = make_strategy(), make_strategy()
+    run(at_once, 2)
+    monkeypatch.setattr("strategies.engine.requests.AT_A_TIME", 3)
+    run(in_portions, 2)
+    assert in_portions.scores == at_once.scores
+    assert len(at_once.scores) > len(CARDS)
