@@ -27,12 +27,14 @@ class MethodInfo:
         uses_prior: whether clients carry their class prior in the head's bias where ``prior.use`` is ``method``.
         any_rank: whether its clients may have different ranks (``lora.ranks``).
         own_start: whether it makes ``lora_A`` before round 1 itself, so that ``lora.start`` cannot.
+        takes_late: whether it averages movements, to which a reply to an earlier round's start belongs as well.
     """
 
     module: str = ""
     uses_prior: bool = False
     any_rank: bool = False
     own_start: bool = False
+    takes_late: bool = False
 
     def load(self, part: str) -> ModuleType | None:
         """Import ``config``, ``server`` or ``client`` of the method's folder; None where it has no such file."""
@@ -43,7 +45,7 @@ class MethodInfo:
 
 
 METHODS: Mapping[str, MethodInfo] = {
-    "hyperlora": MethodInfo("strategies.methods.hyperlora", uses_prior=True, any_rank=True),
+    "hyperlora": MethodInfo("strategies.methods.hyperlora", uses_prior=True, any_rank=True, takes_late=True),
     "fedit": MethodInfo("strategies.methods.fedit"),
     "flexlora": MethodInfo("strategies.methods.flexlora", any_rank=True),
     "local": MethodInfo("strategies.methods.local", any_rank=True),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
+from hyperlora.config.methods import METHODS, find_method
 from hyperlora.config.section import ConfigError, Fraction, PositiveInt, Rule, Section, StepList, key, names_out_of
 
 if TYPE_CHECKING:
@@ -150,15 +151,30 @@ class FederationConfig(Section):
     )
     min_clients: NonNegativeInt = key(0, "clients to wait for before round 1; 0 means all that the data set defines")
     min_replies: PositiveInt = key(1, "usable replies without which a round changes nothing")
+    replies_per_round: NonNegativeInt = key(
+        0,
+        "replies after which a round goes on without its other clients, whose replies count in a later round, weighted"
+        " down by their delay (FedBuff); 0 waits for all",
+    )
     join_timeout: PositiveFloat = key(120.0, "seconds to wait for them")
     round_timeout: PositiveFloat = key(600.0, "seconds after which a missing reply is given up")
 
     def check(self, config: RunConfig) -> None:
-        """Refuse to need more replies than clients are asked."""
+        """Refuse to need more replies than clients are asked, and late ones where the method cannot use them."""
         if self.min_replies > self.clients_per_round:
             raise ConfigError(
                 f"federation.min-replies is {self.min_replies}, "
                 f"but federation.clients-per-round asks {self.clients_per_round} clients for one"
+            )
+        if self.replies_per_round and not self.min_replies <= self.replies_per_round <= self.clients_per_round:
+            raise ConfigError(
+                f"federation.replies-per-round is {self.replies_per_round}, it must lie between federation.min-replies "
+                f"{self.min_replies} and federation.clients-per-round {self.clients_per_round}"
+            )
+        if self.replies_per_round and not find_method(config.method).takes_late:
+            able = ", ".join(name for name, info in METHODS.items() if info.takes_late)
+            raise ConfigError(
+                f"federation.replies-per-round works with {able}: '{config.method}' averages whole adapters"
             )
 
 

@@ -65,6 +65,7 @@ class RoundRecord:
         bytes: content sent ("down") and received ("up"), measured on the messages, for training and evaluation.
         failures: client-id -> why its contribution is missing.
         clipped: client-id -> share that was kept of a movement far longer than the others'.
+        late: client-id -> by how many rounds its reply was late.
         drift: client-id -> how far the signature of a client whose data changed moved, in standard deviations.
         method: what the method reports of its state.
         privacy: epsilon and delta of the client that told most so far; empty where no client adds noise.
@@ -79,6 +80,7 @@ class RoundRecord:
     bytes: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     clipped: dict[str, float] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
     method: dict[str, float] = field(default_factory=dict)
     privacy: dict[str, float] = field(default_factory=dict)

@@ -30,6 +30,7 @@ class RoundSettings:
         wire: number format of adapters in messages.
         screen: which updates are believed, and how far.
         min_replies: usable replies without which a round changes nothing.
+        replies_per_round: replies after which a round goes on; 0 waits for all.
         privacy: noise, clipping and budget of the clients.
     """
 
@@ -49,6 +50,7 @@ class RoundSettings:
     start: str = "random"
     tells_sensitivity: bool = False
     evaluate_clients: int = 0
+    replies_per_round: int = 0
 
     @classmethod
     def of(cls, config: RunConfig, *, min_clients: int) -> RoundSettings:
@@ -70,5 +72,6 @@ class RoundSettings:
             num_rounds=federation.rounds,
             start=config.lora.start,
             evaluate_clients=federation.evaluate_clients,
+            replies_per_round=federation.replies_per_round,
             tells_sensitivity=config.lora.importance == "sensitivity",
         )

@@ -23,6 +23,7 @@ from strategies.engine.common_start import start_from_inputs
 from strategies.engine.drift import described, note_returned, take_over
 from strategies.engine.evaluation import Evaluation, means_of
 from strategies.engine.history import History, sample_cohort
+from strategies.engine.late import LateReplies, discounted
 from strategies.engine.preparation import Preparation
 from strategies.engine.privacy_ledger import PrivacyLedger
 from strategies.engine.records import ClientScore, RoundRecord, training_figures
@@ -70,6 +71,7 @@ class LoraStrategy(Strategy):
         self.ledger = PrivacyLedger(settings.privacy)
         self._requests = RequestMaker(method, registrar, settings, lambda: self.history.sensitivity)
         self._scoring: Evaluation | None = None
+        self._late = LateReplies(settings.replies_per_round)
         self._training: Exchange[TrainRequest] = Exchange()
         self._evaluation: Exchange[EvaluateBatch] = Exchange()
         self._sent_at = 0.0
@@ -125,14 +127,13 @@ class LoraStrategy(Strategy):
         for name in changed:
             self.history.note_signature(name)  # it was released again
         note_returned(self.record, self.roster.cards, changed)
-        clients = self._willing()
-        self.record.cohort = sample_cohort(
-            clients, self.settings.clients_per_round, seed=self.settings.seed, server_round=server_round
-        )
+        clients = {name: card for name, card in self._willing().items() if name not in self._late.clients}
+        size = self.settings.clients_per_round - len(self._late.clients)
+        self.record.cohort = sample_cohort(clients, size, seed=self.settings.seed, server_round=server_round)
         self.history.note_cohort(server_round, self.record.cohort)
         self.on_cohort(server_round, self.record.cohort)
         began, cohort = time.perf_counter(), {name: clients[name] for name in self.record.cohort}
-        self._training = self._requests.training(self.state, cohort, server_round)
+        self._training = self._late.join(self._requests.training(self.state, cohort, server_round))
         self._sent_at = time.perf_counter()
         self.record.add_seconds("aggregating", self._sent_at - began)
         return self._training.messages()
@@ -147,7 +148,8 @@ class LoraStrategy(Strategy):
         Fewer usable replies than ``min_replies`` change nothing: neither the state nor what is known of the clients.
         """
         intake = Intake()
-        answers = self._training.settle(replies, intake.decode)
+        answers = self._training.settle(replies, intake.decode, goes_on=self._late.enough > 0)
+        self._late.keep(answers.working)
         began = time.perf_counter() - intake.seconds
         self.record.add_seconds("waiting", began - self._sent_at)
         self.roster.note(answers.asked, answers.heard)
@@ -166,6 +168,8 @@ class LoraStrategy(Strategy):
             )
             for sent, reply in answered
         )
+        begun = {sent.recipient: sent.request.server_round for sent, _ in answered}
+        updates = discounted(updates, begun, self.record)
         if take_over(self.record, self.roster.cards, [update.card for update in updates]):
             self._register()
         if updates:
@@ -257,7 +261,9 @@ class LoraStrategy(Strategy):
         self.join(grid)
         for server_round in range(start_round, num_rounds + 1):
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            trained, metrics = self.aggregate_train(server_round, replies_as_they_come(grid, messages, timeout))
+            earlier, enough = self._late.message_ids, self._late.enough
+            replies = replies_as_they_come(grid, messages, timeout, earlier, enough)
+            trained, metrics = self.aggregate_train(server_round, replies)
             arrays = result.arrays = trained or arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics

@@ -73,6 +73,7 @@ class Answers(Generic[R, A]):
         bytes_up: bytes of all contents received.
         asked: the nodes that messages went to.
         heard: those of them that answered themselves, be it with an error.
+        working: what is still waited for, where the exchange is not over; it counts among nothing of the above.
     """
 
     answered: Sequence[tuple[Sent[R], A]]
@@ -81,6 +82,7 @@ class Answers(Generic[R, A]):
     bytes_up: int
     asked: frozenset[int]
     heard: frozenset[int]
+    working: Exchange[R] | None = None
 
     @classmethod
     def of_all(cls, parts: Sequence[Answers[R, A]]) -> Answers[R, A]:
@@ -134,6 +136,16 @@ class Exchange(Generic[R]):
         self.sent.append((message.metadata, Sent(request, node_id, recipient)))
         self.unsent.append(message)
 
+    @property
+    def recipients(self) -> set[str]:
+        """Who was asked."""
+        return {sent.recipient for _, sent in self.sent}
+
+    def carry(self, earlier: Exchange[R]) -> None:
+        """Wait for what was sent in an earlier exchange as well."""
+        self.sent += earlier.sent
+        self.sizes += earlier.sizes
+
     def messages(self) -> list[Message]:
         """Hand out the messages to send; Flower puts their ids into their metadata when it sends them."""
         messages, self.unsent = self.unsent, []
@@ -143,8 +155,14 @@ class Exchange(Generic[R]):
         """Send everything, wait up to ``timeout`` seconds, and return what came back."""
         return self.settle(replies_as_they_come(grid, self.messages(), timeout), decode)
 
-    def settle(self, replies: Iterable[Message], decode: Callable[[RecordDict, R], A]) -> Answers[R, A]:
-        """Match ``replies`` to what was sent and decode each; a broken one costs its own recipient only."""
+    def settle(
+        self, replies: Iterable[Message], decode: Callable[[RecordDict, R], A], *, goes_on: bool = False
+    ) -> Answers[R, A]:
+        """Match ``replies`` to what was sent and decode each; a broken one costs its own recipient only.
+
+        Who did not answer has failed, or is at work until the time of its message is over where the exchange
+        ``goes_on``.
+        """
         waiting = {metadata.message_id: (place, sent) for place, (metadata, sent) in enumerate(self.sent)}
         heard: set[int] = set()
         answered: list[tuple[int, Sent[R], A]] = []
@@ -163,10 +181,18 @@ class Exchange(Generic[R]):
                 answered.append((place, sent, _decoded(reply, sent.request, decode)))
             except ProtocolError as error:
                 failures[sent.recipient] = printable(str(error), MOST_SENTENCE)
-        failures |= {sent.recipient: TIMED_OUT for _, sent in waiting.values()}
+        working = self._at_work([place for place, _ in waiting.values()]) if goes_on else Exchange[R]()
+        failures |= {one.recipient: TIMED_OUT for _, one in waiting.values() if one.recipient not in working.recipients}
         in_order = [(sent, answer) for _, sent, answer in sorted(answered, key=lambda entry: entry[0])]
-        asked = frozenset(sent.node_id for _, sent in self.sent)
-        return Answers(in_order, dict(sorted(failures.items())), self.bytes_down, bytes_up, asked, frozenset(heard))
+        asked = frozenset(sent.node_id for _, sent in self.sent if sent.recipient not in working.recipients)
+        failures = dict(sorted(failures.items()))
+        return Answers(in_order, failures, self.bytes_down, bytes_up, asked, frozenset(heard), working)
+
+    def _at_work(self, places: Sequence[int]) -> Exchange[R]:
+        """Return what can still be answered of what was sent."""
+        now = time.time()
+        alive = [one for one in places if (sent := self.sent[one][0]).created_at + sent.ttl > now]
+        return Exchange([self.sent[one] for one in alive], sizes=[self.sizes[one] for one in alive])
 
 
 def ask_in_turn(
@@ -209,7 +235,9 @@ def error_sentence(reply: Message) -> str:
     return f"{printable(said)} (error code {reply.error.code})"
 
 
-def replies_as_they_come(grid: Grid, messages: list[Message], timeout: float) -> Iterator[Message]:
+def replies_as_they_come(
+    grid: Grid, messages: list[Message], timeout: float, earlier: Iterable[str] = (), enough: int = 0
+) -> Iterator[Message]:
     """Send ``messages`` at once and return their replies, as they come, until all have or the time is over.
 
     As ``Grid.send_and_receive``, but at most ``AT_A_TIME`` replies are fetched before the first of them is used, and
@@ -219,20 +247,25 @@ def replies_as_they_come(grid: Grid, messages: list[Message], timeout: float) ->
         grid: Flower's.
         messages: to send; Flower puts their ids in.
         timeout: seconds from now.
+        earlier: ids of messages that were sent before and are waited for as well.
+        enough: replies without an error after which nothing more is waited for; 0 is all.
     """
-    waiting = [one for one in grid.push_messages(messages) if one]
+    waiting = [*earlier, *(one for one in grid.push_messages(messages) if one)]
     messages.clear()
-    return _replies(grid, waiting, time.monotonic() + timeout)
+    return _replies(grid, waiting, time.monotonic() + timeout, enough)
 
 
-def _replies(grid: Grid, waiting: list[str], deadline: float) -> Iterator[Message]:
-    pause = FIRST_PAUSE
+def _replies(grid: Grid, waiting: list[str], deadline: float, enough: int) -> Iterator[Message]:
+    pause, usable = FIRST_PAUSE, 0
     while waiting and time.monotonic() < deadline:
         answered: set[str] = set()
         for some in (waiting[start : start + AT_A_TIME] for start in range(0, len(waiting), AT_A_TIME)):
             for reply in grid.pull_messages(some):
                 answered.add(reply.metadata.reply_to_message_id)
+                usable += not reply.has_error()
                 yield reply
+            if 0 < enough <= usable:
+                return
             if time.monotonic() >= deadline:
                 break
         waiting = [one for one in waiting if one not in answered]
