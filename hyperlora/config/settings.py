@@ -135,6 +135,9 @@ class FederationConfig(Section):
 
     rounds: PositiveInt = key(30, "training rounds")
     clients_per_round: PositiveInt = key(8, "clients in the cohort of a round")
+    domain_rounds: NonNegativeInt = key(
+        0, "rounds in which clients of one domain train, then those of the next; 0 draws cohorts from all"
+    )
     evaluate_every: PositiveInt = key(5, "rounds between evaluations; the last round is always evaluated")
     evaluate_clients: NonNegativeInt = key(
         0, "clients that an evaluation asks, drawn anew for each but the last, which asks all; 0 always asks all"

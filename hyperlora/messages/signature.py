@@ -103,7 +103,7 @@ class ClientCard:
 
     Attributes:
         client_id: its name, stable over runs.
-        domain: where its data come from; a label for reports only.
+        domain: where its data come from; a label for reports, and what takes turns (``federation.domain-rounds``).
         trains: False for a client that only ever receives adapters (unseen).
         num_examples: number of its training samples.
         signature: description of its data.

@@ -59,8 +59,10 @@ class RequestMaker:
         return start.fitted(card.rank, card.most_bytes, self.sensitivity())
 
     def training(self, state: Any, cohort: Mapping[str, ClientCard], server_round: int) -> Exchange[TrainRequest]:
-        """Ask every client of the cohort to train the start that the method makes for it."""
+        """Ask every client of the cohort, if there is one, to train the start that the method makes for it."""
         exchange: Exchange[TrainRequest] = Exchange()
+        if not cohort:
+            return exchange
         for name, start in self.starts(state, cohort).items():
             digest = cohort[name].signature.digest()
             steps, tells = self.settings.local_steps, self.settings.tells_sensitivity

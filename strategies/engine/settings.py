@@ -23,6 +23,7 @@ class RoundSettings:
         evaluate_steps: numbers of local steps after which an evaluation scores.
         evaluate_every: rounds between evaluations.
         evaluate_clients: clients that an evaluation before the last one asks; 0 is all.
+        domain_rounds: rounds that the clients of one domain train before those of the next; 0 draws from all.
         seed: of the cohorts.
         min_clients: clients to wait for before round 1.
         join_timeout: seconds to wait for them.
@@ -51,6 +52,7 @@ class RoundSettings:
     tells_sensitivity: bool = False
     evaluate_clients: int = 0
     replies_per_round: int = 0
+    domain_rounds: int = 0
 
     @classmethod
     def of(cls, config: RunConfig, *, min_clients: int) -> RoundSettings:
@@ -74,4 +76,5 @@ class RoundSettings:
             evaluate_clients=federation.evaluate_clients,
             replies_per_round=federation.replies_per_round,
             tells_sensitivity=config.lora.importance == "sensitivity",
+            domain_rounds=federation.domain_rounds,
         )

@@ -29,6 +29,7 @@ from strategies.engine.privacy_ledger import PrivacyLedger
 from strategies.engine.records import ClientScore, RoundRecord, training_figures
 from strategies.engine.requests import RequestMaker
 from strategies.engine.settings import RoundSettings
+from strategies.engine.turns import in_turn, require_turns
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError, Roster
 from strategies.federation.transport import Exchange, Intake, replies_as_they_come
@@ -90,7 +91,7 @@ class LoraStrategy(Strategy):
         """Wait for the clients that the run needs.
 
         Raises:
-            FederationError: too few of them came or train.
+            FederationError: too few of them came or train, or their domains cannot take turns.
         """
         settings = self.settings
         self.registrar.wait_for(
@@ -105,6 +106,7 @@ class LoraStrategy(Strategy):
                 f"federation.clients-per-round is {settings.clients_per_round}, but only {training} clients train "
                 f"({len(self.roster.reachable())} joined); lower it or add clients"
             )
+        require_turns(self.roster.cards.values(), rounds=settings.domain_rounds, min_replies=settings.min_replies)
         self._joined = True
         self._register()
 
@@ -127,7 +129,9 @@ class LoraStrategy(Strategy):
         for name in changed:
             self.history.note_signature(name)  # it was released again
         note_returned(self.record, self.roster.cards, changed)
-        clients = {name: card for name, card in self._willing().items() if name not in self._late.clients}
+        turn = self.settings.domain_rounds
+        willing = in_turn(self._willing(), self.roster.cards.values(), rounds=turn, server_round=server_round)
+        clients = {name: card for name, card in willing.items() if name not in self._late.clients}
         size = self.settings.clients_per_round - len(self._late.clients)
         self.record.cohort = sample_cohort(clients, size, seed=self.settings.seed, server_round=server_round)
         self.history.note_cohort(server_round, self.record.cohort)
