@@ -29,6 +29,7 @@ from benchmarks.suite import Job, load_jobs
 from benchmarks.table import markdown
 from client_app.runtime import open_runtime
 from hyperlora.cli.settings import parse_override
+from hyperlora.config.schema import RunConfig
 from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.reporting.run_files import RunFiles
 from models.personalization import head_generator
@@ -96,15 +97,19 @@ def main(
 
 def scored_run(job: Job) -> dict[str, list[dict[str, Any]]]:
     """Make a run and return, by part, every client's scores with it."""
+    with tempfile.TemporaryDirectory(prefix="hyperlora-head-parts-") as scratch:
+        return scores(finished_run(job.config, Path(scratch) / "run"))
+
+
+def finished_run(config: RunConfig, directory: Path) -> RunFiles:
+    """Make a run in this process; raises RuntimeError where a client was left out of a round."""
     from client_app.app import app
     from server_app.run import run
 
-    with tempfile.TemporaryDirectory(prefix="hyperlora-head-parts-") as scratch:
-        values = {**job.config.flat(), "run.output-dir": str(Path(scratch) / "run")}
-        directory = run(LocalGrid(app, values, NODES, remembers=False), values)
-        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        require_all_clients([json.loads(line) for line in lines])
-        return scores(RunFiles.open(directory))
+    values = {**config.flat(), "run.output-dir": str(directory)}
+    files = RunFiles.open(run(LocalGrid(app, values, NODES, remembers=False), values))
+    require_all_clients(files.records)
+    return files
 
 
 def scores(run: RunFiles) -> dict[str, list[dict[str, Any]]]:

@@ -83,7 +83,7 @@ class CheckpointStore:
         Raises:
             StateError: it cannot be written, or could not be restored with ``classes``; older files stay.
         """
-        path = self.directory / f"round-{checkpoint.server_round:05d}.pt"
+        path = self._path(checkpoint.server_round)
         write_state(path, _content(checkpoint), [*classes, *CLASSES], kind=KIND, version=VERSION, key=self.key)
         self._prune(checkpoint.server_round)
         return path
@@ -100,10 +100,10 @@ class CheckpointStore:
             OldRunError: there are only checkpoints of an older version.
             StateError: there are checkpoints, and none can be used.
         """
-        paths, reasons = self._paths(), []
-        for server_round in sorted(paths, reverse=True):
+        reasons = []
+        for server_round in sorted(self._paths(), reverse=True):
             try:
-                return self._read(server_round, paths[server_round], classes)
+                return self.read(server_round, classes)
             except StateError as error:
                 log.warning("%s", error)
                 reasons.append(str(error))
@@ -116,7 +116,9 @@ class CheckpointStore:
             )
         return None
 
-    def _read(self, server_round: int, path: Path, classes: Sequence[type]) -> Checkpoint:
+    def read(self, server_round: int, classes: Sequence[type]) -> Checkpoint:
+        """Return the checkpoint of one round; raises StateError where it is not there or cannot be used."""
+        path = self._path(server_round)
         content = read_state(path, [*classes, *CLASSES], kind=KIND, version=VERSION, key=self.key)
         try:
             checkpoint = Checkpoint(**content)
@@ -125,6 +127,9 @@ class CheckpointStore:
         if checkpoint.server_round != server_round:
             raise StateError(f"the state file '{path}' cannot be used: it is of round {checkpoint.server_round}")
         return checkpoint
+
+    def _path(self, server_round: int) -> Path:
+        return self.directory / f"round-{server_round:05d}.pt"
 
     def _paths(self) -> dict[int, Path]:
         found = ((NAME.fullmatch(path.name), path) for path in self.directory.glob("round-*.pt"))

@@ -46,8 +46,8 @@ def require_turns(known: Iterable[ClientCard], *, rounds: int, min_replies: int)
     smallest = min(sizes, key=lambda domain: (sizes[domain], domain))
     if sizes[smallest] < min_replies:
         raise FederationError(
-            f"federation.min-replies is {min_replies}, but domain '{smallest}' has {sizes[smallest]} clients that train, "
-            "so that its turn would change nothing"
+            f"federation.min-replies is {min_replies}, but domain '{smallest}' has {sizes[smallest]} clients that "
+            "train, so that its turn would change nothing"
         )
 
 
