@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.forgetting import checkpoints, turns
 from benchmarks.head_parts import WHOLE, head_parts_table, scores
+from benchmarks.remembering import AGAIN, AS_TOLD, NOTHING, remembered
 from benchmarks.result import load_results
 from hyperlora.reporting.run_files import RunFiles
 
@@ -48,3 +50,13 @@ def test_heads_made_again_are_those_of_the_run_and_differ_without_a_part(short_r
     table = head_parts_table([{"setting": "digits/plain", "seed": 0, "parts": told}])
     assert table.startswith("| in place of what it is | plain, seen | plain, unseen |")
     assert len(table.splitlines()) == 2 + len(told) - 1
+
+
+def test_what_clients_of_former_domains_tell_again_is_what_the_run_served(short_run: Path) -> None:
+    run = RunFiles.open(short_run)
+    (last,) = checkpoints(run)[-1:]
+    found = remembered(run, [last] * 4, turns([last]))
+    former = {one.client_id: one.zero_step for one in last.scores if one.domain != max(turns([last]))}
+    assert found[AGAIN] == pytest.approx(former, abs=1e-6)
+    assert found[AS_TOLD] == found[AGAIN]
+    assert found[NOTHING] != found[AGAIN]
