@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,7 +142,8 @@ def of_former(run: Run) -> Run:
 def with_forgetting(run: Run) -> Run:
     """Return a run whose clients are those of all domains but the last, with what they forgot."""
     former = of_former(run)
-    return former | {"clients": [one | {"forgotten": one[LEARNED] - one[KEPT]} for one in former["clients"]]}
+    clients = [{**one, "forgotten": one[LEARNED] - one[KEPT]} for one in former["clients"]]
+    return {**former, "clients": clients}
 
 
 def at_the_end(run: Run) -> Run:
@@ -211,14 +212,18 @@ def _against(found: Mapping[str, Sequence[Run]]) -> str:
     columns = [f"{group}, {what}" for group in GROUPS for what in ("forgotten", "all domains at the end")]
     rows = {}
     for name in [one for one in found if one != REFERENCE]:
-        cells = []
+        changes = []
         for group in GROUPS:
-            pairs = [[with_forgetting(run) for run in found.get(one, [])] for one in (name, REFERENCE)]
-            ends = [[at_the_end(run) for run in found.get(one, [])] for one in (name, REFERENCE)]
-            lost = paired_difference(*pairs, group, ("forgotten", "forgotten")) if _takes_turns(name) else None
-            cells += [lost, paired_difference(*ends, group, (KEPT, KEPT))]
-        rows[name] = [str(one) if one else "" for one in cells]
+            lost = _change(found, name, with_forgetting, group, "forgotten") if _takes_turns(name) else ""
+            changes += [lost, _change(found, name, at_the_end, group, KEPT)]
+        rows[name] = changes
     return markdown(f"minus {REFERENCE}", columns, rows)
+
+
+def _change(found: Mapping[str, Sequence[Run]], name: str, read: Callable[[Run], Run], group: str, column: str) -> str:
+    own, others = ([read(run) for run in found.get(one, [])] for one in (name, REFERENCE))
+    change = paired_difference(own, others, group, (column, column))
+    return str(change) if change else ""
 
 
 def _memory_table(runs: Sequence[Run]) -> str:
