@@ -95,8 +95,8 @@ class ClientRuntime:
         return half
 
     def keep_adapter(self, adapter: Adapter) -> None:
-        """Leave ``adapter`` on the site's disk as a PEFT directory, if the site has a ``state-dir``."""
-        if self.cache.disk is not None:
+        """Leave ``adapter`` on the site's disk as a PEFT directory, if the site has a ``state-dir`` and PEFT a form."""
+        if self.cache.disk is not None and self.config.lora.has_peft_form:
             self.cache.disk.keep_adapter(lambda directory: self.model.save(adapter, directory))
 
     def noise(self, *purpose: str | int) -> Draw:

@@ -21,6 +21,7 @@ from hyperlora.reporting.likeness import Likeness, likeness
 from hyperlora.reporting.model_card import write_card
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory, require_new
 from hyperlora.storage.files import write_json
+from models.adapters.adapter import NO_FORM
 from models.backbones.backbone import Transform
 from models.backbones.transforms import ImageTransform
 
@@ -149,6 +150,8 @@ def _open_runtime(run: RunFiles, own: Path, options: PersonalizeOptions) -> Clie
     known = run.require_clients()
     if options.name in known.cards:
         raise RunFilesError(f"the run has a client '{options.name}' already: choose another name with --name")
+    if not run.config.lora.has_peft_form:
+        raise RunFilesError(NO_FORM)
     model = run.rebuild_model(options.weights)
     client = _read_own(own, options.name, known.class_names, run.config, model.backbone.transform)
     return newcomer_runtime(run, model, client, steps=options.steps, device=options.device)

@@ -29,7 +29,13 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
 
     backbone = _backbone(data, model)
     return AdaptedModel(
-        backbone, rank=lora.rank, alpha=lora.alpha, last_blocks=lora.last_blocks, rslora=lora.rslora, kind=lora.adapter
+        backbone,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        last_blocks=lora.last_blocks,
+        rslora=lora.rslora,
+        kind=lora.adapter,
+        active=lora.active,
     )
 
 

@@ -15,6 +15,7 @@ from hyperlora.clock import clock
 from hyperlora.config.schema import RunConfig
 from hyperlora.reporting.verdict import choice_sentence
 from hyperlora.storage.files import StorageError, append_bytes
+from models.adapters.adapter import NO_FORM
 from server_app.progress import Pace
 from strategies.engine.records import ClientScore, RoundRecord
 
@@ -102,7 +103,9 @@ class RunConsole:
         if chosen := choice_sentence([asdict(score) for score in scores]):
             self._say(chosen)
         self._say(f"figure {directory / 'accuracy.png'}, metrics {directory / 'metrics.jsonl'}")
-        self._say(f"one adapter per client in {directory / 'adapters'}; load with peft.PeftModel.from_pretrained")
+        adapters = directory / "adapters"
+        written = f"one adapter per client in {adapters}; load with peft.PeftModel.from_pretrained"
+        self._say(written if adapters.is_dir() else NO_FORM)
         self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._pace.rounds}")
         self._say("compare: hyperlora run --method fedit; other settings: hyperlora run --help")
 

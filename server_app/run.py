@@ -166,6 +166,13 @@ class _Run:
     def save_results(self, model: AdaptedModel) -> None:
         """Write the adapters (PEFT), each client's last evaluation, and the figure of accuracy over rounds."""
         self._keep_clients()
+        scores = [asdict(score) for score in self.strategy.scores]
+        if self.config.lora.has_peft_form:
+            self._save_adapters(model, scores)
+        save_accuracy(self.directory.path / METRICS, self.directory.path / "accuracy")
+        self.directory.write_json(EVALUATION, scores)
+
+    def _save_adapters(self, model: AdaptedModel, scores: list[dict[str, Any]]) -> None:
         adapters = self.directory.path / "adapters"
         for name, (card, start) in self.strategy.final_adapters().items():
             personal = add_prior(start, card.signature.class_frequencies, self.config.prior_strength)
@@ -173,10 +180,7 @@ class _Run:
         anchor = self.strategy.method.anchor(self.strategy.state)
         if anchor is not None:
             model.save(anchor, adapters / "anchor")
-        save_accuracy(self.directory.path / METRICS, self.directory.path / "accuracy")
-        scores = [asdict(score) for score in self.strategy.scores]
         self._describe_adapters(adapters, scores)
-        self.directory.write_json(EVALUATION, scores)
 
     def _describe_adapters(self, adapters: Path, scores: list[dict[str, Any]]) -> None:
         """Write a model card into the directory of every adapter, in place of PEFT's empty one."""

@@ -148,6 +148,10 @@ def _adapter_of(run: RunFiles, client: str | None) -> Path:
     from hyperlora.reporting.run_files import require_adapter
 
     adapters = run.path / "adapters"
+    if not run.config.lora.has_peft_form:
+        from models.adapters.adapter import NO_FORM
+
+        raise CommandError(NO_FORM)
     if not adapters.is_dir():
         raise CommandError(
             f"the run in '{run.path}' has not ended, so it wrote no adapters; "

@@ -34,9 +34,10 @@ SizeList = Annotated[
 class LoraConfig(Section):
     """The shape of the adapter."""
 
-    adapter: Literal["lora", "miss", "dora", "vera", "randlora", "ia3"] = key(
-        "lora", "kind of adapter: lora, or miss with method = ffa-lora; the others are refused with the reason"
+    adapter: Literal["lora", "miss", "fly", "dora", "vera", "randlora", "ia3"] = key(
+        "lora", "kind of adapter: lora, or miss or fly with method = ffa-lora; the others are refused with the reason"
     )
+    active: PositiveInt = key(4, "components of an adapter that each token uses where lora.adapter is fly")
     rank: PositiveInt = key(4, "rank r of every adapted module")
     ranks: StepList = key("", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it")
     budget: SizeList = key(
@@ -63,6 +64,11 @@ class LoraConfig(Section):
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     @property
+    def has_peft_form(self) -> bool:
+        """Whether plain PEFT computes what an adapter of this kind does, so that it is written."""
+        return self.adapter != "fly"
+
+    @property
     def client_ranks(self) -> tuple[int, ...]:
         """The ranks that clients take in turn; empty where all have ``rank``."""
         return tuple(int(part) for part in self.ranks.split(",") if part)
@@ -83,10 +89,19 @@ class LoraConfig(Section):
         self._check_importance(config)
         if self.start == "eva":
             self._check_start(config)
+        self._check_adapter(config)
+
+    def _check_adapter(self, config: RunConfig) -> None:
         if self.adapter in NOT_AVERAGED:
             raise ConfigError(f"lora.adapter = {self.adapter} is not federated here: {NOT_AVERAGED[self.adapter]}")
-        if self.adapter == "miss" and config.method != "ffa-lora":
-            raise ConfigError("lora.adapter = miss trains one factor beside a fixed one: it needs method = ffa-lora")
+        if self.adapter in ("miss", "fly") and config.method != "ffa-lora":
+            raise ConfigError(
+                f"lora.adapter = {self.adapter} trains one factor beside a fixed one: it needs method = ffa-lora"
+            )
+        if self.adapter == "fly" and self.active > self.rank:
+            raise ConfigError(
+                f"lora.active is {self.active}, and an adapter of lora.rank {self.rank} has no more parts"
+            )
 
     def _check_budget(self, config: RunConfig) -> None:
         method = find_method(config.method)

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hyperlora.seeds import derive_seed
-from models.adapters.adapter import Adapter, AdapterError, Core, check_same_shapes, resized
+from models.adapters.adapter import NO_FORM, Adapter, AdapterError, Core, check_same_shapes, resized
 from models.adapters.layers import factor, full_rank, fuse, prepared, read_core, shared_blocks
+from models.adapters.routed import route, sparse_rows
 from models.backbones.backbone import Backbone
 from models.lowrank.factors import Factors
 
@@ -36,20 +37,30 @@ class AdaptedModel:
         alpha: numerator of the scaling alpha / rank of every product B A.
         last_blocks: number of last blocks that are adapted.
         rslora: scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732).
-        kind: ``lora``, or ``miss``, whose A is the one of :func:`models.adapters.layers.shared_blocks`, to be kept.
+        kind: ``lora``, or ``miss``, whose A is the one of :func:`models.adapters.layers.shared_blocks`, to be kept, or
+            ``fly``, whose sparse A is to be kept and chooses components for each token.
+        active: components that are chosen for a token where the kind is ``fly``.
 
     Raises:
         AdapterError: the rank is larger than a layer, or there are fewer blocks than asked for.
     """
 
     def __init__(
-        self, backbone: Backbone, *, rank: int, alpha: float, last_blocks: int, rslora: bool = False, kind: str = "lora"
+        self,
+        backbone: Backbone,
+        *,
+        rank: int,
+        alpha: float,
+        last_blocks: int,
+        rslora: bool = False,
+        kind: str = "lora",
+        active: int = 0,
     ) -> None:
         if last_blocks > backbone.num_blocks:
             raise AdapterError(
                 f"lora.last-blocks is {last_blocks}, but '{backbone.name}' has {backbone.num_blocks} blocks"
             )
-        self.backbone, self._kind, self._half = backbone, kind, False
+        self.backbone, self._kind, self._half, self._active = backbone, kind, False, active
         self.first_block = backbone.num_blocks - last_blocks
         self._paths = backbone.adapted_layers(last_blocks)
         _check_rank(backbone, rank, self._paths)
@@ -61,7 +72,10 @@ class AdaptedModel:
         self._layers = {kind: self._layers_at(paths) for kind, paths in self._paths.items()}
         for layers in self._layers.values():
             for layer in layers:
-                fuse(layer)
+                if kind == "fly":
+                    route(layer, active)
+                else:
+                    fuse(layer)
         self._fresh_head = self.extract().head
 
     @property
@@ -212,7 +226,7 @@ class AdaptedModel:
     def initialise(self, seed: int) -> Adapter:
         """Return a fresh adapter as PEFT makes it: lora_A Kaiming-uniform with ``seed``, lora_B 0, fresh head.
 
-        Where the kind is ``miss``, lora_A is MiSS's.
+        Where the kind is ``miss`` or ``fly``, lora_A is that kind's.
         """
         generator = torch.Generator().manual_seed(seed)
         low_rank = {}
@@ -222,6 +236,9 @@ class AdaptedModel:
                 nn.init.kaiming_uniform_(block, a=5**0.5, generator=generator)
             if self._kind == "miss":
                 lora_A = (shared_blocks(*lora_A.shape[-2:]) / self.scaling).expand_as(lora_A).contiguous()
+            if self._kind == "fly":
+                rank, share = lora_A.shape[1], self._active / lora_A.shape[1]
+                lora_A = torch.stack([sparse_rows(rank, lora_A.shape[2], share, generator) for _ in lora_A])
             low_rank[kind] = Factors(B=torch.zeros_like(lora_B), A=lora_A)
         return Adapter(low_rank, self._fresh_head.clone())
 
@@ -230,7 +247,13 @@ class AdaptedModel:
         return self.initialise(derive_seed(run_seed, "lora"))
 
     def save(self, adapter: Adapter, directory: Path) -> None:
-        """Write ``adapter``, of any rank, as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads."""
+        """Write ``adapter``, of any rank, as a PEFT directory that ``peft.PeftModel.from_pretrained`` reads.
+
+        Raises:
+            AdapterError: the kind is ``fly``, which PEFT would read as another function.
+        """
+        if self._kind == "fly":
+            raise AdapterError(NO_FORM)
         present = self.extract()
         if adapter.rank == present.rank:
             self.load(adapter)

@@ -21,6 +21,10 @@ from models.lowrank.truncation import best_rank
 HEAD = "head"
 Weight = float | Mapping[str, float]
 """A factor for a whole adapter, or one for each part (module kinds and ``head``)."""
+NO_FORM = (
+    "lora.adapter = fly chooses components for each token, which PEFT has no form for: "
+    "its adapters are used in the run and are not written"
+)
 
 
 class AdapterError(ValueError):

@@ -20,6 +20,7 @@ from hyperlora.cli.export import WEIGHTS
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
 from hyperlora.task import build_model
+from tests.integration.conftest import make_short_run
 
 
 @pytest.fixture
@@ -190,3 +191,13 @@ def test_every_adapter_of_a_run_has_our_card_whose_code_loads_it_as_it_stands(
     with torch.no_grad():
         predicted = names["model"](names["backbone"].prepare(test.inputs)).argmax(dim=1)
     assert float((predicted == test.labels).float().mean()) == pytest.approx(score_of(short_run, "noisy-4"))
+
+
+def test_a_run_whose_adapters_peft_has_no_form_for_writes_none_and_says_so(tmp_path: Path) -> None:
+    routed = {"method": "ffa-lora", "lora.adapter": "fly", "lora.active": 2, "federation.rounds": 1}
+    run = make_short_run(tmp_path / "run", **routed)
+    assert not (run / "adapters").exists()
+    sentence = "lora.adapter = fly chooses components for each token, which PEFT has no form for"
+    assert sentence in (run / "console.log").read_text()
+    assert sentence in re.sub(r"\s+", " ", export(run, status=1))
+    assert len(json.loads((run / "evaluation.json").read_text())) == 20
