@@ -61,16 +61,16 @@ class Setting:
 
 
 UNADAPTED = {"train.adapt-steps": "0", "federation.evaluate-steps": '""'}
-REVIEWS = {"train.learning-rate": "0.001", **UNADAPTED}
+SHORT = {"federation.rounds": "4", "federation.evaluate-every": "4", **UNADAPTED}
+REVIEWS = {"train.learning-rate": "0.001", **SHORT}
 REQUESTS = {
     "data.clients-per-domain": "6",
     "data.unseen-fraction": "0.34",
     "data.max-samples": "40",
-    "federation.rounds": "12",
     "federation.clients-per-round": "8",
-    "federation.evaluate-every": "12",
     "train.local-steps": "5",
-    **UNADAPTED,
+    "train.batch-size": "8",
+    **SHORT,
 }
 SETTINGS = (Setting("FDU-MTL", "fdu_mtl", REVIEWS, left_out=4), Setting("CLINC150", "clinc", REQUESTS))
 
