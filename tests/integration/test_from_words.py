@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from benchmarks import words
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app as client_app
 from hyperlora.cli.main import app
@@ -107,6 +108,23 @@ def test_what_cannot_be_is_one_sentence(
 ) -> None:
     assert says in personalize(reviews_run, *arguments, "--to", tmp_path / "a", status=1)
     assert not (tmp_path / "a").exists()
+
+
+def test_newcomers_are_scored_by_what_they_say(
+    reviews_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFiles.open(reviews_run)
+    (tmp_path / "descriptions.toml").write_text('[tiny]\nfilm = "good film"\nbook = "very dull"\n')
+    monkeypatch.setattr(words, "HERE", tmp_path)
+    scene = words.open_scene(run, words.Setting("tiny", "none", {}), Path(run.config.data.path))
+    assert sorted(one.card.client_id for one in scene.newcomers) == ["book-2", "film-2"]
+    assert scene.other_domain("film") == "book"
+    parts = scene.accuracies(new_domains=False)
+    scores = {(one["client_id"], one["track"]): one["zero_step"] for one in run.scores}
+    for name, track in (("class statistics and signature", "start"), (words.NOTHING, "anchor")):
+        told = {one["client_id"]: one["zero_step"] for one in parts[name]}
+        assert told == pytest.approx({client: scores[client, track] for client in told}, abs=0.06)
+    assert scene.accuracies(new_domains=True) == {}
 
 
 def test_a_backbone_of_images_refuses_words_and_takes_class_names(tmp_path: Path) -> None:
