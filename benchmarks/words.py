@@ -8,6 +8,7 @@ differences are paired by client and seed. Some domains of FDU-MTL are left out 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import random
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from datasets import Dataset
 from rich.console import Console
@@ -35,6 +37,7 @@ from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.messages.signature import ClientCard
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.seeds import derive_seed
+from models.adapters.adapted_model import AdaptedModel
 from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.described import listed_frequencies
 from models.personalization.prior import add_prior
@@ -173,12 +176,18 @@ def open_scene(run: RunFiles, setting: Setting, data: Path) -> Scene:
         known,
         [_newcomer(runtime, card) for card in newcomers],
         runtime.federation.class_names,
-        lambda texts: read(runtime.model, texts),
+        reader(runtime.model),
         sentences,
         run.config.signature.smoothing,
         run.config.prior_strength,
         run.config.of(HyperLoraSettings).statistics_rank,
     )
+
+
+def reader(model: AdaptedModel) -> Callable[[Sequence[str]], Tensor]:
+    """Return what embeds texts, each of them once."""
+    one = functools.cache(lambda text: read(model, [text])[0])
+    return lambda texts: torch.stack([one(text) for text in texts])
 
 
 def _newcomer(runtime: ClientRuntime, card: ClientCard) -> Newcomer:
