@@ -39,7 +39,7 @@ from hyperlora.reporting.run_files import RunFiles
 from hyperlora.seeds import derive_seed
 from models.adapters.adapted_model import AdaptedModel
 from models.personalization.class_statistics import compute_class_statistics
-from models.personalization.described import listed_frequencies
+from models.personalization.described import told_frequencies
 from models.personalization.prior import add_prior
 from models.personalization.signature import Signature
 from models.personalization.similarity import signature_vector
@@ -86,10 +86,9 @@ class Newcomer:
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
 
-    @property
-    def classes(self) -> list[int]:
-        """The classes that it has training samples of."""
-        return sorted(set(self.train[1].tolist()))
+    def shares(self, classes: int) -> Tensor:
+        """Return what share of its training samples is of each class, (C,)."""
+        return self.train[1].bincount(minlength=classes) / len(self.train[1])
 
 
 @dataclass(frozen=True)
@@ -106,26 +105,29 @@ class Scene:
     prior: float
     rank: int
 
-    def described(self, one: Newcomer, words: str, *, listed: bool) -> Signature:
-        """Return the signature that follows from a description."""
-        said = Description(words, [self.class_names[index] for index in one.classes] if listed else [])
+    def described(self, words: str, shares: Tensor | None) -> Signature:
+        """Return the signature that follows from a description, in words and shares of classes (C,)."""
+        pairs = zip(self.class_names, [] if shares is None else shares.tolist(), strict=shares is not None)
+        said = Description(words, {name: share for name, share in pairs if share})
         return understand(said, self.known, self.class_names, self.read_texts, self.smoothing).signature
 
     def told(self, one: Newcomer) -> dict[str, Signature | None]:
         """Return by what a newcomer says the signature that it is served by; None where all it has is the anchor."""
         sentence, other = self.sentences[one.card.domain], self.sentences[self.other_domain(one.card.domain)]
-        own = one.card.signature
-        listed = listed_frequencies(one.classes, len(self.class_names), len(one.train[1]), self.smoothing)
+        own, domain, shares = one.card.signature, readable(one.card.domain), one.shares(len(self.class_names))
+        listed = (shares > 0).float()
+        evenly = told_frequencies(listed, len(one.train[1]), self.smoothing)
         return {
             "class statistics and signature": own,
             "signature": own,
-            "signature, frequencies as listed": replace(own, class_frequencies=listed),
-            "sentence and class names": self.described(one, sentence, listed=True),
-            "domain's name and class names": self.described(one, readable(one.card.domain), listed=True),
-            "class names": self.described(one, "", listed=True),
-            "another domain's sentence, own class names": self.described(one, other, listed=True),
-            "sentence": self.described(one, sentence, listed=False),
-            "domain's name": self.described(one, readable(one.card.domain), listed=False),
+            "signature, its frequencies as classes are listed": replace(own, class_frequencies=evenly),
+            "sentence and shares of classes": self.described(sentence, shares),
+            "sentence and class names": self.described(sentence, listed),
+            "name of the domain and class names": self.described(domain, listed),
+            "class names": self.described("", listed),
+            "another domain's sentence, own class names": self.described(other, listed),
+            "sentence": self.described(sentence, None),
+            "name of the domain": self.described(domain, None),
             NOTHING: None,
         }
 
@@ -194,14 +196,15 @@ def _newcomer(runtime: ClientRuntime, card: ClientCard) -> Newcomer:
     return Newcomer(card, *(features_of(runtime, card.client_id, split) for split in ("train", "test")))
 
 
-def scored(setting: Setting, seed: int, data: Path, overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """Make a run, and return the accuracies of its newcomers by what they say, of each group of newcomers."""
-    with tempfile.TemporaryDirectory(prefix="hyperlora-words-") as scratch:
-        path = without_domains(data, setting.left_out, seed, Path(scratch)) if setting.left_out else data
+def scored(setting: Setting, seed: int, data: Path, overrides: Sequence[str], place: Path) -> list[dict[str, Any]]:
+    """Make a run in ``place``, unless it is there, and return by what they say the accuracies of its newcomers."""
+    if not (place / "run" / "evaluation.json").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        path = without_domains(data, setting.left_out, seed, place) if setting.left_out else data
         values = {**setting.values, "seed": str(seed), "data.name": '"parquet"', "data.path": f'"{path}"'}
         given = [*(f"{key}={value}" for key, value in values.items()), *overrides]
-        run = RunFiles.open(make_run(setting.preset, given, Path(scratch) / "run"))
-        scene = open_scene(run, setting, data)
+        make_run(setting.preset, given, place / "run")
+    scene = open_scene(RunFiles.open(place / "run"), setting, data)
     groups = {setting.data: False, **({f"{setting.data}, new domains": True} if setting.left_out else {})}
     shown = {"head_share": scene.state.head_share, "head_scale": scene.state.head_scale}
     return [
@@ -256,6 +259,7 @@ def main(
     weights: Annotated[Path, typer.Option(help="directory of MiniLM's weights")],
     seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
+    keep: Annotated[Path | None, typer.Option(help="folder where runs are kept, and taken from")] = None,
     to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
 ) -> None:
     """Make the runs that are missing, serve their newcomers by what they say, and print the table."""
@@ -263,13 +267,15 @@ def main(
     found: dict[str, Any] = json.loads(to.read_text(encoding="utf-8")) if to.exists() else {"runs": []}
     there = {(run["setting"], run["seed"]) for run in found["runs"]}
     given = [f'model.weights="{weights.absolute()}"', *(override or [])]
-    for setting in SETTINGS:
-        folder = data.absolute() / setting.data.lower().replace("-", "_")
-        for number in seed or [0, 1, 2]:
-            if (setting.data, number) not in there:
-                found["runs"] += scored(setting, number, folder, given)
-                write_json(to, {"commit": current_commit(), "runs": found["runs"]})
-                console.print(f"{setting.data}, seed {number}: done")
+    with tempfile.TemporaryDirectory(prefix="hyperlora-words-") as scratch:
+        for setting in SETTINGS:
+            folder = data.absolute() / setting.data.lower().replace("-", "_")
+            for number in seed or [0, 1, 2]:
+                if (setting.data, number) not in there:
+                    place = (keep or Path(scratch)) / f"{setting.data}-{number}"
+                    found["runs"] += scored(setting, number, folder, given, place)
+                    write_json(to, {"commit": current_commit(), "runs": found["runs"]})
+                    console.print(f"{setting.data}, seed {number}: done")
     console.print(words_table(found["runs"]), soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,9 +30,11 @@ from models.personalization.described import (
     attention,
     class_shares,
     fitted_temperatures,
-    listed_frequencies,
     mean_signature,
     overlap,
+    squared_error,
+    surprise,
+    told_frequencies,
 )
 from models.personalization.prior import add_prior
 from models.personalization.signature import Signature
@@ -48,11 +50,11 @@ class Description:
 
     Attributes:
         words: a sentence, or a few words; empty where it says none.
-        classes: names of the classes that it has; empty where it lists none.
+        classes: name -> share, of the classes that it has; shares need not sum to 1, and none says that it lists none.
     """
 
     words: str = ""
-    classes: Sequence[str] = ()
+    classes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class MadeFromWords:
     directory: str
     after_round: int
     words: str
-    classes: Sequence[str]
+    classes: Mapping[str, float]
     domains: Mapping[str, float]
     temperatures: Mapping[str, float]
     personal: bool
@@ -137,7 +139,7 @@ def personalize_from_words(
             directory=str(directory),
             after_round=served.after_round,
             words=description.words,
-            classes=list(description.classes),
+            classes=dict(description.classes),
             domains=by_domain(found.weights, known.cards),
             temperatures=found.temperatures,
             personal=anchor is None or any(not adapter.tensors()[k].equal(v) for k, v in anchor.tensors().items()),
@@ -167,28 +169,33 @@ def understand(
             clients apart.
         BackboneError: there are words, and the backbone reads no texts.
     """
-    known, signatures = list(cards), [card.signature for card in cards.values()]
-    listed = _places(description.classes, class_names)
-    said = [readable(card.domain) for card in cards.values()]
+    signatures = [card.signature for card in cards.values()]
+    shares, said = class_shares(signatures, smoothing), [readable(card.domain) for card in cards.values()]
+    told = _told_shares(description.classes, class_names)
     among: dict[str, Tensor] = {}
     own: dict[str, Tensor] = {}
     if description.words.strip():
         among["words"], own["words"] = _alike_in_words(description.words, said, read_texts)
-    if listed:
-        shares = class_shares(signatures, smoothing)
-        mine = torch.zeros(1, len(class_names)).index_fill_(1, torch.tensor(listed), 1 / len(listed))
-        among["classes"], own["classes"] = overlap(shares, shares), overlap(mine, shares)[0]
+    if told is not None:
+        among["classes"], own["classes"] = overlap(shares, shares), overlap(told[None], shares)[0]
     if not own:
         raise RunFilesError("a description is needed, in words or as names of classes, and this one is empty")
-    temperatures = fitted_temperatures(list(among.values()), _features(signatures), said)
-    weights = attention(list(own.values()), temperatures)
-    signature = mean_signature(weights, signatures)
-    if listed:
-        count = math.exp(signature.log_num_examples)
-        frequencies = listed_frequencies(listed, len(class_names), count, smoothing)
-        signature = replace(signature, class_frequencies=frequencies)
-    told = dict(zip(own, temperatures, strict=True))
-    return Understood(signature, told, dict(zip(known, weights.tolist(), strict=True)))
+
+    def weights(error: Callable[[Tensor, Tensor], Tensor]) -> tuple[list[float], Tensor]:
+        fitted = fitted_temperatures(list(among.values()), said, error)
+        return fitted, attention(list(own.values()), fitted)
+
+    temperatures, mixed = weights(squared_error(_features(signatures)))
+    signature = mean_signature(mixed, signatures)
+    if told is not None:
+        frequencies = told_frequencies(told, math.exp(signature.log_num_examples), smoothing)
+    else:
+        known = torch.stack([one.class_frequencies for one in signatures])
+        frequencies = weights(surprise(known, shares))[1] @ known
+    by_client = dict(zip(cards, mixed.tolist(), strict=True))
+    return Understood(
+        replace(signature, class_frequencies=frequencies), dict(zip(own, temperatures, strict=True)), by_client
+    )
 
 
 def read(model: AdaptedModel, texts: Sequence[str]) -> Tensor:
@@ -246,14 +253,15 @@ def _features(signatures: Sequence[Signature]) -> Tensor:
     return (means - means.mean(dim=0)) / means.std(dim=0, correction=0).clamp_min(1e-6)
 
 
-def _places(classes: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    unknown = [name for name in classes if name not in class_names]
-    if unknown:
+def _told_shares(classes: Mapping[str, float], class_names: Sequence[str]) -> Tensor | None:
+    """Return the shares of the classes (C,), of sum 1; None where none is listed."""
+    if unknown := [name for name in classes if name not in class_names]:
         few = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
         raise RunFilesError(f"no class of the run: {', '.join(unknown)}; its classes are {few}")
-    return [class_names.index(name) for name in dict.fromkeys(classes)]
+    shares = torch.tensor([float(classes.get(name, 0.0)) for name in class_names])
+    return shares / shares.sum() if classes else None
 
 
 def _told(description: Description) -> str:
-    parts = [f'"{description.words}"'] if description.words else []
-    return "; ".join([*parts, *([f"classes {', '.join(description.classes)}"] if description.classes else [])])
+    listed = ", ".join(f"{name}={share:g}" for name, share in description.classes.items())
+    return "; ".join([f'"{description.words}"'] * bool(description.words) + [f"classes {listed}"] * bool(listed))

@@ -36,7 +36,7 @@ def personalize(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Backbone weights (safetensors), if they moved.")] = None,
     words: Annotated[str | None, typer.Option(help="What your data are, in a sentence, in place of DATA.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Your classes, of the run's, in place of DATA: a,b,c.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Your classes, of the run's, as a,b or a=30,b=70.")] = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="How the result is printed.")] = OutputFormat.TEXT,
 ) -> None:
     """Make an adapter for your own data: no server, no federation, nothing leaves this machine.
@@ -90,10 +90,24 @@ def _from_words(run: Path, words: str | None, classes: str | None, options: dict
 
     if words is not None and not words.strip():
         raise CommandError("--words is empty: say in a sentence what your data are, or leave it out")
-    listed = [part.strip() for part in (classes or "").split(",") if part.strip()]
+    listed = dict(_class_share(part.strip()) for part in (classes or "").split(",") if part.strip())
     if classes is not None and not listed:
         raise CommandError("--classes is empty: list names of classes with commas between them, or leave it out")
     return personalize_from_words(run, Description((words or "").strip(), listed), **options)
+
+
+def _class_share(part: str) -> tuple[str, float]:
+    """Read ``name`` or ``name=share``."""
+    name, separator, share = part.rpartition("=")
+    if not separator:
+        return part, 1.0
+    try:
+        value = float(share)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise CommandError(f"--classes: the share of '{name.strip()}' must be a number above 0, got '{share.strip()}'")
+    return name.strip(), value
 
 
 def _print_description(made: MadeFromWords) -> None:

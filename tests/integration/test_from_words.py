@@ -80,16 +80,16 @@ def test_other_words_give_another_adapter_which_loads_with_peft(reviews_run: Pat
 def test_class_names_move_the_prior(reviews_run: Path, tmp_path: Path) -> None:
     plain, listed = (
         _bias(Path(personalize_from_words(reviews_run, said, target=tmp_path / str(number)).directory) / "generated")
-        for number, said in enumerate([Description("a film"), Description("a film", ("1",))])
+        for number, said in enumerate([Description("a film"), Description("a film", {"1": 1.0})])
     )
     assert float(listed[1] - listed[0]) > float(plain[1] - plain[0]) + 1.0
 
 
 def test_the_text_command_says_whom_the_words_are_like(reviews_run: Path, tmp_path: Path) -> None:
-    said = personalize(reviews_run, "--words", "very good film", "--classes", "0, 1", "--to", tmp_path / "a")
+    said = personalize(reviews_run, "--words", "very good film", "--classes", "0=1, 1=3", "--to", tmp_path / "a")
     assert "mixture of the run's domains: film" in said
-    assert '"very good film"; classes 0, 1' in (tmp_path / "a" / "generated" / "README.md").read_text()
-    assert json.loads((tmp_path / "a" / "description.json").read_text())["classes"] == ["0", "1"]
+    assert '"very good film"; classes 0=1, 1=3' in (tmp_path / "a" / "generated" / "README.md").read_text()
+    assert json.loads((tmp_path / "a" / "description.json").read_text())["classes"] == {"0": 1.0, "1": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,8 @@ def test_the_text_command_says_whom_the_words_are_like(reviews_run: Path, tmp_pa
     [
         (("--words", " "), "--words is empty"),
         (("--classes", ","), "--classes is empty"),
+        (("--classes", "0=1,1=many"), "the share of '1' must be a number above 0, got 'many'"),
+        (("--classes", "0=-1"), "the share of '0' must be a number above 0, got '-1'"),
         (("--words", "a film", "--classes", "2"), "no class of the run: 2; its classes are 0, 1"),
         (("some.csv", "--words", "a film"), "leave DATA, --sample and --steps out"),
         ((), "expected your data"),
@@ -131,7 +133,7 @@ def test_a_backbone_of_images_refuses_words_and_takes_class_names(tmp_path: Path
     said = personalize("demo", "--words", "rotated digits", "--to", tmp_path / "a", status=1)
     assert "has no encoder of texts" in said
     made = json.loads(personalize("demo", "--classes", "1,7", "--to", tmp_path / "b", "--format", "json"))
-    assert (made["classes"], list(made["temperatures"])) == (["1", "7"], ["classes"])
+    assert (list(made["classes"]), list(made["temperatures"])) == (["1", "7"], ["classes"])
     bias = _bias(tmp_path / "b" / "generated")
     assert set(bias.argsort(descending=True)[:2].tolist()) == {1, 7}
 

@@ -16,9 +16,11 @@ from models.personalization.described import (
     attention,
     class_shares,
     fitted_temperatures,
-    listed_frequencies,
     mean_signature,
     overlap,
+    squared_error,
+    surprise,
+    told_frequencies,
 )
 from models.personalization.signature import Signature, class_frequencies
 
@@ -54,8 +56,10 @@ CARDS = {
 }
 
 
-def understood(words: str = "", classes: tuple[str, ...] = (), cards: dict[str, ClientCard] = CARDS) -> Signature:
-    return understand(Description(words, classes), cards, ("x", "y", "z"), read_texts, 1.0).signature
+def understood(
+    words: str = "", classes: dict[str, float] | None = None, cards: dict[str, ClientCard] = CARDS
+) -> Signature:
+    return understand(Description(words, classes or {}), cards, ("x", "y", "z"), read_texts, 1.0).signature
 
 
 def test_weights_are_the_softmax_of_similarities_over_temperatures() -> None:
@@ -84,11 +88,11 @@ def test_the_temperature_is_low_where_the_cue_tells_and_infinite_where_it_mislea
     misled = 1 - told
     descriptions = ["a", "a", "b", "b", "c", "c"]
     vectors = torch.stack([places, -places], dim=1)
-    good, bad = fitted_temperatures([told, misled], vectors, descriptions)
-    assert (good, bad) != (math.inf, good)
+    error = squared_error(vectors)
+    good, bad = fitted_temperatures([told, misled], descriptions, error)
     assert good < 1.0
     assert bad == math.inf
-    assert fitted_temperatures([told], vectors, descriptions)[0] in TEMPERATURES
+    assert fitted_temperatures([told], descriptions, error)[0] in TEMPERATURES
 
 
 def test_newcomers_from_elsewhere_count_in_the_choice() -> None:
@@ -96,18 +100,37 @@ def test_newcomers_from_elsewhere_count_in_the_choice() -> None:
     vectors = torch.tensor([[0.0], [0.0], [1.0], [1.0], [4.0], [4.0]])
     cue = torch.block_diag(*[torch.ones(2, 2)] * 3)
     cue[0:2, 4:6] = cue[4:6, 0:2] = 0.9
-    apart = fitted_temperatures([cue], vectors, ["a", "a", "b", "b", "c", "c"])
-    alone = fitted_temperatures([cue], vectors, ["a"] * 6)
+    apart = fitted_temperatures([cue], ["a", "a", "b", "b", "c", "c"], squared_error(vectors))
+    alone = fitted_temperatures([cue], ["a"] * 6, squared_error(vectors))
     assert alone[0] < apart[0]
 
 
 def test_two_clients_that_cannot_be_compared_have_the_temperature_one() -> None:
-    assert fitted_temperatures([torch.ones(1, 1)], torch.zeros(1, 2), ["a"]) == [1.0]
+    assert fitted_temperatures([torch.ones(1, 1)], ["a"], squared_error(torch.zeros(1, 2))) == [1.0]
 
 
-def test_listed_classes_share_the_samples_and_the_others_have_the_smoothing() -> None:
-    frequencies = listed_frequencies([0, 2], 4, 10.0, 0.5)
-    assert frequencies.tolist() == pytest.approx([5.5 / 12, 0.5 / 12, 5.5 / 12, 0.5 / 12])
+def test_told_shares_are_smoothed_like_counts() -> None:
+    frequencies = told_frequencies(torch.tensor([1.0, 0.0, 3.0, 0.0]), 10.0, 0.5)
+    assert frequencies.tolist() == pytest.approx([3.0 / 12, 0.5 / 12, 8.0 / 12, 0.5 / 12])
+
+
+def test_the_surprise_is_the_cross_entropy_of_the_mixture() -> None:
+    frequencies, shares = torch.tensor([[0.5, 0.5], [0.2, 0.8]]), torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    weights = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    expected = -(math.log(0.2) + 0.25 * math.log(0.35) + 0.75 * math.log(0.65)) / 2
+    assert float(surprise(frequencies, shares)(weights, torch.arange(2))) == pytest.approx(expected)
+
+
+def test_class_frequencies_follow_words_only_as_far_as_words_tell_them() -> None:
+    told = understood("red").class_frequencies
+    skewed = [card(name, domain, counts, centre) for name, domain, counts, centre in (
+        ("a", "red", (6, 0, 0), 1.0), ("b", "red", (0, 0, 6), 1.0),
+        ("d", "blue", (6, 0, 0), -1.0), ("e", "blue", (0, 0, 6), -1.0),
+    )]  # fmt: skip
+    untold = understood("red", cards={one.client_id: one for one in skewed})
+    assert float(told[0]) > 0.6
+    assert float(untold.class_frequencies[0]) == pytest.approx(float(untold.class_frequencies[2]))
+    assert float(untold.feature_mean.mean()) > 0.7
 
 
 def test_the_smoothing_of_class_frequencies_is_taken_off() -> None:
@@ -126,7 +149,7 @@ def test_words_lead_to_the_clients_that_say_alike() -> None:
 
 
 def test_class_names_alone_lead_to_the_clients_that_have_them() -> None:
-    found = understand(Description(classes=("z",)), CARDS, ("x", "y", "z"), read_texts, 1.0)
+    found = understand(Description(classes={"z": 1.0}), CARDS, ("x", "y", "z"), read_texts, 1.0)
     weights = by_domain(found.weights, CARDS)
     assert next(iter(weights)) == "blue"
     assert sum(weights.values()) == pytest.approx(1.0)
@@ -136,14 +159,14 @@ def test_class_names_alone_lead_to_the_clients_that_have_them() -> None:
 @pytest.mark.parametrize(
     ("words", "classes", "cards", "says"),
     [
-        ("", (), CARDS, "this one is empty"),
-        ("  ", (), CARDS, "this one is empty"),
-        ("red", ("w",), CARDS, "no class of the run: w; its classes are x, y, z"),
-        ("red", (), {"a": CARDS["a"], "b": CARDS["b"]}, "all describe themselves as 'red'"),
+        ("", {}, CARDS, "this one is empty"),
+        ("  ", {}, CARDS, "this one is empty"),
+        ("red", {"w": 1.0}, CARDS, "no class of the run: w; its classes are x, y, z"),
+        ("red", {}, {"a": CARDS["a"], "b": CARDS["b"]}, "all describe themselves as 'red'"),
     ],
 )
 def test_a_description_that_cannot_be_used_is_one_sentence(
-    words: str, classes: tuple[str, ...], cards: dict[str, ClientCard], says: str
+    words: str, classes: dict[str, float], cards: dict[str, ClientCard], says: str
 ) -> None:
     with pytest.raises(RunFilesError, match=says):
         understood(words, classes, cards)
@@ -151,6 +174,6 @@ def test_a_description_that_cannot_be_used_is_one_sentence(
 
 def test_names_and_domains_are_made_readable() -> None:
     assert readable("kitchen_house-wares") == "kitchen house wares"
-    assert name_of(Description("Kitchen & home!", ("pos",))) == "kitchen-home-pos"
+    assert name_of(Description("Kitchen & home!", {"pos": 1.0})) == "kitchen-home-pos"
     assert name_of(Description("Küche")) == "k-che"
     assert name_of(Description("日本")) == "described"
