@@ -12,7 +12,8 @@ import torch
 from benchmarks.gpu.bench import Bench, Case, Figures
 from benchmarks.gpu.vit import RANK
 from benchmarks.perf.vit import DEIT_TINY, VIT_B, made_up_adapter
-from models.adapters.adapter import Adapter, AdapterSum, combine
+from models.adapters.adapter import Adapter, combine
+from models.adapters.adapter_sum import AdapterSum
 from models.lowrank.factors import Factors
 from models.lowrank.truncation import best_rank
 

@@ -20,7 +20,8 @@ import torch
 from benchmarks.perf.aggregation import peak_memory
 from benchmarks.perf.measure import Comparison
 from benchmarks.perf.vit import made_up_adapter
-from models.adapters.adapter import Adapter, AdapterSum
+from models.adapters.adapter import Adapter
+from models.adapters.adapter_sum import AdapterSum
 
 HIDDEN, KEYS, INNER = 4096, 1024, 14336
 LLAMA_8B = {

@@ -39,7 +39,7 @@ class ProductSum:
         self._filled = 0
         self._dtype = torch.float32
         self._chunks: list[StoredTensors] = []
-        self._shape: tuple[int, ...] | None = None
+        self.shape: tuple[int, ...] | None = None
         self.rank = 0
 
     @property
@@ -53,9 +53,9 @@ class ProductSum:
         Raises:
             ValueError: another m, n or batch dimensions than those of the first.
         """
-        if self._shape not in (None, factors.shape):
-            raise ValueError(f"expected (..., m, n) = {self._shape} as of the first factors, got {factors.shape}")
-        self._shape, dtype = factors.shape, factors.wide_dtype
+        if self.shape not in (None, factors.shape):
+            raise ValueError(f"expected (..., m, n) = {self.shape} as of the first factors, got {factors.shape}")
+        self.shape, dtype = factors.shape, factors.wide_dtype
         self._dtype = torch.promote_types(self._dtype, dtype)
         target, place = self._room_for(factors.rank, dtype), slice(self._filled, self._filled + factors.rank)
         target.B[..., place] = factors.B
@@ -77,10 +77,10 @@ class ProductSum:
         Raises:
             ValueError: nothing was added.
         """
-        if self._shape is None:
+        if self.shape is None:
             raise ValueError("expected at least one stack of factors in the sum, got none")
         self._close_chunk()
-        *batch, m, n = self._shape
+        *batch, m, n = self.shape
         stored = tuple(self._chunks)
         return FactorStack(
             lambda: (Factors(**one.tensors()) for one in stored), m, n, tuple(batch), self.rank, self._dtype
@@ -90,7 +90,7 @@ class ProductSum:
         """Return the open chunk, or a fresh one where that has too little room."""
         if self._open is None or self._open.rank < self._filled + rank or self._open.B.dtype != dtype:
             self._close_chunk()
-            *batch, m, n = self._shape or ()
+            *batch, m, n = self.shape or ()
             columns = max(rank, self._chunk_bytes // (math.prod(batch) * (m + n) * dtype.itemsize))
             self._open = Factors(
                 torch.empty(*batch, m, columns, dtype=dtype), torch.empty(*batch, columns, n, dtype=dtype)

@@ -6,7 +6,8 @@ truncation, with 1 nothing is lost. Error feedback: Karimireddy et al. 2019, arX
 
 from __future__ import annotations
 
-from models.adapters.adapter import Adapter, AdapterSum
+from models.adapters.adapter import Adapter
+from models.adapters.adapter_sum import AdapterSum
 
 
 def correct(

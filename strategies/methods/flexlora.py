@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hyperlora.config.schema import RunConfig
-from models.adapters.adapter import Adapter, AdapterSum
+from models.adapters.adapter import Adapter
+from models.adapters.adapter_sum import sum_for
 from strategies.methods.base.server import ClientUpdate, SharedAdapterMethod, example_weights
 
 
@@ -17,7 +18,7 @@ class FlexLoRA(SharedAdapterMethod):
 
     def aggregate(self, state: Adapter, updates: Sequence[ClientUpdate]) -> Adapter:
         """Average in product space, truncate, and keep the gauge of the last round."""
-        total = AdapterSum()
+        total = sum_for(state, len(updates))
         for update, weight in zip(updates, example_weights(updates), strict=True):
             total.add(update.end, weight)
         return total.truncated(state.rank).aligned(state)

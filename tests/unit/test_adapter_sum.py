@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.adapters.adapter import AdapterSum, combine
+from models.adapters.adapter import combine
+from models.adapters.adapter_sum import AdapterSum
 from tests.builders import RANK, assert_same_products, make_adapter
 
 ADAPTERS = [make_adapter(seed, rank=1 + seed % 3) for seed in range(12)]

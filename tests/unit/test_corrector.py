@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from models.adapters.adapter import AdapterSum, combine
+from models.adapters.adapter import combine
+from models.adapters.adapter_sum import AdapterSum
 from models.personalization.corrector import correct
 from tests.builders import RANK, assert_same_products, make_adapter
 

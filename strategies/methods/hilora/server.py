@@ -19,7 +19,8 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
-from models.adapters.adapter import Adapter, AdapterSum, combine
+from models.adapters.adapter import Adapter, combine
+from models.adapters.adapter_sum import sum_for
 from models.lowrank.factors import Factors
 from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights, without
 from strategies.methods.clustered.division import projected_signatures
@@ -160,7 +161,7 @@ class HiLora(BaseMethod):
 
 def averaged(updates: Sequence[ClientUpdate], before: Adapter) -> Adapter:
     """Return T_r( sum_i w_i B_i A_i ) with the averaged head, in the gauge of ``before``."""
-    total = AdapterSum()
+    total = sum_for(before, len(updates))
     for update, weight in zip(updates, example_weights(updates), strict=True):
         total.add(update.end, weight)
     return total.truncated(before.rank).aligned(before)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from models.adapters.adapter import Adapter, AdapterSum, combine
+from models.adapters.adapter import Adapter, combine
+from models.adapters.adapter_sum import AdapterSum, sum_for
 from models.personalization.corrector import correct
 from strategies.methods.base.server import ClientUpdate, example_weights
 from strategies.methods.hyperlora.state import HyperLoraState
@@ -57,7 +58,8 @@ def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) 
         updates: starts and ends of the cohort; w_i is the share of client i's samples.
         step: eta, length of the step along the averaged movement.
     """
-    total = AdapterSum.of(anchor)
+    total = sum_for(anchor, 2 * len(updates))
+    total.add(anchor)
     for update, weight in zip(updates, example_weights(updates), strict=True):
         total.add(update.end, step * weight)
         total.add(update.start, -step * weight)
