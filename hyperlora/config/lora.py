@@ -47,7 +47,7 @@ class LoraConfig(Section):
     )
     importance: Literal["spectrum", "sensitivity"] = key(
         "spectrum",
-        "what shares a lora.budget out over modules: the singular values alone, or with the sensitivity of the loss"
+        "what shares a lora.budget out over modules: their singular values, or the sensitivity of the loss to each"
         " that clients measure (AdaLoRA)",
     )
     alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")

@@ -1,8 +1,11 @@
 """Ranks of modules under a budget of bytes, by what a singular value of their products is worth for a byte.
 
 One more singular value of a module with weights m x n costs m + n numbers and takes its square off the squared error
-of the adapter, so values are kept in the order of sigma^2 / bytes (a greedy knapsack). Where the sensitivity of the
-loss to each module is known (:mod:`models.adapters.sensitivity`), it takes the place of the module's sum of sigma^2.
+of the adapter, so values are kept in the order of sigma^2 / bytes (a greedy knapsack).
+
+That opens no direction that nobody has trained: a product of rank 2 has no third singular value. Where the sensitivity
+S of the loss to each module is known (:mod:`models.adapters.sensitivity`), its k-th component is worth S / k instead,
+by which ranks come out in proportion to S / bytes (D'Hondt's rule).
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ def share_out(values: Mapping[str, Tensor], costs: Mapping[str, int], most_bytes
     """Return module -> rank, so that all have at most so many bytes, or rank 1 where even that has more.
 
     Args:
-        values: module -> its singular values, largest first, times the root of its importance.
+        values: module -> its singular values, largest first, or the roots of what else a component is worth.
         costs: module -> bytes of one of them.
         most_bytes: of all modules together.
     """
@@ -76,17 +79,16 @@ def within_budget(
     for kind, cut in cuts.items():
         for block, ones in enumerate(cut.singular_values):
             name = f"{kind} {block}"
-            values[name] = _weighed(ones, sensitivity[name]) if sensitivity else ones
+            values[name] = _in_proportion(sensitivity[name], len(ones)) if sensitivity else ones
             costs[name] = bytes_per_rank(cut.kept, wire)
     shared = share_out(values, costs, most_bytes)
     ranks = {kind: [shared[f"{kind} {block}"] for block in range(len(cut.kept.B))] for kind, cut in cuts.items()}
     return Adapter({kind: _masked(cut.kept, ranks[kind]) for kind, cut in cuts.items()}, adapter.head), ranks
 
 
-def _weighed(values: Tensor, total: float) -> Tensor:
-    """Return singular values, longest first, whose squares sum to ``total``; zeros stay zeros."""
-    energy = float(values.double().square().sum())
-    return values * (total / energy) ** 0.5 if energy else values
+def _in_proportion(sensitivity: float, rank: int) -> Tensor:
+    """Return values whose squares are the sensitivity over 1, 2, .., rank."""
+    return (sensitivity / torch.arange(1, rank + 1, dtype=torch.float64)).sqrt()
 
 
 def _masked(factors: Factors, ranks: Sequence[int]) -> Factors:

@@ -73,6 +73,16 @@ def test_a_cut_keeps_each_modules_leading_singular_values() -> None:
             torch.testing.assert_close(cut.low_rank[kind].product()[block], best, rtol=1e-4, atol=1e-4)
 
 
+def test_ranks_come_out_in_proportion_to_the_sensitivity_of_modules_that_cost_the_same() -> None:
+    adapter = make_adapter(0, rank=5, fresh=True)
+    kind = "mlp.fc1"
+    names = {f"{name} {block}": 0.0 for name in SHAPES for block in range(BLOCKS)}
+    told = names | {f"{kind} 0": 4.0, f"{kind} 1": 2.0, f"{kind} 2": 2.0, f"{kind} 3": 2.0}
+    least = least_bytes(adapter, "float32")
+    _, ranks = within_budget(adapter, least + 6 * 4 * (9 + 8), "float32", told)
+    assert ranks == {kind: [4, 2, 2, 2], "attn.qkv": [1, 1, 1, 1]}
+
+
 @pytest.mark.parametrize("wire", WIRE_DTYPES)
 def test_both_messages_stay_within_the_budget_and_say_the_same_on_both_sides(wire: str) -> None:
     request = request_of(wire)
