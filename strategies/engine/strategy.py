@@ -15,25 +15,23 @@ from flwr.serverapp.strategy import Result, Strategy
 from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
 from hyperlora.messages.codec import encode_packed
 from hyperlora.messages.signature import ClientCard
-from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
-from models.adapters.sensitivity import agreed
 from strategies.engine.checkpoint import Checkpoint, capture, restore
 from strategies.engine.common_start import start_from_inputs
-from strategies.engine.drift import described, note_returned, take_over
+from strategies.engine.drift import note_returned, take_over
 from strategies.engine.evaluation import Evaluation, means_of
 from strategies.engine.history import History, sample_cohort
-from strategies.engine.late import LateReplies, discounted
 from strategies.engine.preparation import Preparation
 from strategies.engine.privacy_ledger import PrivacyLedger
 from strategies.engine.records import ClientScore, RoundRecord, training_figures
 from strategies.engine.requests import RequestMaker
 from strategies.engine.settings import RoundSettings
+from strategies.engine.training import Training
 from strategies.engine.turns import in_turn, require_turns
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError, Roster
-from strategies.federation.transport import Exchange, Intake, replies_as_they_come
-from strategies.methods.base.server import AsksStatistics, ClientUpdate, Method, ProbesStarts, Reports, with_clients
+from strategies.federation.transport import Exchange
+from strategies.methods.base.server import AsksStatistics, Method, ProbesStarts, Reports, with_clients
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +70,7 @@ class LoraStrategy(Strategy):
         self.ledger = PrivacyLedger(settings.privacy)
         self._requests = RequestMaker(method, registrar, settings, lambda: self.history.sensitivity)
         self._scoring: Evaluation | None = None
-        self._late = LateReplies(settings.replies_per_round)
-        self._training: Exchange[TrainRequest] = Exchange()
+        self._training = Training(self._requests)
         self._evaluation: Exchange[EvaluateBatch] = Exchange()
         self._sent_at = 0.0
         self._last_round, self._joined = settings.num_rounds, False
@@ -131,16 +128,14 @@ class LoraStrategy(Strategy):
         note_returned(self.record, self.roster.cards, changed)
         turn = self.settings.domain_rounds
         willing = in_turn(self._willing(), self.roster.cards.values(), rounds=turn, server_round=server_round)
-        clients = {name: card for name, card in willing.items() if name not in self._late.clients}
-        size = self.settings.clients_per_round - len(self._late.clients)
+        at_work = self._training.at_work
+        clients = {name: card for name, card in willing.items() if name not in at_work}
+        size = self.settings.clients_per_round - len(at_work)
         self.record.cohort = sample_cohort(clients, size, seed=self.settings.seed, server_round=server_round)
         self.history.note_cohort(server_round, self.record.cohort)
         self.on_cohort(server_round, self.record.cohort)
-        began, cohort = time.perf_counter(), {name: clients[name] for name in self.record.cohort}
-        self._training = self._late.join(self._requests.training(self.state, cohort, server_round))
-        self._sent_at = time.perf_counter()
-        self.record.add_seconds("aggregating", self._sent_at - began)
-        return self._training.messages()
+        cohort = {name: clients[name] for name in self.record.cohort}
+        return self._training.messages(self.state, cohort, self.record)
 
     def aggregate_train(
         self,
@@ -151,40 +146,17 @@ class LoraStrategy(Strategy):
 
         Fewer usable replies than ``min_replies`` change nothing: neither the state nor what is known of the clients.
         """
-        intake = Intake()
-        answers = self._training.settle(replies, intake.decode, goes_on=self._late.enough > 0)
-        self._late.keep(answers.working)
-        began = time.perf_counter() - intake.seconds
-        self.record.add_seconds("waiting", began - self._sent_at)
-        self.roster.note(answers.asked, answers.heard)
-        self.record.note_answers("train", answers)
-        for name in [sent.recipient for sent, reply in answers.answered if reply.signature is not None]:
-            self.history.note_signature(name)  # what was sent is spent, whatever becomes of the reply
-        answered = answers.answered if self._enough(len(answers.answered)) else []
-        updates = self._screened(
-            ClientUpdate(
-                described(self.roster.cards[sent.recipient], reply),
-                sent.request.start.adapter,
-                reply.end,
-                reply.metrics,
-                reply.gradient,
-                reply.core,
-            )
-            for sent, reply in answered
-        )
-        begun = {sent.recipient: sent.request.server_round for sent, _ in answered}
-        updates = discounted(updates, begun, self.record)
+        updates = self._training.updates(replies, self.record, self.history)
         if take_over(self.record, self.roster.cards, [update.card for update in updates]):
             self._register()
         if updates:
-            self.history.sensitivity = agreed([reply.sensitivity for _, reply in answered], self.history.sensitivity)
             self.state = self.method.aggregate(self.state, updates)
             sends_metrics = not self.settings.privacy.keeps_scores
             self.record.training = training_figures(updates, sends_metrics=sends_metrics)
             self._report()
             self.record.add_seconds("training", sum(update.metrics.seconds for update in updates))
         self.record.privacy = self.history.spent(self.ledger)
-        self.record.add_seconds("aggregating", time.perf_counter() - began)
+        self.record.add_seconds("aggregating", time.perf_counter() - self._training.since)
         return self._anchor_arrays(), MetricRecord({"num_clients": len(updates)})
 
     def configure_evaluate(
@@ -265,8 +237,7 @@ class LoraStrategy(Strategy):
         self.join(grid)
         for server_round in range(start_round, num_rounds + 1):
             messages = self.configure_train(server_round, arrays, train_config, grid)
-            earlier, enough = self._late.message_ids, self._late.enough
-            replies = replies_as_they_come(grid, messages, timeout, earlier, enough)
+            replies = self._training.replies(grid, messages, timeout)
             trained, metrics = self.aggregate_train(server_round, replies)
             arrays = result.arrays = trained or arrays
             if metrics is not None:
@@ -322,31 +293,6 @@ class LoraStrategy(Strategy):
         """Return the clients that can be reached, train, and have not spent their privacy budget."""
         clients = {name: card for name, card in self.roster.reachable().items() if card.trains}
         return self.history.within_budget(clients, self.ledger)
-
-    def _enough(self, usable: int) -> bool:
-        """Tell whether a round counts; where it does not, the log says so, and the record where there were replies."""
-        wanted = self.settings.min_replies
-        if usable >= wanted and usable:
-            return True
-        found = f"{usable} of {len(self.record.cohort)} clients sent a reply that can be used"
-        if usable:
-            self.record.failures["round"] = f"{found}, federation.min-replies is {wanted}: the round changes nothing"
-        log.warning("round %d changes nothing: %s", self.record.server_round, found)
-        return False
-
-    def _screened(self, updates: Iterable[ClientUpdate]) -> list[ClientUpdate]:
-        """Return the updates that the method is to see; who is left out or cut short is noted with the reason."""
-        claims = [card.num_examples for card in self.roster.cards.values()]
-        screened = self.settings.screen.apply(list(updates), self.history.lengths, claims)
-        self.history.lengths |= screened.lengths
-        self.record.note_failures("train", screened.left_out)
-        self.record.clipped = screened.clipped
-        for name, share in screened.clipped.items():
-            log.warning(
-                "round %d: client '%s' moved too far, %.3g of it is kept", self.record.server_round, name, share
-            )
-        fewer = bool(screened.left_out) and not self._enough(len(screened.updates))
-        return [] if fewer else screened.updates
 
     def _anchor_arrays(self) -> ArrayRecord | None:
         anchor = self.method.anchor(self.state)
