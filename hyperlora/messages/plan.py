@@ -32,7 +32,7 @@ from hyperlora.messages.codec import (
 )
 from hyperlora.messages.ragged import flattened, flattened_shapes, ranks_as_list, ranks_from_list, stacked
 from models.adapters.adapter import HEAD, Adapter, combine, resized
-from models.adapters.rank_budget import NO_RANKS, NO_SENSITIVITY, Ranks, within_budget
+from models.adapters.rank_budget import NO_RANKS, NO_WORTH, Ranks, Worth, within_budget
 from models.lowrank.factors import Factors
 
 TRAINED = ("all", "A", "B", "core", "head", "body")
@@ -109,7 +109,7 @@ class Start:
     wire: str = "float32"
     ranks: Ranks = field(default_factory=dict)
 
-    def fitted(self, rank: int, most_bytes: int = 0, sensitivity: Mapping[str, float] = NO_SENSITIVITY) -> Start:
+    def fitted(self, rank: int, most_bytes: int = 0, worth: Worth = NO_WORTH) -> Start:
         """Return the start exactly as a client of LoRA rank ``rank`` decodes it (0: any rank).
 
         A lower rank is the best approximation (Eckart-Young), and so is what a budget of ``most_bytes`` for the factors
@@ -119,7 +119,7 @@ class Start:
         adapter = self.adapter.truncated(rank) if 0 < rank < self.adapter.rank else self.adapter
         ranks = self.ranks
         if most_bytes:
-            adapter, ranks = within_budget(adapter, most_bytes, self.wire, sensitivity)
+            adapter, ranks = within_budget(adapter, most_bytes, self.wire, worth)
         if self.wire != "float32":
             flat = flattened(chosen(adapter, self.plan.down), ranks)
             rounded = stacked(unpack(pack(flat, self.wire), self.wire), ranks, adapter.rank)

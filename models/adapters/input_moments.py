@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from models.adapters.adapter import Adapter
-from models.lowrank.factors import Factors
+from models.adapters.rank_budget import Worth
+from models.lowrank.factors import ROW_NORM, Factors
 from models.lowrank.product_sum import ProductSum
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ def input_moments(model: AdaptedModel, batches: Iterable[Tensor], rank: int) -> 
     )
 
 
-def common_start(fresh: Adapter, told: Sequence[InputMoments]) -> Adapter:
-    """Return the adapter that all clients begin with: A from all their inputs, B = 0, the fresh head.
+def common_start(fresh: Adapter, told: Sequence[InputMoments]) -> tuple[Adapter, Worth]:
+    """Return the adapter that all clients begin with: A from all their inputs, B = 0 and the fresh head.
 
     The rows of A are orthogonal and as long as those of a fresh adapter, where EVA's have length 1, so that local
     steps are as large as without it.
@@ -80,8 +81,12 @@ def common_start(fresh: Adapter, told: Sequence[InputMoments]) -> Adapter:
     Args:
         fresh: an adapter of the shape that is wanted.
         told: the moments of each client.
+
+    Returns:
+        The adapter, and the share of a module's variance that each of its rows explains (EVA's ranks follow from it).
     """
-    low_rank = {}
+    low_rank: dict[str, Factors] = {}
+    explained: dict[str, list[float]] = {}
     for kind, factors in fresh.low_rank.items():
         scatter = ProductSum()
         sizes = [one.counts[kind].double() for one in told]
@@ -91,9 +96,17 @@ def common_start(fresh: Adapter, told: Sequence[InputMoments]) -> Adapter:
         means = [one.rows[kind][:, -1:].double() * size[:, None, None] for one, size in zip(told, sizes, strict=True)]
         mean = torch.stack(means).sum(dim=0) / torch.stack(sizes).sum(dim=0).sqrt()[:, None, None]
         scatter.add(Factors(B=mean.mT, A=mean), -1.0)
-        A = scatter.truncated(factors.rank).A.to(factors.A)
-        low_rank[kind] = Factors(B=torch.zeros_like(factors.B), A=A)
-    return Adapter(low_rank, fresh.head)
+        best = scatter.truncated(factors.rank)
+        low_rank[kind] = Factors(B=torch.zeros_like(factors.B), A=best.A.to(factors.A))
+        shares = best.B.norm(dim=-2) * ROW_NORM / _trace(scatter)[:, None]
+        explained |= {f"{kind} {block}": one for block, one in enumerate(shares.tolist())}
+    return Adapter(low_rank, fresh.head), explained
+
+
+def _trace(scatter: ProductSum) -> Tensor:
+    """Return the sum of the variances of all inputs, (blocks,), as far as the rows of clients tell them."""
+    parts = [(one.B.mT * one.A).sum(dim=(-2, -1)) for one in scatter.stack().chunks()]
+    return torch.stack(parts).sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _rows(squares: Tensor, total: Tensor, count: int, rank: int) -> Tensor:

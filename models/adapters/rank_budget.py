@@ -5,7 +5,8 @@ of the adapter, so values are kept in the order of sigma^2 / bytes (a greedy kna
 
 That opens no direction that nobody has trained: a product of rank 2 has no third singular value. Where the sensitivity
 S of the loss to each module is known (:mod:`models.adapters.sensitivity`), its k-th component is worth S / k instead,
-by which ranks come out in proportion to S / bytes (D'Hondt's rule).
+by which ranks come out in proportion to S / bytes (D'Hondt's rule). In round 1 there may be the share of the inputs'
+variance that a component explains (:mod:`models.adapters.input_moments`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from models.lowrank.factors import Factors, truncate
 Ranks = Mapping[str, Sequence[int]]
 """Kind -> rank of the module in every block."""
 NO_RANKS: Ranks = MappingProxyType({})
-NO_SENSITIVITY: Mapping[str, float] = MappingProxyType({})
+Worth = Mapping[str, Sequence[float]]
+"""Module (``<kind> <block>``) -> what its first, second, .. component is worth; empty leaves it to the spectrum."""
+NO_WORTH: Worth = MappingProxyType({})
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 SCALES = 8
 """Bytes of the two float32 scales that one column of B and one row of A have in int8."""
@@ -61,9 +64,12 @@ def least_bytes(adapter: Adapter, wire: str) -> int:
     return sum(len(factors.B) * bytes_per_rank(factors, wire) for factors in adapter.low_rank.values())
 
 
-def within_budget(
-    adapter: Adapter, most_bytes: int, wire: str, sensitivity: Mapping[str, float] = NO_SENSITIVITY
-) -> tuple[Adapter, Ranks]:
+def in_proportion(sensitivity: Mapping[str, float], rank: int) -> Worth:
+    """Return the worth of ``rank`` components of every module by which ranks are in proportion to its sensitivity."""
+    return {name: [one / place for place in range(1, rank + 1)] for name, one in sensitivity.items()}
+
+
+def within_budget(adapter: Adapter, most_bytes: int, wire: str, worth: Worth = NO_WORTH) -> tuple[Adapter, Ranks]:
     """Return the adapter with as many singular values of every module as a budget allows, zeros in place of the others.
 
     Training leaves these zeros at zero, since each of the two factors gets its gradient through the other.
@@ -72,23 +78,18 @@ def within_budget(
         adapter: of any rank; a product that is zero keeps orthogonal rows of A and takes its turn by index.
         most_bytes: of all factors in one message.
         wire: number format of the message.
-        sensitivity: module (``<kind> <block>``) -> what the loss depends on it; empty leaves it to the spectrum.
+        worth: of the components of every module, in place of the squares of its singular values.
     """
     cuts = {kind: truncate(factors, factors.rank) for kind, factors in adapter.low_rank.items()}
     values, costs = {}, {}
     for kind, cut in cuts.items():
         for block, ones in enumerate(cut.singular_values):
             name = f"{kind} {block}"
-            values[name] = _in_proportion(sensitivity[name], len(ones)) if sensitivity else ones
+            values[name] = torch.tensor(worth[name][: len(ones)]).sqrt() if worth else ones
             costs[name] = bytes_per_rank(cut.kept, wire)
     shared = share_out(values, costs, most_bytes)
     ranks = {kind: [shared[f"{kind} {block}"] for block in range(len(cut.kept.B))] for kind, cut in cuts.items()}
     return Adapter({kind: _masked(cut.kept, ranks[kind]) for kind, cut in cuts.items()}, adapter.head), ranks
-
-
-def _in_proportion(sensitivity: float, rank: int) -> Tensor:
-    """Return values whose squares are the sensitivity over 1, 2, .., rank."""
-    return (sensitivity / torch.arange(1, rank + 1, dtype=torch.float64)).sqrt()
 
 
 def _masked(factors: Factors, ranks: Sequence[int]) -> Factors:

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from hyperlora.messages.inputs import InputsReply, InputsRequest, widest
 from models.adapters.adapter import Adapter
 from models.adapters.input_moments import common_start
+from models.adapters.rank_budget import Worth
 from strategies.engine.records import RoundRecord
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError
@@ -20,7 +21,7 @@ ROWS_PER_RANK = 4
 
 def start_from_inputs(
     fresh: Adapter, registrar: Registrar, grid: Grid, record: RoundRecord, *, timeout: float
-) -> Adapter:
+) -> tuple[Adapter, Worth]:
     """Ask every reachable client that trains what its modules read, and return the start made of it.
 
     Args:

@@ -14,7 +14,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
-from models.adapters.rank_budget import NO_SENSITIVITY
+from models.adapters.rank_budget import NO_WORTH, Worth
 from strategies.engine.settings import RoundSettings
 from strategies.federation.registrar import Registrar
 from strategies.federation.transport import Exchange
@@ -32,13 +32,13 @@ class RequestMaker:
         method: the algorithm.
         registrar: who can be reached, and where.
         settings: budget, deadline and number format of the messages.
-        sensitivity: returns what the loss depends on each module, by which budgets of bytes are shared out.
+        worth: returns what components of modules are worth, by which budgets of bytes are shared out.
     """
 
     method: Method
     registrar: Registrar
     settings: RoundSettings
-    sensitivity: Callable[[], Mapping[str, float]] = lambda: NO_SENSITIVITY
+    worth: Callable[[], Worth] = lambda: NO_WORTH
 
     def starts(self, state: Any, cards: Mapping[str, ClientCard]) -> dict[str, Start]:
         """Return by client-id the start of each client for a round, as it decodes it, with its plan."""
@@ -56,7 +56,7 @@ class RequestMaker:
 
     def _start(self, adapter: Adapter, card: ClientCard, plan: LocalPlan = PLAIN_PLAN) -> Start:
         start = Start(adapter, plan, self.settings.wire)
-        return start.fitted(card.rank, card.most_bytes, self.sensitivity())
+        return start.fitted(card.rank, card.most_bytes, self.worth())
 
     def training(self, state: Any, cohort: Mapping[str, ClientCard], server_round: int) -> Exchange[TrainRequest]:
         """Ask every client of the cohort, if there is one, to train the start that the method makes for it."""

@@ -16,6 +16,7 @@ from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
 from hyperlora.messages.codec import encode_packed
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
+from models.adapters.rank_budget import NO_WORTH, Worth, in_proportion
 from strategies.engine.checkpoint import Checkpoint, capture, restore
 from strategies.engine.common_start import start_from_inputs
 from strategies.engine.drift import note_returned, take_over
@@ -68,7 +69,8 @@ class LoraStrategy(Strategy):
         self.record = RoundRecord(0)
         self.history = History()
         self.ledger = PrivacyLedger(settings.privacy)
-        self._requests = RequestMaker(method, registrar, settings, lambda: self.history.sensitivity)
+        self._explained: Worth = NO_WORTH
+        self._requests = RequestMaker(method, registrar, settings, self._worth)
         self._scoring: Evaluation | None = None
         self._training = Training(self._requests)
         self._evaluation: Exchange[EvaluateBatch] = Exchange()
@@ -179,7 +181,7 @@ class LoraStrategy(Strategy):
 
     def _start_from_inputs(self, grid: Grid) -> None:
         began, timeout = time.perf_counter(), self.settings.round_timeout
-        start = start_from_inputs(self._fresh, self.registrar, grid, self.record, timeout=timeout)
+        start, self._explained = start_from_inputs(self._fresh, self.registrar, grid, self.record, timeout=timeout)
         self.state = self.method.init(start)
         self._register()
         self.record.add_seconds("inputs", time.perf_counter() - began)
@@ -281,6 +283,12 @@ class LoraStrategy(Strategy):
         self.record, self.history = RoundRecord(checkpoint.server_round), checkpoint.history.copy()
         self.roster.cards.update(checkpoint.cards)
         restore(checkpoint.random_states)
+
+    def _worth(self) -> Worth:
+        """Return what components are worth under a budget of bytes, where that is not left to the spectrum."""
+        if told := self.history.sensitivity:
+            return in_proportion(told, self._fresh.rank)
+        return self._explained if self.record.server_round == 1 else NO_WORTH
 
     def _register(self) -> None:
         self.state = with_clients(self.method, self.state, self.roster.cards)

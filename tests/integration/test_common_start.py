@@ -31,7 +31,7 @@ def test_all_clients_begin_with_the_start_that_their_inputs_make(tmp_path: Path)
     ]
     training = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
     assert sorted(one.client_id for one in questions) == training
-    expected = common_start(fresh, [describe_inputs(runtime, one).moments for one in questions])
+    expected, _ = common_start(fresh, [describe_inputs(runtime, one).moments for one in questions])
     sent = [TrainRequest.decode(one.content, fresh) for one in grid.sent if one.metadata.message_type == "train"]
     for request in sent[:2]:
         for kind, factors in request.start.adapter.low_rank.items():

@@ -18,6 +18,7 @@ from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.inputs import InputsReply, InputsRequest
 from models.adapters.adapter import Adapter
 from models.adapters.input_moments import InputMoments, common_start, input_moments
+from models.adapters.rank_budget import within_budget
 from models.lowrank.factors import ROW_NORM, Factors
 from strategies.methods.registry import build_method
 from tests.builders import make_adapter, make_card
@@ -75,7 +76,7 @@ def angle(one: Tensor, other: Tensor) -> float:
 
 def test_the_start_of_several_clients_is_that_of_their_inputs_in_one_place() -> None:
     parts = [inputs(20, 1), inputs(35, 2), inputs(11, 3)]
-    start = common_start(fresh(), [told(part) for part in parts])
+    start, _ = common_start(fresh(), [told(part) for part in parts])
     whole = torch.cat(parts)
     for kind, x in (("first", whole), ("second", torch.tanh(TwoLayers().first(whole)))):
         expected = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False).Vh[:RANK]
@@ -83,6 +84,22 @@ def test_the_start_of_several_clients_is_that_of_their_inputs_in_one_place() -> 
         torch.testing.assert_close((A @ expected.mT).abs() / ROW_NORM, torch.eye(RANK), atol=1e-4, rtol=0.0)
         assert not start.low_rank[kind].B.any()
     torch.testing.assert_close(start.head, fresh().head)
+
+
+def test_rows_explain_their_share_of_the_variance_and_modules_get_ranks_by_it() -> None:
+    parts = [inputs(20, 1), inputs(35, 2)]
+    start, explained = common_start(fresh(), [told(part) for part in parts])
+    whole = torch.cat(parts)
+    for kind, x in (("first", whole), ("second", torch.tanh(TwoLayers().first(whole)))):
+        variances = torch.linalg.svdvals(x - x.mean(dim=0)).square()
+        torch.testing.assert_close(
+            torch.tensor(explained[f"{kind} 0"]), variances[:RANK] / variances.sum(), rtol=1e-4, atol=1e-5
+        )
+    cut, ranks = within_budget(start, 4 * (15 + 14 + 15), "float32", explained)
+    first_gains = explained["first 0"][1] / 15 > explained["second 0"][1] / 14
+    assert ranks == {"first": [2 if first_gains else 1], "second": [1 if first_gains else 2]}
+    kept, row = cut.low_rank["first"].A[0, 0], start.low_rank["first"].A[0, 0]
+    assert float(torch.cosine_similarity(kept, row, dim=0).abs()) > 0.999
 
 
 def test_it_is_pefts_eva_but_for_the_length_of_the_rows() -> None:
@@ -95,7 +112,7 @@ def test_it_is_pefts_eva_but_for_the_length_of_the_rows() -> None:
         model, [whole, whole], forward_fn=lambda network, x: network(x), prepare_model_inputs_fn=None,
         prepare_layer_inputs_fn=None, show_progress_bar=False,
     )  # fmt: skip
-    start = common_start(fresh(), [told(whole[:40]), told(whole[40:])])
+    start, _ = common_start(fresh(), [told(whole[:40]), told(whole[40:])])
     for kind in ("first", "second"):
         theirs = model.get_submodule(f"base_model.model.{kind}").lora_A["default"].weight.detach()
         assert angle(theirs, start.low_rank[kind].A[0] / ROW_NORM) > 0.999
@@ -103,8 +120,8 @@ def test_it_is_pefts_eva_but_for_the_length_of_the_rows() -> None:
 
 def test_a_few_rows_hold_what_a_low_rank_of_the_inputs_needs() -> None:
     parts = [inputs(60, 1) * torch.tensor([0.0, 0, 0, 0, 1, 1]), inputs(60, 2) * torch.tensor([0.0, 0, 0, 1, 0, 1])]
-    start = common_start(fresh(), [told(part, rank=2) for part in parts])
-    exact = common_start(fresh(), [told(part) for part in parts])
+    start, _ = common_start(fresh(), [told(part, rank=2) for part in parts])
+    exact, _ = common_start(fresh(), [told(part) for part in parts])
     assert angle(start.low_rank["first"].A[0] / ROW_NORM, exact.low_rank["first"].A[0] / ROW_NORM) > 0.999
 
 

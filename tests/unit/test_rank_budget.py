@@ -17,7 +17,7 @@ from hyperlora.messages.plan import Start
 from hyperlora.messages.ragged import ranks_from_list
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
-from models.adapters.rank_budget import least_bytes, share_out, within_budget
+from models.adapters.rank_budget import in_proportion, least_bytes, share_out, within_budget
 from strategies.engine.records import RoundRecord
 from strategies.methods.flexlora import FlexLoRA
 from tests.builders import BLOCKS, SHAPES, assert_same_products, fake_client_app, make_adapter, make_metrics, products
@@ -77,7 +77,7 @@ def test_ranks_come_out_in_proportion_to_the_sensitivity_of_modules_that_cost_th
     adapter = make_adapter(0, rank=5, fresh=True)
     kind = "mlp.fc1"
     names = {f"{name} {block}": 0.0 for name in SHAPES for block in range(BLOCKS)}
-    told = names | {f"{kind} 0": 4.0, f"{kind} 1": 2.0, f"{kind} 2": 2.0, f"{kind} 3": 2.0}
+    told = in_proportion(names | {f"{kind} 0": 4.0, f"{kind} 1": 2.0, f"{kind} 2": 2.0, f"{kind} 3": 2.0}, 5)
     least = least_bytes(adapter, "float32")
     _, ranks = within_budget(adapter, least + 6 * 4 * (9 + 8), "float32", told)
     assert ranks == {kind: [4, 2, 2, 2], "attn.qkv": [1, 1, 1, 1]}

@@ -15,7 +15,7 @@ from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.plan import Start
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
-from models.adapters.rank_budget import least_bytes, within_budget
+from models.adapters.rank_budget import in_proportion, least_bytes, within_budget
 from models.adapters.sensitivity import SensitivityMeter, agreed
 from models.lowrank.factors import Factors
 from tests.builders import BLOCKS, SHAPES, make_adapter, make_metrics
@@ -89,8 +89,10 @@ def test_a_module_that_the_loss_depends_on_gets_more_ranks() -> None:
     adapter = make_adapter(0, rank=RANK)
     most = 2 * least_bytes(adapter, "float32")
     names = [f"{kind} {block}" for kind in SHAPES for block in range(BLOCKS)]
-    _, even = within_budget(adapter, most, "float32", dict.fromkeys(names, 1.0))
-    _, loud = within_budget(adapter, most, "float32", dict.fromkeys(names, 1.0) | {"mlp.fc1 2": 1e6})
+    even, loud = (
+        within_budget(adapter, most, "float32", in_proportion(dict.fromkeys(names, 1.0) | more, RANK))[1]
+        for more in ({}, {"mlp.fc1 2": 1e6})
+    )
     assert loud["mlp.fc1"][2] == RANK
     assert sum(map(sum, loud.values())) <= sum(map(sum, even.values())) + 1
 
