@@ -16,8 +16,9 @@ from strategies.engine.strategy import LoraStrategy
 from strategies.engine.turns import in_turn
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError
+from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.server import HyperLoraMethod
-from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card
+from tests.builders import CLASSES, SIGNATURE_SIZE, fake_client_app, make_adapter, make_card, make_metrics, moved
 
 SIZES = {"b": 3, "a": 4, "c": 2}
 CARDS = [
@@ -33,13 +34,20 @@ def settings(**values: int) -> RoundSettings:
 
 
 def run(
-    rounds: int, cards: Sequence[ClientCard] = CARDS, before: LoraStrategy | None = None, **values: int
+    rounds: int,
+    cards: Sequence[ClientCard] = CARDS,
+    before: LoraStrategy | None = None,
+    method: HyperLoraMethod | None = None,
+    **values: int,
 ) -> tuple[LoraStrategy, list[RoundRecord]]:
     values = {"clients_per_round": 3, "domain_rounds": 2, "evaluate_every": 3} | values
     wanted = replace(settings(**values), min_clients=len(cards))
     registrar = Registrar("fingerprint", SIGNATURE_SIZE, CLASSES)
     strategy = LoraStrategy(
-        HyperLoraMethod(scatter_rank=4), initial=make_adapter(0, fresh=True), registrar=registrar, settings=wanted
+        method or HyperLoraMethod(scatter_rank=4),
+        initial=make_adapter(0, fresh=True),
+        registrar=registrar,
+        settings=wanted,
     )
     start_round = 1
     if before is not None:
@@ -78,6 +86,23 @@ def test_clients_that_are_away_move_nobody_s_turn_and_an_empty_turn_changes_noth
     assert [len(cohort) for cohort in cohorts(records)] == [0, 0, 2]
     assert {name[0] for name in records[2].cohort} == {"c"}
     assert sorted(strategy.state.memory) == sorted({*first.state.memory, *records[2].cohort})
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+def test_clients_that_are_away_are_served_by_what_they_told_of_their_classes_before(remembers: bool) -> None:
+    first, _ = run(rounds=3)
+    there = [card for card in CARDS if card.domain != "a"]
+    method = replace(first.method, remembers_statistics=remembers)
+    strategy, _ = run(rounds=6, cards=there, before=first, method=method)
+    told, now = strategy.state.class_statistics, {card.client_id for card in there}
+    away = {card.client_id for card in CARDS} - now
+    assert set(told) == (now | away if remembers else now)
+    assert all(told[name] is first.state.class_statistics[name] for name in away & set(told))
+    assert set(strategy.state.head_generator.names) == {card.client_id for card in CARDS if card.trains} & set(told)
+    update = ClientUpdate(CARDS[0], strategy.state.anchor, moved(strategy.state.anchor, "b", 9), make_metrics())
+    after = method.aggregate(strategy.state, [update])
+    assert (strategy.state.told_before, after.class_statistics) == ({}, {})
+    assert set(method.forget(after, "b-0").told_before) == (set(told) - {"b-0"} if remembers else set())
 
 
 def test_without_turns_all_clients_are_drawn_from() -> None:

@@ -28,6 +28,9 @@ class HyperLoraSettings(Section):
     )
     statistics: bool = key(True, "clients describe their classes before an evaluation, for a head in closed form")
     statistics_rank: PositiveInt = key(16, "rank of the scatter within classes that clients send")
+    remember_statistics: bool = key(
+        True, "what a client told of its classes counts until it tells anew, as while it is away"
+    )
     head_share: Share = key(0.5, "share of that head in what clients are served")
     head_scale: PositiveFloat = key(0.5, "factor on the served head beside the class prior")
     temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory")

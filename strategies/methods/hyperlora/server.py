@@ -53,6 +53,8 @@ class HyperLoraMethod:
         scatter_rank: rank of the scatter within classes that clients send; None where no class statistics are asked.
         head_share, head_scale: share of the head from class statistics in what clients are served, and factor on the
             mixture; 0 and 1 where probing clients are better off with the anchor's head.
+        remembers_statistics: whether what a client told of its classes counts until it tells anew, although the anchor
+            moved since; otherwise it is dropped as soon as the anchor moves.
         prior_strength: gamma of the class prior that clients add to their head; 0 where they add none.
     """
 
@@ -67,6 +69,7 @@ class HyperLoraMethod:
     head_share: float = 0.0
     head_scale: float = 1.0
     prior_strength: float = 0.0
+    remembers_statistics: bool = True
 
     @property
     def state_classes(self) -> tuple[type, ...]:
@@ -122,8 +125,9 @@ class HyperLoraMethod:
         return self.scatter_rank
 
     def with_statistics(self, state: HyperLoraState, statistics: Mapping[str, ClassStatistics]) -> HyperLoraState:
-        """Return the state that knows what the classes of these clients look like."""
-        return replace(state, class_statistics={**state.class_statistics, **statistics})
+        """Return the state that knows what the classes of these clients look like, and what others told before."""
+        known = {**state.told_before, **state.class_statistics, **statistics}
+        return replace(state, class_statistics=known, told_before={})
 
     def probe_starts(
         self, state: HyperLoraState, cards: Sequence[ClientCard], server_round: int
@@ -165,6 +169,7 @@ class HyperLoraMethod:
             memory=self._remembered(state, updates),
             num_examples={**state.num_examples, **counts},
             class_statistics={},
+            told_before={**state.told_before, **state.class_statistics} if self.remembers_statistics else {},
         )
         if self.generator is None or self.deviations == "off":
             return state
@@ -220,6 +225,7 @@ def build(config: RunConfig) -> HyperLoraMethod:
         head_share=own.head_share if own.statistics else 0.0,
         head_scale=own.head_scale,
         prior_strength=config.prior_strength,
+        remembers_statistics=own.remember_statistics,
     )
 
 

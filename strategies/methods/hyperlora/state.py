@@ -44,6 +44,8 @@ class HyperLoraState:
         training: client-ids of the clients known that train.
         class_statistics: client-id -> what its classes look like in the anchor's feature space; empty until clients
             were asked, and again as soon as the anchor moved.
+        told_before: client-id -> what it told of its classes in the feature space of an earlier anchor; stands in for
+            a client that does not tell anew.
         average: running average of the anchors over rounds; None where clients are served the last one.
         head_share: how much of a served head is generated from class statistics, the rest is the anchor's.
         head_scale: factor on a served head, the class prior of the client left as it is.
@@ -66,6 +68,7 @@ class HyperLoraState:
     head_share: float = 0.0
     head_scale: float = 1.0
     average: Adapter | None = None
+    told_before: Mapping[str, ClassStatistics] = field(default_factory=dict)
 
     @property
     def served_anchor(self) -> Adapter:
@@ -139,6 +142,7 @@ class HyperLoraState:
             num_examples=without(self.num_examples, client_id),
             signature_vectors=without(self.signature_vectors, client_id),
             class_statistics=without(self.class_statistics, client_id),
+            told_before=without(self.told_before, client_id),
             training=[name for name in self.training if name != client_id],
             standardizer=None,
             projection=None,
