@@ -189,7 +189,10 @@ def _table(found: Mapping[str, Sequence[Run]]) -> str:
     columns = [
         f"{group}, {what}" for group in GROUPS for what in (LEARNED, KEPT, "forgotten", "all domains at the end")
     ]
-    rows = {name: [one for group in GROUPS for one in _cells(name, own, group)] for name, own in found.items()}
+    rows = {
+        f"{name} ({len(own)} seed(s))": [one for group in GROUPS for one in _cells(name, own, group)]
+        for name, own in found.items()
+    }
     return markdown("one domain after the other", columns, rows)
 
 

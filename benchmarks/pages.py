@@ -2,9 +2,9 @@
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
-``gpu`` and ``words`` are the tables of the modules of these names, ``costs`` what every suite costs. Several suites,
-with commas, stand side by side in one table, or one sentence each (``tables=verdicts``). A block without any result
-says so.
+``forgetting``, ``gpu`` and ``words`` are the tables of the modules of these names, ``costs`` what every suite costs.
+Several suites, with commas, stand side by side in one table, or one sentence each (``tables=verdicts``). A block
+without any result says so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks.attack_tables import attack_table, lira_table, loss_table, membe
 from benchmarks.bootstrap import calibration_table, interval_table
 from benchmarks.cost import cost_page
 from benchmarks.figures import draw_methods, draw_steps
+from benchmarks.forgetting import forgetting_table
 from benchmarks.gpu.table import gpu_table
 from benchmarks.grid import SuiteError
 from benchmarks.head_parts import head_parts_table
@@ -60,6 +61,7 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "membership": membership_table,
     "lira": lira_table,
     "head_parts": head_parts_table,
+    "forgetting": forgetting_table,
     "gpu": gpu_table,
     "words": words_table,
 }

@@ -37,9 +37,9 @@ def test_the_tables_have_what_was_forgotten_and_what_a_row_forgot_less_than_the_
     lines = forgetting_table([made_run(), made_run("hyperlora", better=0.04), made_run("fedit, no turns")]).splitlines()
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     absolute = {row[0]: row[1:] for row in rows[2:5]}
-    assert absolute["fedit"][:4] == ["85.0", "65.0", "+20.0 [+10.0, +30.0]", "56.7"]
-    assert absolute["hyperlora"][:4] == ["85.0", "69.0", "+16.0 [+6.0, +26.0]", "60.7"]
-    assert absolute["fedit, no turns"] == ["", "", "", "56.7", "", "", "", "28.3"]
+    assert absolute["fedit (1 seed(s))"][:4] == ["85.0", "65.0", "+20.0 [+10.0, +30.0]", "56.7"]
+    assert absolute["hyperlora (1 seed(s))"][:4] == ["85.0", "69.0", "+16.0 [+6.0, +26.0]", "60.7"]
+    assert absolute["fedit, no turns (1 seed(s))"] == ["", "", "", "56.7", "", "", "", "28.3"]
     against = {row[0]: row[1:] for row in rows[7:]}
     assert against["hyperlora"][:2] == ["-4.0 [-4.0, -4.0]", "+4.0 [+4.0, +4.0]"]
     assert against["fedit, no turns"][0] == ""
