@@ -51,7 +51,9 @@ def test_overrides_and_seeds_reach_every_run() -> None:
 
 
 def test_unknown_names_are_one_sentence() -> None:
-    with pytest.raises(SuiteError, match="there is no suite 'nope'; there are adapters, attacks, budgets, clinc"):
+    with pytest.raises(
+        SuiteError, match="there is no suite 'nope'; there are adapters, adapters-routed, attacks, budgets"
+    ):
         load_jobs("nope", {}, [], [])
     with pytest.raises(SuiteError, match="has no variant"):
         load_jobs("digits", {}, [], ["nope"])
