@@ -3,10 +3,10 @@ BIN := $(VENV)/bin
 TOOLS := .venv-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format table deployment rehearsal faults soak lock sbom audit docker-demo clean
+.PHONY: help install run test lint format table deployment rehearsal faults soak server-soak lock sbom audit docker-demo clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "%-11s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "%-12s %s\n", $$1, $$2 }'
 
 install: $(VENV)/.installed  ## make the virtual environment and install the project with its tools
 
@@ -42,6 +42,9 @@ rehearsal: install  ## before a release: every test that the plain test run leav
 
 faults: install  ## try every fault, 20,000 mutated records, 2,000 damaged files and 200 kills, print a table
 	$(BIN)/python -m tests.faults
+
+server-soak: install  ## 200 rounds of the server with 10,000 clients without a model
+	$(BIN)/python -m benchmarks.server_soak
 
 soak: install  ## 200 rounds of 100 clients with random faults: nothing grows, leaks or gets worse
 	$(BIN)/python -m benchmarks.soak

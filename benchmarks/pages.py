@@ -28,6 +28,8 @@ from benchmarks.grid import SuiteError
 from benchmarks.head_parts import head_parts_table
 from benchmarks.newcomers import draw_newcomers
 from benchmarks.result import gpus_of, load_results, load_settings
+from benchmarks.server_soak import draw as draw_soak
+from benchmarks.server_soak import read as read_soak
 from benchmarks.suite import HERE, setting_names, split_name, suite_title, variant_names
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
@@ -162,6 +164,8 @@ def draw_figure(path: Path, results: Path) -> None:
     elif kind == "amortisation":
         found = json.loads((results / "amortisation.json").read_text(encoding="utf-8"))
         draw_amortisation({name: found[name] for name in ("clients", "samples")}, path)
+    elif kind == "soak":
+        draw_soak(read_soak(results / "server_soak.json"), path)
     else:
         named = {one.replace("/", "-"): one for one in _settings()}
         kept, _ = of_one_fingerprint(load_results(results, named[suite]))

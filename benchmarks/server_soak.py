@@ -25,6 +25,7 @@ from benchmarks.perf.measure import machine
 from benchmarks.soak import MOST_GROWTH, Check, Sample, as_table, flat
 from benchmarks.stub_clients import StubClients
 from strategies.engine.checkpoint import CheckpointStore
+from strategies.engine.evaluation import NOT_ASKED
 from strategies.engine.records import RoundRecord
 
 RESULT = Path(__file__).parent / "results" / "server_soak.json"
@@ -46,12 +47,14 @@ class RoundSample:
 
 @dataclass(frozen=True)
 class ServerSoak:
-    """What the run left: seconds of registration, a sample per round, failed train messages, clients scored last."""
+    """What the run left: seconds of registration, a sample per round, failed train messages; of the last evaluation the
+    clients that were scored, and those that were not asked, as their node had not answered."""
 
     joining: float
     samples: list[RoundSample]
     failed: int
     scored: int
+    resting: int
 
 
 def server_soak(rounds: int, clients: int, share: float, seed: int) -> ServerSoak:
@@ -79,7 +82,9 @@ def server_soak(rounds: int, clients: int, share: float, seed: int) -> ServerSoa
             began, stubs.seconds = time.process_time(), 0.0
 
         strategy.start(grid, num_rounds=rounds, timeout=600.0, on_round=look)
-        return ServerSoak(joining, samples, failed, len({one.client_id for one in strategy.scores}))
+        scored = len({one.client_id for one in strategy.scores})
+        resting = sum(reason == NOT_ASKED for reason in strategy.record.failures.values())
+        return ServerSoak(joining, samples, failed, scored, resting)
 
 
 def checks(run: ServerSoak, clients: int, share: float) -> list[Check]:
@@ -92,8 +97,20 @@ def checks(run: ServerSoak, clients: int, share: float) -> list[Check]:
         flat("open files", [float(one.files) for one in run.samples], 0.0),
         flat("threads", [float(one.threads) for one in run.samples], 0.0),
         flat("milliseconds of CPU a round, without evaluations", [1000 * one.seconds for one in plain], MOST_SLOWER),
-        Check("clients scored in the last round", f"{clients:,}", f"{run.scored:,}", run.scored == clients),
+        Check(
+            "clients scored in the last round",
+            f"{clients:,} less those of nodes that did not answer",
+            f"{run.scored:,}, and {run.resting:,} were not asked",
+            run.scored + run.resting == clients,
+        ),
     ]
+
+
+def read(path: Path) -> ServerSoak:
+    """Return the run that a json file holds."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    samples = [RoundSample(**one) for one in content["samples"]]
+    return ServerSoak(content["joining"], samples, content["failed"], content["scored"], content["resting"])
 
 
 def draw(run: ServerSoak, target: Path) -> None:
