@@ -50,6 +50,12 @@ from strategies.methods.hyperlora.state import HyperLoraState
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "words.json"
 NOTHING = "nothing: the anchor"
+PAIRS = (
+    ("sentence and shares of classes", "class statistics and signature"),
+    ("sentence and class names", "class names"),
+    ("sentence and class names", "another domain's sentence, own class names"),
+    ("sentence and class names", "signature, its frequencies as classes are listed"),
+)
 console = Console()
 
 
@@ -223,20 +229,26 @@ def without_domains(data: Path, count: int, seed: int, folder: Path) -> Path:
 
 
 def words_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return a markdown table: accuracy by what newcomers say, and the difference to saying nothing with its interval.
+    """Return two markdown tables: accuracy by what newcomers say, beside saying nothing; and what is worth what.
 
     Args:
         runs: of :func:`main`'s file; settings stand side by side.
     """
-    settings = {
-        name: [run for run in runs if run["setting"] == name] for name in dict.fromkeys(r["setting"] for r in runs)
-    }
+    settings: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        settings.setdefault(run["setting"], []).append(run)
     rows = {
         part: [cell for found in settings.values() for cell in _cells(found, part)]
         for part in dict.fromkeys(part for run in runs for part in run["parts"])
     }
     titles = [title for name in settings for title in (f"{name} (%)", "minus nothing")]
-    return markdown("what a newcomer says", titles, rows)
+    pairs = {
+        f"{part} minus {other}": [str(difference_of(found, part, other)) for found in settings.values()]
+        for part, other in PAIRS
+        if {part, other} <= rows.keys()
+    }
+    tables = [markdown("what a newcomer says", titles, rows)]
+    return "\n\n".join([*tables, markdown("points", list(settings), pairs)] if pairs else tables)
 
 
 def _cells(runs: Sequence[Mapping[str, Any]], part: str) -> list[str]:

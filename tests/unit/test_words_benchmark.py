@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import random
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from benchmarks.words import NOTHING, SETTINGS, difference_of, without_domains, words_table
+from benchmarks.words import HERE, NOTHING, PAIRS, SETTINGS, difference_of, without_domains, words_table
 from hyperlora.seeds import derive_seed
 
 
@@ -26,6 +27,13 @@ def test_the_table_has_means_and_paired_differences_of_every_setting() -> None:
     assert difference_of(runs[:2], "sentence", NOTHING).seeds == 2
 
 
+def test_what_is_worth_what_stands_in_a_second_table() -> None:
+    left, right = PAIRS[0]
+    pair = {left: run("x", 0, 0.8)["parts"]["sentence"], right: run("x", 0, 0.6)["parts"]["sentence"]}
+    text = words_table([{"setting": "x", "seed": 0, "parts": {**pair, NOTHING: pair[right]}}])
+    assert text.splitlines()[-1] == f"| {left} minus {right} | +20.0 [+20.0, +20.0] |"
+
+
 def test_the_domains_left_out_are_drawn_by_the_seed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     rows = {"text": list("abcdefgh"), "domain": list("uuvvwwxx")}
@@ -37,10 +45,6 @@ def test_the_domains_left_out_are_drawn_by_the_seed(tmp_path: Path) -> None:
 
 
 def test_every_domain_has_a_sentence_that_does_not_name_it() -> None:
-    import tomllib
-
-    from benchmarks.words import HERE
-
     told = tomllib.loads((HERE / "descriptions.toml").read_text(encoding="utf-8"))
     assert set(told) == {one.data for one in SETTINGS}
     assert [len(sentences) for sentences in told.values()] == [16, 10]
