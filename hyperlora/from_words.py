@@ -32,8 +32,6 @@ from models.personalization.described import (
     fitted_temperatures,
     mean_signature,
     overlap,
-    squared_error,
-    surprise,
     told_frequencies,
 )
 from models.personalization.prior import add_prior
@@ -155,7 +153,7 @@ def understand(
     read_texts: Read,
     smoothing: float,
 ) -> Understood:
-    """Predict the signature of a client from what it says of itself.
+    """Predict the signature of a client from what it says of itself; all classes count alike where it lists none.
 
     Args:
         description: of the newcomer.
@@ -181,18 +179,12 @@ def understand(
     if not own:
         raise RunFilesError("a description is needed, in words or as names of classes, and this one is empty")
 
-    def weights(error: Callable[[Tensor, Tensor], Tensor]) -> tuple[list[float], Tensor]:
-        fitted = fitted_temperatures(list(among.values()), said, error)
-        return fitted, attention(list(own.values()), fitted)
-
-    temperatures, mixed = weights(squared_error(_features(signatures)))
-    signature = mean_signature(mixed, signatures)
-    if told is not None:
-        frequencies = told_frequencies(told, math.exp(signature.log_num_examples), smoothing)
-    else:
-        known = torch.stack([one.class_frequencies for one in signatures])
-        frequencies = weights(surprise(known, shares))[1] @ known
-    by_client = dict(zip(cards, mixed.tolist(), strict=True))
+    temperatures = fitted_temperatures(list(among.values()), _features(signatures), said)
+    weights = attention(list(own.values()), temperatures)
+    signature = mean_signature(weights, signatures)
+    classes = torch.ones(len(class_names)) if told is None else told
+    frequencies = told_frequencies(classes, math.exp(signature.log_num_examples), smoothing)
+    by_client = dict(zip(cards, weights.tolist(), strict=True))
     return Understood(
         replace(signature, class_frequencies=frequencies), dict(zip(own, temperatures, strict=True)), by_client
     )

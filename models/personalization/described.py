@@ -6,14 +6,13 @@ of the cosine similarities over a temperature. Here it is signatures that are we
     w = softmax( sum_k a_k / T_k ),   a_k (N,) the similarity to the N clients known by cue k (words, class names),
 
 so that everything that is made for a signature is made for a description too. A temperature is not trained: it is the
-one of a grid by which the clients known predict each other best, in closed form. Feature means and class frequencies
-have temperatures of their own, for words that tell the one need not tell the other.
+one of a grid by which the clients known predict each other best, in closed form.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -40,23 +39,21 @@ def attention(similarities: Sequence[Tensor], temperatures: Sequence[float], all
     return (logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)).softmax(dim=-1)
 
 
-def fitted_temperatures(
-    similarities: Sequence[Tensor], descriptions: Sequence[str], error: Callable[[Tensor, Tensor], Tensor]
-) -> list[float]:
-    """Return the temperatures by which the clients known predict each other best.
+def fitted_temperatures(similarities: Sequence[Tensor], vectors: Tensor, descriptions: Sequence[str]) -> list[float]:
+    """Return the temperatures by which the clients known predict each other's vectors with the least squared error.
 
     A newcomer may come from where others came from or from elsewhere. Both are tried and count alike: every client is
     predicted from all others, and from those that describe themselves otherwise.
 
     Args:
         similarities: of each cue, (N, N).
+        vectors: (N, k) what is predicted, on a common scale.
         descriptions: of the N clients.
-        error: of what weights (n, N) predict of the n clients with these indices, a scalar; as :func:`squared_error`.
 
     Returns:
         One temperature for each cue, of ``TEMPERATURES``; where clients cannot be compared, 1 for each.
     """
-    asked = evenly(len(descriptions), MOST_COMPARED)
+    asked = evenly(len(vectors), MOST_COMPARED)
     similarities = [one[asked] for one in similarities]
     numbers = {text: number for number, text in enumerate(dict.fromkeys(descriptions))}
     place = torch.tensor([numbers[text] for text in descriptions])
@@ -65,20 +62,11 @@ def fitted_temperatures(
     if not masks:
         return [1.0] * len(similarities)
 
-    def mean_error(temperatures: Sequence[float]) -> float:
-        return sum(float(error(attention(similarities, temperatures, mask), asked)) for mask in masks)
+    def error(temperatures: Sequence[float]) -> float:
+        guesses = [attention(similarities, temperatures, mask) @ vectors for mask in masks]
+        return sum(float((guess - vectors[asked]).square().mean()) for guess in guesses)
 
-    return min(map(list, product(TEMPERATURES, repeat=len(similarities))), key=mean_error)
-
-
-def squared_error(vectors: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the mean squared error of w v, for vectors v (N, k) on a common scale."""
-    return lambda weights, asked: (weights @ vectors - vectors[asked]).square().mean()
-
-
-def surprise(frequencies: Tensor, shares: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the mean cross-entropy in nats of class shares (N, C) under w pi, for frequencies pi (N, C), positive."""
-    return lambda weights, asked: -(shares[asked] * (weights @ frequencies).log()).sum(dim=1).mean()
+    return min(map(list, product(TEMPERATURES, repeat=len(similarities))), key=error)
 
 
 def told_frequencies(shares: Tensor, num_examples: float, smoothing: float) -> Tensor:
