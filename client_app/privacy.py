@@ -41,10 +41,10 @@ def private(
         keeps_scores: whether losses and accuracies stay at the client.
 
     Raises:
-        ValueError: the reply tells of the validation gradient, which carries no noise.
+        ValueError: the reply tells of a gradient, which carries no noise.
         ProtocolError: training ended in numbers that are not finite; nothing of them may leave.
     """
-    if reply.gradient:
+    if reply.gradient or reply.sensitivity:
         raise ValueError("a client that adds noise to its adapter tells nothing of its gradient")
     before = {**chosen(request.start.adapter, reply.up), **_core_before(reply, request)}
     after = {**chosen(reply.end, reply.up), **reply.core}

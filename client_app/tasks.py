@@ -201,7 +201,12 @@ def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -
 
     Returns:
         What may leave the client: with noise where the configuration asks for it.
+
+    Raises:
+        ProtocolError: it is asked for what may not leave in a private run.
     """
+    if request.tells_sensitivity and runtime.config.privacy.noised:
+        raise ProtocolError("the run is private, and sensitivities of the loss carry no noise: they stay at the client")
     began, plan = time.perf_counter(), request.start.plan
     meter = SensitivityMeter() if request.tells_sensitivity else None
     client = HostedClient(runtime, request.client_id, request.server_round, plan, keeper, meter)

@@ -16,6 +16,7 @@ from hyperlora.config.methods import METHODS
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.data.digits import digits_public
 from hyperlora.data.federation import ClientData, DataError, Samples
+from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import LocalPlan, Start, chosen, part_of
 from hyperlora.messages.train import TrainReply, TrainRequest
@@ -505,3 +506,15 @@ def test_nested_steps_train_the_first_components_most(model: AdaptedModel) -> No
 
     assert shares(nested)[0] > shares(plain)[0] + 0.1
     assert shares(nested)[0] > shares(nested)[1] > shares(nested)[2]
+
+
+def test_a_client_tells_sensitivities_where_it_is_asked_and_never_in_a_private_run(runtime: ClientRuntime) -> None:
+    start = Start(runtime.model.fresh_adapter(0))
+    request = TrainRequest("full", 1, 2, start, tells_sensitivity=True)
+    told = train_start(runtime, request, DictKeeper()).sensitivity
+    assert {kind: len(one) for kind, one in told.items()} == {k: len(f.B) for k, f in start.adapter.low_rank.items()}
+    assert all(bool((one >= 0).all()) and bool(one.any()) for one in told.values())
+    assert not train_start(runtime, replace(request, tells_sensitivity=False), DictKeeper()).sensitivity
+    private = of_method(runtime, "hyperlora", **{"privacy.adapter-noise": 1.0})
+    with pytest.raises(ProtocolError, match="sensitivities of the loss carry no noise"):
+        train_start(private, request, DictKeeper())
