@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flwr.app import ArrayRecord
+
 from hyperlora.messages.batch import EvaluateBatch
+from hyperlora.messages.codec import encode_packed
 from hyperlora.messages.evaluate import START_TRACK, EvaluateRequest
 from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan, Start
 from hyperlora.messages.signature import ClientCard
@@ -115,6 +118,11 @@ class RequestMaker:
                 asked += self._tracks(cards[name], method.alternatives(state, cards[name]), server_round)
             self._add(exchange, EvaluateBatch(asked))
         return exchange
+
+    def anchor_arrays(self, state: Any) -> ArrayRecord | None:
+        """Return the method's anchor as Flower's loop keeps it; None where the method has none."""
+        anchor = self.method.anchor(state)
+        return None if anchor is None else encode_packed(anchor.tensors())
 
     def _tracks(
         self, card: ClientCard, adapters: Mapping[str, Adapter], server_round: int

@@ -13,7 +13,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
-from hyperlora.messages.codec import encode_packed
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
 from models.adapters.rank_budget import NO_WORTH, Worth, in_proportion
@@ -159,7 +158,7 @@ class LoraStrategy(Strategy):
             self.record.add_seconds("training", sum(update.metrics.seconds for update in updates))
         self.record.privacy = self.history.spent(self.ledger)
         self.record.add_seconds("aggregating", time.perf_counter() - self._training.since)
-        return self._anchor_arrays(), MetricRecord({"num_clients": len(updates)})
+        return self._requests.anchor_arrays(self.state), MetricRecord({"num_clients": len(updates)})
 
     def configure_evaluate(
         self,
@@ -301,7 +300,3 @@ class LoraStrategy(Strategy):
         """Return the clients that can be reached, train, and have not spent their privacy budget."""
         clients = {name: card for name, card in self.roster.reachable().items() if card.trains}
         return self.history.within_budget(clients, self.ledger)
-
-    def _anchor_arrays(self) -> ArrayRecord | None:
-        anchor = self.method.anchor(self.state)
-        return None if anchor is None else encode_packed(anchor.tensors())
