@@ -1,0 +1,152 @@
+"""``python -m benchmarks.sums``: what does it cost if the server is told nothing but sums over clients?
+
+A run of HyperLoRA is made as ever (``open``). Another is made in this process in which the server's part reads nothing
+of a client but sums: the anchor is averaged by two passes of public products, clusters are found by k-means whose steps
+are sums, class statistics reach the server as sums over clusters of at least five clients, and every client makes its
+head for itself (:mod:`models.sums`). Cohorts, batches and local steps are those of the open run. The sums are taken
+here without masks: this measures accuracy, not protection. Development seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.amortisation import last_state
+from benchmarks.bootstrap import paired_difference
+from benchmarks.head_parts import finished_run
+from benchmarks.result import MACHINE_KEYS, current_commit, write_json
+from benchmarks.suite import HERE
+from benchmarks.sums_only import MOST, Clients, Evaluation, anchor_from_sums
+from benchmarks.table import cell, markdown
+from client_app.runtime import open_runtime
+from hyperlora.cli.settings import flatten, parse_override, read_toml
+from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.messages.evaluate import START_TRACK
+
+RESULT = HERE / "results" / "sums.json"
+SETTINGS: Mapping[str, tuple[str, Mapping[str, Scalar]]] = {
+    "feature shift": ("pacs", {"data.dirichlet-alpha": 0.0}),
+    "Dirichlet 0.5": ("pacs", {"data.dirichlet-alpha": 0.5}),
+    "Dirichlet 0.1": ("pacs", {"data.dirichlet-alpha": 0.1}),
+    "120 clients": ("pacs_many", {"data.dirichlet-alpha": 0.5}),
+}
+OPEN, SUMS, SAME_ANCHOR, ONE_GROUP, AS_CLIENTS, ANCHOR = (
+    "open",
+    "sums",
+    "heads from sums, anchor of the open run",
+    "sums, one cluster of all",
+    "sums, without the second sum of deviations",
+    "the anchor's head",
+)
+GROUPS = ("seen", "unseen")
+console = Console()
+
+
+def measured(config: RunConfig) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return by row the test accuracies of all clients as received, and who of them trains."""
+    with tempfile.TemporaryDirectory(prefix="hyperlora-sums-") as scratch:
+        run = finished_run(config, Path(scratch) / "run")
+        state, scores = last_state(run), json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
+        clients = Clients(open_runtime(config), run.require_clients().cards)
+    rows = {OPEN: {one["client_id"]: one["zero_step"] for one in scores if one["track"] == START_TRACK}}
+    there = Evaluation.of(clients, state.served_anchor)
+    rows[ANCHOR] = there.accuracies(there.plain())
+    rows[SAME_ANCHOR] = there.accuracies(there.served(there.published(MOST)))
+    initial = clients.runtime.model.fresh_adapter(config.seed)
+    own = Evaluation.of(clients, anchor_from_sums(clients, initial))
+    rows[SUMS] = own.accuracies(own.served(own.published(MOST)))
+    rows[AS_CLIENTS] = own.accuracies(own.served(own.published(MOST, second=False)))
+    rows[ONE_GROUP] = own.accuracies(own.served(own.published(1)))
+    return rows, sorted(clients.training)
+
+
+def configured(setting: str, seed: int, overrides: Mapping[str, Scalar]) -> RunConfig:
+    """Return the configuration of a run."""
+    preset, values = SETTINGS[setting]
+    path = HERE / "presets" / f"{preset}.toml"
+    base: dict[str, Scalar] = {"method": "hyperlora", "prior.use": "on", "train.adapt-steps": 0, "seed": seed}
+    return RunConfig.parse(
+        {**flatten(read_toml(path), path), **base, "federation.evaluate-steps": "", **values, **overrides}
+    )
+
+
+def main(
+    setting: Annotated[list[str] | None, typer.Option(help="settings to run; all by default")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
+    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+) -> None:
+    """Make the runs that are missing, seeds outermost, and print the tables."""
+    logging.basicConfig(level=logging.WARNING)
+    runs: list[Any] = json.loads(to.read_text(encoding="utf-8"))["runs"] if to.exists() else []
+    there = {(run["setting"], run["seed"]) for run in runs}
+    for name, one in missing(setting or list(SETTINGS), seed or [0, 1, 2], there):
+        config, began = configured(name, one, dict(map(parse_override, override or []))), time.perf_counter()
+        rows, seen = measured(config)
+        made = {"setting": name, "seed": one, "commit": current_commit(), "config": described(config)}
+        runs.append({**made, "rows": rows, "seen": seen})
+        write_json(to, {"runs": runs})
+        console.print(f"{name}, seed {one}: {time.perf_counter() - began:.0f} s")
+    console.print(sums_table(runs), soft_wrap=True)
+
+
+def missing(settings: Sequence[str], seeds: Sequence[int], there: set[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """Yield the runs that are not there."""
+    yield from ((name, seed) for seed in seeds for name in settings if (name, seed) not in there)
+
+
+def described(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that a run is told apart by."""
+    return {key: value for key, value in config.flat().items() if key not in MACHINE_KEYS}
+
+
+def sums_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return markdown tables: accuracies as received, and differences to the open run.
+
+    Args:
+        runs: of :func:`main`'s file.
+    """
+    found = {name: [run for run in runs if run["setting"] == name] for name in SETTINGS}
+    found = {name: own for name, own in found.items() if own}
+    columns = [f"{name}, {group}" for name in found for group in GROUPS]
+    names = list(runs[0]["rows"])
+    means = {row: [_mean(own, row, group) for own in found.values() for group in GROUPS] for row in names}
+    apart = {row: [_change(own, row, group) for own in found.values() for group in GROUPS] for row in names[1:]}
+    seeds = "; ".join(f"{name}: {', '.join(str(run['seed']) for run in own)}" for name, own in found.items())
+    note = (
+        f"Percent and points, as received; seeds {seeds}; 95 % intervals of a bootstrap over seeds and clients; "
+        f"made at commit {', '.join(sorted({run['commit'] for run in runs}))}."
+    )
+    return "\n\n".join([markdown("server", columns, means), markdown(f"minus {OPEN}", columns, apart), note])
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], row: str, group: str) -> str:
+    return cell([100 * fmean(one["zero_step"] for one in _clients(run, row, group)) for run in runs])
+
+
+def _change(runs: Sequence[Mapping[str, Any]], row: str, group: str) -> str:
+    own, others = ([{"seed": run["seed"], "clients": _clients(run, one, group)} for run in runs] for one in (row, OPEN))
+    return str(paired_difference(own, others, group, ("zero_step", "zero_step")) or "")
+
+
+def _clients(run: Mapping[str, Any], row: str, group: str) -> list[dict[str, Any]]:
+    """Return the clients of a group with their accuracies in a row."""
+    chosen = [name for name in run["rows"][row] if (name in run["seen"]) == (group == "seen")]
+    return [
+        {"client_id": name, "seen": group == "seen", "track": START_TRACK, "zero_step": run["rows"][row][name]}
+        for name in chosen
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)

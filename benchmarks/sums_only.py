@@ -1,0 +1,181 @@
+"""HyperLoRA where the server reads nothing of a client but sums, in this process and without masks.
+
+The functions of :mod:`models.sums` put together as a server and its clients would: what stands in :func:`averaged` and
+:meth:`Evaluation.sum_over` is all that such a server is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from benchmarks.amortisation import accuracy_of, features_of
+from client_app.runtime import ClientRuntime
+from client_app.tasks import NothingKept, train_start
+from hyperlora.config.schema import RunConfig
+from hyperlora.messages.plan import Start
+from hyperlora.messages.signature import ClientCard
+from hyperlora.messages.train import TrainRequest
+from models.adapters.adapter import Adapter, combine
+from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
+from models.personalization.prior import add_prior
+from models.sums.clusters import Contribution, grow_clusters
+from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
+from models.sums.local_head import PublicHeads
+from models.sums.product_average import from_two_passes, orthonormal, right_basis, times_left, times_right
+from strategies.engine.history import sample_cohort
+from strategies.methods.hyperlora.config import HyperLoraSettings
+
+LEAST, MOST = 5, 16
+"""Fewest clients of a cluster, and clusters at most."""
+Parts = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The clients of a run, in this process."""
+
+    runtime: ClientRuntime
+    cards: Mapping[str, ClientCard]
+
+    @property
+    def training(self) -> dict[str, ClientCard]:
+        """Those that train, and whose sums the server gets."""
+        return {name: card for name, card in self.cards.items() if card.trains}
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings of the run."""
+        return self.runtime.config
+
+    def trained(self, anchor: Adapter, server_round: int) -> list[tuple[float, Adapter]]:
+        """Return for every client of a round's cohort its number of samples and what it makes of the anchor."""
+        seed, size = self.config.seed, self.config.federation.clients_per_round
+        return [
+            self._trained(name, anchor, server_round)
+            for name in sample_cohort(self.training, size, seed=seed, server_round=server_round)
+        ]
+
+    def _trained(self, name: str, anchor: Adapter, server_round: int) -> tuple[float, Adapter]:
+        steps, digest = self.config.train.local_steps, self.cards[name].signature.digest()
+        reply = train_start(
+            self.runtime, TrainRequest(name, server_round, steps, Start(anchor), digest, False), NothingKept()
+        )
+        return float(reply.metrics.num_examples), reply.end
+
+
+def averaged(trained: Sequence[tuple[float, Adapter]], told: Callable[[Adapter], Parts]) -> dict[str, Tensor]:
+    """Return what clients tell, averaged by their samples: both sums are all that the server sees."""
+    total = sum(count for count, _ in trained)
+    parts = [{name: count * part for name, part in told(end).items()} for count, end in trained]
+    return {name: torch.stack([part[name] for part in parts]).sum(dim=0) / total for name in parts[0]}
+
+
+def next_anchor(anchor: Adapter, trained: Sequence[tuple[float, Adapter]], columns: int, *seed: object) -> Adapter:
+    """Return the anchor after a round of two sums."""
+    right = right_basis(anchor, columns, *seed)
+    first = averaged(trained, lambda end: {**times_right(end, right), "head": end.head.double()})
+    head = first.pop("head").float()
+    left = orthonormal(first)
+    rows = averaged(trained, lambda end: times_left(end, left))
+    return from_two_passes(left, rows, head, anchor.rank).aligned(anchor)
+
+
+def anchor_from_sums(clients: Clients, initial: Adapter) -> Adapter:
+    """Return the anchor that clients are served after all rounds: the running average, as in the open run."""
+    share = clients.config.of(HyperLoraSettings).averaging
+    anchor, average = initial, None
+    for server_round in range(1, clients.config.federation.rounds + 1):
+        trained = clients.trained(anchor, server_round)
+        anchor = next_anchor(anchor, trained, 2 * initial.rank, clients.config.seed, server_round)
+        mixed = combine([average or anchor, anchor], [1.0 - share, share])
+        average = mixed.truncated(anchor.rank).aligned(anchor)
+    return average or anchor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What clients know of themselves at the end: features behind an anchor, class statistics, class frequencies."""
+
+    clients: Clients
+    anchor: Adapter
+    statistics: Mapping[str, ClassStatistics]
+    features: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]
+
+    @classmethod
+    def of(cls, clients: Clients, anchor: Adapter) -> Evaluation:
+        """Compute the features of all clients behind ``anchor``."""
+        clients.runtime.model.load(anchor)
+        rank = clients.config.of(HyperLoraSettings).statistics_rank
+        features = {
+            name: {split: features_of(clients.runtime, name, split) for split in ("train", "validation", "test")}
+            for name in clients.cards
+        }
+        statistics = {
+            name: compute_class_statistics(*one["train"], num_classes=len(anchor.head), rank=rank)
+            for name, one in features.items()
+        }
+        return cls(clients, anchor, statistics, features)
+
+    def vector(self, name: str) -> Tensor:
+        """Return what a client is compared by."""
+        return self.clients.cards[name].signature.feature_mean
+
+    def sum_over(self, told: Contribution) -> Tensor:
+        """Return the sum of what the clients that train tell."""
+        return torch.stack([told(self.vector(name)) for name in self.clients.training]).sum(dim=0)
+
+    def published(self, most: int, *, second: bool = True) -> PublicHeads:
+        """Return what the server publishes after all sums."""
+        clusters = grow_clusters(
+            self.sum_over, len(self.vector(next(iter(self.clients.cards)))), least=LEAST, most=most
+        )
+        groups, training = len(clusters.counts), list(self.clients.training)
+        member = {name: clusters.nearest(self.vector(name)) for name in training}
+        parts = [contribution(self.statistics[name], member[name], groups) for name in training]
+        sums = {part: torch.stack([one[part] for one in parts]).sum(dim=0) for part in parts[0]}
+        public = PublicHeads.of(clusters, GroupStatistics.of(sums))
+        if not second:
+            return public
+        told = [self._deviations(public, name, member[name]) for name in training]
+        return replace(public, spread=Spread.of(torch.stack(told).sum(dim=0)))
+
+    def _deviations(self, public: PublicHeads, name: str, group: int) -> Tensor:
+        distances, own = public.clusters.distances(self.vector(name)), self.statistics[name]
+        return deviations(public.generator, own, public.statistics.groups[group], distances)
+
+    def served(self, public: PublicHeads) -> dict[str, Adapter]:
+        """Return what every client makes for itself, or the anchor where that is better on the validation shares."""
+        own, plain = {name: self._own(public, name) for name in self.clients.cards}, self.plain()
+        return own if self.loss(own) < self.loss(plain) else plain
+
+    def _own(self, public: PublicHeads, name: str) -> Adapter:
+        settings, own = self.clients.config.of(HyperLoraSettings), self.statistics[name]
+        head = public.head(self.vector(name), own)
+        mixed = settings.head_scale * ((1 - settings.head_share) * self.anchor.head + settings.head_share * head)
+        mixed[:, -1] += self.clients.config.prior_strength * public.log_frequencies(own)
+        return Adapter(self.anchor.low_rank, mixed)
+
+    def plain(self) -> dict[str, Adapter]:
+        """Return the anchor with each client's class prior."""
+        cards, strength = self.clients.cards, self.clients.config.prior_strength
+        return {
+            name: add_prior(self.anchor, card.signature.class_frequencies, strength) for name, card in cards.items()
+        }
+
+    def loss(self, served: Mapping[str, Adapter]) -> float:
+        """Return the mean validation loss of the clients that train: a sum as well."""
+        return fmean(self._loss(served[name], name) for name in self.clients.training)
+
+    def _loss(self, adapter: Adapter, name: str) -> float:
+        features, labels = self.features[name]["validation"]
+        logits = features @ adapter.head[:, :-1].mT + adapter.head[:, -1]
+        return float(torch.nn.functional.cross_entropy(logits, labels))
+
+    def accuracies(self, served: Mapping[str, Adapter]) -> dict[str, float]:
+        """Return the test accuracy of every client."""
+        return {name: accuracy_of(one, *self.features[name]["test"]) for name, one in served.items()}

@@ -1,0 +1,204 @@
+"""What a server learns from sums over clients: averages in product space, clusters, class statistics of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.adapters.adapter import Adapter, combine
+from models.lowrank.factors import Factors, norm
+from models.lowrank.truncation import best_rank
+from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
+from models.personalization.head_generator import HeadGenerator
+from models.sums.clusters import Clusters, Contribution, SumOver, grow_clusters
+from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
+from models.sums.local_head import PublicHeads
+from models.sums.product_average import (
+    from_one_pass,
+    from_two_passes,
+    left_basis,
+    orthonormal,
+    right_basis,
+    times_left,
+    times_right,
+)
+
+WEIGHTS = [0.2, 0.5, 0.3]
+
+
+def adapters(rank: int = 2) -> list[Adapter]:
+    generator = torch.Generator().manual_seed(0)
+
+    def one() -> Adapter:
+        B, A = torch.randn(2, 12, rank, generator=generator), torch.randn(2, rank, 9, generator=generator)
+        return Adapter({"qkv": Factors(B=B, A=A)}, torch.randn(3, 5, generator=generator))
+
+    return [one() for _ in WEIGHTS]
+
+
+def averaged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([w * part[name] for w, part in zip(WEIGHTS, parts, strict=True)]).sum(dim=0)
+        for name in parts[0]
+    }
+
+
+def by_two_passes(ends: Sequence[Adapter], anchor: Adapter, columns: int) -> Adapter:
+    right = right_basis(anchor, columns, 0)
+    left = orthonormal(averaged([times_right(one, right) for one in ends]))
+    rows = averaged([times_left(one, left) for one in ends])
+    return from_two_passes(left, rows, combine(ends, WEIGHTS).head, anchor.rank)
+
+
+def error(got: Adapter, exact: Factors) -> Tensor:
+    left = got.low_rank["qkv"].product() - exact.product()
+    return left.flatten(1).norm(dim=1) / norm(exact)
+
+
+def test_two_passes_are_the_truncated_average_where_the_columns_suffice() -> None:
+    ends = adapters()
+    exact = combine(ends, WEIGHTS)
+    got = by_two_passes(ends, ends[0], columns=6)  # three clients of rank 2
+    assert error(got, best_rank(exact.low_rank["qkv"], 2)).max() < 1e-5
+    torch.testing.assert_close(got.head, exact.head)
+
+
+def test_two_passes_with_fewer_columns_lose_more_than_eckart_young_and_less_than_everything() -> None:
+    ends = adapters()
+    exact = combine(ends, WEIGHTS).low_rank["qkv"]
+    best = error(Adapter({"qkv": best_rank(exact, 2)}, ends[0].head), exact)
+    some = error(by_two_passes(ends, ends[0], columns=3), exact)
+    assert bool((best <= some + 1e-6).all())
+    assert bool((some < 1.0).all())
+
+
+def test_one_pass_is_exact_for_an_average_of_the_rank_of_its_columns() -> None:
+    ends = adapters()
+    right, left = right_basis(ends[0], 6, 0), left_basis(ends[0], 9, 0)
+    columns, rows = (
+        averaged([step(one, by) for one in ends]) for step, by in ((times_right, right), (times_left, left))
+    )
+    got = from_one_pass(right, left, columns, rows, ends[0].head, 2)
+    assert error(got, best_rank(combine(ends, WEIGHTS).low_rank["qkv"], 2)).max() < 1e-4
+
+
+def test_bases_are_orthonormal_and_follow_from_the_seed() -> None:
+    anchor = adapters()[0]
+    one, same, other = (right_basis(anchor, 5, seed)["qkv"] for seed in (1, 1, 2))
+    torch.testing.assert_close(one.mT @ one, torch.eye(5, dtype=torch.float64).expand(2, 5, 5))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    rows = anchor.low_rank["qkv"].A.double().mT
+    torch.testing.assert_close(one @ (one.mT @ rows), rows)  # the anchor's rows are in it
+
+
+def sums_of(vectors: Tensor) -> SumOver:
+    def sum_over(told: Contribution) -> Tensor:
+        return torch.stack([told(one) for one in vectors]).sum(dim=0)
+
+    return sum_over
+
+
+def planted(sizes: Sequence[int], length: int = 20) -> tuple[Tensor, list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    centers = 3.0 * torch.randn(len(sizes), length, generator=generator)
+    label = [index for index, size in enumerate(sizes) for _ in range(size)]
+    return centers[label] + torch.randn(len(label), length, generator=generator), label
+
+
+def test_clusters_from_sums_are_the_planted_ones() -> None:
+    vectors, label = planted([9, 7, 12, 6])
+    found = grow_clusters(sums_of(vectors), 20, least=5, most=4)
+    mine = [found.nearest(one) for one in vectors]
+    assert len(set(zip(mine, label, strict=True))) == 4
+    assert sorted(found.counts.tolist()) == [6, 7, 9, 12]
+    assert torch.bincount(torch.tensor(mine)).tolist() == found.counts.tolist()
+
+
+@pytest.mark.parametrize("least", [3, 5, 8])
+def test_no_cluster_is_too_small(least: int) -> None:
+    vectors, _ = planted([2, 3, 11, 4, 9])
+    found = grow_clusters(sums_of(vectors), 20, least=least, most=16)
+    assert bool((found.counts >= least).all())
+    assert int(found.counts.sum()) == len(vectors)
+
+
+def test_too_few_clients_have_no_sum() -> None:
+    with pytest.raises(ValueError, match="sums over fewer than 5 clients would tell of single ones"):
+        grow_clusters(sums_of(planted([4])[0]), 20, least=5, most=4)
+
+
+def clients(count: int, shared: float, single: float, *, samples: int = 40) -> list[ClassStatistics]:
+    """Return statistics of clients whose class means differ by what they share and by class; unit variance within."""
+    generator = torch.Generator().manual_seed(2)
+    told = []
+    for _ in range(count):
+        labels = torch.randint(0, 3, (samples,), generator=generator)
+        offset = shared**0.5 * torch.randn(1, 8, generator=generator)
+        means = 2.0 * torch.eye(3, 8) + offset + single**0.5 * torch.randn(3, 8, generator=generator)
+        features = means[labels] + torch.randn(samples, 8, generator=generator)
+        told.append(compute_class_statistics(features, labels, num_classes=3, rank=8))
+    return told
+
+
+def one_group(told: Sequence[ClassStatistics]) -> PublicHeads:
+    parts = [contribution(one, 0, 1) for one in told]
+    sums = {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in parts[0]}
+    clusters = Clusters(torch.zeros(4), torch.ones(4), torch.zeros(1, 4), torch.tensor([float(len(told))]))
+    return PublicHeads.of(clusters, GroupStatistics.of(sums))
+
+
+def test_a_group_has_the_pooled_covariance_of_its_clients() -> None:
+    told = clients(30, 0.5, 0.5)
+    group = one_group(told).statistics.groups[0]
+    pooled = torch.stack([one.dense_scatter() for one in told]).sum(dim=0) / sum(one.freedom for one in told)
+    torch.testing.assert_close(group.dense_scatter() / group.freedom, pooled, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("shared", "single"), [(0.0, 0.3), (0.5, 0.1), (0.0, 0.0)])
+def test_variances_between_clients_follow_from_sums(shared: float, single: float) -> None:
+    told = clients(200, shared, single)
+    public = one_group(told)
+    at = torch.zeros(1)
+    sums = torch.stack([deviations(public.generator, one, public.statistics.groups[0], at) for one in told]).sum(dim=0)
+    found = Spread.of(sums)
+    assert abs(found.client - shared) < 0.08
+    assert abs(found.single - single) < 0.08
+
+
+def test_the_concentration_of_class_frequencies_follows_from_sums() -> None:
+    torch.manual_seed(0)
+    drawn = torch.distributions.Dirichlet(0.5 * torch.tensor([3.0, 2.0, 1.0])).sample((400,))
+    counts = torch.stack([torch.multinomial(one, 50, replacement=True).bincount(minlength=3) for one in drawn]).float()
+    parts = [
+        contribution(ClassStatistics(one, torch.zeros(3, 2), torch.zeros(0, 2), torch.zeros(2)), 0, 1) for one in counts
+    ]
+    sums = {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in parts[0]}
+    assert float(GroupStatistics.of(sums).pseudo_counts().sum()) == pytest.approx(3.0, rel=0.2)
+
+
+def test_a_head_from_groups_of_one_client_is_what_a_newcomer_is_served_in_the_open() -> None:
+    told = clients(6, 0.2, 0.2)
+    parts = [contribution(one, index, 6) for index, one in enumerate(told)]
+    sums = {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in parts[0]}
+    points = torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
+    clusters = Clusters(torch.zeros(4), torch.ones(4), points, torch.ones(6))
+    public = PublicHeads.of(clusters, GroupStatistics.of(sums))
+    opened = HeadGenerator.fit({f"group-{i}": one for i, one in enumerate(told)}, clusters.between())
+    mine, own = points[0] + 0.1, clients(7, 0.2, 0.2)[-1]
+    distances = clusters.distances(mine).double()
+    means = opened.expected_means(distances, own)
+    expected = opened.whitening.head(means, opened.within_class.precision(distances, own))
+    torch.testing.assert_close(public.head(mine, own), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_client_with_classes_of_its_own_moves_its_head_more_where_clients_differ_more() -> None:
+    told = clients(30, 0.0, 0.3)
+    public, own, at = one_group(told), clients(31, 0.0, 0.3)[-1], torch.zeros(4)
+    alike, unlike = (replace(public, spread=Spread(0.0, one)).head(at, own) for one in (0.01, 1.0))
+    base = public.head(at, None)
+    assert (alike - base).norm() < (unlike - base).norm()
