@@ -1,0 +1,101 @@
+"""The server's half of a secure sum: it passes keys and sealed shares on, and adds masked vectors up as they come.
+
+No masked vector is kept: what the server has of a client is in the running total alone. A client that drops out before
+its masked vector is added is left out; one that drops out after that counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hyperlora.secure_sum import keys
+from hyperlora.secure_sum.fixed_point import Vector
+from hyperlora.secure_sum.participant import PublicKeys, SecureSumError, least_answers
+
+
+@dataclass
+class Collector:
+    """One sum.
+
+    Attributes:
+        length: entries of the vectors.
+        public: public keys of the participants.
+        sealed: by participant what the others sealed for it; in it are those that answered step 2.
+        total: sum of the masked vectors.
+        added: who is in it.
+        shares: by participant the shares of its seed or of its key.
+    """
+
+    length: int
+    public: dict[str, PublicKeys] = field(default_factory=dict)
+    sealed: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    total: Vector = field(default_factory=lambda: np.zeros(0, np.uint32))
+    added: set[str] = field(default_factory=set)
+    shares: dict[str, list[bytes]] = field(default_factory=dict)
+
+    def take_keys(self, public: Mapping[str, PublicKeys]) -> None:
+        """Take the public keys of those that answered step 1."""
+        self.public = dict(sorted(public.items()))
+
+    def take_shares(self, sealed: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Take what the participants that answered step 2 sealed for each other."""
+        self.total = np.zeros(self.length, np.uint32)
+        self.sealed = {
+            to: {by: texts[to] for by, texts in sealed.items() if by != to and to in texts} for to in sorted(sealed)
+        }
+
+    def add(self, name: str, masked: Vector) -> None:
+        """Add a participant's masked vector.
+
+        Raises:
+            SecureSumError: it is no participant, is in the sum already, or its vector has another length.
+        """
+        if name not in self.sealed or name in self.added:
+            raise SecureSumError(f"'{name}' has no part in the sum, or is in it already")
+        if masked.shape != (self.length,) or masked.dtype != np.uint32:
+            raise SecureSumError(f"the masked vector of '{name}' is not one of {self.length} integers")
+        self.total = self.total + masked
+        self.added.add(name)
+
+    @property
+    def dropped(self) -> list[str]:
+        """Participants that sent shares and no vector."""
+        return sorted(self.sealed.keys() - self.added)
+
+    def take_unmasking(self, shares: Mapping[str, bytes]) -> None:
+        """Take the shares that one participant tells in step 4."""
+        for owner, share in shares.items():
+            self.shares.setdefault(owner, []).append(share)
+
+    def unmasked(self) -> Vector:
+        """Return the sum of the vectors of those in ``added``, modulo 2^32.
+
+        Raises:
+            SecureSumError: too few told their shares, or the shares do not belong together.
+        """
+        total = self.total
+        for name in sorted(self.added):
+            total = total - keys.mask(self._secret(name), self.length)
+        for name in self.dropped:
+            total = total - self._left_over(name, self._secret(name))
+        return total
+
+    def _left_over(self, name: str, private: bytes) -> Vector:
+        """Return what the masks with a participant that dropped out add to the sum."""
+        left = np.zeros(self.length, np.uint32)
+        for other in sorted(self.added):
+            pair = keys.mask(keys.agreed_key(private, self.public[other].masks), self.length)
+            left = left + pair if other < name else left - pair
+        return left
+
+    def _secret(self, name: str) -> bytes:
+        told, least = self.shares.get(name, []), least_answers(len(self.public))
+        if len(told) < least:
+            raise SecureSumError(f"{len(told)} clients told their share of what hides the sum, and {least} are needed")
+        try:
+            return keys.join_secret(told[:least])
+        except ValueError as error:
+            raise SecureSumError("shares of what hides the sum do not belong together") from error

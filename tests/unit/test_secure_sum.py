@@ -1,0 +1,195 @@
+"""Secure sums: the server learns the total of those that answered, and nothing takes the masks off a single vector."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyperlora.secure_sum import keys
+from hyperlora.secure_sum.collector import Collector
+from hyperlora.secure_sum.fixed_point import FixedPoint, Part, Vector
+from hyperlora.secure_sum.participant import Participant, PublicKeys, SecureSumError
+
+LAYOUT = FixedPoint({"counts": Part((3,), 100.0), "sums": Part((3, 2), 10.0)}, clients=8)
+NAMES = ["anna", "ben", "cleo", "dora", "emil"]
+
+
+def told(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"counts": 9 * torch.rand(3, generator=generator), "sums": torch.randn(3, 2, generator=generator)}
+
+
+VECTORS = {name: LAYOUT.encode(told(seed)) for seed, name in enumerate(NAMES)}
+
+
+def kept(one: Participant) -> Participant:
+    """Return a participant as it comes back from where a client keeps it between two messages."""
+    return Participant.from_bytes(one.to_bytes())
+
+
+def run_sum(
+    vectors: Mapping[str, Vector],
+    *,
+    no_shares: Collection[str] = (),
+    no_vector: Collection[str] = (),
+    no_unmasking: Collection[str] = (),
+    least: int = 3,
+) -> tuple[Vector, Collector]:
+    clients = {name: Participant(name, least) for name in vectors}
+    server = Collector(LAYOUT.length)
+    server.take_keys({name: one.keys() for name, one in clients.items()})
+    clients = {name: kept(one) for name, one in clients.items()}
+    server.take_shares({n: one.sealed_shares(server.public) for n, one in clients.items() if n not in no_shares})
+    clients = {name: kept(one) for name, one in clients.items()}
+    for name in sorted(server.sealed.keys() - set(no_vector)):
+        server.add(name, clients[name].masked(server.sealed[name], vectors[name]))
+    answered, dropped = sorted(server.added), server.dropped
+    for name in sorted(server.added - set(no_unmasking)):
+        server.take_unmasking(kept(clients[name]).unmasking(answered, dropped))
+    return server.unmasked(), server
+
+
+def plain(names: Collection[str]) -> Vector:
+    return np.stack([VECTORS[name] for name in names]).sum(axis=0, dtype=np.uint32)
+
+
+def test_the_sum_is_that_of_the_plain_vectors() -> None:
+    total, _ = run_sum(VECTORS)
+    np.testing.assert_array_equal(total, plain(NAMES))
+    exact = torch.stack([told(seed)["sums"] for seed in range(len(NAMES))]).sum(dim=0)
+    torch.testing.assert_close(LAYOUT.decode(total)["sums"].float(), exact, rtol=0, atol=5 * 10 * 8 / 2**31)
+
+
+@pytest.mark.parametrize("step", ["no_shares", "no_vector", "no_unmasking"])
+def test_a_client_that_drops_out_costs_its_own_part_only(step: str) -> None:
+    total, _ = run_sum(VECTORS, **{step: ["ben"]})  # type: ignore[arg-type]
+    counted = NAMES if step == "no_unmasking" else [name for name in NAMES if name != "ben"]
+    np.testing.assert_array_equal(total, plain(counted))
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sets(st.sampled_from(NAMES), max_size=2), st.sampled_from(["no_shares", "no_vector", "no_unmasking"]))
+def test_any_minority_may_drop_out(gone: set[str], step: str) -> None:
+    total, _ = run_sum(VECTORS, **{step: gone})  # type: ignore[arg-type]
+    counted = NAMES if step == "no_unmasking" else [name for name in NAMES if name not in gone]
+    np.testing.assert_array_equal(total, plain(counted))
+
+
+def test_too_few_answers_give_no_sum() -> None:
+    with pytest.raises(SecureSumError, match="2 clients told their share of what hides the sum, and 3 are needed"):
+        run_sum(VECTORS, no_unmasking=["anna", "ben", "cleo"])
+    with pytest.raises(SecureSumError, match="2 of 5 clients are left, and 3 is the least"):
+        run_sum(VECTORS, no_vector=["anna", "ben", "cleo"])
+
+
+def test_the_server_holds_no_vector_of_a_client() -> None:
+    _, server = run_sum(VECTORS)
+    memory = pickle.dumps(server)
+    for vector in VECTORS.values():
+        assert vector.tobytes() not in memory
+        assert vector[:3].tobytes() not in memory
+
+
+def test_a_masked_vector_tells_nothing_of_what_is_behind_it() -> None:
+    length, clients = 4000, {name: Participant(name, 3) for name in NAMES}
+    public = {name: one.keys() for name, one in clients.items()}
+    sealed = {name: one.sealed_shares(public) for name, one in clients.items()}
+    mine = {by: texts["anna"] for by, texts in sealed.items() if by != "anna"}
+    masked = clients["anna"].masked(mine, np.zeros(length, np.uint32))
+    shares = masked / 2**32
+    assert abs(shares.mean() - 0.5) < 4 * (1 / 12 / length) ** 0.5
+    assert abs(np.corrcoef(shares[:-1], shares[1:])[0, 1]) < 4 / length**0.5
+
+
+def ready() -> dict[str, Participant]:
+    """Return clients that have given their masked vectors."""
+    clients = {name: Participant(name, 3) for name in NAMES}
+    public = {name: one.keys() for name, one in clients.items()}
+    sealed = {name: one.sealed_shares(public) for name, one in clients.items()}
+    for name, one in clients.items():
+        one.masked({by: texts[name] for by, texts in sealed.items() if by != name}, VECTORS[name])
+    return clients
+
+
+def test_no_client_tells_both_shares_of_another() -> None:
+    with pytest.raises(SecureSumError, match="nobody twice"):
+        ready()["anna"].unmasking(NAMES, ["ben"])
+
+
+def test_no_client_is_asked_twice() -> None:
+    anna = ready()["anna"]
+    anna.unmasking(NAMES, [])
+    with pytest.raises(SecureSumError, match="out of turn"):
+        anna.unmasking([name for name in NAMES if name != "ben"], ["ben"])
+
+
+def test_no_client_takes_part_in_a_sum_over_too_few() -> None:
+    anna = Participant("anna", least=5)
+    public = {"anna": anna.keys()} | {name: PublicKeys(*map(str.encode, (name, name + "-"))) for name in NAMES[1:4]}
+    with pytest.raises(SecureSumError, match="a sum over 4 clients tells too much of each: 5 is the least"):
+        anna.sealed_shares(public)
+
+
+def test_no_client_takes_part_with_a_server_that_plays_several() -> None:
+    anna, other = Participant("anna", 3), Participant("ben", 3).keys()
+    with pytest.raises(SecureSumError, match="two participants have the same public key"):
+        anna.sealed_shares({"anna": anna.keys(), "ben": other, "cleo": other})
+
+
+def test_a_share_that_was_changed_on_its_way_is_refused() -> None:
+    clients = {name: Participant(name, 3) for name in NAMES}
+    public = {name: one.keys() for name, one in clients.items()}
+    sealed = {name: one.sealed_shares(public) for name, one in clients.items()}
+    forged = {"ben": sealed["ben"]["anna"][:-2] + b"=="}
+    with pytest.raises(SecureSumError, match="what 'ben' sealed for this client was changed on its way"):
+        clients["anna"].masked(forged, VECTORS["anna"])
+    with pytest.raises(SecureSumError, match="is no other participant"):
+        kept(Participant("dora", 3, step="masked")).masked({"ben": b""}, VECTORS["dora"])
+
+
+def test_the_server_takes_one_vector_of_a_participant() -> None:
+    _, server = run_sum(VECTORS)
+    with pytest.raises(SecureSumError, match="is in it already"):
+        server.add("anna", VECTORS["anna"])
+    with pytest.raises(SecureSumError, match="no part in the sum"):
+        server.add("zoe", VECTORS["anna"])
+
+
+def test_masks_differ_by_seed_and_are_reproduced() -> None:
+    one, other = keys.fresh_seed(), keys.fresh_seed()
+    np.testing.assert_array_equal(keys.mask(one, 9), keys.mask(one, 12)[:9])
+    assert not np.array_equal(keys.mask(one, 9), keys.mask(other, 9))
+
+
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=2), st.integers(1, 1000))
+def test_fixed_point_cuts_at_the_bound_and_is_exact_to_a_step(values: list[float], clients: int) -> None:
+    layout = FixedPoint({"x": Part((2,), 8.0)}, clients)
+    exact = torch.tensor(values, dtype=torch.float64)
+    found = layout.decode(layout.encode({"x": exact}))["x"]
+    torch.testing.assert_close(found, exact.clamp(-8, 8), rtol=0, atol=2 * 8 * clients / 2**31)
+
+
+def test_no_sum_of_as_many_clients_overflows() -> None:
+    layout = FixedPoint({"x": Part((1,), 8.0)}, clients=100)
+    vector = layout.encode({"x": torch.tensor([8.0])})
+    total = (vector.astype(np.uint64) * 100 % 2**32).astype(np.uint32)
+    assert float(layout.decode(total)["x"]) == pytest.approx(800.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"x": torch.tensor([float("nan")])}, "not finite"),
+        ({"x": torch.zeros(2)}, "of shape"),
+        ({"y": torch.zeros(1)}, "expected the tensors"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tensors: dict[str, torch.Tensor], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        FixedPoint({"x": Part((1,), 1.0)}, 5).encode(tensors)
