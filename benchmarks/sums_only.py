@@ -1,13 +1,14 @@
 """HyperLoRA where the server reads nothing of a client but sums, in this process and without masks.
 
 The functions of :mod:`models.sums` put together as a server and its clients would: what stands in :func:`averaged` and
-:meth:`Evaluation.sum_over` is all that such a server is told.
+:meth:`Evaluation.published` is all that such a server is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -23,7 +24,7 @@ from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter, combine
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.personalization.prior import add_prior
-from models.sums.clusters import Contribution, grow_clusters
+from models.sums.clusters import Clusters, grow_clusters, membership, moments, spread
 from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
 from models.sums.local_head import PublicHeads
 from models.sums.product_average import from_two_passes, orthonormal, right_basis, times_left, times_right
@@ -125,15 +126,24 @@ class Evaluation:
         """Return what a client is compared by."""
         return self.clients.cards[name].signature.feature_mean
 
-    def sum_over(self, told: Contribution) -> Tensor:
-        """Return the sum of what the clients that train tell."""
+    def moments(self) -> Tensor:
+        """Return the sum of the moments of the clients that train."""
+        return self._sum(moments)
+
+    def spread(self, clusters: Clusters, directions: Tensor) -> Tensor:
+        """Return the sum of their spreads."""
+        return self._sum(partial(spread, clusters, directions))
+
+    def members(self, clusters: Clusters) -> Tensor:
+        """Return the sum of their memberships."""
+        return self._sum(partial(membership, clusters))
+
+    def _sum(self, told: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.stack([told(self.vector(name)) for name in self.clients.training]).sum(dim=0)
 
     def published(self, most: int, *, second: bool = True) -> PublicHeads:
         """Return what the server publishes after all sums."""
-        clusters = grow_clusters(
-            self.sum_over, len(self.vector(next(iter(self.clients.cards)))), least=LEAST, most=most
-        )
+        clusters = grow_clusters(self, least=LEAST, most=most)
         groups, training = len(clusters.counts), list(self.clients.training)
         member = {name: clusters.nearest(self.vector(name)) for name in training}
         parts = [contribution(self.statistics[name], member[name], groups) for name in training]

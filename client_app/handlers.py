@@ -15,6 +15,7 @@ from client_app.gate import Settings, site_gate
 from client_app.runtime import ClientRuntime
 from client_app.site import clients_of, read_site
 from client_app.site_store import BackboneMissingError
+from client_app.sums import answer_step
 from client_app.tasks import describe_classes, describe_clients, describe_inputs, evaluate_adapter, train_start
 from client_app.token_cache import TokenCache
 from hyperlora.config.schema import RunConfig
@@ -27,6 +28,7 @@ from hyperlora.messages.inputs import InputsRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import SignatureReply, SignatureRequest
 from hyperlora.messages.statistics import StatisticsRequest
+from hyperlora.messages.sums import SumRequest
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
 
@@ -121,7 +123,18 @@ def app_around(provide: ProvideRuntime, settings: Settings) -> ClientApp:
                 _leave_copy(runtime, request.client_id, request.start)
         return Message(EvaluateReplies(replies).encode(), reply_to=message)
 
+    answer_sums(app, provide)
     return app
+
+
+def answer_sums(app: ClientApp, provide: ProvideRuntime) -> None:
+    """Have ``app`` answer the steps of secure sums, in runs of sums and in no other."""
+
+    @app.query("sum")
+    def one_step(message: Message, context: Context) -> Message:
+        request = SumRequest.decode(message.content)
+        runtime = _hosting(provide, message, context, request.client_id)
+        return Message(answer_step(runtime, request, context, ContextKeeper(context)).encode(), reply_to=message)
 
 
 def _describe(provide: ProvideRuntime, message: Message, context: Context) -> SignatureReply:
@@ -141,12 +154,24 @@ def _describe(provide: ProvideRuntime, message: Message, context: Context) -> Si
 
 
 def _received(kind: type[R], provide: ProvideRuntime, message: Message, context: Context) -> tuple[ClientRuntime, R]:
-    """Return the runtime for a message to one client and its request; raises ProtocolError where no such client is."""
+    """Return the runtime for a message to one client and its request.
+
+    Raises:
+        ProtocolError: there is no such client here, or the run is one of sums, in which clients tell nothing else.
+    """
     runtime = provide(context, named_backbone(message.content))
+    if runtime.config.privacy.mode == "sums":
+        raise ProtocolError("the run is one of sums (privacy.mode): this client tells nothing but its part of a sum")
     request = kind.decode(message.content, runtime.model.fresh_adapter(runtime.config.seed))
-    if request.client_id not in clients_of(context.node_config, runtime.federation.client_ids):
-        raise ProtocolError(f"this node does not host client '{request.client_id}'")
-    return runtime, request
+    return _hosting(provide, message, context, request.client_id), request
+
+
+def _hosting(provide: ProvideRuntime, message: Message, context: Context, client_id: str) -> ClientRuntime:
+    """Return the runtime for a message to a client; raises ProtocolError where no such client is here."""
+    runtime = provide(context, named_backbone(message.content))
+    if client_id not in clients_of(context.node_config, runtime.federation.client_ids):
+        raise ProtocolError(f"this node does not host client '{client_id}'")
+    return runtime
 
 
 def _leave_copy(runtime: ClientRuntime, client_id: str, start: Start) -> None:

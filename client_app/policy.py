@@ -26,7 +26,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.config.section import ConfigError, Section, key, keys_of, names_out_of, nearest, parse_section
 from hyperlora.config.settings import PrivacyConfig
 
-KINDS = ("signature", "train", "evaluate", "statistics", "inputs", "backbone")
+KINDS = ("signature", "train", "evaluate", "statistics", "inputs", "sum", "backbone")
 """What may be asked of a site: the types of Flower's messages, without ``query.``."""
 NEEDED = {
     "signature": ("signature_noise",),

@@ -48,6 +48,7 @@ from strategies.federation.registrar import Registrar
 from strategies.federation.shipping import Shipment
 from strategies.methods.base.server import Reports
 from strategies.methods.registry import build_method, required_rank
+from strategies.sums.strategy import SumsStrategy
 
 log = logging.getLogger(__name__)
 SERVER_THREADS = 1
@@ -102,7 +103,8 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     shipment = Shipment(model.backbone.fingerprint, partial(backbone_file, config.data, config.model))
     initial = model.fresh_adapter(config.seed)
     rank = required_rank(config, initial.rank)
-    return LoraStrategy(
+    kind = SumsStrategy if config.privacy.mode == "sums" else LoraStrategy
+    return kind(
         build_method(config),
         initial=initial,
         registrar=Registrar.of(
@@ -223,7 +225,7 @@ class _Run:
         self.console.going_on(found.server_round if found else 0, self.directory.seconds_so_far())
         if found is None:
             return 0
-        method, cards = self.strategy.method, self.strategy.roster.cards.values()
+        method, cards = self.strategy.method, self.strategy.known_cards.values()
         if any(method.plan(self.strategy.state, card).personal for card in cards):
             log.warning("clients kept adapters of their own, which are lost: the run goes on, not as if never stopped")
         return found.server_round
@@ -231,7 +233,7 @@ class _Run:
     def _keep_clients(self) -> None:
         """Write the clients as the server knows them: what a report shows and what personalising starts from."""
         names = data_set_info(self.config.data).class_names
-        self.directory.write_json(CLIENTS, ClientList(names, self.strategy.roster.cards).as_json())
+        self.directory.write_json(CLIENTS, ClientList(names, self.strategy.known_cards).as_json())
 
     def _keep_left_out(self) -> None:
         """Write which nodes and clients take no part and why; no file where there was never one."""

@@ -213,6 +213,10 @@ class PrivacyConfig(Section):
         False,
         "tell counts and scores exactly beside what has noise, to measure in a simulation; no epsilon has them",
     )
+    mode: Literal["open", "sums"] = key(
+        "open", "what the server sees of clients: all they send (open), or nothing but sums over several (sums)"
+    )
+    least_clients: Annotated[int, Field(ge=3)] = key(5, "fewest clients of a sum that a client takes part in")
 
     @property
     def keeps_counts(self) -> bool:
@@ -230,7 +234,9 @@ class PrivacyConfig(Section):
         return self.signature_noise > 0 or self.adapter_noise > 0
 
     def check(self, config: RunConfig) -> None:
-        """Refuse a budget for what is sent without noise."""
+        """Refuse a budget for what is sent without noise, and what no sum over clients does."""
+        if self.mode == "sums":
+            _require_sums(config)
         if self.epsilon and self.exact_figures:
             raise ConfigError("privacy.epsilon bounds nothing with privacy.exact-figures: exact figures have no bound")
         if self.epsilon and not (self.adapter_noise and self.signature_noise):
@@ -238,6 +244,27 @@ class PrivacyConfig(Section):
                 "privacy.epsilon needs privacy.signature-noise and privacy.adapter-noise: "
                 "what is sent without noise has no bound"
             )
+
+
+def _require_sums(config: RunConfig) -> None:
+    """Raise ConfigError where a run cannot be one of sums."""
+    if config.method != "hyperlora":
+        raise ConfigError(f"privacy.mode = sums is made by method = hyperlora, and this run's is '{config.method}'")
+    federation, lora = config.federation, config.lora
+    against = {
+        "privacy.signature-noise or privacy.adapter-noise": config.privacy.noised,
+        "lora.start = eva": lora.start == "eva",
+        "lora.ranks": bool(lora.client_ranks),
+        "lora.budget": bool(lora.client_budgets),
+        "federation.domain-rounds": federation.domain_rounds > 0,
+        "federation.replies-per-round": federation.replies_per_round > 0,
+        "federation.evaluate-clients": federation.evaluate_clients > 0,
+        "a text tower": config.model.text_tower,
+        "data.name = instructions": config.data.name == "instructions",
+    }
+    for name, on in against.items():
+        if on:
+            raise ConfigError(f"privacy.mode = sums does not go with {name}")
 
 
 class WireConfig(Section):

@@ -87,7 +87,7 @@ class Collector:
         """Return what the masks with a participant that dropped out add to the sum."""
         left = np.zeros(self.length, np.uint32)
         for other in sorted(self.added):
-            pair = keys.mask(keys.agreed_key(private, self.public[other].masks), self.length)
+            pair = keys.mask(keys.agreed_key(private, self.public[other].masks, "mask"), self.length)
             left = left + pair if other < name else left - pair
         return left
 

@@ -1,8 +1,8 @@
 """The cryptography of a secure sum: nothing but calls of reviewed libraries, given names.
 
-Key agreement, encryption and secret sharing are Flower's (ECDH on SECP384R1 with HKDF, Fernet, Shamir's scheme of
-pycryptodome). Masks are expanded by ChaCha20 of ``cryptography``, and not by Flower's ``pseudo_rand_gen``, which draws
-them from a Mersenne twister that is seeded with 32 bits.
+Key agreement (X25519 with HKDF), sealing (Fernet) and mask expansion (ChaCha20) are those of ``cryptography``, secret
+sharing is Shamir's scheme of pycryptodome as Flower's SecAgg+ calls it. Flower's own mask expansion is not used: its
+``pseudo_rand_gen`` draws masks from a Mersenne twister that is seeded with 32 bits.
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
-from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
-from flwr.supercore.primitives.asymmetric import (
-    bytes_to_private_key,
-    bytes_to_public_key,
-    generate_key_pairs,
-    private_key_to_bytes,
-    public_key_to_bytes,
-)
 
 from hyperlora.secure_sum.fixed_point import Vector
 
@@ -29,14 +25,19 @@ SEED_BYTES = 32
 
 
 def key_pair() -> tuple[bytes, bytes]:
-    """Return a fresh private key and its public key."""
-    private, public = generate_key_pairs()
-    return private_key_to_bytes(private), public_key_to_bytes(public)
+    """Return a fresh private key and its public key, 32 bytes each."""
+    private = X25519PrivateKey.generate()
+    return private.private_bytes_raw(), private.public_key().public_bytes_raw()
 
 
-def agreed_key(private: bytes, public: bytes) -> bytes:
-    """Return what two parties agree on, each from its own private key and the other's public key."""
-    return generate_shared_key(bytes_to_private_key(private), bytes_to_public_key(public))
+def agreed_key(private: bytes, public: bytes, purpose: str) -> bytes:
+    """Return 32 bytes that two parties agree on, each from its own private key and the other's public key.
+
+    Raises:
+        ValueError: a key is none.
+    """
+    shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+    return HKDF(algorithm=SHA256(), length=SEED_BYTES, salt=None, info=purpose.encode()).derive(shared)
 
 
 def fresh_seed() -> bytes:
@@ -48,22 +49,21 @@ def mask(seed: bytes, length: int) -> Vector:
     """Return ``length`` integers modulo 2^32 that nobody without the seed can tell from random ones.
 
     Args:
-        seed: 32 bytes, or a key of :func:`agreed_key`; never used for a second sum.
+        seed: 32 bytes, never used for a second sum.
         length: of the vector.
     """
-    key = seed if len(seed) == SEED_BYTES else base64.urlsafe_b64decode(seed)
-    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+    stream = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
     return np.frombuffer(stream.update(bytes(4 * length)), dtype="<u4").astype(np.uint32)
 
 
 def seal(key: bytes, text: bytes) -> bytes:
     """Encrypt and authenticate ``text``."""
-    return encrypt(key, text)
+    return Fernet(base64.urlsafe_b64encode(key)).encrypt(text)
 
 
 def unseal(key: bytes, sealed: bytes) -> bytes:
-    """Inverse of :func:`seal`; raises where it was changed."""
-    return decrypt(key, sealed)
+    """Inverse of :func:`seal`; raises InvalidToken where it was changed."""
+    return Fernet(base64.urlsafe_b64encode(key)).decrypt(sealed)
 
 
 def split_secret(secret: bytes, threshold: int, count: int) -> list[bytes]:

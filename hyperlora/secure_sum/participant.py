@@ -105,7 +105,7 @@ class Participant:
         total = vector + keys.mask(self.seed, len(vector))
         for other in self.shares:
             if other != self.name:
-                pair = keys.mask(keys.agreed_key(self.private[0], self.public[other].masks), len(vector))
+                pair = keys.mask(keys.agreed_key(self.private[0], self.public[other].masks, "mask"), len(vector))
                 total = total + pair if self.name < other else total - pair
         return total
 
@@ -146,7 +146,7 @@ class Participant:
         self.step = then
 
     def _seal_key(self, other: str) -> bytes:
-        return keys.agreed_key(self.private[1], self.public[other].seals)
+        return keys.agreed_key(self.private[1], self.public[other].seals, "seal")
 
     def to_bytes(self) -> bytes:
         """Return everything, to be kept at the client between two steps."""

@@ -7,18 +7,28 @@ iterations, each of them a sum as well, and moved by Lloyd's steps. None has few
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-POWER_STEPS, LLOYD_STEPS = 4, 4
-Contribution = Callable[[Tensor], Tensor]
-"""From a client's vector (k,) to what it tells."""
-SumOver = Callable[[Contribution], Tensor]
-"""Has all clients evaluate a contribution, and returns the sum of what they tell."""
+POWER_STEPS, LLOYD_STEPS = 3, 3
+FURTHEST = 5.0
+"""How many standard deviations a coordinate lies from the mean at most."""
+
+
+class SumsOfVectors(Protocol):
+    """What clients are asked of their vectors; every answer is a sum over them."""
+
+    def moments(self) -> Tensor:
+        """Return the sum of :func:`moments`."""
+
+    def spread(self, clusters: Clusters, directions: Tensor) -> Tensor:
+        """Return the sum of :func:`spread`."""
+
+    def members(self, clusters: Clusters) -> Tensor:
+        """Return the sum of :func:`membership`."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,8 @@ class Clusters:
     counts: Tensor
 
     def standardized(self, vector: Tensor) -> Tensor:
-        """Return a vector (k,) in these units, within -+ 5."""
-        return ((vector - self.center) / self.scale).clamp(-5.0, 5.0)
+        """Return a vector (k,) in these units, within -+ ``FURTHEST``."""
+        return ((vector - self.center) / self.scale).clamp(-FURTHEST, FURTHEST)
 
     def distances(self, vector: Tensor) -> Tensor:
         """Return the mean squared differences (K,) of a vector to all centroids."""
@@ -53,36 +63,36 @@ class Clusters:
         return (self.centroids[:, None] - self.centroids).square().mean(dim=2)
 
 
-def grow_clusters(sum_over: SumOver, length: int, *, least: int, most: int) -> Clusters:
+def grow_clusters(sums: SumsOfVectors, *, least: int, most: int) -> Clusters:
     """Return clusters of clients.
 
     Args:
-        sum_over: asks the clients.
-        length: k, numbers of a client's vector.
+        sums: asks the clients.
         least: fewest clients of a cluster.
         most: clusters at most.
 
     Raises:
         ValueError: there are fewer than ``least`` clients.
     """
-    told = sum_over(lambda one: torch.cat([one.new_ones(1), one, one.square()]))
+    told = sums.moments()
+    length = (len(told) - 1) // 2
     count, center = float(told[0]), told[1 : length + 1] / told[0]
     if count < least:
         raise ValueError(f"sums over fewer than {least} clients would tell of single ones, and there are {count:.0f}")
     variance = told[length + 1 :] / told[0] - center.square()
     scale = variance.clamp_min(0.0).sqrt().clamp_min(1e-6)
     found = Clusters(center, scale, torch.zeros(1, length), told[:1])
-    while (tried := _split(sum_over, found, least, most)) is not None:
+    while (tried := _split(sums, found, least, most)) is not None:
         found = tried
     return found
 
 
-def _split(sum_over: SumOver, found: Clusters, least: int, most: int) -> Clusters | None:
+def _split(sums: SumsOfVectors, found: Clusters, least: int, most: int) -> Clusters | None:
     """Return more clusters than before, none too small; None where there is no way to.
 
     Of those that are large enough, the ones are split that spread at least half as far as the widest.
     """
-    directions, widths = _widest(sum_over, found)
+    directions, widths = _widest(sums, found)
     widths = torch.where(found.counts >= 2 * least, widths, -1.0)
     wide = (widths > 0) & (widths >= widths.max() / 2)
     chosen = [one for one in widths.argsort(descending=True).tolist() if wide[one]][: most - len(found.counts)]
@@ -91,35 +101,40 @@ def _split(sum_over: SumOver, found: Clusters, least: int, most: int) -> Cluster
     offsets = (directions * widths.clamp_min(0.0).sqrt()[:, None])[chosen]
     halves = torch.cat([found.centroids, found.centroids[chosen] + offsets])
     halves[chosen] -= offsets
-    moved = _settled(sum_over, replace(found, centroids=halves), least)
+    moved = _settled(sums, replace(found, centroids=halves), least)
     return moved if len(moved.counts) > len(found.counts) else None
 
 
-def _widest(sum_over: SumOver, found: Clusters) -> tuple[Tensor, Tensor]:
+def _widest(sums: SumsOfVectors, found: Clusters) -> tuple[Tensor, Tensor]:
     """Return by cluster the direction (K, k) of largest variance, of length 1, and that variance (K,)."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(found.centroids.shape, generator=generator), dim=1)
     widths = torch.zeros(len(directions))
     for _ in range(POWER_STEPS):
-        spread = sum_over(partial(_spread, found, directions)) / found.counts[:, None].clamp_min(1.0)
-        widths = spread.norm(dim=1)
-        directions = spread / widths[:, None].clamp_min(1e-12)
+        turned = sums.spread(found, directions) / found.counts[:, None].clamp_min(1.0)
+        widths = turned.norm(dim=1)
+        directions = turned / widths[:, None].clamp_min(1e-12)
     return directions, widths
 
 
-def _spread(found: Clusters, directions: Tensor, vector: Tensor) -> Tensor:
-    """Return (v - c) ((v - c) . q) at the place of the client's cluster, (K, k)."""
+def moments(vector: Tensor) -> Tensor:
+    """Return 1, the vector and its squares, (2 k + 1,)."""
+    return torch.cat([vector.new_ones(1), vector, vector.square()])
+
+
+def spread(found: Clusters, directions: Tensor, vector: Tensor) -> Tensor:
+    """Return (v - c) ((v - c) . q) at the place of the client's cluster, (K, k), q its row of ``directions``."""
     mine = found.nearest(vector)
     apart = found.standardized(vector) - found.centroids[mine]
     return torch.zeros_like(found.centroids).index_put((torch.tensor(mine),), apart * (apart @ directions[mine]))
 
 
-def _settled(sum_over: SumOver, found: Clusters, least: int) -> Clusters:
+def _settled(sums: SumsOfVectors, found: Clusters, least: int) -> Clusters:
     """Return the clusters after Lloyd's steps, without those that have too few clients."""
     for _ in range(LLOYD_STEPS):
-        found = _moved(sum_over, found)
+        found = _moved(sums, found)
     while True:
-        counts = _counted(sum_over, found)
+        counts = _counted(sums, found)
         smallest = int(counts.argmin())
         if counts[smallest] >= least:
             return replace(found, counts=counts)
@@ -127,19 +142,19 @@ def _settled(sum_over: SumOver, found: Clusters, least: int) -> Clusters:
         found = replace(found, centroids=found.centroids[kept], counts=counts[kept])
 
 
-def _counted(sum_over: SumOver, found: Clusters) -> Tensor:
+def _counted(sums: SumsOfVectors, found: Clusters) -> Tensor:
     """Return the clients (K,) of the clusters as they are published."""
-    return sum_over(lambda one: _membership(found, one)[:, 0])
+    return sums.members(found)[:, 0]
 
 
-def _moved(sum_over: SumOver, found: Clusters) -> Clusters:
-    told = sum_over(partial(_membership, found))
+def _moved(sums: SumsOfVectors, found: Clusters) -> Clusters:
+    told = sums.members(found)
     counts = told[:, 0]
     means = torch.where(counts[:, None] > 0, told[:, 1:] / counts[:, None].clamp_min(1.0), found.centroids)
     return replace(found, centroids=means, counts=counts)
 
 
-def _membership(found: Clusters, vector: Tensor) -> Tensor:
+def membership(found: Clusters, vector: Tensor) -> Tensor:
     """Return 1 and the vector at the place of the client's cluster, (K, 1 + k)."""
     mine = torch.tensor(found.nearest(vector))
     told = torch.cat([vector.new_ones(1), found.standardized(vector)])

@@ -18,6 +18,8 @@ from models.personalization.class_means import Observed
 from models.personalization.class_statistics import ClassStatistics
 from models.personalization.head_generator import HeadGenerator
 
+SCATTER_RANK = 64
+"""Rank of the scatter within classes that is published of a group."""
 LARGEST_SHARE = 0.8
 """Of a class's samples in a group: a client that has more tells nothing of how clients differ in that class."""
 
@@ -88,12 +90,13 @@ def _group(sums: Mapping[str, Tensor]) -> ClassStatistics:
 
     A group's scatter is around the means of its clients, so that it has fewer degrees of freedom than its counts tell.
     """
-    counts = sums["counts"]
+    counts = sums["counts"].clamp_min(0.0)
     told = float(counts.sum() - (counts > 0).sum())
-    values, directions = torch.linalg.eigh(sums["scatter"].double())
-    factor = values.clamp_min(0.0).sqrt()[:, None] * directions.mT
-    stretched = (told / max(float(sums["freedom"]), 1.0)) ** 0.5 * factor
-    return ClassStatistics(counts, sums["sums"], stretched.float(), torch.zeros(factor.shape[1]))
+    scatter = sums["scatter"].double() * told / max(float(sums["freedom"]), 1.0)
+    values, directions = torch.linalg.eigh(scatter)
+    factor = (values.clamp_min(0.0).sqrt()[:, None] * directions.mT)[-SCATTER_RANK:]
+    remainder = (scatter.diagonal() - factor.square().sum(dim=0)).clamp_min(0.0)
+    return ClassStatistics(counts.float(), sums["sums"].float(), factor.float(), remainder.float())
 
 
 @dataclass(frozen=True)

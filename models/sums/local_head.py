@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics
 from models.personalization.head_generator import HeadGenerator
 from models.sums.clusters import Clusters
@@ -70,3 +71,34 @@ class PublicHeads:
         """Return the logarithm of a client's expected class frequencies (C,), given its counts."""
         expected = own.counts + self.statistics.pseudo_counts()
         return torch.log(expected / expected.sum())
+
+
+@dataclass(frozen=True)
+class ServedHead:
+    """How a client mixes its head with the anchor's.
+
+    Attributes:
+        share: of its own head, the rest is the anchor's.
+        scale: factor on the mixture.
+        prior: strength of the class prior that the client adds to the bias; 0 where it adds none.
+    """
+
+    share: float
+    scale: float
+    prior: float
+
+    def of(
+        self, public: PublicHeads, anchor: Adapter, vector: Tensor, own: ClassStatistics, frequencies: Tensor
+    ) -> Adapter:
+        """Return what a client makes of the anchor, before it adds its class prior.
+
+        Args:
+            public: what the server published.
+            anchor: the public adapter.
+            vector: the client's, that clusters are of.
+            own: its class statistics.
+            frequencies: (C,) its smoothed class frequencies, which the federation's counts correct.
+        """
+        mixed = self.scale * ((1 - self.share) * anchor.head + self.share * public.head(vector, own))
+        mixed[:, -1] += self.prior * (public.log_frequencies(own) - frequencies.log())
+        return Adapter(anchor.low_rank, mixed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -81,6 +81,11 @@ class LoraStrategy(Strategy):
         """The clients and nodes of the run."""
         return self.registrar.roster
 
+    @property
+    def known_cards(self) -> Mapping[str, ClientCard]:
+        """Whom the method's state and the results know, by client-id."""
+        return self.roster.cards
+
     def summary(self) -> None:
         """Log what is about to run."""
         log.info("method %s, %s", type(self.method).__name__, asdict(self.settings))
@@ -116,11 +121,7 @@ class LoraStrategy(Strategy):
         grid: Grid,
     ) -> list[Message]:
         """Draw the cohort and make for each of its clients a message with a start of its own."""
-        self.record = RoundRecord(server_round)
-        if not self._joined:
-            self.join(grid)
-        if self.registrar.refresh(grid, self.settings.round_timeout):
-            self._register()
+        self._begin(server_round, grid)
         if server_round == 1 and self.settings.start == "eva":
             self._start_from_inputs(grid)
         changed = self.roster.take_changed()
@@ -137,6 +138,14 @@ class LoraStrategy(Strategy):
         self.on_cohort(server_round, self.record.cohort)
         cohort = {name: clients[name] for name in self.record.cohort}
         return self._training.messages(self.state, cohort, self.record)
+
+    def _begin(self, server_round: int, grid: Grid) -> None:
+        """Begin a round: wait for the clients that the run needs, or ask nodes that are new for theirs."""
+        self.record = RoundRecord(server_round)
+        if not self._joined:
+            self.join(grid)
+        if self.registrar.refresh(grid, self.settings.round_timeout):
+            self._register()
 
     def aggregate_train(
         self,
@@ -234,13 +243,10 @@ class LoraStrategy(Strategy):
         self.summary()
         self._last_round = num_rounds
         arrays, result = initial_arrays or ArrayRecord(), Result()
-        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         self.join(grid)
         for server_round in range(start_round, num_rounds + 1):
-            messages = self.configure_train(server_round, arrays, train_config, grid)
-            replies = self._training.replies(grid, messages, timeout)
-            trained, metrics = self.aggregate_train(server_round, replies)
-            arrays = result.arrays = trained or arrays
+            metrics = self._make_round(server_round, grid, timeout)
+            arrays = result.arrays = self._requests.anchor_arrays(self.state) or arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
             if not self._willing():
@@ -257,12 +263,17 @@ class LoraStrategy(Strategy):
                 break
         return result
 
+    def _make_round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
+        """Have a cohort train and hand what comes back to the method."""
+        messages = self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
+        return self.aggregate_train(server_round, self._training.replies(grid, messages, timeout))[1]
+
     def final_adapters(self) -> dict[str, tuple[ClientCard, Adapter]]:
         """Return for every client known its card and the adapter that the method makes for it now, base included.
 
         What a client keeps to itself is not in it.
         """
-        cards = dict(sorted(self.roster.cards.items()))
+        cards = dict(sorted(self.known_cards.items()))
         return {name: (cards[name], start.whole()) for name, start in self._requests.served(self.state, cards).items()}
 
     def checkpoint(self) -> Checkpoint:
@@ -270,7 +281,7 @@ class LoraStrategy(Strategy):
         return Checkpoint(
             self.record.server_round,
             self.state,
-            dict(self.roster.cards),
+            dict(self.known_cards),
             list(self.scores),
             capture(),
             self.history.copy(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from models.lowrank.factors import Factors, norm
 from models.lowrank.truncation import best_rank
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.personalization.head_generator import HeadGenerator
-from models.sums.clusters import Clusters, Contribution, SumOver, grow_clusters
+from models.sums.clusters import Clusters, grow_clusters, membership, moments, spread
 from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
 from models.sums.local_head import PublicHeads
 from models.sums.product_average import (
@@ -96,11 +96,20 @@ def test_bases_are_orthonormal_and_follow_from_the_seed() -> None:
     torch.testing.assert_close(one @ (one.mT @ rows), rows)  # the anchor's rows are in it
 
 
-def sums_of(vectors: Tensor) -> SumOver:
-    def sum_over(told: Contribution) -> Tensor:
-        return torch.stack([told(one) for one in vectors]).sum(dim=0)
+@dataclass
+class SumsOf:
+    """Sums over clients whose vectors are at hand."""
 
-    return sum_over
+    vectors: Tensor
+
+    def moments(self) -> Tensor:
+        return torch.stack([moments(one) for one in self.vectors]).sum(dim=0)
+
+    def spread(self, clusters: Clusters, directions: Tensor) -> Tensor:
+        return torch.stack([spread(clusters, directions, one) for one in self.vectors]).sum(dim=0)
+
+    def members(self, clusters: Clusters) -> Tensor:
+        return torch.stack([membership(clusters, one) for one in self.vectors]).sum(dim=0)
 
 
 def planted(sizes: Sequence[int], length: int = 20) -> tuple[Tensor, list[int]]:
@@ -112,7 +121,7 @@ def planted(sizes: Sequence[int], length: int = 20) -> tuple[Tensor, list[int]]:
 
 def test_clusters_from_sums_are_the_planted_ones() -> None:
     vectors, label = planted([9, 7, 12, 6])
-    found = grow_clusters(sums_of(vectors), 20, least=5, most=4)
+    found = grow_clusters(SumsOf(vectors), least=5, most=4)
     mine = [found.nearest(one) for one in vectors]
     assert len(set(zip(mine, label, strict=True))) == 4
     assert sorted(found.counts.tolist()) == [6, 7, 9, 12]
@@ -122,14 +131,14 @@ def test_clusters_from_sums_are_the_planted_ones() -> None:
 @pytest.mark.parametrize("least", [3, 5, 8])
 def test_no_cluster_is_too_small(least: int) -> None:
     vectors, _ = planted([2, 3, 11, 4, 9])
-    found = grow_clusters(sums_of(vectors), 20, least=least, most=16)
+    found = grow_clusters(SumsOf(vectors), least=least, most=16)
     assert bool((found.counts >= least).all())
     assert int(found.counts.sum()) == len(vectors)
 
 
 def test_too_few_clients_have_no_sum() -> None:
     with pytest.raises(ValueError, match="sums over fewer than 5 clients would tell of single ones"):
-        grow_clusters(sums_of(planted([4])[0]), 20, least=5, most=4)
+        grow_clusters(SumsOf(planted([4])[0]), least=5, most=4)
 
 
 def clients(count: int, shared: float, single: float, *, samples: int = 40) -> list[ClassStatistics]:

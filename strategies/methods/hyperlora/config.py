@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from hyperlora.config.section import PositiveInt, Section, key
+from hyperlora.config.section import ConfigError, PositiveInt, Section, key
+
+if TYPE_CHECKING:
+    from hyperlora.config.schema import RunConfig
 
 Deviations = Literal["rounds", "serving", "off"]
 GeneratorKind = Literal["off", "atoms", "mlp"]
@@ -41,6 +44,11 @@ class HyperLoraSettings(Section):
     probe_clients: NonNegativeInt = key(
         16, "clients that score before an evaluation whether these heads and deviations beat the anchor; 0 is none"
     )
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse what a run of sums has no single clients for."""
+        if config.privacy.mode == "sums" and (self.deviations != "off" or not self.statistics):
+            raise ConfigError("privacy.mode = sums needs hyperlora.deviations = off and hyperlora.statistics")
 
 
 class GeneratorSettings(Section):

@@ -1,0 +1,252 @@
+"""What a client of a run of sums does: it finds its cluster, trains, describes and scores for itself, and tells sums.
+
+Nothing of it leaves but behind masks. What a client makes between two steps stays in the node's Flower context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.app import ConfigRecord, Context
+from torch import Tensor
+
+from client_app.runtime import ClientRuntime
+from client_app.tasks import HostedClient, Keeper, evaluate_adapter
+from hyperlora.messages.codec import ProtocolError
+from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.plan import PLAIN_PLAN, Start
+from hyperlora.messages.questions import MOST_SAMPLES, Question, Sizes, layout
+from hyperlora.messages.sums import SumReply, SumRequest
+from hyperlora.secure_sum.fixed_point import Vector
+from hyperlora.secure_sum.participant import Participant, SecureSumError
+from models.adapters.adapter import Adapter, check_same_shapes
+from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
+from models.sums.clusters import membership, moments, spread
+from models.sums.group_statistics import Spread, contribution, deviations
+from models.sums.local_head import PublicHeads, ServedHead
+from models.sums.product_average import right_basis, times_left, times_right
+
+Answer = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SummedClient:
+    """One client while it answers a step of a sum.
+
+    Attributes:
+        runtime: of this process.
+        request: the step.
+        keeper: where what it trained is kept until the second pass.
+    """
+
+    runtime: ClientRuntime
+    request: SumRequest
+    keeper: Keeper
+
+    @property
+    def _name(self) -> str:
+        return self.request.client_id
+
+    @property
+    def _vector(self) -> Tensor:
+        """What clusters are of: the mean pooled feature of the frozen backbone."""
+        return self.runtime.signature(self._name).feature_mean.float()
+
+    @property
+    def _weight(self) -> float:
+        """What the client counts for in an average: its samples, as a share of the most that count."""
+        return min(len(self.runtime.client(self._name).train), MOST_SAMPLES) / MOST_SAMPLES
+
+    def sizes(self) -> Sizes:
+        """Return what the layout of answers follows from."""
+        return sizes_of(self.runtime, self.request.clients)
+
+    def told(self, question: Question) -> Answer:
+        """Return the client's own part of a sum; raises ProtocolError where the question is not a whole one."""
+        return _ANSWERS[question.kind](self, question)
+
+    def moments(self, question: Question) -> Answer:
+        """Tell 1, the vector and its squares."""
+        one, total, squares = torch.split(moments(self._vector), [1, len(self._vector), len(self._vector)])
+        return {"count": one, "sum": total, "squares": squares}
+
+    def spread(self, question: Question) -> Answer:
+        """Tell how far the vector lies along the direction of its cluster."""
+        return {"spread": spread(question.clusters, question.public["directions"], self._vector)}
+
+    def members(self, question: Question) -> Answer:
+        """Tell 1 and the vector at the place of its cluster."""
+        one, total = torch.split(membership(question.clusters, self._vector), [1, len(self._vector)], dim=1)
+        return {"counts": one, "sums": total}
+
+    def columns(self, question: Question) -> Answer:
+        """Train the anchor, keep what comes of it, and tell its products with the first public basis."""
+        anchor = self._anchor(question)
+        client = HostedClient(self.runtime, self._name, self.request.server_round, PLAIN_PLAN, self.keeper)
+        trained = self.runtime.client_half.train(client, anchor, PLAIN_PLAN, self.runtime.config.train.local_steps)
+        self.keeper.put(self._name, trained.end)
+        right = right_basis(anchor, self.sizes().columns, self.runtime.config.seed, self.request.server_round)
+        return self._weighted({"head": trained.end.head, **times_right(trained.end, right)})
+
+    def rows(self, question: Question) -> Answer:
+        """Tell the products of what was trained with the second public basis."""
+        end = self.keeper.get(self._name)
+        if end is None:
+            raise ProtocolError("this client did not train in the round, or was started anew since")
+        return self._weighted(times_left(end, question.left))
+
+    def _weighted(self, parts: Mapping[str, Tensor]) -> Answer:
+        weight = self._weight
+        return {"weight": torch.tensor([weight]), **{name: weight * part for name, part in parts.items()}}
+
+    def classes(self, question: Question) -> Answer:
+        """Tell class statistics at the place of its cluster."""
+        clusters = question.clusters
+        own = self._statistics(self._anchor(question))
+        return contribution(_within(own, MOST_SAMPLES), clusters.nearest(self._vector), len(clusters.counts))
+
+    def deviations(self, question: Question) -> Answer:
+        """Tell how far its classes lie from what the clusters predict for them."""
+        public, own = PublicHeads.of(question.clusters, question.groups), self._statistics(self._anchor(question))
+        distances = question.clusters.distances(self._vector)
+        group = question.groups.groups[int(distances.argmin())]
+        return {"deviations": deviations(public.generator, own, group, distances)}
+
+    def losses(self, question: Question) -> Answer:
+        """Tell the validation losses with the anchor's head and with the client's own."""
+        anchor, own = self._anchor(question), self._served(question, share=None)
+        tried = {"anchor": self._scored(anchor, [0], only=True), "own": self._scored(own, [0], only=True)}
+        told = {name: torch.tensor([reply.validation_loss[0]]) for name, reply in tried.items()}
+        return {"count": torch.ones(1), **told}
+
+    def scores(self, question: Question) -> Answer:
+        """Tell what the client's own start is worth on its test share, at the place of its cluster."""
+        served, steps = (
+            self._served(question, share=float(question.public["share"][0])),
+            self.runtime.config.evaluation_steps,
+        )
+        self.runtime.keep_adapter(self.runtime.with_prior(self._name, served))
+        reply, clusters = self._scored(served, list(steps)), question.clusters
+        figures = {
+            "accuracy": reply.test_accuracy,
+            "loss": reply.test_loss,
+            "validation": reply.validation_loss,
+            "calibration": reply.calibration_error,
+        }
+        told = {name: torch.tensor(list(values)) for name, values in figures.items()}
+        told |= {"clients": torch.tensor(1.0), "tests": torch.tensor(float(reply.num_test))}
+        group = question.scored_in
+        return {
+            name: _at(one, int(group[clusters.nearest(self._vector)]), int(group.max()) + 1)
+            for name, one in told.items()
+        }
+
+    def _anchor(self, question: Question) -> Adapter:
+        anchor = question.anchor
+        check_same_shapes(anchor, self.runtime.model.fresh_adapter(self.runtime.config.seed))
+        return anchor
+
+    def _served(self, question: Question, share: float | None) -> Adapter:
+        """Return what the client makes for itself of what is public; ``share`` of the head, None as it is set."""
+        anchor, settings = self._anchor(question), self.runtime.config
+        if share == 0.0:
+            return anchor
+        spread = Spread(*map(float, question.public["between clients"]))
+        public = replace(PublicHeads.of(question.clusters, question.groups), spread=spread)
+        own, frequencies = self._statistics(anchor), self.runtime.frequencies(self._name)
+        mixed = ServedHead(
+            float(question.public["mixture"][0]), float(question.public["mixture"][1]), settings.prior_strength
+        )
+        return mixed.of(public, anchor, self._vector, own, frequencies)
+
+    def _statistics(self, anchor: Adapter) -> ClassStatistics:
+        train, model = self.runtime.tokens(self._name, "train"), self.runtime.model
+        model.load(anchor)
+        features = torch.cat([model.features(train.tokens[batch].to(model.device)).cpu() for batch in train.batches()])
+        return compute_class_statistics(features, train.labels, num_classes=len(anchor.head), rank=features.shape[1])
+
+    def _scored(self, adapter: Adapter, steps: list[int], *, only: bool = False) -> EvaluateReply:
+        request = EvaluateRequest(self._name, self.request.server_round, steps, Start(adapter), validation_only=only)
+        return evaluate_adapter(self.runtime, request, self.keeper)
+
+
+_ANSWERS: Mapping[str, Callable[[SummedClient, Question], Answer]] = {
+    "moments": SummedClient.moments,
+    "spread": SummedClient.spread,
+    "members": SummedClient.members,
+    "columns": SummedClient.columns,
+    "rows": SummedClient.rows,
+    "classes": SummedClient.classes,
+    "deviations": SummedClient.deviations,
+    "losses": SummedClient.losses,
+    "scores": SummedClient.scores,
+}
+
+
+def _at(part: Tensor, place: int, groups: int) -> Tensor:
+    placed = part.new_zeros(groups, *part.shape)
+    placed[place] = part
+    return placed
+
+
+def sizes_of(runtime: ClientRuntime, clients: int) -> Sizes:
+    """Return what the shapes of answers follow from, for a sum over so many clients."""
+    fresh, config = runtime.model.fresh_adapter(runtime.config.seed), runtime.config
+    return Sizes(runtime.model.backbone.embed_dim, fresh, len(config.evaluation_steps), clients)
+
+
+def _within(one: ClassStatistics, most: float) -> ClassStatistics:
+    """Return statistics of at most ``most`` samples."""
+    share = min(1.0, most / max(float(one.counts.sum()), 1.0))
+    return ClassStatistics(share * one.counts, share * one.sums, share**0.5 * one.scatter, share * one.remainder)
+
+
+def answer_step(runtime: ClientRuntime, request: SumRequest, context: Context, keeper: Keeper) -> SumReply:
+    """Return a client's answer to one step of a sum.
+
+    Raises:
+        ProtocolError: the run is not one of sums, or this client will not go on with the sum.
+    """
+    if runtime.config.privacy.mode != "sums":
+        raise ProtocolError("the run is an open one (privacy.mode), and this client was asked for a step of a sum")
+    try:
+        return _answer(runtime, request, context, keeper)
+    except SecureSumError as error:
+        raise ProtocolError(str(error)) from error
+
+
+def _answer(runtime: ClientRuntime, request: SumRequest, context: Context, keeper: Keeper) -> SumReply:
+    place, texts, masked = f"sum {request.client_id}", dict[str, bytes](), None
+    if request.step == "keys":
+        one = Participant(request.client_id, runtime.config.privacy.least_clients)
+        public = one.keys()
+        texts = {"masks": public.masks, "seals": public.seals}
+    else:
+        one = _kept(context, place, request.name)
+        if request.step == "shares":
+            texts = one.sealed_shares(request.public)
+        elif request.step == "masked":
+            masked = _masked(runtime, request, keeper, one)
+        else:
+            texts = one.unmasking(request.answered, request.dropped)
+    context.state[place] = ConfigRecord({"name": request.name, "kept": one.to_bytes()})
+    return SumReply(request.client_id, request.name, request.step, texts, masked)
+
+
+def _masked(runtime: ClientRuntime, request: SumRequest, keeper: Keeper, one: Participant) -> Vector:
+    if request.question is None or request.clients < len(one.public):
+        raise ProtocolError("a masked answer needs a question, and the number of clients that were asked it")
+    client = SummedClient(runtime, request, keeper)
+    form = layout(request.question, client.sizes())
+    return one.masked(request.sealed, form.encode(client.told(request.question)))
+
+
+def _kept(context: Context, place: str, name: str) -> Participant:
+    record = context.state.get(place)
+    if not isinstance(record, ConfigRecord) or record["name"] != name:
+        raise ProtocolError(f"this client has no part in the sum '{name}'")
+    kept = record["kept"]
+    assert isinstance(kept, bytes)
+    return Participant.from_bytes(kept)

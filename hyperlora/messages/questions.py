@@ -1,0 +1,215 @@
+"""What the server of a run of sums may ask: kinds of questions, what is public of each, and how the answers add up.
+
+Both sides make the layout of an answer from the question and what they share (backbone, classes, number of clients), so
+that an answer has no shape of its own choosing. Bounds are of single clients: what is larger is cut off at the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperlora.messages.codec import ProtocolError
+from hyperlora.secure_sum.fixed_point import FixedPoint, Part
+from models.adapters.adapter import Adapter
+from models.personalization.class_statistics import ClassStatistics
+from models.sums.clusters import FURTHEST, Clusters
+from models.sums.group_statistics import GroupStatistics
+
+FEATURE, MOVED, HEAD, LOSS, DEVIATIONS = 64.0, 16.0, 64.0, 50.0, 16.0
+"""Bounds of a pooled feature, of an entry of dW Q, of the head, of a loss in nats, and, for each pair of classes, of a
+client's deviation from its cluster in units of the variance within classes."""
+MOST_SAMPLES = 4096.0
+"""Samples that a client counts for at most."""
+KINDS = ("moments", "spread", "members", "columns", "rows", "classes", "deviations", "losses", "scores")
+MOST_GROUPS, OVERSAMPLED = 256, 2
+"""Clusters at most, and columns of the public products for each rank of the adapter."""
+ANCHOR, LEFT = "anchor ", "left "
+"""What the names of public tensors begin with: the anchor's, and the orthonormal bases of the second pass."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a sum.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        public: tensors that every client gets.
+    """
+
+    kind: str
+    public: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ProtocolError(f"there is no sum of '{self.kind}'")
+
+    @property
+    def anchor(self) -> Adapter:
+        """The public adapter; raises ProtocolError."""
+        try:
+            return Adapter.from_tensors(_named(self.public, ANCHOR))
+        except KeyError as error:
+            raise ProtocolError(f"a sum of '{self.kind}' needs the anchor") from error
+
+    @property
+    def left(self) -> dict[str, Tensor]:
+        """Kind of module -> orthonormal basis of the range of the average, float64."""
+        return {kind: one.double() for kind, one in _named(self.public, LEFT).items()}
+
+    @property
+    def clusters(self) -> Clusters:
+        """The public centroids; raises ProtocolError."""
+        parts = [self.public.get(name) for name in ("center", "scale", "centroids", "members")]
+        if any(one is None for one in parts) or not 1 <= len(parts[2]) <= MOST_GROUPS:  # type: ignore[arg-type]
+            raise ProtocolError(f"a sum of '{self.kind}' needs from 1 to {MOST_GROUPS} clusters")
+        return Clusters(*parts)  # type: ignore[arg-type]
+
+    @property
+    def scored_in(self) -> Tensor:
+        """By cluster the group that its clients are scored in, (K,) integers; raises ProtocolError."""
+        told = self.public.get("scored in")
+        if (
+            told is None
+            or told.shape != (len(self.clusters.counts),)
+            or bool((told < 0).any() | (told >= MOST_GROUPS).any())
+        ):
+            raise ProtocolError("a sum of scores needs a group for every cluster")
+        return told.long()
+
+    @property
+    def groups(self) -> GroupStatistics:
+        """The public class statistics of the clusters; raises ProtocolError."""
+        names = ("counts", "sums", "scatter", "remainder")
+        parts = [self.public.get(f"group {name}") for name in names]
+        about = self.public.get("about groups")
+        if about is None or any(one is None for one in parts):
+            raise ProtocolError(f"a sum of '{self.kind}' needs class statistics of the clusters")
+        each = zip(*parts, strict=True)
+        return GroupStatistics(tuple(ClassStatistics(*one) for one in each), self.clusters.counts, float(about[0]))
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+
+
+def public_anchor(anchor: Adapter) -> dict[str, Tensor]:
+    """Return the tensors by which clients know the anchor."""
+    return {f"{ANCHOR}{name}": one for name, one in anchor.tensors().items()}
+
+
+def public_clusters(clusters: Clusters) -> dict[str, Tensor]:
+    """Return the tensors by which clients know the clusters."""
+    return {
+        "center": clusters.center,
+        "scale": clusters.scale,
+        "centroids": clusters.centroids,
+        "members": clusters.counts,
+    }
+
+
+def public_groups(groups: GroupStatistics) -> dict[str, Tensor]:
+    """Return the tensors by which clients know what the classes of clusters look like."""
+    parts = [one.tensors() for one in groups.groups]
+    named = {f"group {name}": torch.stack([one[name] for one in parts]) for name in parts[0]}
+    return {**named, "about groups": torch.tensor([groups.agreeing])}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the shapes of answers follow from.
+
+    Attributes:
+        width: numbers of a pooled feature.
+        fresh: the adapter before round 1.
+        steps: how many numbers of local steps an evaluation scores after.
+        clients: most clients of a sum.
+    """
+
+    width: int
+    fresh: Adapter
+    steps: int
+    clients: int
+
+    @property
+    def columns(self) -> int:
+        """Columns of the public products."""
+        return OVERSAMPLED * self.fresh.rank
+
+
+def layout(question: Question, sizes: Sizes) -> FixedPoint:
+    """Return how the answers to a question add up."""
+    return FixedPoint(_PARTS[question.kind](question, sizes), sizes.clients)
+
+
+def _moments(question: Question, sizes: Sizes) -> dict[str, Part]:
+    return {"count": Part((1,), 1.0), "sum": Part((sizes.width,), FEATURE), "squares": Part((sizes.width,), FEATURE**2)}
+
+
+def _spread(question: Question, sizes: Sizes) -> dict[str, Part]:
+    shape = (len(question.clusters.centroids), sizes.width)
+    return {"spread": Part(shape, 4 * FURTHEST**2 * sizes.width**0.5)}
+
+
+def _members(question: Question, sizes: Sizes) -> dict[str, Part]:
+    groups = len(question.clusters.centroids)
+    return {"counts": Part((groups, 1), 1.0), "sums": Part((groups, sizes.width), FURTHEST)}
+
+
+def _columns(question: Question, sizes: Sizes) -> dict[str, Part]:
+    products = {
+        kind: Part((*one.B.shape[:-1], sizes.columns), MOVED) for kind, one in sorted(sizes.fresh.low_rank.items())
+    }
+    return {"weight": Part((1,), 1.0), "head": Part(tuple(sizes.fresh.head.shape), HEAD), **products}
+
+
+def _rows(question: Question, sizes: Sizes) -> dict[str, Part]:
+    kinds = sorted(sizes.fresh.low_rank.items())
+    products = {kind: Part((one.A.shape[0], one.A.shape[-1], sizes.columns), MOVED) for kind, one in kinds}
+    return {"weight": Part((1,), 1.0), **products}
+
+
+def _classes(question: Question, sizes: Sizes) -> dict[str, Part]:
+    groups, classes, width = len(question.clusters.centroids), len(sizes.fresh.head), sizes.width
+    return {
+        "counts": Part((groups, classes), MOST_SAMPLES),
+        "sums": Part((groups, classes, width), FEATURE * MOST_SAMPLES),
+        "scatter": Part((groups, width, width), FEATURE * MOST_SAMPLES),
+        "freedom": Part((groups,), MOST_SAMPLES),
+        "clients": Part((groups,), 1.0),
+        "agreeing": Part((groups,), 1.0),
+    }
+
+
+def _deviations(question: Question, sizes: Sizes) -> dict[str, Part]:
+    return {"deviations": Part((4,), DEVIATIONS * len(sizes.fresh.head) ** 2)}
+
+
+def _losses(question: Question, sizes: Sizes) -> dict[str, Part]:
+    return {"count": Part((1,), 1.0), "anchor": Part((1,), LOSS), "own": Part((1,), LOSS)}
+
+
+def _scores(question: Question, sizes: Sizes) -> dict[str, Part]:
+    groups = int(question.scored_in.max()) + 1
+    figures = {
+        name: Part((groups, sizes.steps), bound)
+        for name, bound in (("accuracy", 1.0), ("loss", LOSS), ("validation", LOSS), ("calibration", 1.0))
+    }
+    return {"clients": Part((groups,), 1.0), "tests": Part((groups,), MOST_SAMPLES), **figures}
+
+
+_PARTS: Mapping[str, Any] = {
+    "moments": _moments,
+    "spread": _spread,
+    "members": _members,
+    "columns": _columns,
+    "rows": _rows,
+    "classes": _classes,
+    "deviations": _deviations,
+    "losses": _losses,
+    "scores": _scores,
+}

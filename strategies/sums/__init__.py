@@ -1,0 +1,1 @@
+"""Runs whose server is told nothing but sums over clients (``privacy.mode = "sums"``)."""

@@ -1,0 +1,152 @@
+"""Asks clients a question and gets the sum of their answers, in four exchanges (:mod:`hyperlora.secure_sum`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from hyperlora.messages.codec import ProtocolError
+from hyperlora.messages.questions import Question, Sizes, layout
+from hyperlora.messages.sums import SumReply, SumRequest
+from hyperlora.secure_sum.collector import Collector
+from hyperlora.secure_sum.fixed_point import Vector
+from hyperlora.secure_sum.participant import PublicKeys, SecureSumError, least_answers
+from strategies.engine.records import RoundRecord
+from strategies.federation.registrar import Registrar
+from strategies.federation.transport import Answers, Exchange
+
+log = logging.getLogger(__name__)
+Replies = Mapping[str, SumReply]
+
+
+@dataclass(frozen=True)
+class Summed:
+    """The sum of the answers to one question: by name the sums of tensors, and who is in them."""
+
+    sums: Mapping[str, Tensor]
+    clients: Sequence[str]
+
+
+@dataclass
+class SumChannel:
+    """The one way from clients to the server of a run of sums.
+
+    Attributes:
+        registrar: who can be reached, and where.
+        sizes: what the layout of answers follows from.
+        timeout: seconds for each of the four exchanges.
+        least: fewest clients of a sum.
+    """
+
+    registrar: Registrar
+    sizes: Sizes
+    timeout: float
+    least: int
+    _asked: int = field(default=0)
+
+    def ask(self, grid: Grid, names: Sequence[str], question: Question, record: RoundRecord) -> Summed | None:
+        """Ask clients; return None where too few of them answer for a sum, which the record then says.
+
+        Args:
+            grid: Flower's.
+            names: client-ids.
+            question: what is asked.
+            record: of the round; has bytes and failures afterwards.
+        """
+        self._asked += 1
+        name = f"{record.server_round}.{self._asked}.{question.kind}"
+        form = layout(question, replace(self.sizes, clients=len(names)))
+        steps = _Steps(self, grid, record, name)
+        try:
+            _require(len(names), self.least)
+            return _summed(steps, names, question, Collector(form.length), form.decode)
+        except SecureSumError as error:
+            record.failures[f"sum {question.kind}"] = str(error)
+            log.warning("round %d: there is no sum of '%s': %s", record.server_round, question.kind, error)
+            return None
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The exchanges of one sum."""
+
+    channel: SumChannel
+    grid: Grid
+    record: RoundRecord
+    name: str
+
+    def send(self, requests: Sequence[SumRequest], use: Callable[[str, SumReply], None]) -> None:
+        """Send a step to clients and use every reply; who does not answer is left out of what follows."""
+        channel, exchange = self.channel, Exchange[SumRequest]()
+        roster = channel.registrar.roster
+        for one in requests:
+            exchange.add(
+                one,
+                node_id=roster.nodes[one.client_id],
+                recipient=one.client_id,
+                ttl=channel.timeout,
+                server_round=one.server_round,
+                backbone=channel.registrar.shipped_fingerprint,
+            )
+
+        def decode(content: RecordDict, request: SumRequest) -> SumReply:
+            reply = SumReply.decode(content, request)
+            try:
+                use(request.client_id, reply)
+            except SecureSumError as error:
+                raise ProtocolError(str(error)) from error
+            return replace(reply, masked=None)  # nothing of it is kept but the running sum
+
+        self._note(exchange.ask(self.grid, channel.timeout, decode))
+
+    def _note(self, answers: Answers[SumRequest, SumReply]) -> None:
+        record = self.record
+        self.channel.registrar.roster.note(answers.asked, answers.heard)
+        record.note_failures("sum", answers.failures)
+        for way, size in (("sums_down", answers.bytes_down), ("sums_up", answers.bytes_up)):
+            record.bytes[way] = record.bytes.get(way, 0) + size
+
+    def request(self, client_id: str, step: str) -> SumRequest:
+        """Return the plain request of a step."""
+        return SumRequest(client_id, self.record.server_round, self.name, step)
+
+
+def _summed(
+    steps: _Steps,
+    names: Sequence[str],
+    question: Question,
+    collector: Collector,
+    read: Callable[[Vector], dict[str, Tensor]],
+) -> Summed:
+    public: dict[str, PublicKeys] = {}
+
+    def take_keys(name: str, reply: SumReply) -> None:
+        public[name] = PublicKeys(reply.texts["masks"], reply.texts["seals"])
+
+    steps.send([steps.request(name, "keys") for name in names], take_keys)
+    collector.take_keys(public)
+    _require(len(public), steps.channel.least)
+    sealed: dict[str, Mapping[str, bytes]] = {}
+    asked = [replace(steps.request(name, "shares"), public=collector.public) for name in sorted(public)]
+    steps.send(asked, lambda name, reply: sealed.update({name: reply.texts}))
+    collector.take_shares(sealed)
+    least = max(steps.channel.least, least_answers(len(public)))
+    _require(len(sealed), least)
+    masked = replace(steps.request("", "masked"), clients=len(names), question=question)
+    asked = [replace(masked, client_id=name, sealed=collector.sealed[name]) for name in sorted(sealed)]
+    steps.send(asked, lambda name, reply: collector.add(name, reply.vector))
+    _require(len(collector.added), least)
+    last = replace(steps.request("", "unmask"), answered=sorted(collector.added), dropped=collector.dropped)
+    asked = [replace(last, client_id=name) for name in sorted(collector.added)]
+    steps.send(asked, lambda name, reply: collector.take_unmasking(reply.texts))
+    return Summed(read(collector.unmasked()), sorted(collector.added))
+
+
+def _require(count: int, least: int) -> None:
+    if count < least:
+        raise SecureSumError(f"{count} clients are left, and {least} is the least for a sum")

@@ -1,0 +1,283 @@
+"""The round loop of a run of sums: what HyperLoRA does, of sums over clients (``privacy.mode = "sums"``).
+
+Clients start from the anchor; its movement is averaged in product space by two public products. Before an evaluation
+clients tell what their classes look like, as sums over clusters of at least ``privacy.least-clients`` of them, and each
+makes its head for itself. To the state, to checkpoints and to reports a cluster is what a client is in an open run: the
+server knows clusters by name, and single clients by no more than that they take part.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.plan import Start
+from hyperlora.messages.questions import Question, Sizes, public_anchor, public_clusters, public_groups
+from hyperlora.messages.signature import ClientCard
+from hyperlora.messages.train import TrainMetrics
+from models.adapters.adapter import Adapter
+from models.personalization.signature import Signature, Standardizer
+from models.personalization.similarity import signature_vector, vector_groups
+from models.sums.clusters import Clusters, grow_clusters
+from models.sums.group_statistics import GroupStatistics, Spread
+from models.sums.product_average import from_two_passes, orthonormal
+from strategies.engine.checkpoint import Checkpoint
+from strategies.engine.evaluation import means_of
+from strategies.engine.history import sample_cohort
+from strategies.engine.records import ClientScore, client_score, evaluation_figures
+from strategies.engine.strategy import LoraStrategy
+from strategies.federation.roster import FederationError
+from strategies.methods.base.server import ClientUpdate
+from strategies.methods.hyperlora.server import HyperLoraMethod
+from strategies.sums.channel import SumChannel, Summed
+
+MOST_CLUSTERS = 16
+UNSEEN = "unseen"
+"""Name of all clients together that never train."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the server published before the last evaluation: clusters, their class statistics, how clients differ."""
+
+    clusters: Clusters
+    groups: GroupStatistics
+    spread: Spread
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the public tensors."""
+        between = torch.tensor([self.spread.client, self.spread.single])
+        return {**public_clusters(self.clusters), **public_groups(self.groups), "between clients": between}
+
+
+class SumsStrategy(LoraStrategy):
+    """Runs HyperLoRA on sums; arguments are those of :class:`~strategies.engine.strategy.LoraStrategy`."""
+
+    clusters: Clusters | None = None
+    group_cards: Mapping[str, ClientCard] = {}
+
+    @property
+    def least(self) -> int:
+        """Fewest clients of a sum."""
+        return self.settings.privacy.least_clients
+
+    @property
+    def known_cards(self) -> Mapping[str, ClientCard]:
+        """The clusters, as cards: there are none of single clients that tell anything."""
+        return self.group_cards
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Refuse: a sum takes four exchanges, which Flower's own loop does not make.
+
+        Raises:
+            FederationError: always.
+        """
+        raise FederationError("a run of sums is driven by its own loop (start), and not by Flower's")
+
+    def _make_round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
+        """Make a round: two sums over its cohort."""
+        self._begin(server_round, grid)
+        record, began = self.record, time.perf_counter()
+        names = [name for name, card in self.roster.reachable().items() if card.trains]
+        size = self.settings.clients_per_round
+        record.cohort = sample_cohort(names, size, seed=self.settings.seed, server_round=server_round)
+        self.history.note_cohort(server_round, record.cohort)
+        self.on_cohort(server_round, record.cohort)
+        found = self._averaged(grid, self._channel(), record.cohort)
+        record.add_seconds("waiting", time.perf_counter() - began)
+        if found is None:
+            return None
+        end, clients = found
+        self.state = self.method.aggregate(self.state, [self._as_update(end)])
+        record.training = {"clients": clients}
+        return MetricRecord({"num_clients": clients})
+
+    @property
+    def _hyperlora(self) -> HyperLoraMethod:
+        """The method; raises FederationError where it is another one."""
+        if not isinstance(self.method, HyperLoraMethod):
+            raise FederationError("a run of sums is one of HyperLoRA")
+        return self.method
+
+    def _register(self) -> None:
+        """Leave the state as it is: what nodes tell of their clients says nothing of their data."""
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take over a checkpoint; clusters are found anew before the next evaluation."""
+        super().resume(replace(checkpoint, cards={}))
+        self.group_cards = dict(checkpoint.cards)
+
+    def _channel(self) -> SumChannel:
+        settings, registrar = self.settings, self.registrar
+        width = (registrar.signature_size - registrar.num_classes - 1) // 2
+        sizes = Sizes(width, self._fresh, len(settings.evaluate_steps), 0)
+        return SumChannel(registrar, sizes, settings.round_timeout, self.least)
+
+    def _averaged(self, grid: Grid, channel: SumChannel, cohort: Sequence[str]) -> tuple[Adapter, int] | None:
+        """Return the average of what a cohort makes of the anchor, and of how many; None where there is no sum."""
+        anchor = self.state.anchor
+        first = channel.ask(grid, cohort, Question("columns", public_anchor(anchor)), self.record)
+        if first is None:
+            return None
+        products = _means(first)
+        head = products.pop("head").float()
+        left = orthonormal(products)
+        public = {f"left {kind}": one for kind, one in left.items()}
+        second = channel.ask(grid, first.clients, Question("rows", public), self.record)
+        if second is None:
+            return None
+        left = {kind: one.float().double() for kind, one in left.items()}  # as the clients read it
+        return from_two_passes(left, _means(second), head, anchor.rank), len(second.clients)
+
+    def _as_update(self, end: Adapter) -> ClientUpdate:
+        """Return the average as the update of one client that stands for all."""
+        card = next(iter(self.roster.cards.values()))
+        metrics = TrainMetrics(1, 0.0, 0.0, 0.0, 0.0, 0.0, seconds=0.0)
+        return ClientUpdate(replace(card, client_id="all"), self.state.anchor, end, metrics)
+
+    def _evaluate(self, grid: Grid, timeout: float, *, last: bool) -> MetricRecord | None:
+        """Ask for class statistics by cluster, publish them, and have clients score what they make of them."""
+        began, channel = time.perf_counter(), self._channel()
+        names = {
+            flag: [n for n, card in self.roster.reachable().items() if card.trains == flag] for flag in (True, False)
+        }
+        published = self._published(grid, channel, names[True])
+        if published is None:
+            return None
+        share = self._chosen_share(grid, channel, names[True], published)
+        self._take(published, share)
+        self.scores = []
+        clusters = torch.arange(len(published.clusters.counts))
+        for flag, groups in ((True, clusters), (False, torch.zeros_like(clusters))):
+            if len(names[flag]) >= self.least:
+                public = {**self._public(published), "share": torch.tensor([share]), "scored in": groups.float()}
+                told = channel.ask(grid, names[flag], Question("scores", public), self.record)
+                self.scores += self._scores(told, seen=flag) if told else []
+        self.record.evaluation = evaluation_figures(self.scores)
+        self.record.add_seconds("evaluating", time.perf_counter() - began)
+        self._report()
+        return means_of(self.record.evaluation)
+
+    def _published(self, grid: Grid, channel: SumChannel, names: Sequence[str]) -> Published | None:
+        """Return what is published before an evaluation; None where there is no sum."""
+        if self.clusters is None:
+            try:
+                self.clusters = grow_clusters(
+                    _Vectors(self, grid, channel, names), least=self.least, most=MOST_CLUSTERS
+                )
+            except _NoSumError:
+                return None
+        public = {**public_anchor(self.state.served_anchor), **public_clusters(self.clusters)}
+        classes = channel.ask(grid, names, Question("classes", public), self.record)
+        if classes is None:
+            return None
+        groups = GroupStatistics.of(classes.sums)
+        told = channel.ask(grid, names, Question("deviations", {**public, **public_groups(groups)}), self.record)
+        return None if told is None else Published(self.clusters, groups, Spread.of(told.sums["deviations"]))
+
+    def _public(self, published: Published) -> dict[str, Tensor]:
+        mixture = torch.tensor([self._hyperlora.head_share, self._hyperlora.head_scale])
+        return {**public_anchor(self.state.served_anchor), **published.tensors(), "mixture": mixture}
+
+    def _chosen_share(self, grid: Grid, channel: SumChannel, names: Sequence[str], published: Published) -> float:
+        """Return the share of the head that clients make for themselves: as set, or 0 where the anchor's is better."""
+        share = float(self._hyperlora.head_share)
+        told = channel.ask(grid, names, Question("losses", self._public(published)), self.record)
+        return share if told is None or float(told.sums["own"]) < float(told.sums["anchor"]) else 0.0
+
+    def _take(self, published: Published, share: float) -> None:
+        """Put the clusters into the state in the place of clients."""
+        clusters, groups = published.clusters, published.groups
+        named = {f"group-{index}": one for index, one in enumerate(groups.groups, start=1)}
+        vectors = clusters.centroids * clusters.scale + clusters.center
+        self.group_cards = {
+            name: _card(name, vector, one.counts) for (name, one), vector in zip(named.items(), vectors, strict=True)
+        }
+        first = next(iter(self.group_cards.values())).signature
+        rest = torch.zeros(len(signature_vector(first)) - len(clusters.center))
+        scale = Standardizer(torch.cat([clusters.center, rest]), torch.cat([clusters.scale, rest + 1.0]))
+        self.state = replace(
+            self.state,
+            standardizer=scale,
+            signature_vectors={name: signature_vector(card.signature) for name, card in self.group_cards.items()},
+            groups=vector_groups(first),
+            training=tuple(named),
+            class_statistics=named,
+            told_before={},
+        ).with_service(strength=0.0, share=share, scale=self._hyperlora.head_scale if share else 1.0)
+
+    def _scores(self, told: Summed, *, seen: bool) -> list[ClientScore]:
+        """Return the mean scores of each group of clients."""
+        any_card = next(iter(self.group_cards.values()))
+        cards = list(self.group_cards.values()) if seen else [replace(any_card, client_id=UNSEEN, trains=False)]
+        return [
+            self._score(card, {name: one[index] for name, one in told.sums.items()}) for index, card in enumerate(cards)
+        ]
+
+    def _score(self, card: ClientCard, sums: Mapping[str, Tensor]) -> ClientScore:
+        count, steps = max(float(sums["clients"]), 1.0), list(self.settings.evaluate_steps)
+        accuracy, loss, validation, calibration = (
+            (sums[part] / count).tolist() for part in ("accuracy", "loss", "validation", "calibration")
+        )
+        tests = round(float(sums["tests"]))
+        reply = EvaluateReply(card.client_id, tests, accuracy, loss, validation, calibration, 0.0)
+        request = EvaluateRequest(card.client_id, self.record.server_round, steps, Start(self._fresh))
+        return client_score(card, request, reply)
+
+
+class _NoSumError(RuntimeError):
+    """A sum that clusters need was not to be had."""
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Asks clients of their vectors (:class:`models.sums.clusters.SumsOfVectors`)."""
+
+    strategy: SumsStrategy
+    grid: Grid
+    channel: SumChannel
+    names: Sequence[str]
+
+    def moments(self) -> Tensor:
+        """Return the sum of moments."""
+        told = self._ask("moments", {})
+        return torch.cat([told["count"], told["sum"], told["squares"]])
+
+    def spread(self, clusters: Clusters, directions: Tensor) -> Tensor:
+        """Return the sum of spreads along directions."""
+        return self._ask("spread", {**public_clusters(clusters), "directions": directions})["spread"]
+
+    def members(self, clusters: Clusters) -> Tensor:
+        """Return the sum of memberships."""
+        told = self._ask("members", public_clusters(clusters))
+        return torch.cat([told["counts"], told["sums"]], dim=1)
+
+    def _ask(self, kind: str, public: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        told = self.channel.ask(self.grid, self.names, Question(kind, public), self.strategy.record)
+        if told is None:
+            raise _NoSumError(kind)
+        return {name: one.float() for name, one in told.sums.items()}
+
+
+def _means(told: Summed) -> dict[str, Tensor]:
+    """Return the averages of weighted tensors."""
+    weight = told.sums["weight"]
+    return {name: one / weight for name, one in told.sums.items() if name != "weight"}
+
+
+def _card(name: str, vector: Tensor, counts: Tensor) -> ClientCard:
+    """Return the card of a cluster."""
+    smoothed = counts + 1.0
+    total = max(int(counts.sum()), 1)
+    signature = Signature(vector, torch.zeros_like(vector), smoothed / smoothed.sum(), math.log(total))
+    return ClientCard(name, name, True, total, signature)

@@ -1,0 +1,245 @@
+"""A run of sums on digits through the real ServerApp and ClientApp, in this process: what the server is handed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message
+from peft import PeftModel
+
+from benchmarks.local_grid import LocalGrid
+from client_app.app import app
+from client_app.runtime import open_runtime
+from client_app.sums import SummedClient
+from client_app.tasks import NothingKept
+from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.messages.questions import Question, layout, public_anchor
+from hyperlora.messages.sums import SumRequest
+from models.adapters.adapter import subtract
+from models.lowrank.factors import norm
+from server_app.run import run
+from strategies.engine.checkpoint import CheckpointStore
+from strategies.methods.registry import build_method
+from tests.integration.conftest import SHORT
+
+SUMS = {**SHORT, "privacy.mode": "sums", "federation.rounds": 2, "train.local-steps": 2}
+
+
+class Recording(LocalGrid):
+    """Keeps every reply, and has a client break off in a step of a sum."""
+
+    def __init__(self, *args: Any, broken: str = "", step: str = "", **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.replies: list[Message] = []
+        self._broken, self._step = broken, step
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = [one for one in super().pull_messages(list(message_ids)) if not self._breaks(one)]
+        self.replies += replies
+        return replies
+
+    def _breaks(self, reply: Message) -> bool:
+        config = reply.content.get("config") if reply.has_content() else None
+        return isinstance(config, ConfigRecord) and (config.get("client_id"), config.get("step")) == (
+            self._broken,
+            self._step,
+        )
+
+
+def made(directory: Path, *, broken: str = "", step: str = "", **overrides: Any) -> tuple[Path, Recording]:
+    values = RunConfig.parse({**SUMS, "run.output-dir": str(directory), **overrides}).flat()
+    grid = Recording(app, values, 4, broken=broken, step=step)
+    return run(grid, values), grid
+
+
+@pytest.fixture(scope="module")
+def sums_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recording]:
+    return made(tmp_path_factory.mktemp("sums") / "run")
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(directory: Path) -> list[dict[str, Any]]:
+    """Return the records without seconds, and without bytes: the length of sealed shares varies a little."""
+    return [
+        {name: value for name, value in one.items() if name not in ("seconds", "bytes")} for one in records(directory)
+    ]
+
+
+def test_the_server_is_handed_masked_vectors_and_keys_only(sums_run: tuple[Path, Recording]) -> None:
+    _, grid = sums_run
+    steps = set()
+    for reply in grid.replies:
+        config = reply.content["config"]
+        assert isinstance(config, ConfigRecord)
+        if reply.metadata.message_type == "query.signature":
+            continue
+        assert reply.metadata.message_type == "query.sum"
+        steps.add(config["step"])
+        arrays = reply.content.get("arrays")
+        assert (arrays is not None) == (config["step"] == "masked")
+    assert steps == {"keys", "shares", "masked", "unmask"}
+
+
+def test_a_masked_vector_is_not_what_the_client_tells(sums_run: tuple[Path, Recording]) -> None:
+    _, grid = sums_run
+    runtime = open_runtime(RunConfig.parse(SUMS))
+    masked = [one for one in grid.replies if step_of(one) == ("masked", "moments")]
+    for reply in masked:
+        vector = reply.content["arrays"]["masked"].numpy()  # type: ignore[index]
+        client = str(reply.content["config"]["client_id"])  # type: ignore[index]
+        request = SumRequest(client, 2, "", "masked", clients=len(masked), question=Question("moments", {}))
+        one = SummedClient(runtime, request, NothingKept())
+        plain = layout(request.question, one.sizes()).encode(one.told(request.question))  # type: ignore[arg-type]
+        assert (vector != plain).mean() > 0.99
+    assert len(masked) >= 5
+
+
+def step_of(reply: Message) -> tuple[str, str]:
+    config = reply.content["config"]
+    assert isinstance(config, ConfigRecord)
+    return str(config.get("step", "")), str(config.get("name", "")).rpartition(".")[2]
+
+
+def test_clients_tell_the_same_card_but_for_their_name(sums_run: tuple[Path, Recording]) -> None:
+    _, grid = sums_run
+    vectors = [
+        array.numpy()
+        for reply in grid.replies
+        if reply.metadata.message_type == "query.signature"
+        for array in reply.content["arrays"].values()  # type: ignore[union-attr]
+    ]
+    assert len(vectors) == 20
+    assert all(np.array_equal(one, vectors[0]) for one in vectors)
+
+
+def test_it_learns_and_is_scored_by_groups(sums_run: tuple[Path, Recording]) -> None:
+    directory, _ = sums_run
+    last = records(directory)[-1]
+    assert last["evaluation"]["seen"]["zero_step"]["mean"] > 0.5
+    scores = json.loads((directory / "evaluation.json").read_text())
+    assert {one["client_id"] for one in scores} <= {"unseen", *(f"group-{index}" for index in range(1, 17))}
+
+
+def test_adapters_of_groups_load_with_peft(sums_run: tuple[Path, Recording]) -> None:
+    directory, _ = sums_run
+    adapters = sorted(path.name for path in (directory / "adapters").iterdir())
+    assert "anchor" in adapters
+    runtime = open_runtime(RunConfig.parse(SUMS))
+    for name in adapters:
+        PeftModel.from_pretrained(runtime.model.backbone.module, str(directory / "adapters" / name))
+
+
+def test_the_same_seed_gives_the_same_run(sums_run: tuple[Path, Recording], tmp_path: Path) -> None:
+    directory, _ = sums_run
+    assert without_times(made(tmp_path / "again")[0]) == without_times(directory)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(sums_run: tuple[Path, Recording], tmp_path: Path) -> None:
+    directory, _ = sums_run
+    made(tmp_path / "run", **{"federation.rounds": 1})
+    values = RunConfig.parse({**SUMS, "run.output-dir": str(tmp_path / "run"), "run.resume": True}).flat()
+    run(LocalGrid(app, values, 4), values)
+    ends = [
+        one["evaluation"]["seen"]["zero_step"]["mean"]
+        for one in (records(directory)[-1], records(tmp_path / "run")[-1])
+    ]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("step", ["shares", "masked", "unmask"])
+def test_a_client_that_breaks_off_costs_its_own_part(step: str, tmp_path: Path) -> None:
+    broken = first_of_the_cohort()
+    overrides = {"federation.rounds": 1, "privacy.least-clients": 3, "federation.round-timeout": 2.0}
+    directory, _ = made(tmp_path / "run", broken=broken, step=step, **overrides)
+    record = records(directory)[0]
+    assert record["training"]["clients"] >= 4
+    assert any(broken in name for name in record["failures"])
+    assert record["evaluation"]["seen"]["zero_step"]["mean"] > 0.3
+
+
+def first_of_the_cohort() -> str:
+    from strategies.engine.history import sample_cohort
+
+    runtime = open_runtime(RunConfig.parse(SUMS))
+    names = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
+    return sample_cohort(names, 6, seed=RunConfig.parse(SUMS).seed, server_round=1)[0]
+
+
+def test_the_anchor_of_sums_is_near_that_of_an_open_run(tmp_path: Path) -> None:
+    anchors = []
+    for mode in ("sums", "open"):
+        directory, _ = made(tmp_path / mode, **{"federation.rounds": 1, "privacy.mode": mode})
+        config = RunConfig.parse(json.loads((directory / "config.json").read_text()))
+        found = CheckpointStore(directory / "checkpoints", keep=1).latest(build_method(config).state_classes)
+        assert found is not None
+        anchors.append(found.state.anchor)
+    apart = subtract(*anchors)
+    for kind, one in apart.low_rank.items():
+        assert bool((norm(one) < 0.35 * norm(anchors[1].low_rank[kind])).all())
+    torch.testing.assert_close(anchors[0].head, anchors[1].head, rtol=0, atol=2e-3)
+
+
+def asked(values: dict[str, Any], message: Message) -> Message:
+    grid = LocalGrid(app, RunConfig.parse(values).flat(), 1)
+    return next(iter(grid.send_and_receive([message])))
+
+
+def open_messages() -> Iterator[Message]:
+    from hyperlora.messages.plan import Start
+    from hyperlora.messages.statistics import StatisticsRequest
+    from hyperlora.messages.train import TrainRequest
+
+    runtime = open_runtime(RunConfig.parse(SUMS))
+    name, start = runtime.federation.client_ids[0], Start(runtime.model.fresh_adapter(0))
+    for request in (StatisticsRequest(name, 1, 4, start), TrainRequest(name, 1, 1, start, "", False)):
+        yield Message(content=request.encode(), dst_node_id=1, message_type=request.TYPE)
+
+
+def test_a_client_of_a_run_of_sums_answers_nothing_else() -> None:
+    for message in open_messages():
+        reply = asked(SUMS, message)
+        assert reply.has_error()
+        assert "the run is one of sums" in (reply.error.reason or "")
+
+
+def test_a_client_of_an_open_run_answers_no_step_of_a_sum() -> None:
+    name = open_runtime(RunConfig.parse(SUMS)).federation.client_ids[0]
+    request = SumRequest(name, 1, "one", "keys")
+    reply = asked({**SUMS, "privacy.mode": "open"}, Message(request.encode(), 1, request.TYPE))
+    assert reply.has_error()
+    assert "the run is an open one" in (reply.error.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"method": "fedit"}, "made by method = hyperlora"),
+        ({"privacy.signature-noise": 1.0}, "privacy.signature-noise"),
+        ({"lora.start": "eva"}, "lora.start"),
+        ({"lora.budget": "10k"}, "lora.budget"),
+        ({"federation.domain-rounds": 2}, "federation.domain-rounds"),
+        ({"hyperlora.deviations": "rounds"}, "hyperlora.deviations"),
+        ({"hyperlora.statistics": False}, "hyperlora.statistics"),
+    ],
+)
+def test_what_does_not_go_with_sums_is_refused(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        RunConfig.parse({"privacy.mode": "sums", **values})
+
+
+def test_an_anchor_of_another_shape_is_refused() -> None:
+    runtime = open_runtime(RunConfig.parse(SUMS))
+    anchor = runtime.model.fresh_adapter(0)
+    wrong = {name: one[..., :-1] for name, one in public_anchor(anchor).items()}
+    request = SumRequest("any", 1, "", "masked", clients=5, question=Question("columns", wrong))
+    with pytest.raises(ValueError, match="does not fit"):
+        SummedClient(runtime, request, NothingKept()).told(request.question)  # type: ignore[arg-type]
