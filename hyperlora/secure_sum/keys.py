@@ -1,8 +1,8 @@
 """The cryptography of a secure sum: nothing but calls of reviewed libraries, given names.
 
 Key agreement (X25519 with HKDF), sealing (Fernet) and mask expansion (ChaCha20) are those of ``cryptography``, secret
-sharing is Shamir's scheme of pycryptodome as Flower's SecAgg+ calls it. Flower's own mask expansion is not used: its
-``pseudo_rand_gen`` draws masks from a Mersenne twister that is seeded with 32 bits.
+sharing is Shamir's scheme of pycryptodome. Flower's SecAgg+ is built of the same parts, and not used here: it speaks
+another message format, and its ``pseudo_rand_gen`` draws masks from a Mersenne twister that is seeded with 32 bits.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from Crypto.Protocol.SecretSharing import Shamir
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
 
 from hyperlora.secure_sum.fixed_point import Vector
 
-SEED_BYTES = 32
+SEED_BYTES, HALF = 32, 16
 
 
 def key_pair() -> tuple[bytes, bytes]:
@@ -67,10 +67,24 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
 
 
 def split_secret(secret: bytes, threshold: int, count: int) -> list[bytes]:
-    """Return ``count`` shares of which any ``threshold`` give the secret, and fewer tell nothing of it."""
-    return create_shares(secret, threshold, count)
+    """Return ``count`` shares of which any ``threshold`` give the secret, and fewer tell nothing of it.
+
+    Args:
+        secret: 32 bytes.
+        threshold: shares that are needed.
+        count: shares in all.
+    """
+    halves = [Shamir.split(threshold, count, half) for half in (secret[:HALF], secret[HALF:])]
+    return [
+        bytes([0, 0, index >> 8, index & 255]) + one + other for (index, one), (_, other) in zip(*halves, strict=True)
+    ]
 
 
 def join_secret(shares: Sequence[bytes]) -> bytes:
-    """Inverse of :func:`split_secret`; raises ValueError where the shares do not belong together."""
-    return combine_shares(list(shares))
+    """Inverse of :func:`split_secret`; raises ValueError where the shares are none of one secret."""
+    if any(len(share) != 4 + SEED_BYTES for share in shares):
+        raise ValueError("a share has another length than those of a secret have")
+    numbered = [(int.from_bytes(share[:4], "big"), share[4:]) for share in shares]
+    halves = ([(index, own[part]) for index, own in numbered] for part in (slice(HALF), slice(HALF, None)))
+    joined: bytes = b"".join(Shamir.combine(half) for half in halves)
+    return joined
