@@ -2,7 +2,7 @@
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
-``forgetting``, ``gpu`` and ``words`` are the tables of the modules of these names, ``costs`` what every suite costs.
+``forgetting``, ``gpu``, ``sums`` and ``words`` are the tables of these modules, ``costs`` what every suite costs.
 Several suites, with commas, stand side by side in one table, or one sentence each (``tables=verdicts``). A block
 without any result says so.
 """
@@ -31,6 +31,7 @@ from benchmarks.result import gpus_of, load_results, load_settings
 from benchmarks.server_soak import draw as draw_soak
 from benchmarks.server_soak import read as read_soak
 from benchmarks.suite import HERE, setting_names, split_name, suite_title, variant_names
+from benchmarks.sums import sums_table
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
 from benchmarks.verdicts import verdicts
@@ -65,6 +66,7 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "head_parts": head_parts_table,
     "forgetting": forgetting_table,
     "gpu": gpu_table,
+    "sums": sums_table,
     "words": words_table,
 }
 """Tables of the runs in a json file of this name."""

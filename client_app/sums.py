@@ -6,7 +6,7 @@ Nothing of it leaves but behind masks. What a client makes between two steps sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from flwr.app import ConfigRecord, Context
@@ -221,8 +221,7 @@ def _answer(runtime: ClientRuntime, request: SumRequest, context: Context, keepe
     place, texts, masked = f"sum {request.client_id}", dict[str, bytes](), None
     if request.step == "keys":
         one = Participant(request.client_id, runtime.config.privacy.least_clients)
-        public = one.keys()
-        texts = {"masks": public.masks, "seals": public.seals}
+        texts = asdict(one.keys())
     else:
         one = _kept(context, place, request.name)
         if request.step == "shares":

@@ -52,7 +52,7 @@ class SumRequest:
     def encode(self) -> RecordDict:
         """Return the content of the message."""
         body = {
-            "public": {name: [one.masks.hex(), one.seals.hex()] for name, one in self.public.items()},
+            "public": {name: one.as_hex() for name, one in self.public.items()},
             "sealed": {name: one.hex() for name, one in self.sealed.items()},
             "answered": list(self.answered),
             "dropped": list(self.dropped),
@@ -90,12 +90,12 @@ class SumRequest:
             require(config, "server_round", int),
             require(config, "name", str),
             step,
-            {name: PublicKeys(*map(_bytes, pair)) for name, pair in body["public"].items()},
+            {name: PublicKeys.from_hex(own) for name, own in body["public"].items()},
             {name: _bytes(one) for name, one in body["sealed"].items()},
             clients,
             Question(kind, _tensors(arrays_of(content))) if kind else None,
-            body["answered"],
-            body["dropped"],
+            tuple(body["answered"]),
+            tuple(body["dropped"]),
         )
 
 
@@ -132,6 +132,8 @@ class SumReply:
         if told != (request.client_id, request.name, request.step):
             raise ProtocolError(f"expected an answer to step '{request.step}' of '{request.name}', got one to another")
         texts = {name: _bytes(one) for name, one in _body(require(config, "body", str)).items()}
+        if request.step == "keys" and texts.keys() != {"masks", "seals", "seed"}:
+            raise ProtocolError("expected two public keys and the digest of a seed")
         return cls(*told, texts, _masked(content) if request.step == "masked" else None)
 
 
@@ -160,7 +162,7 @@ def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
 def _body(text: str) -> dict[str, Any]:
     try:
         told = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError("the body of a step of a sum cannot be read") from error
     if not isinstance(told, dict):
         raise ProtocolError("the body of a step of a sum cannot be read")

@@ -6,14 +6,31 @@ its masked vector is added is left out; one that drops out after that counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import combinations, islice
 
 import numpy as np
 
 from hyperlora.secure_sum import keys
 from hyperlora.secure_sum.fixed_point import Vector
 from hyperlora.secure_sum.participant import PublicKeys, SecureSumError, least_answers
+
+MOST_TRIALS = 200
+"""Choices of shares that are put together until one gives what they are said to be shares of."""
+
+
+class UnmaskableError(SecureSumError):
+    """There is no sum, since what hides one client's part cannot be put together.
+
+    Attributes:
+        name: the client; it gave wrong shares to others, or too few of them answered.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(reason)
+        self.name = name
 
 
 @dataclass
@@ -36,9 +53,18 @@ class Collector:
     added: set[str] = field(default_factory=set)
     shares: dict[str, list[bytes]] = field(default_factory=dict)
 
-    def take_keys(self, public: Mapping[str, PublicKeys]) -> None:
-        """Take the public keys of those that answered step 1."""
-        self.public = dict(sorted(public.items()))
+    def take_keys(self, name: str, public: PublicKeys) -> None:
+        """Take the public keys of one that answered step 1.
+
+        Raises:
+            SecureSumError: nobody could agree on a key with it, or it has another's.
+        """
+        if not (keys.is_public_key(public.masks) and keys.is_public_key(public.seals)):
+            raise SecureSumError(f"'{name}' has a public key that is none")
+        used = {key for one in self.public.values() for key in (one.masks, one.seals)}
+        if public.masks == public.seals or used & {public.masks, public.seals}:
+            raise SecureSumError(f"'{name}' has a public key that is used already")
+        self.public = dict(sorted({**self.public, name: public}.items()))
 
     def take_shares(self, sealed: Mapping[str, Mapping[str, bytes]]) -> None:
         """Take what the participants that answered step 2 sealed for each other."""
@@ -67,20 +93,22 @@ class Collector:
 
     def take_unmasking(self, shares: Mapping[str, bytes]) -> None:
         """Take the shares that one participant tells in step 4."""
-        for owner, share in shares.items():
-            self.shares.setdefault(owner, []).append(share)
+        for owner in self.sealed.keys() & shares.keys():
+            self.shares.setdefault(owner, []).append(shares[owner])
 
     def unmasked(self) -> Vector:
         """Return the sum of the vectors of those in ``added``, modulo 2^32.
 
         Raises:
-            SecureSumError: too few told their shares, or the shares do not belong together.
+            UnmaskableError: what hides a client's part cannot be put together; it names the client.
         """
         total = self.total
         for name in sorted(self.added):
-            total = total - keys.mask(self._secret(name), self.length)
+            seed = self._secret(name, keys.digest, self.public[name].seed)
+            total = total - keys.mask(seed, self.length)
         for name in self.dropped:
-            total = total - self._left_over(name, self._secret(name))
+            private = self._secret(name, keys.public_key_of, self.public[name].masks)
+            total = total - self._left_over(name, private)
         return total
 
     def _left_over(self, name: str, private: bytes) -> Vector:
@@ -91,11 +119,11 @@ class Collector:
             left = left + pair if other < name else left - pair
         return left
 
-    def _secret(self, name: str) -> bytes:
-        told, least = self.shares.get(name, []), least_answers(len(self.public))
-        if len(told) < least:
-            raise SecureSumError(f"{len(told)} clients told their share of what hides the sum, and {least} are needed")
-        try:
-            return keys.join_secret(told[:least])
-        except ValueError as error:
-            raise SecureSumError("shares of what hides the sum do not belong together") from error
+    def _secret(self, name: str, published: Callable[[bytes], bytes], known: bytes) -> bytes:
+        """Return that of ``name`` whose ``published`` form is ``known``; wrong shares of it are left out."""
+        told, least = [share for share in self.shares.get(name, []) if share], least_answers(len(self.public))
+        for some in islice(combinations(told, least), MOST_TRIALS):
+            with suppress(ValueError):
+                if published(found := keys.join_secret(some)) == known:
+                    return found
+        raise UnmaskableError(name, f"{len(told)} shares of what hides '{name}' do not give it, {least} right ones do")

@@ -8,6 +8,7 @@ another message format, and its ``pseudo_rand_gen`` draws masks from a Mersenne 
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 from collections.abc import Sequence
 
@@ -38,6 +39,25 @@ def agreed_key(private: bytes, public: bytes, purpose: str) -> bytes:
     """
     shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     return HKDF(algorithm=SHA256(), length=SEED_BYTES, salt=None, info=purpose.encode()).derive(shared)
+
+
+def public_key_of(private: bytes) -> bytes:
+    """Return the public key of a private one; raises ValueError where it is none."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def is_public_key(public: bytes) -> bool:
+    """Tell whether others can agree on a key with the owner of ``public``."""
+    try:
+        agreed_key(X25519PrivateKey.generate().private_bytes_raw(), public, "trial")
+    except ValueError:
+        return False
+    return True
+
+
+def digest(seed: bytes) -> bytes:
+    """Return by what a seed is known again, which tells nothing of it."""
+    return hashlib.sha256(seed).digest()
 
 
 def fresh_seed() -> bytes:
@@ -74,7 +94,7 @@ def split_secret(secret: bytes, threshold: int, count: int) -> list[bytes]:
         threshold: shares that are needed.
         count: shares in all.
     """
-    halves = [Shamir.split(threshold, count, half) for half in (secret[:HALF], secret[HALF:])]
+    halves = [Shamir.split(threshold, count, half, ssss=False) for half in (secret[:HALF], secret[HALF:])]
     return [
         bytes([0, 0, index >> 8, index & 255]) + one + other for (index, one), (_, other) in zip(*halves, strict=True)
     ]
@@ -86,5 +106,5 @@ def join_secret(shares: Sequence[bytes]) -> bytes:
         raise ValueError("a share has another length than those of a secret have")
     numbered = [(int.from_bytes(share[:4], "big"), share[4:]) for share in shares]
     halves = ([(index, own[part]) for index, own in numbered] for part in (slice(HALF), slice(HALF, None)))
-    joined: bytes = b"".join(Shamir.combine(half) for half in halves)
+    joined: bytes = b"".join(Shamir.combine(half, ssss=False) for half in halves)
     return joined

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 
 from cryptography.fernet import InvalidToken
 
@@ -24,10 +24,20 @@ class SecureSumError(ValueError):
 
 @dataclass(frozen=True)
 class PublicKeys:
-    """A client's public keys: for masks, and for what others seal for it."""
+    """What all may know of a client: public keys for masks and for what is sealed for it, and its seed's digest."""
 
     masks: bytes
     seals: bytes
+    seed: bytes
+
+    def as_hex(self) -> dict[str, str]:
+        """Return all three in hexadecimal digits, by name."""
+        return {name: value.hex() for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_hex(cls, told: Mapping[str, str]) -> PublicKeys:
+        """Inverse of :meth:`as_hex`; raises TypeError or ValueError."""
+        return cls(**{name: bytes.fromhex(value) for name, value in told.items()})
 
 
 def least_answers(participants: int) -> int:
@@ -60,9 +70,9 @@ class Participant:
     def keys(self) -> PublicKeys:
         """Step 1: return fresh public keys."""
         self._goes_on("keys", "shares")
-        masks, seals = keys.key_pair(), keys.key_pair()
+        masks, seals, self.seed = keys.key_pair(), keys.key_pair(), keys.fresh_seed()
         self.private = (masks[0], seals[0])
-        return PublicKeys(masks[1], seals[1])
+        return PublicKeys(masks[1], seals[1], keys.digest(self.seed))
 
     def sealed_shares(self, public: Mapping[str, PublicKeys]) -> dict[str, bytes]:
         """Step 2: return, sealed for every other participant, its shares of this client's seed and private key.
@@ -72,7 +82,7 @@ class Participant:
         """
         self._goes_on("shares", "masked")
         self._checked(public)
-        self.public, self.seed = dict(sorted(public.items())), keys.fresh_seed()
+        self.public = dict(sorted(public.items()))
         threshold, count = least_answers(len(public)), len(public)
         of_seed, of_key = (keys.split_secret(one, threshold, count) for one in (self.seed, self.private[0]))
         mine = dict(zip(self.public, zip(of_seed, of_key, strict=True), strict=True))
@@ -92,11 +102,11 @@ class Participant:
         """Step 3: return the vector behind its own mask and one with every participant that sent shares.
 
         Args:
-            sealed: by participant what it sealed for this client.
+            sealed: by participant what it sealed for this client; what cannot be opened counts as no share.
             vector: what this client adds to the sum.
 
         Raises:
-            SecureSumError: too few participants are left, or a share is not of whom it is said to be.
+            SecureSumError: too few participants are left, or one is not of the sum.
         """
         self._goes_on("masked", "unmask")
         for other, text in sealed.items():
@@ -113,12 +123,9 @@ class Participant:
         if other not in self.public or other == self.name:
             raise SecureSumError(f"'{other}' is no other participant of the sum")
         try:
-            told = json.loads(keys.unseal(self._seal_key(other), text))
-        except InvalidToken as error:
-            raise SecureSumError(f"what '{other}' sealed for this client was changed on its way") from error
-        if told["from"] != other:
-            raise SecureSumError(f"a share that is said to be of '{other}' is of '{told['from']}'")
-        return bytes.fromhex(told["seed"]), bytes.fromhex(told["key"])
+            return _unpacked(other, keys.unseal(self._seal_key(other), text))
+        except (InvalidToken, ValueError, KeyError, TypeError):
+            return b"", b""
 
     def unmasking(self, answered: Sequence[str], dropped: Sequence[str]) -> dict[str, bytes]:
         """Step 4: return a share of the seed of who answered, and of the private key of who did not.
@@ -158,12 +165,17 @@ class Participant:
         told = json.loads(kept)
         told["private"] = tuple(map(bytes.fromhex, told["private"]))
         told["seed"] = bytes.fromhex(told["seed"])
-        told["public"] = {
-            name: PublicKeys(**{one.name: bytes.fromhex(own[one.name]) for one in fields(PublicKeys)})
-            for name, own in told["public"].items()
-        }
+        told["public"] = {name: PublicKeys.from_hex(own) for name, own in told["public"].items()}
         told["shares"] = {name: tuple(map(bytes.fromhex, pair)) for name, pair in told["shares"].items()}
         return cls(**told)
+
+
+def _unpacked(name: str, text: bytes) -> tuple[bytes, bytes]:
+    """Return the two shares; raises ValueError where they are of somebody else."""
+    told = json.loads(text)
+    if told["from"] != name:
+        raise ValueError(f"a share that is said to be of '{name}' is not")
+    return bytes.fromhex(told["seed"]), bytes.fromhex(told["key"])
 
 
 def _packed(name: str, of_seed: bytes, of_key: bytes) -> bytes:

@@ -13,13 +13,15 @@ from torch import Tensor
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.questions import Question, Sizes, layout
 from hyperlora.messages.sums import SumReply, SumRequest
-from hyperlora.secure_sum.collector import Collector
+from hyperlora.secure_sum.collector import Collector, UnmaskableError
 from hyperlora.secure_sum.fixed_point import Vector
 from hyperlora.secure_sum.participant import PublicKeys, SecureSumError, least_answers
 from strategies.engine.records import RoundRecord
 from strategies.federation.registrar import Registrar
 from strategies.federation.transport import Answers, Exchange
 
+MOST_TRIES = 3
+"""How often a question is asked, each time without a client whose part could not be unmasked."""
 log = logging.getLogger(__name__)
 Replies = Mapping[str, SumReply]
 
@@ -41,13 +43,15 @@ class SumChannel:
         sizes: what the layout of answers follows from.
         timeout: seconds for each of the four exchanges.
         least: fewest clients of a sum.
+        distrusted: clients whose shares did not give what hides their parts.
     """
 
     registrar: Registrar
     sizes: Sizes
     timeout: float
     least: int
-    _asked: int = field(default=0)
+    distrusted: set[str] = field(default_factory=set)
+    _asked: int = 0
 
     def ask(self, grid: Grid, names: Sequence[str], question: Question, record: RoundRecord) -> Summed | None:
         """Ask clients; return None where too few of them answer for a sum, which the record then says.
@@ -58,17 +62,25 @@ class SumChannel:
             question: what is asked.
             record: of the round; has bytes and failures afterwards.
         """
+        for _ in range(MOST_TRIES):
+            trusted = [name for name in names if name not in self.distrusted]
+            try:
+                return self._tried(grid, trusted, question, record)
+            except UnmaskableError as error:
+                self.distrusted.add(error.name)
+                record.note_failures("sum", {error.name: f"{error}; it is asked for no further sum"})
+            except SecureSumError as error:
+                record.failures[f"sum {question.kind}"] = str(error)
+                log.warning("round %d: there is no sum of '%s': %s", record.server_round, question.kind, error)
+                break
+        return None
+
+    def _tried(self, grid: Grid, names: Sequence[str], question: Question, record: RoundRecord) -> Summed:
         self._asked += 1
-        name = f"{record.server_round}.{self._asked}.{question.kind}"
+        _require(len(names), self.least)
         form = layout(question, replace(self.sizes, clients=len(names)))
-        steps = _Steps(self, grid, record, name)
-        try:
-            _require(len(names), self.least)
-            return _summed(steps, names, question, Collector(form.length), form.decode)
-        except SecureSumError as error:
-            record.failures[f"sum {question.kind}"] = str(error)
-            log.warning("round %d: there is no sum of '%s': %s", record.server_round, question.kind, error)
-            return None
+        steps = _Steps(self, grid, record, f"{record.server_round}.{self._asked}.{question.kind}")
+        return _summed(steps, names, question, Collector(form.length), form.decode)
 
 
 @dataclass(frozen=True)
@@ -123,16 +135,12 @@ def _summed(
     collector: Collector,
     read: Callable[[Vector], dict[str, Tensor]],
 ) -> Summed:
-    public: dict[str, PublicKeys] = {}
-
-    def take_keys(name: str, reply: SumReply) -> None:
-        public[name] = PublicKeys(reply.texts["masks"], reply.texts["seals"])
-
-    steps.send([steps.request(name, "keys") for name in names], take_keys)
-    collector.take_keys(public)
+    asked = [steps.request(name, "keys") for name in names]
+    steps.send(asked, lambda name, reply: collector.take_keys(name, PublicKeys(**reply.texts)))
+    public = collector.public
     _require(len(public), steps.channel.least)
     sealed: dict[str, Mapping[str, bytes]] = {}
-    asked = [replace(steps.request(name, "shares"), public=collector.public) for name in sorted(public)]
+    asked = [replace(steps.request(name, "shares"), public=public) for name in sorted(public)]
     steps.send(asked, lambda name, reply: sealed.update({name: reply.texts}))
     collector.take_shares(sealed)
     least = max(steps.channel.least, least_answers(len(public)))

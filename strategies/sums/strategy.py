@@ -8,6 +8,7 @@ server knows clusters by name, and single clients by no more than that they take
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -93,7 +94,7 @@ class SumsStrategy(LoraStrategy):
         record.cohort = sample_cohort(names, size, seed=self.settings.seed, server_round=server_round)
         self.history.note_cohort(server_round, record.cohort)
         self.on_cohort(server_round, record.cohort)
-        found = self._averaged(grid, self._channel(), record.cohort)
+        found = self._averaged(grid, self._channel, record.cohort)
         record.add_seconds("waiting", time.perf_counter() - began)
         if found is None:
             return None
@@ -117,6 +118,7 @@ class SumsStrategy(LoraStrategy):
         super().resume(replace(checkpoint, cards={}))
         self.group_cards = dict(checkpoint.cards)
 
+    @functools.cached_property
     def _channel(self) -> SumChannel:
         settings, registrar = self.settings, self.registrar
         width = (registrar.signature_size - registrar.num_classes - 1) // 2
@@ -147,7 +149,7 @@ class SumsStrategy(LoraStrategy):
 
     def _evaluate(self, grid: Grid, timeout: float, *, last: bool) -> MetricRecord | None:
         """Ask for class statistics by cluster, publish them, and have clients score what they make of them."""
-        began, channel = time.perf_counter(), self._channel()
+        began, channel = time.perf_counter(), self._channel
         names = {
             flag: [n for n, card in self.roster.reachable().items() if card.trains == flag] for flag in (True, False)
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperlora.secure_sum import keys
-from hyperlora.secure_sum.collector import Collector
+from hyperlora.secure_sum.collector import Collector, UnmaskableError
 from hyperlora.secure_sum.fixed_point import FixedPoint, Part, Vector
 from hyperlora.secure_sum.participant import Participant, PublicKeys, SecureSumError
 
@@ -43,7 +43,8 @@ def run_sum(
 ) -> tuple[Vector, Collector]:
     clients = {name: Participant(name, least) for name in vectors}
     server = Collector(LAYOUT.length)
-    server.take_keys({name: one.keys() for name, one in clients.items()})
+    for name, one in clients.items():
+        server.take_keys(name, one.keys())
     clients = {name: kept(one) for name, one in clients.items()}
     server.take_shares({n: one.sealed_shares(server.public) for n, one in clients.items() if n not in no_shares})
     clients = {name: kept(one) for name, one in clients.items()}
@@ -82,7 +83,7 @@ def test_any_minority_may_drop_out(gone: set[str], step: str) -> None:
 
 
 def test_too_few_answers_give_no_sum() -> None:
-    with pytest.raises(SecureSumError, match="2 clients told their share of what hides the sum, and 3 are needed"):
+    with pytest.raises(UnmaskableError, match="2 shares of what hides 'anna' do not give it, 3 right ones do"):
         run_sum(VECTORS, no_unmasking=["anna", "ben", "cleo"])
     with pytest.raises(SecureSumError, match="2 of 5 clients are left, and 3 is the least"):
         run_sum(VECTORS, no_vector=["anna", "ben", "cleo"])
@@ -131,7 +132,7 @@ def test_no_client_is_asked_twice() -> None:
 
 def test_no_client_takes_part_in_a_sum_over_too_few() -> None:
     anna = Participant("anna", least=5)
-    public = {"anna": anna.keys()} | {name: PublicKeys(*map(str.encode, (name, name + "-"))) for name in NAMES[1:4]}
+    public = {"anna": anna.keys()} | {name: PublicKeys(*map(str.encode, (name, name + "-", ""))) for name in NAMES[1:4]}
     with pytest.raises(SecureSumError, match="a sum over 4 clients tells too much of each: 5 is the least"):
         anna.sealed_shares(public)
 
@@ -142,14 +143,52 @@ def test_no_client_takes_part_with_a_server_that_plays_several() -> None:
         anna.sealed_shares({"anna": anna.keys(), "ben": other, "cleo": other})
 
 
-def test_a_share_that_was_changed_on_its_way_is_refused() -> None:
-    clients = {name: Participant(name, 3) for name in NAMES}
-    public = {name: one.keys() for name, one in clients.items()}
-    sealed = {name: one.sealed_shares(public) for name, one in clients.items()}
-    text = sealed["ben"]["anna"]
-    forged = {"ben": text[:40] + (b"A" if text[40:41] != b"A" else b"B") + text[41:]}
-    with pytest.raises(SecureSumError, match="what 'ben' sealed for this client was changed on its way"):
-        clients["anna"].masked(forged, VECTORS["anna"])
+def with_shares_changed(names: Collection[str], change: Callable[[bytes], bytes]) -> Vector:
+    """Return the sum where some clients send others changed shares."""
+    clients, server = {name: Participant(name, 3) for name in NAMES}, Collector(LAYOUT.length)
+    for name, one in clients.items():
+        server.take_keys(name, one.keys())
+    sealed = {name: one.sealed_shares(server.public) for name, one in clients.items()}
+    for name in names:
+        sealed[name] = {to: change(text) for to, text in sealed[name].items()}
+    server.take_shares(sealed)
+    for name, one in clients.items():
+        server.add(name, one.masked(server.sealed[name], VECTORS[name]))
+    for one in clients.values():
+        server.take_unmasking(one.unmasking(NAMES, []))
+    return server.unmasked()
+
+
+def test_a_client_that_seals_nonsense_is_named() -> None:
+    with pytest.raises(UnmaskableError, match="1 shares of what hides 'ben' do not give it") as caught:
+        with_shares_changed(["ben"], lambda text: text[:40] + bytes([text[40] ^ 1]) + text[41:])
+    assert caught.value.name == "ben"
+
+
+def test_a_client_that_tells_wrong_shares_of_others_changes_nothing() -> None:
+    clients, server = {name: Participant(name, 3) for name in NAMES}, Collector(LAYOUT.length)
+    for name, one in clients.items():
+        server.take_keys(name, one.keys())
+    server.take_shares({name: one.sealed_shares(server.public) for name, one in clients.items()})
+    for name in NAMES[:4]:
+        server.add(name, clients[name].masked(server.sealed[name], VECTORS[name]))
+    for name in NAMES[:4]:
+        shares = clients[name].unmasking(NAMES[:4], ["emil"])
+        server.take_unmasking({to: bytes(len(one)) for to, one in shares.items()} if name == "anna" else shares)
+    np.testing.assert_array_equal(server.unmasked(), plain(NAMES[:4]))
+
+
+@pytest.mark.parametrize("key", [b"", bytes(32), b"short"])
+def test_a_public_key_that_is_none_costs_its_own_client(key: bytes) -> None:
+    server, good = Collector(1), Participant("anna", 3).keys()
+    with pytest.raises(SecureSumError, match="has a public key that is none"):
+        server.take_keys("ben", PublicKeys(key, good.seals, good.seed))
+    server.take_keys("anna", good)
+    with pytest.raises(SecureSumError, match="used already"):
+        server.take_keys("ben", good)
+
+
+def test_a_share_of_no_participant_is_refused() -> None:
     with pytest.raises(SecureSumError, match="is no other participant"):
         kept(Participant("dora", 3, step="masked")).masked({"ben": b""}, VECTORS["dora"])
 
