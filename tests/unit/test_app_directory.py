@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -50,3 +53,17 @@ def test_that_of_a_wheel_has_the_same_settings_and_packs_no_code(here: Path, mon
         with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(found))) as packed:
             assert set(packed.namelist()) == {"pyproject.toml", "LICENSE", ".info/CONTENT"}
     assert not found.exists()
+
+
+def test_what_flower_ships_has_every_module_that_the_apps_import() -> None:
+    root = Path(__file__).parents[2]
+    told = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["fab-include"]
+    shipped = {path for pattern in told for path in root.glob(pattern)}
+    apps = "import sys, server_app.app, server_app.run, client_app.app"
+    listing = f"{apps}\nfor one in list(sys.modules.values()): print(getattr(one, '__file__', None) or '')"
+    found = subprocess.run([sys.executable, "-c", listing], cwd=root, capture_output=True, text=True, check=True)
+    own = {Path(line) for line in found.stdout.splitlines() if Path(line).is_relative_to(root)}
+    parts = ("server_app", "client_app", "strategies", "models", "hyperlora")
+    imported = {one for one in own if one.relative_to(root).parts[0] in parts}
+    assert len(imported) > 100
+    assert imported <= shipped
