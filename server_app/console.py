@@ -29,7 +29,7 @@ class RunConsole:
     def __init__(self, path: Path, *, pace: Pace, echo: bool) -> None:
         self._path, self._pace = path, pace
         self._screen = Console(highlight=False, quiet=not echo)
-        self._began = time.perf_counter()
+        self._began, self._counted = time.perf_counter(), "{} clients"
 
     @property
     def elapsed(self) -> float:
@@ -44,6 +44,11 @@ class RunConsole:
             f"{config.train.batch_size}, LoRA rank {config.lora.rank}, seed {config.seed}"
         )
         self._say(f"results go to {directory}")
+        if config.privacy.mode == "sums":
+            self._counted = "clusters of {} clients"
+            self._say(
+                f"the server is told sums over at least {config.privacy.least_clients} clients, and figures of clusters"
+            )
 
     def switched_off(self, names: Sequence[str]) -> None:
         """Say which of the method's modules are off, if any."""
@@ -90,7 +95,7 @@ class RunConsole:
                 continue
             figures = record.evaluation[name]
             self._say(
-                f"accuracy of {figures['clients']} {name} clients on their own test data: "
+                f"accuracy of {figures['clients']} {self._counted.format(name)} on their own test data: "
                 f"{_percent(figures['zero_step'])} with the adapter as received, "
                 f"{_percent(figures['k_step'])} after local steps "
                 f"(worst tenth {_percent(figures['k_step'], 'worst_tenth')})"

@@ -9,6 +9,7 @@ server knows clusters by name, and single clients by no more than that they take
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.sums.channel import SumChannel, Summed
 
+log = logging.getLogger(__name__)
 MOST_CLUSTERS = 16
 UNSEEN = "unseen"
 """Name of all clients together that never train."""
@@ -161,7 +163,9 @@ class SumsStrategy(LoraStrategy):
         self.scores = []
         clusters = torch.arange(len(published.clusters.counts))
         for flag, groups in ((True, clusters), (False, torch.zeros_like(clusters))):
-            if len(names[flag]) >= self.least:
+            if 0 < len(names[flag]) < self.least:
+                log.warning("%d %s clients are too few for a sum", len(names[flag]), "seen" if flag else "unseen")
+            elif names[flag]:
                 public = {**self._public(published), "share": torch.tensor([share]), "scored in": groups.float()}
                 told = channel.ask(grid, names[flag], Question("scores", public), self.record)
                 self.scores += self._scores(told, seen=flag) if told else []

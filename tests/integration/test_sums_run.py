@@ -196,6 +196,25 @@ def test_a_client_that_breaks_off_costs_its_own_part(step: str, tmp_path: Path) 
     assert grid.replies
 
 
+def test_a_client_that_seals_nonsense_costs_its_own_part(tmp_path: Path) -> None:
+    liar = first_of_the_cohort()
+
+    def answer(message: Message, context: Context) -> Message:
+        reply, config = app(message, context), message.content["config"]
+        assert isinstance(config, ConfigRecord)
+        if (config.get("client_id"), config.get("step")) == (liar, "shares"):
+            told = reply.content["config"]
+            assert isinstance(told, ConfigRecord)
+            told["body"] = json.dumps(dict.fromkeys(json.loads(str(told["body"])), "00"))
+        return reply
+
+    values = RunConfig.parse({**SUMS, "federation.rounds": 1, "run.output-dir": str(tmp_path / "run")}).flat()
+    record = records(run(LocalGrid(answer, values, CLIENTS), values))[0]
+    assert record["training"]["clients"] == 4
+    assert f"what hides '{liar}'" in record["failures"][f"sum {liar}"]
+    assert record["evaluation"]["seen"]["zero_step"]["mean"] > 0.3
+
+
 def first_of_the_cohort() -> str:
     runtime, config = open_runtime(RunConfig.parse(SUMS)), RunConfig.parse(SUMS)
     names = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
