@@ -31,23 +31,25 @@ from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.storage.files import write_text
 
 PROMPT_WORDS, STEPS = 4, 10
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 BASE: Mapping[str, Scalar] = {
     "data.name": "instructions",
     "data.partition": "iid",
     "data.clients-per-domain": 3,
     "data.unseen-fraction": 0.34,
-    "data.max-samples": 200,
+    "data.max-samples": 150,
+    "data.validation-fraction": 0.1,
+    "data.test-fraction": 0.2,
     "model.name": "hf:small-llama",
-    "model.max-length": 64,
+    "model.max-length": 48,
     "lora.rank": 8,
     "lora.alpha": 16.0,
-    "lora.last-blocks": 4,
+    "lora.last-blocks": 2,
     "train.local-steps": STEPS,
     "train.batch-size": 8,
-    "federation.rounds": 12,
-    "federation.clients-per-round": 8,
-    "federation.evaluate-every": 12,
+    "federation.rounds": 10,
+    "federation.clients-per-round": 6,
+    "federation.evaluate-every": 10,
 }
 UNTRAINED: Mapping[str, Scalar] = {
     "method": "fedit",
