@@ -23,7 +23,7 @@ from benchmarks.result import write_json
 from hyperlora.storage.files import storage_errors
 
 END = "<|endoftext|>"
-FIGURES = "training.json"
+KNOWN = "training.json"
 SCORED_AT_ONCE, SAID_EVERY = 32, 100
 
 
@@ -179,5 +179,5 @@ def make_model(
     with storage_errors(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    write_json(folder / FIGURES, figures)
+    write_json(folder / KNOWN, figures)
     return figures
