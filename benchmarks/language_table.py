@@ -13,7 +13,20 @@ from benchmarks.table import markdown
 RESULT = Path(__file__).parent / "results" / "language.json"
 REFERENCE = "fedit"
 FIGURES = {"as received": "zero_step", "after K steps": "k_step"}
+COMPARISONS = {
+    **{what: (key, key) for what, key in FIGURES.items()},
+    "as received against K steps": ("zero_step", "k_step"),
+}
 GROUPS = ("seen", "unseen")
+ORDER = (
+    REFERENCE,
+    "hyperlora",
+    "hyperlora, deviations at use",
+    "hyperlora, deviations in rounds",
+    "local",
+    "no federation",
+)
+"""In which rows stand in a table."""
 Run = Mapping[str, Any]
 
 
@@ -35,16 +48,10 @@ def language_table(runs: Sequence[Run]) -> str:
         runs: of ``benchmarks.language``'s file.
     """
     rate = chosen_rate(runs)
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        if run["rate"] == rate:
-            found.setdefault(run["row"], []).append(run)
+    kept = {name: [run for run in runs if (run["row"], run["rate"]) == (name, rate)] for name in ORDER}
+    found = {name: own for name, own in kept.items() if own}
     parts = [_losses(found), _against(found), _domains(found), _note(runs, found, rate)]
     return "\n\n".join(part for part in parts if part)
-
-
-def _columns() -> list[str]:
-    return [f"{group}, {what}" for group in GROUPS for what in FIGURES]
 
 
 def _losses(found: Mapping[str, Sequence[Run]]) -> str:
@@ -52,7 +59,7 @@ def _losses(found: Mapping[str, Sequence[Run]]) -> str:
         f"{name} ({len(own)} seed(s))": [_cell(own, group, key) for group in GROUPS for key in FIGURES.values()]
         for name, own in found.items()
     }
-    return markdown("nats per token", _columns(), rows)
+    return markdown("nats per token", [f"{group}, {what}" for group in GROUPS for what in FIGURES], rows)
 
 
 def _cell(runs: Sequence[Run], group: str, key: str) -> str:
@@ -64,12 +71,13 @@ def _against(found: Mapping[str, Sequence[Run]]) -> str:
     rows = {}
     for name in [one for one in found if one != REFERENCE]:
         pairs = [
-            paired_difference(found[name], found.get(REFERENCE, []), group, (key, key))
+            paired_difference(found[name], found[REFERENCE], group, columns)
             for group in GROUPS
-            for key in FIGURES.values()
+            for columns in COMPARISONS.values()
         ]
         rows[name] = [str(one) if one else "" for one in pairs]
-    return markdown(f"minus {REFERENCE}, hundredths of a nat", _columns(), rows) if rows else ""
+    columns = [f"{group}, {what}" for group in GROUPS for what in COMPARISONS]
+    return markdown(f"minus {REFERENCE}, hundredths of a nat", columns, rows) if rows else ""
 
 
 def _domains(found: Mapping[str, Sequence[Run]]) -> str:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.language import BASE, RATES, ROWS, halves, jobs, losses, write_federation
 from benchmarks.language_model import KNOWN, Size, in_blocks, learn_tokenizer, make_model, rate_at, unigram_loss
-from benchmarks.language_table import chosen_rate, language_table
+from benchmarks.language_table import ORDER, chosen_rate, language_table
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import list_samples
@@ -69,7 +69,8 @@ def test_the_federations_file_has_its_own_domains_as_the_product_reads_them(tmp_
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_row_is_a_configuration(row: str) -> None:
+def test_every_row_is_a_configuration_and_stands_in_the_tables(row: str) -> None:
+    assert row in ORDER
     config = RunConfig.parse({**BASE, **ROWS[row]})
     assert config.data.name == "instructions"
     assert config.train.steps_of_use == 10
@@ -94,7 +95,9 @@ def test_the_tables_have_losses_and_what_a_row_has_less_than_the_reference() -> 
     found = cells(text)
     assert found["fedit (1 seed(s))"] == ["4.250", "3.750", "5.000", "3.750"]
     assert found["hyperlora (1 seed(s))"] == ["4.150", "3.650", "4.900", "3.650"]
-    assert "| hyperlora |" + " -10.0 [-10.0, -10.0] |" * 4 in text
+    received, against_steps = ["-10.0 [-10.0, -10.0]"] * 2, ["+40.0 [+15.0, +65.0]", "+115.0 [+115.0, +115.0]"]
+    changes = [*received, against_steps[0], *received, against_steps[1]]
+    assert f"| hyperlora | {' | '.join(changes)} |" in text
     assert found["hyperlora"] == ["4.400", "4.400"]  # the last table, by domain
     assert "4.125 at 0.003, 5.125 at 0.01" in text
     assert "1.2 M weights" in text
