@@ -63,6 +63,12 @@ ROWS: Mapping[str, Mapping[str, Scalar]] = {
     "hyperlora": {"method": "hyperlora"},
     "hyperlora, deviations in rounds": {"method": "hyperlora", "hyperlora.deviations": "rounds"},
     "hyperlora, deviations at use": {"method": "hyperlora", "hyperlora.deviations": "serving"},
+    "hyperlora, deviations alike for all": {
+        "method": "hyperlora",
+        "hyperlora.deviations": "rounds",
+        "hyperlora.temperature": 1000.0,
+        "generator.kind": "off",
+    },
     "local": {"method": "local"},
     "no federation": UNTRAINED,
 }

@@ -23,6 +23,7 @@ ORDER = (
     "hyperlora",
     "hyperlora, deviations at use",
     "hyperlora, deviations in rounds",
+    "hyperlora, deviations alike for all",
     "local",
     "no federation",
 )
