@@ -117,8 +117,14 @@ def halves(domains: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def reviewed_model(folder: Path, texts: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, Any]:
-    """Return what the model in a folder knows; it is trained first where there is none."""
+    """Return what the model in a folder knows; it is trained first where there is none.
+
+    Raises:
+        BadParameter: the folder has a model that was not trained here, so that nothing is known of it.
+    """
     if not (folder / KNOWN).exists():
+        if (folder / "config.json").exists():
+            raise typer.BadParameter(f"'{folder}' has a model without {KNOWN}, so not of this benchmark; empty it")
         own = [texts[domain] for domain in halves(list(texts))[0]]
         read = [text for one in own for split in sorted(one) if split != "test" for text in one[split]]
         held_out = [text for one in own for text in one.get("test", [])]

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.language import BASE, RATES, ROWS, halves, jobs, losses, write_federation
+from benchmarks.bootstrap import paired_difference
+from benchmarks.language import BASE, RATES, ROWS, halves, jobs, losses, reviewed_model, write_federation
 from benchmarks.language_model import KNOWN, Size, in_blocks, learn_tokenizer, make_model, rate_at, unigram_loss
-from benchmarks.language_table import ORDER, chosen_rate, language_table
+from benchmarks.language_table import ORDER, RESULT, chosen_rate, language_table
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.listing import Origin
 from hyperlora.data.opening import list_samples
@@ -128,6 +130,12 @@ def test_training_lowers_the_loss_below_a_unigram_models_and_what_is_saved_is_th
     assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " mat"
 
 
+def test_a_model_from_elsewhere_is_neither_used_nor_written_over(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(typer.BadParameter, match="has a model without training.json"):
+        reviewed_model(tmp_path, {"a": {"train": ["text"]}})
+
+
 def test_the_tokenizer_begins_every_text_with_a_space_and_texts_end_in_blocks() -> None:
     tokenizer = learn_tokenizer(["good film"] * 5, 270)
     assert tokenizer.decode(tokenizer("good film")["input_ids"]) == " good film"
@@ -145,3 +153,38 @@ def test_the_rate_rises_and_then_falls_to_a_tenth() -> None:
     assert rates[:5] == sorted(rates[:5])
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[100] == pytest.approx(0.1)
+
+
+STARTS, ALIKE, FROZEN = "hyperlora, deviations in rounds", "hyperlora, deviations alike for all", "no federation"
+STATED = [
+    (STARTS, "fedit", "seen", ("zero_step", "zero_step"), "2.7 hundredths", "2.2 to 3.1"),
+    (STARTS, "fedit", "unseen", ("zero_step", "zero_step"), "2.2 for unseen", "1.7 to 2.9"),
+    (STARTS, "fedit", "seen", ("zero_step", "k_step"), "0.8", "0.6 to 1.1"),
+    (STARTS, "fedit", "unseen", ("zero_step", "k_step"), "0.5", "0.2 to 0.8"),
+    (FROZEN, "fedit", "seen", ("zero_step", "zero_step"), "4.8 hundredths above", "4.0 to 5.5"),
+    (FROZEN, "fedit", "unseen", ("zero_step", "zero_step"), "4.4 for unseen", "3.1 to 5.8"),
+    (STARTS, STARTS, "seen", ("k_step", "zero_step"), "1.4 hundredths", "1.1 to 1.8"),
+    (STARTS, "fedit", "seen", ("k_step", "k_step"), "0.7 above", "0.4 to 1.0"),
+    (STARTS, "fedit", "unseen", ("k_step", "k_step"), "0.6 below", "0.3 to 1.0"),
+    (ALIKE, "fedit", "seen", ("zero_step", "zero_step"), "level", ""),
+    (ALIKE, "fedit", "unseen", ("zero_step", "zero_step"), "level", ""),
+    ("hyperlora", "fedit", "seen", ("zero_step", "zero_step"), "level", ""),
+    ("hyperlora", "fedit", "unseen", ("zero_step", "zero_step"), "level", ""),
+]
+
+
+@pytest.mark.parametrize(("row", "rival", "group", "columns", "points", "interval"), STATED)
+def test_the_page_says_what_the_results_say(
+    row: str, rival: str, group: str, columns: tuple[str, str], points: str, interval: str
+) -> None:
+    runs = json.loads(RESULT.read_text())["runs"]
+    left, right = ([run for run in runs if (run["row"], run["rate"]) == (name, 0.003)] for name in (row, rival))
+    found = paired_difference(left, right, group, columns)
+    page = " ".join((RESULT.parents[2] / "docs" / "adapters.md").read_text().split())
+    assert points in page
+    if interval:
+        low, high = sorted((abs(found.low), abs(found.high)))
+        assert f"({interval})" in page or f"interval {interval})" in page
+        assert (f"{low:.1f} to {high:.1f}", f"{abs(found.mean):.1f}") == (interval, points.split()[0])
+    else:
+        assert found.verdict == "level"
