@@ -132,7 +132,7 @@ def test_training_lowers_the_loss_below_a_unigram_models_and_what_is_saved_is_th
 
 def test_a_model_from_elsewhere_is_neither_used_nor_written_over(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(typer.BadParameter, match="has a model without training.json"):
+    with pytest.raises(typer.BadParameter, match=r"has a model without training\.json"):
         reviewed_model(tmp_path, {"a": {"train": ["text"]}})
 
 
