@@ -2,9 +2,9 @@
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
-``forgetting``, ``gpu``, ``sums`` and ``words`` are the tables of these modules, ``costs`` what every suite costs.
-Several suites, with commas, stand side by side in one table, or one sentence each (``tables=verdicts``). A block
-without any result says so.
+``forgetting``, ``gpu``, ``language``, ``sums`` and ``words`` are the tables of these modules, ``costs`` what every
+suite costs. Several suites, with commas, stand side by side in one table, or one sentence each (``tables=verdicts``).
+A block without any result says so.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.forgetting import forgetting_table
 from benchmarks.gpu.table import gpu_table
 from benchmarks.grid import SuiteError
 from benchmarks.head_parts import head_parts_table
+from benchmarks.language_table import language_table
 from benchmarks.newcomers import draw_newcomers
 from benchmarks.result import gpus_of, load_results, load_settings
 from benchmarks.server_soak import draw as draw_soak
@@ -66,6 +67,7 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "head_parts": head_parts_table,
     "forgetting": forgetting_table,
     "gpu": gpu_table,
+    "language": language_table,
     "sums": sums_table,
     "words": words_table,
 }

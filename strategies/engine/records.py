@@ -33,9 +33,10 @@ class ClientScore:
     """One client's evaluation: test accuracies (shares) after 0, after K, and after each number of local steps.
 
     ``chosen`` is the accuracy of whichever of the two has the lower loss on the client's validation share; settings are
-    to be compared by the validation losses, never by a test figure. ``calibration_by_steps`` is the expected
-    calibration error on the test split; ``class_samples`` and ``class_hits`` count its samples of each class and how
-    many of them are right as received, where the client tells that.
+    to be compared by the validation losses, never by a test figure. ``loss_by_steps`` is the cross-entropy on the test
+    split in nats, per sample or, of a language model, per token; ``calibration_by_steps`` the expected calibration
+    error on it; ``class_samples`` and ``class_hits`` count its samples of each class and how many of them are right as
+    received, where the client tells that.
     """
 
     client_id: str
@@ -50,6 +51,7 @@ class ClientScore:
     zero_step_validation_loss: float
     k_step_validation_loss: float
     by_steps: Mapping[str, float]
+    loss_by_steps: Mapping[str, float] = field(default_factory=dict)
     calibration_by_steps: Mapping[str, float] = field(default_factory=dict)
     class_samples: Sequence[int] = ()
     class_hits: Sequence[int] = ()
@@ -130,6 +132,7 @@ def client_score(card: ClientCard, request: EvaluateRequest, reply: EvaluateRepl
         zero_step_validation_loss=reply.validation_loss[0],
         k_step_validation_loss=reply.validation_loss[-1],
         by_steps=_by_steps(request, accuracy),
+        loss_by_steps=_by_steps(request, reply.test_loss),
         calibration_by_steps=_by_steps(request, reply.calibration_error),
         class_samples=list(reply.class_samples),
         class_hits=list(reply.class_hits),

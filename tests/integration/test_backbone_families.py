@@ -126,6 +126,8 @@ def test_a_language_model_learns_responses_and_its_adapters_load_with_peft(tmp_p
     start = next(score for score in scores if score["client_id"] == "all-2" and score["track"] == "start")
     assert float(right) == pytest.approx(start["zero_step"], abs=1e-6)
     assert float(right) > 0.3
+    assert start["loss_by_steps"]["0"] == start["zero_step_loss"]
+    assert start["loss_by_steps"].keys() == start["by_steps"].keys()
     assert "class statistics" not in (tmp_path / "run" / "console.log").read_text(encoding="utf-8")  # nobody is asked
     made = personalize(tmp_path / "run", Path(instructions), PersonalizeOptions(target=tmp_path / "mine"))
     assert (tmp_path / "mine" / "generated" / "adapter_model.safetensors").is_file()

@@ -5,11 +5,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.forgetting import checkpoints, turns
 from benchmarks.head_parts import WHOLE, head_parts_table, scores
+from benchmarks.language import BASE, ROWS, measured, write_federation
+from benchmarks.language_model import Size, make_model
 from benchmarks.remembering import AGAIN, AS_TOLD, NOTHING, remembered
 from benchmarks.result import load_results
+from benchmarks.suite import Job
+from client_app.runtime import open_runtime
+from hyperlora.config.schema import RunConfig
+from hyperlora.data.tables import SEPARATOR
 from hyperlora.reporting.run_files import RunFiles
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,3 +69,28 @@ def test_what_clients_of_former_domains_tell_again_is_what_the_run_served(short_
     assert found[AGAIN] == pytest.approx(former, abs=1e-6)
     assert found[AS_TOLD] == found[AGAIN]
     assert found[NOTHING] != found[AGAIN]
+
+
+def test_clients_without_a_federation_have_the_loss_of_the_frozen_model(tmp_path: Path) -> None:
+    texts = {
+        domain: {"train": [f"{'very ' * (i % 7)}good {domain} number {i} that i like" for i in range(66)]}
+        for domain in ("apparel", "books")
+    }
+    size = Size(vocabulary=280, layers=2, width=16, heads=2, positions=32, length=8, batch=4, steps=20)
+    make_model(tmp_path / "model", texts["apparel"]["train"], texts["apparel"]["train"][:9], size, lambda text: None)
+    path = write_federation(texts, tmp_path)
+    given = {"data.path": str(path), "model.weights": str(tmp_path / "model"), "data.max-samples": 20}
+    config = RunConfig.parse({**BASE, **ROWS["no federation"], **given, "federation.clients-per-round": 1})
+    clients = measured(Job("language", "no federation", config), tmp_path)["clients"]
+    assert [one["client_id"] for one in clients] == ["books-0", "books-1", "books-2"]
+    assert all(one["k_step"] < one["zero_step"] for one in clients)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    losses = []
+    for text in open_runtime(config).client("books-2").test.inputs:
+        prompt, response = (tokenizer(part)["input_ids"] for part in text.split(SEPARATOR))
+        ids = torch.tensor([*prompt, *response, tokenizer.eos_token_id])[: config.model.max_length]
+        with torch.no_grad():
+            found = cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+        losses.append(found[len(prompt) - 1 :])
+    assert clients[2]["zero_step"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-4)
