@@ -166,7 +166,7 @@ def _named(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forgetting_table(runs: Sequence[Run]) -> str:
-    """Return markdown tables: what was forgotten, differences to ``REFERENCE``, and what memories are worth.
+    """Return markdown tables: what was forgotten, differences to FedIT and to the default, what memories are worth.
 
     Args:
         runs: of :func:`main`'s file.
@@ -178,7 +178,10 @@ def forgetting_table(runs: Sequence[Run]) -> str:
         f"Percent and points, as received; seeds {', '.join(map(str, seeds))}, 95 % intervals of a bootstrap over "
         f"seeds and clients; made at commit {', '.join(sorted({run['commit'] for run in runs}))}."
     )
-    return "\n\n".join([_table(found), _against(found), _memory_table(found.get(DEFAULT, [])), note])
+    tables = [_table(found), _against(found, REFERENCE)]
+    if set(found) - {REFERENCE, DEFAULT} and DEFAULT in found:
+        tables.append(_against({name: own for name, own in found.items() if name != REFERENCE}, DEFAULT))
+    return "\n\n".join([*tables, _memory_table(found.get(DEFAULT, [])), note])
 
 
 def _takes_turns(name: str) -> bool:
@@ -211,20 +214,22 @@ def _mean(runs: Sequence[Run], group: str, column: str) -> str:
     return cell([100 * sum(values) / len(values) for values in chosen])
 
 
-def _against(found: Mapping[str, Sequence[Run]]) -> str:
+def _against(found: Mapping[str, Sequence[Run]], reference: str) -> str:
     columns = [f"{group}, {what}" for group in GROUPS for what in ("forgotten", "all domains at the end")]
     rows = {}
-    for name in [one for one in found if one != REFERENCE]:
+    for name in [one for one in found if one != reference]:
         changes = []
         for group in GROUPS:
-            lost = _change(found, name, with_forgetting, group, "forgotten") if _takes_turns(name) else ""
-            changes += [lost, _change(found, name, at_the_end, group, KEPT)]
+            lost = _change(found, (name, reference), with_forgetting, group, "forgotten") if _takes_turns(name) else ""
+            changes += [lost, _change(found, (name, reference), at_the_end, group, KEPT)]
         rows[name] = changes
-    return markdown(f"minus {REFERENCE}", columns, rows)
+    return markdown(f"minus {reference}", columns, rows)
 
 
-def _change(found: Mapping[str, Sequence[Run]], name: str, read: Callable[[Run], Run], group: str, column: str) -> str:
-    own, others = ([read(run) for run in found.get(one, [])] for one in (name, REFERENCE))
+def _change(
+    found: Mapping[str, Sequence[Run]], names: tuple[str, str], read: Callable[[Run], Run], group: str, column: str
+) -> str:
+    own, others = ([read(run) for run in found.get(one, [])] for one in names)
     change = paired_difference(own, others, group, (column, column))
     return str(change) if change else ""
 
