@@ -13,9 +13,9 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from datasets import Dataset
@@ -75,6 +75,14 @@ ROWS: Mapping[str, Mapping[str, Scalar]] = {
 console = Console()
 
 
+class Review(NamedTuple):
+    """A review: the kind of thing that it is about, its place in the set's own division, and its text."""
+
+    domain: str
+    split: str
+    text: str
+
+
 def main(
     data: Annotated[Path, typer.Option(help="folder of FDU-MTL's parquet files")],
     model: Annotated[Path, typer.Option(help="folder of the model; it is trained where there is none")],
@@ -86,10 +94,10 @@ def main(
     """Train the model unless it is there, make the runs that are missing, and print the tables."""
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="hyperlora-language-") as scratch:
-        texts = read_reviews(data, Path(scratch))
-        known = reviewed_model(model, texts)
+        reviews = read_reviews(data, Path(scratch))
+        known = reviewed_model(model, reviews)
         places: dict[str, Scalar] = {
-            "data.path": str(write_federation(texts, Path(scratch))),
+            "data.path": str(write_federation(reviews, Path(scratch))),
             "model.weights": str(model.absolute()),
         }
         given = {**places, **dict(map(parse_override, override or []))}
@@ -101,22 +109,19 @@ def main(
     console.print(language_table(runs), soft_wrap=True)
 
 
-def read_reviews(data: Path, scratch: Path) -> dict[str, dict[str, list[str]]]:
-    """Return texts by domain and by the set's own split, in the order of the files."""
+def read_reviews(data: Path, scratch: Path) -> list[Review]:
+    """Return all reviews in the order of the files."""
     table = Dataset.from_parquet([str(file) for file in sorted(data.glob("*.parquet"))], cache_dir=str(scratch))
-    found: dict[str, dict[str, list[str]]] = {}
-    for domain, split, text in zip(table["domain"], table["split"], table["text"], strict=True):
-        found.setdefault(domain, {}).setdefault(split, []).append(text)
-    return found
+    return [Review(*row) for row in zip(table["domain"], table["split"], table["text"], strict=True)]
 
 
-def halves(domains: Sequence[str]) -> tuple[list[str], list[str]]:
+def halves(domains: Iterable[str]) -> tuple[list[str], list[str]]:
     """Return the domains that the model learns from, first, third, ... in alphabetical order, and the federation's."""
-    ordered = sorted(domains)
+    ordered = sorted(set(domains))
     return ordered[::2], ordered[1::2]
 
 
-def reviewed_model(folder: Path, texts: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+def reviewed_model(folder: Path, reviews: Sequence[Review]) -> dict[str, Any]:
     """Return what the model in a folder knows; it is trained first where there is none.
 
     Raises:
@@ -125,24 +130,24 @@ def reviewed_model(folder: Path, texts: Mapping[str, Mapping[str, Sequence[str]]
     if not (folder / KNOWN).exists():
         if (folder / "config.json").exists():
             raise typer.BadParameter(f"'{folder}' has a model without {KNOWN}, so not of this benchmark; empty it")
-        own = [texts[domain] for domain in halves(list(texts))[0]]
-        read = [text for one in own for split in sorted(one) if split != "test" for text in one[split]]
-        held_out = [text for one in own for text in one.get("test", [])]
+        own, _ = halves(one.domain for one in reviews)
+        read = [one.text for one in reviews if one.domain in own and one.split != "test"]
+        held_out = [one.text for one in reviews if one.domain in own and one.split == "test"]
         make_model(folder, read, held_out, Size(), console.print)
     return dict(json.loads((folder / KNOWN).read_text(encoding="utf-8")))
 
 
-def write_federation(texts: Mapping[str, Mapping[str, Sequence[str]]], folder: Path) -> Path:
+def write_federation(reviews: Sequence[Review], folder: Path) -> Path:
     """Write all reviews of the federation's domains as prompts with responses, and return the file.
 
     A review that has no more words than a prompt is left out.
     """
+    _, own = halves(one.domain for one in reviews)
+    chosen = sorted((one for one in reviews if one.domain in own), key=lambda one: (one.domain, one.split))
     rows = [
-        {"prompt": " ".join(words[:PROMPT_WORDS]), "response": " ".join(words[PROMPT_WORDS:]), "domain": domain}
-        for domain in halves(list(texts))[1]
-        for split in sorted(texts[domain])
-        for words in map(str.split, texts[domain][split])
-        if len(words) > PROMPT_WORDS
+        {"prompt": " ".join(words[:PROMPT_WORDS]), "response": " ".join(words[PROMPT_WORDS:]), "domain": one.domain}
+        for one in chosen
+        if len(words := one.text.split()) > PROMPT_WORDS
     ]
     write_text(folder / "federation.jsonl", "".join(json.dumps(row) + "\n" for row in rows), durable=False)
     return folder / "federation.jsonl"

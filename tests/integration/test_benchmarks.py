@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.forgetting import checkpoints, turns
 from benchmarks.head_parts import WHOLE, head_parts_table, scores
-from benchmarks.language import BASE, ROWS, measured, write_federation
+from benchmarks.language import BASE, ROWS, Review, measured, write_federation
 from benchmarks.language_model import Size, make_model
 from benchmarks.remembering import AGAIN, AS_TOLD, NOTHING, remembered
 from benchmarks.result import load_results
@@ -72,13 +72,15 @@ def test_what_clients_of_former_domains_tell_again_is_what_the_run_served(short_
 
 
 def test_clients_without_a_federation_have_the_loss_of_the_frozen_model(tmp_path: Path) -> None:
-    texts = {
-        domain: {"train": [f"{'very ' * (i % 7)}good {domain} number {i} that i like" for i in range(66)]}
+    reviews = [
+        Review(domain, "train", f"{'very ' * (i % 7)}good {domain} number {i} that i like")
         for domain in ("apparel", "books")
-    }
+        for i in range(66)
+    ]
+    texts = [one.text for one in reviews[:66]]
     size = Size(vocabulary=280, layers=2, width=16, heads=2, positions=32, length=8, batch=4, steps=20)
-    make_model(tmp_path / "model", texts["apparel"]["train"], texts["apparel"]["train"][:9], size, lambda text: None)
-    path = write_federation(texts, tmp_path)
+    make_model(tmp_path / "model", texts, texts[:9], size, lambda text: None)
+    path = write_federation(reviews, tmp_path)
     given = {"data.path": str(path), "model.weights": str(tmp_path / "model"), "data.max-samples": 20}
     config = RunConfig.parse({**BASE, **ROWS["no federation"], **given, "federation.clients-per-round": 1})
     clients = measured(Job("language", "no federation", config), tmp_path)["clients"]

@@ -13,7 +13,7 @@ import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.bootstrap import paired_difference
-from benchmarks.language import BASE, RATES, ROWS, halves, jobs, losses, reviewed_model, write_federation
+from benchmarks.language import BASE, RATES, ROWS, Review, halves, jobs, losses, reviewed_model, write_federation
 from benchmarks.language_model import KNOWN, Size, in_blocks, learn_tokenizer, make_model, rate_at, unigram_loss
 from benchmarks.language_table import ORDER, RESULT, chosen_rate, language_table
 from hyperlora.config.schema import RunConfig
@@ -52,17 +52,18 @@ def cells(text: str) -> dict[str, list[str]]:
 
 
 def test_no_domain_is_on_both_sides_and_every_one_is_on_one() -> None:
-    model, federation = halves(["video", "MR", "baby", "apparel", "books"])
+    model, federation = halves(["video", "MR", "baby", "MR", "apparel", "books"])
     assert (model, federation) == (["MR", "baby", "video"], ["apparel", "books"])
 
 
 def test_the_federations_file_has_its_own_domains_as_the_product_reads_them(tmp_path: Path) -> None:
     texts = {
-        "apparel": {"train": ["these socks are thick and warm"]},
-        "books": {"test": ["a book that i liked a lot"], "train": ["not for me either", "it was far too long"]},
-        "music": {"train": ["one that the model learns from"]},
+        "apparel": ["these socks are thick and warm"],
+        "books": ["a book that i liked a lot", "not for me either", "it was far too long"],
+        "music": ["one that the model learns from"],
     }
-    path = write_federation(texts, tmp_path)
+    reviews = [Review(domain, "train", text) for domain, own in texts.items() for text in own]
+    path = write_federation(reviews, tmp_path)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert {row["domain"] for row in rows} == {"books"}
     assert rows[0] == {"prompt": "a book that i", "response": "liked a lot", "domain": "books"}
@@ -133,7 +134,7 @@ def test_training_lowers_the_loss_below_a_unigram_models_and_what_is_saved_is_th
 def test_a_model_from_elsewhere_is_neither_used_nor_written_over(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(typer.BadParameter, match=r"has a model without training\.json"):
-        reviewed_model(tmp_path, {"a": {"train": ["text"]}})
+        reviewed_model(tmp_path, [Review("a", "train", "text")])
 
 
 def test_the_tokenizer_begins_every_text_with_a_space_and_texts_end_in_blocks() -> None:
