@@ -24,7 +24,7 @@ from hyperlora.secure_sum.participant import Participant, SecureSumError
 from models.adapters.adapter import Adapter, check_same_shapes
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.sums.clusters import membership, moments, spread
-from models.sums.group_statistics import Spread, contribution, deviations
+from models.sums.group_statistics import Spread, contribution, deviations, placed
 from models.sums.local_head import PublicHeads, ServedHead
 from models.sums.product_average import right_basis, times_left, times_right
 
@@ -123,12 +123,9 @@ class SummedClient:
 
     def scores(self, question: Question) -> Answer:
         """Tell what the client's own start is worth on its test share, at the place of its cluster."""
-        served, steps = (
-            self._served(question, share=float(question.public["share"][0])),
-            self.runtime.config.evaluation_steps,
-        )
+        served = self._served(question, share=float(question.public["share"][0]))
         self.runtime.keep_adapter(self.runtime.with_prior(self._name, served))
-        reply, clusters = self._scored(served, list(steps)), question.clusters
+        reply, clusters = self._scored(served, list(self.runtime.config.evaluation_steps)), question.clusters
         figures = {
             "accuracy": reply.test_accuracy,
             "loss": reply.test_loss,
@@ -139,7 +136,7 @@ class SummedClient:
         told |= {"clients": torch.tensor(1.0), "tests": torch.tensor(float(reply.num_test))}
         group = question.scored_in
         return {
-            name: _at(one, int(group[clusters.nearest(self._vector)]), int(group.max()) + 1)
+            name: placed(one, int(group[clusters.nearest(self._vector)]), int(group.max()) + 1)
             for name, one in told.items()
         }
 
@@ -183,12 +180,6 @@ _ANSWERS: Mapping[str, Callable[[SummedClient, Question], Answer]] = {
     "losses": SummedClient.losses,
     "scores": SummedClient.scores,
 }
-
-
-def _at(part: Tensor, place: int, groups: int) -> Tensor:
-    placed = part.new_zeros(groups, *part.shape)
-    placed[place] = part
-    return placed
 
 
 def sizes_of(runtime: ClientRuntime, clients: int) -> Sizes:

@@ -250,7 +250,12 @@ def _require_sums(config: RunConfig) -> None:
     """Raise ConfigError where a run cannot be one of sums."""
     if config.method != "hyperlora":
         raise ConfigError(f"privacy.mode = sums is made by method = hyperlora, and this run's is '{config.method}'")
-    federation, lora = config.federation, config.lora
+    federation, lora, least = config.federation, config.lora, config.privacy.least_clients
+    if federation.clients_per_round < least:
+        raise ConfigError(
+            f"federation.clients-per-round is {federation.clients_per_round}, and privacy.least-clients is {least}: "
+            "no round would have a sum"
+        )
     against = {
         "privacy.signature-noise or privacy.adapter-noise": config.privacy.noised,
         "lora.start = eva": lora.start == "eva",

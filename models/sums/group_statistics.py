@@ -42,13 +42,14 @@ def contribution(one: ClassStatistics, group: int, groups: int) -> dict[str, Ten
         "clients": torch.tensor(1.0),
         "agreeing": pairs,
     }
-    return {name: _at(part, group, groups) for name, part in told.items()}
+    return {name: placed(part, group, groups) for name, part in told.items()}
 
 
-def _at(part: Tensor, group: int, groups: int) -> Tensor:
-    placed = part.new_zeros(groups, *part.shape)
-    placed[group] = part
-    return placed
+def placed(part: Tensor, group: int, groups: int) -> Tensor:
+    """Return zeros (groups, ...) with ``part`` (...) at the place of a group."""
+    whole = part.new_zeros(groups, *part.shape)
+    whole[group] = part
+    return whole
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from strategies.federation.transport import Answers, Exchange
 MOST_TRIES = 3
 """How often a question is asked, each time without a client whose part could not be unmasked."""
 log = logging.getLogger(__name__)
-Replies = Mapping[str, SumReply]
 
 
 @dataclass(frozen=True)

@@ -268,6 +268,7 @@ def test_a_client_of_an_open_run_answers_no_step_of_a_sum() -> None:
         ({"method": "fedit"}, "made by method = hyperlora"),
         ({"privacy.signature-noise": 1.0}, "privacy.signature-noise"),
         ({"lora.start": "eva"}, "lora.start"),
+        ({"federation.clients-per-round": 4}, "no round would have a sum"),
         ({"lora.budget": "10k"}, "lora.budget"),
         ({"federation.domain-rounds": 2}, "federation.domain-rounds"),
         ({"hyperlora.deviations": "rounds"}, "hyperlora.deviations"),
