@@ -131,19 +131,33 @@ def sums_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], row: str, group: str) -> str:
-    return cell([100 * fmean(one["zero_step"] for one in _clients(run, row, group)) for run in runs])
+    return mean_of(_with_row(runs, row), group)
 
 
 def _change(runs: Sequence[Mapping[str, Any]], row: str, group: str) -> str:
-    own, others = ([{"seed": run["seed"], "clients": _clients(run, one, group)} for run in runs] for one in (row, OPEN))
-    return str(paired_difference(own, others, group, ("zero_step", "zero_step")) or "")
+    return difference(_with_row(runs, row), _with_row(runs, OPEN), group)
 
 
-def _clients(run: Mapping[str, Any], row: str, group: str) -> list[dict[str, Any]]:
-    """Return the clients of a group with their accuracies in a row."""
-    chosen = [name for name in run["rows"][row] if (name in run["seen"]) == (group == "seen")]
+def _with_row(runs: Sequence[Mapping[str, Any]], row: str) -> list[dict[str, Any]]:
+    return [{**run, "row": run["rows"][row]} for run in runs]
+
+
+def mean_of(runs: Sequence[Mapping[str, Any]], group: str) -> str:
+    """Return the mean accuracy of a group of clients over runs that have a ``row`` of accuracies, and ``seen``."""
+    return cell([100 * fmean(one["zero_step"] for one in _clients(run, group)) for run in runs])
+
+
+def difference(runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], group: str) -> str:
+    """Return the paired difference of a group's accuracies, with its interval."""
+    own, theirs = ([{"seed": run["seed"], "clients": _clients(run, group)} for run in some] for some in (runs, others))
+    return str(paired_difference(own, theirs, group, ("zero_step", "zero_step")) or "")
+
+
+def _clients(run: Mapping[str, Any], group: str) -> list[dict[str, Any]]:
+    """Return the clients of a group with their accuracies."""
+    chosen = [name for name in run["row"] if (name in run["seen"]) == (group == "seen")]
     return [
-        {"client_id": name, "seen": group == "seen", "track": START_TRACK, "zero_step": run["rows"][row][name]}
+        {"client_id": name, "seen": group == "seen", "track": START_TRACK, "zero_step": run["row"][name]}
         for name in chosen
     ]
 

@@ -15,7 +15,7 @@ from client_app.gate import Settings, site_gate
 from client_app.runtime import ClientRuntime
 from client_app.site import clients_of, read_site
 from client_app.site_store import BackboneMissingError
-from client_app.sums import answer_step
+from client_app.sum_steps import answer_step
 from client_app.tasks import describe_classes, describe_clients, describe_inputs, evaluate_adapter, train_start
 from client_app.token_cache import TokenCache
 from hyperlora.config.schema import RunConfig

@@ -68,6 +68,8 @@ class SitePolicy(Section):
         least = {"signature_noise": self.minimum_signature_noise, "adapter_noise": self.minimum_adapter_noise}
         if not (budget or any(least.values())):
             return None
+        if privacy.noised_sums and kind in ("sum", "signature") and not any(least.values()):
+            return None
         if privacy.exact_figures:
             return "this run has exact figures told beside what has noise (privacy.exact-figures)"
         if kind not in NEEDED:
@@ -83,7 +85,7 @@ class SitePolicy(Section):
     def _against_figures(self, kind: str, privacy: PrivacyConfig) -> str | None:
         if kind == "evaluate" and not self.exact_label_frequencies and not privacy.noised:
             return "it does not tell its label frequencies, and an evaluation without noise counts hits by class"
-        if kind not in ("signature", "train", "statistics", "inputs"):
+        if kind not in ("signature", "train", "statistics", "inputs") or privacy.mode == "sums":
             return None
         if not self.exact_counts and not privacy.keeps_counts:
             return "it does not tell how many samples it has (they stay with it where signatures have noise)"

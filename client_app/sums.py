@@ -6,10 +6,9 @@ Nothing of it leaves but behind masks. What a client makes between two steps sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
-from flwr.app import ConfigRecord, Context
 from torch import Tensor
 
 from client_app.runtime import ClientRuntime
@@ -17,10 +16,8 @@ from client_app.tasks import HostedClient, Keeper, evaluate_adapter
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import PLAIN_PLAN, Start
-from hyperlora.messages.questions import MOST_SAMPLES, Question, Sizes, layout
-from hyperlora.messages.sums import SumReply, SumRequest
-from hyperlora.secure_sum.fixed_point import Vector
-from hyperlora.secure_sum.participant import Participant, SecureSumError
+from hyperlora.messages.questions import MOST_SAMPLES, Question, Sizes
+from hyperlora.messages.sums import SumRequest
 from models.adapters.adapter import Adapter, check_same_shapes
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.sums.clusters import membership, moments, spread
@@ -159,10 +156,15 @@ class SummedClient:
         return mixed.of(public, anchor, self._vector, own, frequencies)
 
     def _statistics(self, anchor: Adapter) -> ClassStatistics:
+        features, labels = self._features(anchor)
+        return compute_class_statistics(features, labels, num_classes=len(anchor.head), rank=features.shape[1])
+
+    def _features(self, anchor: Adapter) -> tuple[Tensor, Tensor]:
+        """Return features (n, d) of the training samples behind an adapter, and their labels (n,)."""
         train, model = self.runtime.tokens(self._name, "train"), self.runtime.model
         model.load(anchor)
-        features = torch.cat([model.features(train.tokens[batch].to(model.device)).cpu() for batch in train.batches()])
-        return compute_class_statistics(features, train.labels, num_classes=len(anchor.head), rank=features.shape[1])
+        features = [model.features(train.tokens[batch].to(model.device)).cpu() for batch in train.batches()]
+        return torch.cat(features), train.labels
 
     def _scored(self, adapter: Adapter, steps: list[int], *, only: bool = False) -> EvaluateReply:
         request = EvaluateRequest(self._name, self.request.server_round, steps, Start(adapter), validation_only=only)
@@ -185,58 +187,18 @@ _ANSWERS: Mapping[str, Callable[[SummedClient, Question], Answer]] = {
 def sizes_of(runtime: ClientRuntime, clients: int) -> Sizes:
     """Return what the shapes of answers follow from, for a sum over so many clients."""
     fresh, config = runtime.model.fresh_adapter(runtime.config.seed), runtime.config
-    return Sizes(runtime.model.backbone.embed_dim, fresh, len(config.evaluation_steps), clients)
+    privacy = config.privacy
+    return Sizes(
+        runtime.model.backbone.embed_dim,
+        fresh,
+        len(config.evaluation_steps),
+        clients,
+        privacy.adapter_clip,
+        privacy.least_share,
+    )
 
 
 def _within(one: ClassStatistics, most: float) -> ClassStatistics:
     """Return statistics of at most ``most`` samples."""
     share = min(1.0, most / max(float(one.counts.sum()), 1.0))
     return ClassStatistics(share * one.counts, share * one.sums, share**0.5 * one.scatter, share * one.remainder)
-
-
-def answer_step(runtime: ClientRuntime, request: SumRequest, context: Context, keeper: Keeper) -> SumReply:
-    """Return a client's answer to one step of a sum.
-
-    Raises:
-        ProtocolError: the run is not one of sums, or this client will not go on with the sum.
-    """
-    if runtime.config.privacy.mode != "sums":
-        raise ProtocolError("the run is an open one (privacy.mode), and this client was asked for a step of a sum")
-    try:
-        return _answer(runtime, request, context, keeper)
-    except SecureSumError as error:
-        raise ProtocolError(str(error)) from error
-
-
-def _answer(runtime: ClientRuntime, request: SumRequest, context: Context, keeper: Keeper) -> SumReply:
-    place, texts, masked = f"sum {request.client_id}", dict[str, bytes](), None
-    if request.step == "keys":
-        one = Participant(request.client_id, runtime.config.privacy.least_clients)
-        texts = asdict(one.keys())
-    else:
-        one = _kept(context, place, request.name)
-        if request.step == "shares":
-            texts = one.sealed_shares(request.public)
-        elif request.step == "masked":
-            masked = _masked(runtime, request, keeper, one)
-        else:
-            texts = one.unmasking(request.answered, request.dropped)
-    context.state[place] = ConfigRecord({"name": request.name, "kept": one.to_bytes()})
-    return SumReply(request.client_id, request.name, request.step, texts, masked)
-
-
-def _masked(runtime: ClientRuntime, request: SumRequest, keeper: Keeper, one: Participant) -> Vector:
-    if request.question is None or request.clients < len(one.public):
-        raise ProtocolError("a masked answer needs a question, and the number of clients that were asked it")
-    client = SummedClient(runtime, request, keeper)
-    form = layout(request.question, client.sizes())
-    return one.masked(request.sealed, form.encode(client.told(request.question)))
-
-
-def _kept(context: Context, place: str, name: str) -> Participant:
-    record = context.state.get(place)
-    if not isinstance(record, ConfigRecord) or record["name"] != name:
-        raise ProtocolError(f"this client has no part in the sum '{name}'")
-    kept = record["kept"]
-    assert isinstance(kept, bytes)
-    return Participant.from_bytes(kept)

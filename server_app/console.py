@@ -49,6 +49,12 @@ class RunConsole:
             self._say(
                 f"the server is told sums over at least {config.privacy.least_clients} clients, and figures of clusters"
             )
+        if config.privacy.noised_sums:
+            self._counted = "groups of {} clients"
+            self._say(
+                f"the sums have noise: the whole run costs a client an epsilon of {config.privacy.epsilon:g} at delta "
+                f"{config.privacy.delta:g}"
+            )
 
     def switched_off(self, names: Sequence[str]) -> None:
         """Say which of the method's modules are off, if any."""

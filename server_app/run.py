@@ -14,6 +14,7 @@ import torch
 from flwr.serverapp import Grid
 
 from hyperlora.config.schema import ConfigError, RunConfig, Scalar
+from hyperlora.config.settings import PrivacyConfig
 from hyperlora.progress import told_to
 from hyperlora.reporting.figures import scores_by_client
 from hyperlora.reporting.model_card import accuracy_of_anchor, accuracy_sentence, write_card
@@ -48,6 +49,7 @@ from strategies.federation.registrar import Registrar
 from strategies.federation.shipping import Shipment
 from strategies.methods.base.server import Reports
 from strategies.methods.registry import build_method, required_rank
+from strategies.sums.noised import NoisedSumsStrategy
 from strategies.sums.strategy import SumsStrategy
 
 log = logging.getLogger(__name__)
@@ -96,6 +98,13 @@ def _pace(config: RunConfig) -> Pace:
     return Pace(federation.rounds, federation.evaluate_every, clients / federation.clients_per_round)
 
 
+def _kind_of(privacy: PrivacyConfig) -> type[LoraStrategy]:
+    """Return which round loop a run has."""
+    if privacy.noised_sums:
+        return NoisedSumsStrategy
+    return SumsStrategy if privacy.mode == "sums" else LoraStrategy
+
+
 def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     """Put the method that the configuration names into the round loop."""
     federation, num_classes = config.federation, len(data_set_info(config.data).class_names)
@@ -103,8 +112,7 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     shipment = Shipment(model.backbone.fingerprint, partial(backbone_file, config.data, config.model))
     initial = model.fresh_adapter(config.seed)
     rank = required_rank(config, initial.rank)
-    kind = SumsStrategy if config.privacy.mode == "sums" else LoraStrategy
-    return kind(
+    return _kind_of(config.privacy)(
         build_method(config),
         initial=initial,
         registrar=Registrar.of(

@@ -208,7 +208,11 @@ class PrivacyConfig(Section):
     )
     adapter_clip: PositiveFloat = key(1.0, "L2 norm that a client's movement is clipped to where there is noise")
     delta: PositiveFloat = key(1e-5, "delta of the privacy that the accountant tells")
-    epsilon: NonNegativeFloat = key(0.0, "budget of a client: when it is spent, the client trains no more; 0 is none")
+    epsilon: NonNegativeFloat = key(
+        0.0,
+        "budget of a client: when it is spent, the client trains no more; 0 is none. In a run of sums their noise is "
+        "made such that the whole run costs as much",
+    )
     exact_figures: bool = key(
         False,
         "tell counts and scores exactly beside what has noise, to measure in a simulation; no epsilon has them",
@@ -217,6 +221,14 @@ class PrivacyConfig(Section):
         "open", "what the server sees of clients: all they send (open), or nothing but sums over several (sums)"
     )
     least_clients: Annotated[int, Field(ge=3)] = key(5, "fewest clients of a sum that a client takes part in")
+    least_share: Annotated[float, Field(gt=0.5, le=1.0)] = key(
+        0.8, "share of the clients of a sum with noise that must be in it: the noise of so many is enough"
+    )
+
+    @property
+    def noised_sums(self) -> bool:
+        """Whether the server gets nothing but sums with noise."""
+        return self.mode == "sums" and self.epsilon > 0
 
     @property
     def keeps_counts(self) -> bool:
@@ -239,7 +251,7 @@ class PrivacyConfig(Section):
             _require_sums(config)
         if self.epsilon and self.exact_figures:
             raise ConfigError("privacy.epsilon bounds nothing with privacy.exact-figures: exact figures have no bound")
-        if self.epsilon and not (self.adapter_noise and self.signature_noise):
+        if self.epsilon and self.mode == "open" and not (self.adapter_noise and self.signature_noise):
             raise ConfigError(
                 "privacy.epsilon needs privacy.signature-noise and privacy.adapter-noise: "
                 "what is sent without noise has no bound"

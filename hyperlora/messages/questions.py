@@ -14,22 +14,27 @@ import torch
 from torch import Tensor
 
 from hyperlora.messages.codec import ProtocolError
+from hyperlora.messages.noised_questions import NOISED_KINDS, units_of
 from hyperlora.secure_sum.fixed_point import FixedPoint, Part
+from hyperlora.secure_sum.noised_vector import NoisedVector
 from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics
 from models.sums.clusters import FURTHEST, Clusters
 from models.sums.group_statistics import GroupStatistics
+from models.sums.logit_space import LogitStatistics
 
 FEATURE, MOVED, HEAD, LOSS, DEVIATIONS = 64.0, 16.0, 64.0, 50.0, 16.0
 """Bounds of a pooled feature, of an entry of dW Q, of the head, of a loss in nats, and, for each pair of classes, of a
 client's deviation from its cluster in units of the variance within classes."""
 MOST_SAMPLES = 4096.0
 """Samples that a client counts for at most."""
-KINDS = ("moments", "spread", "members", "columns", "rows", "classes", "deviations", "losses", "scores")
+KINDS = ("moments", "spread", "members", "columns", "rows", "classes", "deviations", "losses", "scores", *NOISED_KINDS)
+MOST_NOISE = 2.0**20
 MOST_GROUPS, OVERSAMPLED = 256, 2
 """Clusters at most, and columns of the public products for each rank of the adapter."""
-ANCHOR, LEFT = "anchor ", "left "
-"""What the names of public tensors begin with: the anchor's, and the orthonormal bases of the second pass."""
+ANCHOR, LEFT, LOGIT = "anchor ", "left ", "logit "
+"""What the names of public tensors begin with: the anchor's, the orthonormal bases of the second pass, and class
+statistics in the space of the anchor's logits."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,23 @@ class Question:
     Attributes:
         kind: one of ``KINDS``.
         public: tensors that every client gets.
+        noise: standard deviation of the noise of the sum, in units of the longest answer of a client; 0 is none.
     """
 
     kind: str
     public: Mapping[str, Tensor]
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ProtocolError(f"there is no sum of '{self.kind}'")
+        if self.noised != (0.0 < self.noise < MOST_NOISE):
+            raise ProtocolError(f"a sum of '{self.kind}' cannot have noise of {self.noise}")
+
+    @property
+    def noised(self) -> bool:
+        """Whether the answers have noise."""
+        return self.kind in NOISED_KINDS
 
     @property
     def anchor(self) -> Adapter:
@@ -92,6 +106,14 @@ class Question:
         each = zip(*parts, strict=True)
         return GroupStatistics(tuple(ClassStatistics(*one) for one in each), self.clusters.counts, float(about[0]))
 
+    @property
+    def logit_statistics(self) -> LogitStatistics:
+        """The public class statistics in the space of the anchor's logits; raises ProtocolError."""
+        try:
+            return LogitStatistics.from_tensors(_named(self.public, LOGIT))
+        except KeyError as error:
+            raise ProtocolError(f"a sum of '{self.kind}' needs class statistics of all clients") from error
+
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
@@ -119,6 +141,11 @@ def public_groups(groups: GroupStatistics) -> dict[str, Tensor]:
     return {**named, "about groups": torch.tensor([groups.agreeing])}
 
 
+def public_logit_statistics(statistics: LogitStatistics) -> dict[str, Tensor]:
+    """Return the tensors by which clients know what the classes of all clients look like behind the anchor's head."""
+    return {f"{LOGIT}{name}": one for name, one in statistics.tensors().items()}
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What the shapes of answers follow from.
@@ -128,12 +155,16 @@ class Sizes:
         fresh: the adapter before round 1.
         steps: how many numbers of local steps an evaluation scores after.
         clients: most clients of a sum.
+        clip: L2 norm of a movement that gets noise.
+        share: least share of the clients that are in a sum with noise.
     """
 
     width: int
     fresh: Adapter
     steps: int
     clients: int
+    clip: float = 1.0
+    share: float = 1.0
 
     @property
     def columns(self) -> int:
@@ -141,8 +172,11 @@ class Sizes:
         return OVERSAMPLED * self.fresh.rank
 
 
-def layout(question: Question, sizes: Sizes) -> FixedPoint:
+def layout(question: Question, sizes: Sizes) -> FixedPoint | NoisedVector:
     """Return how the answers to a question add up."""
+    if question.noised:
+        units = units_of(question.kind, sizes.fresh, sizes.steps, sizes.clip)
+        return NoisedVector(units, sizes.clients, question.noise, sizes.share)
     return FixedPoint(_PARTS[question.kind](question, sizes), sizes.clients)
 
 

@@ -64,6 +64,7 @@ class SumRequest:
             step=self.step,
             clients=self.clients,
             kind=self.question.kind if self.question else "",
+            noise=self.question.noise if self.question else 0.0,
             body=json.dumps(body),
         )
         records: dict[str, Any] = {"config": config}
@@ -93,7 +94,7 @@ class SumRequest:
             {name: PublicKeys.from_hex(own) for name, own in body["public"].items()},
             {name: _bytes(one) for name, one in body["sealed"].items()},
             clients,
-            Question(kind, _tensors(arrays_of(content))) if kind else None,
+            Question(kind, _tensors(arrays_of(content)), require(config, "noise", float)) if kind else None,
             tuple(body["answered"]),
             tuple(body["dropped"]),
         )

@@ -74,16 +74,22 @@ class GroupStatistics:
         return cls(groups, sums["clients"], float(sums["agreeing"].sum() / sums["clients"].sum()))
 
     def pseudo_counts(self) -> Tensor:
-        """Return the parameters (C,) of the Dirichlet distribution of clients' class frequencies, by their moments.
-
-        Two samples of a client are of one class with probability (a sum_c m_c^2 + 1) / (a + 1), m the mean frequencies
-        and a the concentration.
-        """
+        """Return the parameters (C,) of the Dirichlet distribution of clients' class frequencies."""
         total = torch.stack([one.counts for one in self.groups]).sum(dim=0) + 1.0
-        mean = total / total.sum()
-        alike = float(mean.square().sum())
-        concentration = (1.0 - self.agreeing) / max(self.agreeing - alike, 1e-3)
-        return mean * min(max(concentration, 0.1), 100.0)
+        return dirichlet_parameters(total / total.sum(), self.agreeing)
+
+
+def dirichlet_parameters(mean: Tensor, agreeing: float) -> Tensor:
+    """Return the parameters (C,) of a Dirichlet distribution of class frequencies, by its moments.
+
+    Two samples of a client are of one class with probability (a sum_c m_c^2 + 1) / (a + 1), a the concentration.
+
+    Args:
+        mean: (C,) frequencies m.
+        agreeing: that probability.
+    """
+    concentration = (1.0 - agreeing) / max(agreeing - float(mean.square().sum()), 1e-3)
+    return mean * min(max(concentration, 0.1), 100.0)
 
 
 def _group(sums: Mapping[str, Tensor]) -> ClassStatistics:

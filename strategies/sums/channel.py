@@ -15,6 +15,7 @@ from hyperlora.messages.questions import Question, Sizes, layout
 from hyperlora.messages.sums import SumReply, SumRequest
 from hyperlora.secure_sum.collector import Collector, UnmaskableError
 from hyperlora.secure_sum.fixed_point import Vector
+from hyperlora.secure_sum.noised_vector import needed
 from hyperlora.secure_sum.participant import PublicKeys, SecureSumError, least_answers
 from strategies.engine.records import RoundRecord
 from strategies.federation.registrar import Registrar
@@ -143,6 +144,8 @@ def _summed(
     steps.send(asked, lambda name, reply: sealed.update({name: reply.texts}))
     collector.take_shares(sealed)
     least = max(steps.channel.least, least_answers(len(public)))
+    if question.noised:
+        least = max(least, needed(len(public), steps.channel.sizes.share))
     _require(len(sealed), least)
     masked = replace(steps.request("", "masked"), clients=len(names), question=question)
     asked = [replace(masked, client_id=name, sealed=collector.sealed[name]) for name in sorted(sealed)]

@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,8 +92,7 @@ class SumsStrategy(LoraStrategy):
         self._begin(server_round, grid)
         record, began = self.record, time.perf_counter()
         names = [name for name, card in self.roster.reachable().items() if card.trains]
-        size = self.settings.clients_per_round
-        record.cohort = sample_cohort(names, size, seed=self.settings.seed, server_round=server_round)
+        record.cohort = self._cohort(names, server_round)
         self.history.note_cohort(server_round, record.cohort)
         self.on_cohort(server_round, record.cohort)
         found = self._averaged(grid, self._channel, record.cohort)
@@ -104,6 +103,11 @@ class SumsStrategy(LoraStrategy):
         self.state = self.method.aggregate(self.state, [self._as_update(end)])
         record.training = {"clients": clients}
         return MetricRecord({"num_clients": clients})
+
+    def _cohort(self, names: Sequence[str], server_round: int) -> list[str]:
+        """Return who trains in a round."""
+        size = self.settings.clients_per_round
+        return sample_cohort(names, size, seed=self.settings.seed, server_round=server_round)
 
     @property
     def _hyperlora(self) -> HyperLoraMethod:
@@ -124,7 +128,8 @@ class SumsStrategy(LoraStrategy):
     def _channel(self) -> SumChannel:
         settings, registrar = self.settings, self.registrar
         width = (registrar.signature_size - registrar.num_classes - 1) // 2
-        sizes = Sizes(width, self._fresh, len(settings.evaluate_steps), 0)
+        own = settings.privacy
+        sizes = Sizes(width, self._fresh, len(settings.evaluate_steps), 0, own.adapter_clip, own.least_share)
         return SumChannel(registrar, sizes, settings.round_timeout, self.least)
 
     def _averaged(self, grid: Grid, channel: SumChannel, cohort: Sequence[str]) -> tuple[Adapter, int] | None:
@@ -151,28 +156,37 @@ class SumsStrategy(LoraStrategy):
 
     def _evaluate(self, grid: Grid, timeout: float, *, last: bool) -> MetricRecord | None:
         """Ask for class statistics by cluster, publish them, and have clients score what they make of them."""
-        began, channel = time.perf_counter(), self._channel
+        began = time.perf_counter()
         names = {
             flag: [n for n, card in self.roster.reachable().items() if card.trains == flag] for flag in (True, False)
         }
-        published = self._published(grid, channel, names[True])
-        if published is None:
+        question = self._prepare_scores(grid, names[True])
+        if question is None:
             return None
-        share = self._chosen_share(grid, channel, names[True], published)
-        self._take(published, share)
         self.scores = []
-        clusters = torch.arange(len(published.clusters.counts))
-        for flag, groups in ((True, clusters), (False, torch.zeros_like(clusters))):
-            if 0 < len(names[flag]) < self.least:
-                log.warning("%d %s clients are too few for a sum", len(names[flag]), "seen" if flag else "unseen")
-            elif names[flag]:
-                public = {**self._public(published), "share": torch.tensor([share]), "scored in": groups.float()}
-                told = channel.ask(grid, names[flag], Question("scores", public), self.record)
-                self.scores += self._scores(told, seen=flag) if told else []
+        for seen, own in names.items():
+            if 0 < len(own) < self.least:
+                log.warning("%d %s clients are too few for a sum", len(own), "seen" if seen else "unseen")
+            elif own:
+                told = self._channel.ask(grid, own, question(seen), self.record)
+                self.scores += self._scores(told, seen=seen) if told else []
         self.record.evaluation = evaluation_figures(self.scores)
         self.record.add_seconds("evaluating", time.perf_counter() - began)
         self._report()
         return means_of(self.record.evaluation)
+
+    def _prepare_scores(self, grid: Grid, names: Sequence[str]) -> Callable[[bool], Question] | None:
+        """Publish clusters, and return the question that seen or unseen clients are scored by; None without a sum."""
+        published = self._published(grid, self._channel, names)
+        if published is None:
+            return None
+        share = self._chosen_share(grid, self._channel, names, published)
+        self._take(published, share)
+        clusters = torch.arange(float(len(published.clusters.counts)))
+        public = {**self._public(published), "share": torch.tensor([share])}
+        return lambda seen: Question(
+            "scores", {**public, "scored in": clusters if seen else torch.zeros_like(clusters)}
+        )
 
     def _published(self, grid: Grid, channel: SumChannel, names: Sequence[str]) -> Published | None:
         """Return what is published before an evaluation; None where there is no sum."""
@@ -207,7 +221,7 @@ class SumsStrategy(LoraStrategy):
         named = {f"group-{index}": one for index, one in enumerate(groups.groups, start=1)}
         vectors = clusters.centroids * clusters.scale + clusters.center
         self.group_cards = {
-            name: _card(name, vector, one.counts) for (name, one), vector in zip(named.items(), vectors, strict=True)
+            name: group_card(name, vector, one.counts) for (name, one), vector in zip(named.items(), vectors, strict=True)
         }
         first = next(iter(self.group_cards.values())).signature
         rest = torch.zeros(len(signature_vector(first)) - len(clusters.center))
@@ -281,7 +295,7 @@ def _means(told: Summed) -> dict[str, Tensor]:
     return {name: one / weight for name, one in told.sums.items() if name != "weight"}
 
 
-def _card(name: str, vector: Tensor, counts: Tensor) -> ClientCard:
+def group_card(name: str, vector: Tensor, counts: Tensor) -> ClientCard:
     """Return the card of a cluster."""
     smoothed = counts + 1.0
     total = max(int(counts.sum()), 1)

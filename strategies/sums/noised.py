@@ -1,0 +1,138 @@
+"""The round loop of a run of sums with noise: user-level differential privacy (``privacy.epsilon`` beside sums).
+
+One sum a round: clients train B and the head, A being the fresh adapter's, and their movements are averaged, each of
+length ``privacy.adapter-clip`` at most. Before an evaluation one sum tells what classes look like in the space of the
+anchor's logits, one by how much clients differ, one which heads serve better, and one what they are worth. To the
+state, to checkpoints and to reports all clients that train are one group.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from flwr.app import MetricRecord
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from hyperlora.messages.questions import Question, public_anchor, public_logit_statistics
+from models.adapters.adapter import Adapter
+from models.sums.logit_space import LogitStatistics, logit_spread
+from models.sums.shared_factor import in_frame, moved
+from strategies.engine.records import ClientScore
+from strategies.sums.channel import SumChannel, Summed
+from strategies.sums.noise_plan import NoisePlan
+from strategies.sums.strategy import SumsStrategy, group_card
+
+log = logging.getLogger(__name__)
+GROUP = "group-1"
+"""Name of all clients that train."""
+
+
+class NoisedSumsStrategy(SumsStrategy):
+    """Runs HyperLoRA on sums with noise; arguments are those of :class:`strategies.engine.strategy.LoraStrategy`."""
+
+    _share: float = 0.0
+
+    def _report(self) -> None:
+        """Report how the method serves clients, with the share of the heads that they make for themselves."""
+        super()._report()
+        self.record.method["head_share"] = self._share
+
+    @functools.cached_property
+    def plan(self) -> NoisePlan:
+        """How much noise each sum gets; made for the clients that are known when it is first asked for."""
+        settings, own = self.settings, self.settings.privacy
+        clients = sum(card.trains for card in self.roster.cards.values())
+        evaluations = self._evaluations(settings.num_rounds)
+        cohort = settings.clients_per_round
+        return NoisePlan(own.epsilon, own.delta, settings.num_rounds, evaluations, cohort, max(clients, 1))
+
+    def _evaluations(self, rounds: int) -> int:
+        """Return how many evaluations there are until the end of a round."""
+        every, most = self.settings.evaluate_every, self.settings.num_rounds
+        return sum(one % every == 0 or one == most for one in range(1, rounds + 1))
+
+    def _cohort(self, names: Sequence[str], server_round: int) -> list[str]:
+        """Return who trains in a round: clients take turns, so that none is in more rounds than it must be."""
+        order, size = sorted(names), min(self.settings.clients_per_round, len(names))
+        random.Random(f"turns:{self.settings.seed}").shuffle(order)
+        return sorted(order[((server_round - 1) * size + one) % len(order)] for one in range(size))
+
+    def _make_round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
+        """Make a round: one sum over its cohort."""
+        made = super()._make_round(server_round, grid, timeout)
+        self._note_spent(server_round, self._evaluations(server_round - 1))
+        return made
+
+    def _note_spent(self, rounds: int, evaluations: int) -> None:
+        own = self.settings.privacy
+        self.record.privacy = {"epsilon": self.plan.spent(rounds, evaluations), "delta": own.delta}
+
+    def _asked(self, kind: str, public: Mapping[str, Tensor]) -> Question:
+        return Question(kind, public, self.plan.noise(kind))
+
+    def _averaged(self, grid: Grid, channel: SumChannel, cohort: Sequence[str]) -> tuple[Adapter, int] | None:
+        """Return the anchor after the average of a cohort's movements, and of how many; None where there is no sum."""
+        start = in_frame(self.state.anchor, self._fresh)
+        told = channel.ask(grid, cohort, self._asked("movement", public_anchor(start)), self.record)
+        if told is None:
+            return None
+        count = len(told.clients)
+        return moved(start, {name: one / count for name, one in told.sums.items()}), count
+
+    def _prepare_scores(self, grid: Grid, names: Sequence[str]) -> Callable[[bool], Question] | None:
+        """Publish class statistics behind the anchor, and return the question that clients are scored by."""
+        self._note_spent(self.record.server_round, self._evaluations(self.record.server_round))
+        public = public_anchor(self.state.served_anchor)
+        share = 0.0
+        if (found := self._logit_statistics(grid, names, public)) is not None:
+            public |= found
+            own = {**public, "mixture": torch.tensor([self._hyperlora.head_share])}
+            told = self._channel.ask(grid, names, self._asked("noised losses", own), self.record)
+            better = told is None or float(told.sums["own"]) < float(told.sums["anchor"])
+            share = float(self._hyperlora.head_share) if better else 0.0
+        self._stand_for_all(share)
+        scored = self._asked("noised scores", {**public, "share": torch.tensor([share])})
+        return lambda seen: scored
+
+    def _logit_statistics(
+        self, grid: Grid, names: Sequence[str], public: Mapping[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        """Return public class statistics and how clients differ; None where there is no sum or nothing but noise."""
+        asked = self._asked("logit classes", public)
+        told = self._channel.ask(grid, names, asked, self.record)
+        if told is None:
+            return None
+        found = LogitStatistics.of(told.sums, len(told.clients), asked.noise)
+        if float(found.effective.sum()) < MOST_UNCERTAIN:
+            log.warning("the noise leaves nothing of what classes look like: clients get the anchor's head")
+            return None
+        known = public_logit_statistics(found)
+        differ = self._channel.ask(grid, names, self._asked("logit deviations", {**public, **known}), self.record)
+        if differ is None:
+            return None
+        spread = logit_spread(differ.sums)
+        return {**known, "between clients": torch.tensor([spread.client, spread.single])}
+
+    def _stand_for_all(self, share: float) -> None:
+        """Put one group into the state in the place of clients, which a newcomer's anchor is served by."""
+        classes, width = len(self._fresh.head), (self.registrar.signature_size - self.registrar.num_classes - 1) // 2
+        self.group_cards = {GROUP: group_card(GROUP, torch.zeros(width), torch.zeros(classes))}
+        self.state = replace(self.state, training=(GROUP,), class_statistics={}, told_before={})
+        self.state = self.state.with_service(strength=0.0, share=0.0, scale=1.0)
+        self._share = share
+
+    def _scores(self, told: Summed, *, seen: bool) -> list[ClientScore]:
+        """Return the mean scores of the group of seen or of unseen clients."""
+        count = len(told.clients)
+        sums = {**told.sums, "clients": torch.tensor(float(count)), "tests": torch.tensor(float(count))}
+        return super()._scores(replace(told, sums={name: one[None] for name, one in sums.items()}), seen=seen)
+
+
+MOST_UNCERTAIN = 2.0
+"""Samples that class statistics must be worth."""

@@ -1,0 +1,237 @@
+"""Sums with noise: how vectors are shortened and noised, what is read of them, and what a run costs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hyperlora.accounting import composed_epsilon
+from hyperlora.messages.codec import ProtocolError
+from hyperlora.messages.noised_questions import NOISED_KINDS, units_of
+from hyperlora.messages.questions import Question
+from hyperlora.noise import simulated_noise
+from hyperlora.secure_sum.noised_vector import NoisedVector, Unit, needed
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
+from models.personalization.class_statistics import ClassStatistics
+from models.sums.group_statistics import Spread
+from models.sums.logit_space import (
+    LogitSpace,
+    LogitStatistics,
+    centred_directions,
+    logit_contribution,
+    logit_deviations,
+    logit_units,
+    packed,
+    unpacked,
+)
+from models.sums.shared_factor import in_frame, moved, movement
+from strategies.sums.noise_plan import SHARES, NoisePlan
+
+CLASSES, WIDTH, CLIENTS = 5, 12, 40
+
+
+def silent(shape: Sequence[int]) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.float64)
+
+
+def form(noise: float = 1e-6, share: float = 0.8) -> NoisedVector:
+    return NoisedVector({"one": Unit((3,), 2.0), "other": Unit((2, 2), 4.0)}, CLIENTS, noise, share)
+
+
+def test_a_short_answer_comes_back_and_a_long_one_is_shortened() -> None:
+    one = {"one": torch.tensor([0.5, -0.3, 0.1]), "other": torch.full((2, 2), -0.4)}
+    back = form().decode(form().encode(one, silent, CLIENTS))
+    torch.testing.assert_close(back, {name: value.double() for name, value in one.items()}, rtol=0, atol=1e-6)
+    long = {name: 50 * value for name, value in one.items()}
+    short = form().decode(form().encode(long, silent, CLIENTS))
+    lengths = (short["one"] / 2.0).square().sum() + (short["other"] / 4.0).square().sum()
+    assert 0.999 < float(lengths) <= 1.0
+    torch.testing.assert_close(short["one"] / short["one"].norm(), back["one"] / back["one"].norm(), rtol=0, atol=1e-5)
+
+
+def test_no_answer_is_longer_than_one_in_integers_either() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        one = {"one": torch.randn(3, generator=generator), "other": 9 * torch.randn(2, 2, generator=generator)}
+        steps = form().encode(one, silent, CLIENTS).view(np.int32).astype(np.float64)
+        assert np.linalg.norm(steps) <= form().steps
+
+
+@pytest.mark.parametrize("answering", [32, 40])
+def test_a_sum_has_the_noise_that_it_is_said_to_have_where_the_least_share_answers(answering: int) -> None:
+    noise, layout = 3.0, NoisedVector({"one": Unit((4000,), 1.0)}, CLIENTS, 3.0, 0.8)
+    zeros = {"one": torch.zeros(4000)}
+    total = sum(layout.encode(zeros, simulated_noise(one), CLIENTS) for one in range(answering))
+    deviation = float(layout.decode(np.asarray(total, dtype=np.uint32))["one"].std())
+    assert deviation == pytest.approx(noise * math.sqrt(answering / 32), rel=0.05)
+
+
+def test_a_sum_of_the_longest_answers_does_not_overflow() -> None:
+    layout = NoisedVector({"one": Unit((2,), 1.0)}, 1000, 10.0, 0.8)
+    one = {"one": torch.tensor([1.0, 0.0])}
+    total = np.zeros(2, np.uint32)
+    for client in range(1000):
+        total = total + layout.encode(one, simulated_noise(client), 1000)
+    assert float(layout.decode(total)["one"][0]) == pytest.approx(1000, abs=60)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"one": torch.zeros(3)}, "expected the tensors"),
+        ({"one": torch.zeros(2), "other": torch.zeros(2, 2)}, "of shape"),
+        ({"one": torch.tensor([0.0, math.nan, 0.0]), "other": torch.zeros(2, 2)}, "not finite"),
+    ],
+)
+def test_an_answer_that_is_none_is_refused(tensors: dict[str, Tensor], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        form().encode(tensors, silent, CLIENTS)
+
+
+def test_the_least_share_is_rounded_up() -> None:
+    assert [needed(count, 0.8) for count in (5, 10, 11, 120)] == [4, 8, 9, 96]
+
+
+@pytest.mark.parametrize(
+    ("kind", "noise"), [("movement", 0.0), ("classes", 1.0), ("movement", math.inf), ("movement", math.nan)]
+)
+def test_a_question_has_noise_where_its_answers_do(kind: str, noise: float) -> None:
+    with pytest.raises(ProtocolError, match="cannot have noise"):
+        Question(kind, {}, noise)
+
+
+def adapter(seed: int, rank: int = 2) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    A, B = torch.randn(3, rank, 8, generator=generator), torch.randn(3, 6, rank, generator=generator)
+    return Adapter({"attn.qkv": Factors(B=B, A=A)}, torch.randn(CLASSES, WIDTH + 1, generator=generator))
+
+
+def test_an_adapter_in_another_frame_of_the_same_rows_is_the_same_product() -> None:
+    frame, one = adapter(0), adapter(1)
+    turned = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(2))
+    same_rows = Adapter({"attn.qkv": Factors(B=one.low_rank["attn.qkv"].B, A=turned @ frame.low_rank["attn.qkv"].A)}, one.head)
+    found = in_frame(same_rows, frame)
+    torch.testing.assert_close(found.low_rank["attn.qkv"].A, frame.low_rank["attn.qkv"].A)
+    products = [part.low_rank["attn.qkv"].B @ part.low_rank["attn.qkv"].A for part in (found, same_rows)]
+    torch.testing.assert_close(*products, rtol=0, atol=1e-4)
+
+
+def test_an_average_of_movements_is_the_movement_of_the_average_product() -> None:
+    start = adapter(0)
+    ends = [Adapter({"attn.qkv": Factors(B=adapter(seed).low_rank["attn.qkv"].B, A=start.low_rank["attn.qkv"].A)}, adapter(seed).head) for seed in (1, 2)]
+    steps = [movement(start, end) for end in ends]
+    found = moved(start, {name: (steps[0][name] + steps[1][name]) / 2 for name in steps[0]})
+    exact = sum(end.low_rank["attn.qkv"].B @ end.low_rank["attn.qkv"].A for end in ends) / 2
+    torch.testing.assert_close(found.low_rank["attn.qkv"].B @ found.low_rank["attn.qkv"].A, exact, rtol=0, atol=1e-5)
+
+
+def test_directions_are_orthonormal_and_sum_to_nothing() -> None:
+    found = centred_directions(CLASSES)
+    torch.testing.assert_close(found @ found.mT, torch.eye(CLASSES - 1, dtype=torch.float64))
+    torch.testing.assert_close(found.sum(dim=1), torch.zeros(CLASSES - 1, dtype=torch.float64))
+
+
+def test_a_packed_matrix_has_its_length_and_comes_back() -> None:
+    half = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = half + half.mT
+    assert float(packed(matrix).norm()) == pytest.approx(float(matrix.norm()))
+    torch.testing.assert_close(unpacked(packed(matrix), 4), matrix)
+
+
+def data(seed: int, count: int = 30) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    centres = 2 * torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    return centres[labels] + torch.randn(count, WIDTH, generator=generator), labels
+
+
+def space() -> LogitSpace:
+    return LogitSpace.of(0.2 * torch.randn(CLASSES, WIDTH + 1, generator=torch.Generator().manual_seed(5)))
+
+
+def test_a_head_of_logits_is_one_of_features() -> None:
+    features, inner = data(0)[0], torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(1)).double()
+    head, told = space().head(inner).double(), space().features(features)
+    expected = told @ inner[:, :-1].mT + inner[:, -1]
+    torch.testing.assert_close(features.double() @ head[:, :-1].mT + head[:, -1], expected, rtol=0, atol=1e-4)
+
+
+def told() -> list[ClassStatistics]:
+    return [space().statistics(*data(seed)) for seed in range(CLIENTS)]
+
+
+def published(noise: float, clients: int = CLIENTS) -> LogitStatistics:
+    parts = [logit_contribution(one) for one in told()]
+    draw, units = simulated_noise(0), logit_units(CLASSES)
+    sums = {
+        name: torch.stack([part[name] for part in parts]).sum(dim=0) + noise * units[name][1] * draw(units[name][0])
+        for name in parts[0]
+    }
+    return LogitStatistics.of(sums, clients, noise)
+
+
+def test_without_noise_the_means_are_those_of_all_samples() -> None:
+    features, labels = (torch.cat(parts) for parts in zip(*(data(seed) for seed in range(CLIENTS)), strict=True))
+    every = space().statistics(features, labels)
+    found = published(0.0)
+    torch.testing.assert_close(found.means.float(), every.sums / every.counts[:, None], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.frequencies.float(), every.counts / every.counts.sum(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.effective.float(), every.counts, rtol=0.02, atol=0)
+
+
+def test_more_noise_leaves_less_certain_means_and_a_covariance_all_the_same() -> None:
+    effective = [published(noise).effective for noise in (0.0, 0.05, 0.2, 20.0)]
+    totals = [float(one.sum()) for one in effective]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] == 0.0
+    for noise in (0.05, 0.2, 20.0):
+        assert float(torch.linalg.eigvalsh(published(noise).variance).min()) > 0.0
+
+
+def test_a_client_leans_on_its_own_samples_more_where_clients_differ_more() -> None:
+    public, own = published(0.05), space().statistics(*data(1000))
+    near, far = (public.head(own, Spread(0.0, variance)) for variance in (1e-6, 1.0))
+    alone = public.head(own, None)
+    assert float((near - far).norm()) > 0.01
+    assert bool(torch.isfinite(alone).all())
+
+
+def test_deviations_of_clients_of_one_population_are_near_nothing() -> None:
+    public = published(0.0)
+    sums = torch.stack([logit_deviations(public, one)["deviations"] for one in told()]).sum(dim=0)
+    found = Spread.of(sums)
+    assert float(sums[1]) == CLIENTS
+    assert found.client + found.single < 0.02
+
+
+@pytest.mark.parametrize("kind", NOISED_KINDS)
+def test_every_kind_of_answer_has_units(kind: str) -> None:
+    assert all(unit.length > 0 for unit in units_of(kind, adapter(0), 3, 1.5).values())
+
+
+def test_the_largest_scores_and_losses_have_length_one() -> None:
+    most = {"accuracy": 1.0, "loss": 5.0, "validation": 5.0, "calibration": 1.0}
+    units = units_of("noised scores", adapter(0), 4, 1.0)
+    assert sum(4 * (most[name] / unit.length) ** 2 for name, unit in units.items()) == pytest.approx(1.0)
+    assert sum((5.0 / unit.length) ** 2 for unit in units_of("noised losses", adapter(0), 4, 1.0).values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("cohort", "rounds", "evaluations"), [(44, 10, 1), (16, 20, 4), (500, 3, 1)])
+def test_a_whole_run_costs_its_epsilon_and_no_more(cohort: int, rounds: int, evaluations: int) -> None:
+    plan = NoisePlan(8.0, 1e-5, rounds, evaluations, cohort, 88)
+    assert sum(SHARES.values()) == pytest.approx(1.0)
+    assert plan.spent(rounds, evaluations) == pytest.approx(8.0, rel=1e-3)
+    assert plan.spent(rounds // 2, 0) < plan.spent(rounds, 0) < 8.0
+    every = [(plan.noise(kind), plan.times(kind)) for kind in SHARES]
+    assert composed_epsilon(every, 1e-5) <= 8.0 * (1 + 1e-6)
+
+
+def test_shares_are_of_the_kinds_that_there_are() -> None:
+    assert Counter(SHARES) .keys() == Counter(NOISED_KINDS).keys()
