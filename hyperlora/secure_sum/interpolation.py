@@ -9,8 +9,9 @@ four bits for each coefficient: Python's product of such integers is theirs, onc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, reduce
+from operator import xor
 
 BITS, FOLD = 128, 0b10000111
 """Elements are taken modulo x^128 + x^7 + x^2 + x + 1."""
@@ -30,15 +31,13 @@ def values_at_zero(points: Sequence[int], values: Sequence[Sequence[int]]) -> li
     """
     if len(set(points)) != len(points) or not all(0 < point <= MOST_POINT for point in points):
         raise ValueError("the points of shares must be different numbers from 1 to 32767")
+    weights = [_inverse(_product([own, *(own ^ other for other in points if other != own)])) for own in points]
     every = _product(points)
-    weights = [
-        _times(every, _inverse(_product([own, *(own ^ other for other in points if other != own)]))) for own in points
-    ]
-    found = [0] * len(values)
-    for j, weight in enumerate(weights):
-        for p, one in enumerate(values):
-            found[p] ^= _times(weight, one[j])
-    return found
+    return [_times(every, _sum(_times(weight, y) for weight, y in zip(weights, one, strict=True))) for one in values]
+
+
+def _sum(elements: Iterable[int]) -> int:
+    return reduce(xor, elements, 0)
 
 
 def _product(points: Sequence[int]) -> int:
