@@ -20,7 +20,8 @@ from hyperlora.messages.questions import Question, layout
 from hyperlora.messages.sums import SumReply, SumRequest
 from hyperlora.secure_sum.fixed_point import Vector
 from hyperlora.secure_sum.noised_vector import NoisedVector, needed
-from hyperlora.secure_sum.participant import Participant, SecureSumError
+from hyperlora.secure_sum.participant import Participant
+from hyperlora.secure_sum.public_keys import SecureSumError
 
 SPENT = "precision"
 """Name of the sum of 1/z^2 over a client's answers with noise of multiplier z."""

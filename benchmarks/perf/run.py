@@ -19,6 +19,7 @@ BENCHMARKS = (
     "server_time",
     "growth",
     "many_clients",
+    "secure_sums",
     "simulation",
 )
 REPEATS = 5

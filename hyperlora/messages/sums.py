@@ -1,4 +1,4 @@
-"""``query.sum``: the four steps of a secure sum (:mod:`hyperlora.secure_sum`), one message to each client in each."""
+"""``query.sum``: the five steps of a secure sum (:mod:`hyperlora.secure_sum`), one message to each client in each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from hyperlora.messages.codec import ProtocolError, arrays_of, checked_config, config_record, encode_tensors, require
 from hyperlora.messages.questions import Question
 from hyperlora.secure_sum.fixed_point import Vector
-from hyperlora.secure_sum.participant import PublicKeys
+from hyperlora.secure_sum.public_keys import PublicKeys
 
-STEPS = ("keys", "shares", "masked", "unmask")
+STEPS = ("keys", "shares", "masked", "agree", "unmask")
 Texts = Mapping[str, bytes]
 
 
@@ -31,10 +31,11 @@ class SumRequest:
         name: of the sum; no two of a run have the same.
         step: one of ``STEPS``.
         public: ``shares``: public keys of all participants.
-        sealed: ``masked``: by participant what it sealed for this client.
+        sealed: ``masked``: by participant that sent shares what it sealed for this client; empty if it is no neighbour.
         clients: ``masked``: how many were asked, which the layout of the answer follows from.
         question: ``masked``: what is asked.
-        answered, dropped: ``unmask``: who is in the sum, and who sent shares and is not.
+        answered: ``agree`` and ``unmask``: who is in the sum, with their signatures of the step before.
+        dropped: who sent shares and is not.
     """
 
     TYPE: ClassVar[str] = "query.sum"
@@ -46,7 +47,7 @@ class SumRequest:
     sealed: Texts = field(default_factory=dict)
     clients: int = 0
     question: Question | None = None
-    answered: Sequence[str] = ()
+    answered: Texts = field(default_factory=dict)
     dropped: Sequence[str] = ()
 
     def encode(self) -> RecordDict:
@@ -54,7 +55,7 @@ class SumRequest:
         body = {
             "public": {name: one.as_hex() for name, one in self.public.items()},
             "sealed": {name: one.hex() for name, one in self.sealed.items()},
-            "answered": list(self.answered),
+            "answered": {name: one.hex() for name, one in self.answered.items()},
             "dropped": list(self.dropped),
         }
         config = config_record(
@@ -95,14 +96,14 @@ class SumRequest:
             {name: _bytes(one) for name, one in body["sealed"].items()},
             clients,
             Question(kind, _tensors(arrays_of(content)), require(config, "noise", float)) if kind else None,
-            tuple(body["answered"]),
+            {name: _bytes(one) for name, one in body["answered"].items()},
             tuple(body["dropped"]),
         )
 
 
 @dataclass(frozen=True)
 class SumReply:
-    """What a client answers to one step: texts by participant (keys, sealed shares, shares), or a masked vector."""
+    """What a client answers to a step: texts by participant (keys, sealed shares, a signature, shares) or a vector."""
 
     client_id: str
     name: str
@@ -133,8 +134,8 @@ class SumReply:
         if told != (request.client_id, request.name, request.step):
             raise ProtocolError(f"expected an answer to step '{request.step}' of '{request.name}', got one to another")
         texts = {name: _bytes(one) for name, one in _body(require(config, "body", str)).items()}
-        if request.step == "keys" and texts.keys() != {"masks", "seals", "seed"}:
-            raise ProtocolError("expected two public keys and the digest of a seed")
+        if request.step == "keys" and texts.keys() != {"masks", "seals", "signs", "seed"}:
+            raise ProtocolError("expected two public keys, one for signatures, and the digest of a seed")
         return cls(*told, texts, _masked(content) if request.step == "masked" else None)
 
 

@@ -6,31 +6,38 @@ its masked vector is added is left out; one that drops out after that counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import combinations, islice
+from functools import cached_property
+from itertools import combinations
+from math import comb
+from random import SystemRandom
 
 import numpy as np
 
 from hyperlora.secure_sum import keys
 from hyperlora.secure_sum.fixed_point import Vector
-from hyperlora.secure_sum.participant import PublicKeys, SecureSumError, least_answers
+from hyperlora.secure_sum.graph import Graph
+from hyperlora.secure_sum.public_keys import PublicKeys, SecureSumError, masked_with, summed
 
 MOST_TRIALS = 200
 """Choices of shares that are put together until one gives what they are said to be shares of."""
+SIGNATURE = keys.SIGNATURE_BYTES // 4
+"""Entries after a masked vector that are its sender's signature."""
 
 
 class UnmaskableError(SecureSumError):
     """There is no sum, since what hides one client's part cannot be put together.
 
     Attributes:
-        name: the client; it gave wrong shares to others, or too few of them answered.
+        name: the client.
+        at_fault: whether it gave wrong shares to others; else too few of them answered.
     """
 
-    def __init__(self, name: str, reason: str) -> None:
+    def __init__(self, name: str, reason: str, *, at_fault: bool) -> None:
         super().__init__(reason)
-        self.name = name
+        self.name, self.at_fault = name, at_fault
 
 
 @dataclass
@@ -40,9 +47,10 @@ class Collector:
     Attributes:
         length: entries of the vectors.
         public: public keys of the participants.
-        sealed: by participant what the others sealed for it; in it are those that answered step 2.
+        sealed: by participant what its neighbours sealed for it; in it are those that answered step 2.
         total: sum of the masked vectors.
-        added: who is in it.
+        added: who is in it, with their signatures under who sent shares.
+        agreed: who signed who is in the sum, with their signatures.
         shares: by participant the shares of its seed or of its key.
     """
 
@@ -50,8 +58,10 @@ class Collector:
     public: dict[str, PublicKeys] = field(default_factory=dict)
     sealed: dict[str, dict[str, bytes]] = field(default_factory=dict)
     total: Vector = field(default_factory=lambda: np.zeros(0, np.uint32))
-    added: set[str] = field(default_factory=set)
+    added: dict[str, bytes] = field(default_factory=dict)
+    agreed: dict[str, bytes] = field(default_factory=dict)
     shares: dict[str, list[bytes]] = field(default_factory=dict)
+    _used: set[bytes] = field(default_factory=set)
 
     def take_keys(self, name: str, public: PublicKeys) -> None:
         """Take the public keys of one that answered step 1.
@@ -61,38 +71,71 @@ class Collector:
         """
         if not (keys.is_public_key(public.masks) and keys.is_public_key(public.seals)):
             raise SecureSumError(f"'{name}' has a public key that is none")
-        used = {key for one in self.public.values() for key in (one.masks, one.seals)}
-        if public.masks == public.seals or used & {public.masks, public.seals}:
+        mine = {public.masks, public.seals, public.signs}
+        if len(mine) < 3 or self._used & mine:
             raise SecureSumError(f"'{name}' has a public key that is used already")
-        self.public = dict(sorted({**self.public, name: public}.items()))
+        self._used |= mine
+        self.public[name] = public
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Who is whose neighbour, once all keys are there."""
+        return Graph.of(self.public)
 
     def take_shares(self, sealed: Mapping[str, Mapping[str, bytes]]) -> None:
-        """Take what the participants that answered step 2 sealed for each other."""
+        """Take what the participants that answered step 2 sealed for their neighbours."""
         self.total = np.zeros(self.length, np.uint32)
+        neighbours = self.graph.neighbours
         self.sealed = {
-            to: {by: texts[to] for by, texts in sealed.items() if by != to and to in texts} for to in sorted(sealed)
+            to: {by: sealed[by][to] for by in sorted(neighbours[to] & sealed.keys()) if to in sealed[by]}
+            for to in sorted(sealed)
         }
 
+    def sealed_for(self, name: str) -> dict[str, bytes]:
+        """Return by every other that sent shares what it sealed for ``name``; nothing where it is no neighbour."""
+        return {by: self.sealed[name].get(by, b"") for by in self.sealed if by != name}
+
     def add(self, name: str, masked: Vector) -> None:
-        """Add a participant's masked vector.
+        """Add a participant's masked vector, after which comes its signature.
 
         Raises:
-            SecureSumError: it is no participant, is in the sum already, or its vector has another length.
+            SecureSumError: it is no participant or is in the sum already, or its vector has another length or comes
+                without its signature under who sent shares.
         """
         if name not in self.sealed or name in self.added:
             raise SecureSumError(f"'{name}' has no part in the sum, or is in it already")
-        if masked.shape != (self.length,) or masked.dtype != np.uint32:
-            raise SecureSumError(f"the masked vector of '{name}' is not one of {self.length} integers")
-        self.total = self.total + masked
-        self.added.add(name)
+        if masked.shape != (self.length + SIGNATURE,) or masked.dtype != np.uint32:
+            raise SecureSumError(f"the masked vector of '{name}' is not one of {self.length} integers and a signature")
+        signature = masked[self.length :].astype("<u4").tobytes()
+        if not keys.signed(self.public[name].signs, signature, masked_with(self.graph.digest, self.sealed)):
+            raise SecureSumError(f"'{name}' did not sign whom its vector is masked with")
+        self.total = self.total + masked[: self.length]
+        self.added[name] = signature
 
     @property
     def dropped(self) -> list[str]:
         """Participants that sent shares and no vector."""
-        return sorted(self.sealed.keys() - self.added)
+        return sorted(self.sealed.keys() - self.added.keys())
+
+    def check(self) -> None:
+        """Check that clients will unmask the sum as it is; raises SecureSumError."""
+        if flaw := self.graph.flaw(self.added, self.dropped):
+            raise SecureSumError(flaw)
+
+    def take_agreement(self, name: str, signature: bytes) -> None:
+        """Take the signature of one that answered step 4; raises SecureSumError where it is none under this sum."""
+        text = summed(self.graph.digest, self.added, self.dropped)
+        if name not in self.added or not keys.signed(self.public[name].signs, signature, text):
+            raise SecureSumError(f"'{name}' did not sign who is in the sum")
+        self.agreed[name] = signature
+
+    @property
+    def signatures(self) -> dict[str, bytes]:
+        """By who is in the sum its signature under that, empty where it did not sign."""
+        return {name: self.agreed.get(name, b"") for name in self.added}
 
     def take_unmasking(self, shares: Mapping[str, bytes]) -> None:
-        """Take the shares that one participant tells in step 4."""
+        """Take the shares that one participant tells in step 5."""
         for owner in self.sealed.keys() & shares.keys():
             self.shares.setdefault(owner, []).append(shares[owner])
 
@@ -114,16 +157,26 @@ class Collector:
     def _left_over(self, name: str, private: bytes) -> Vector:
         """Return what the masks with a participant that dropped out add to the sum."""
         left = np.zeros(self.length, np.uint32)
-        for other in sorted(self.added):
-            pair = keys.mask(keys.agreed_key(private, self.public[other].masks, "mask"), self.length)
+        for other in sorted(self.graph.neighbours[name] & self.added.keys()):
+            pair = keys.mask(self.graph.mask_seed(private, self.public[other]), self.length)
             left = left + pair if other < name else left - pair
         return left
 
     def _secret(self, name: str, published: Callable[[bytes], bytes], known: bytes) -> bytes:
         """Return that of ``name`` whose ``published`` form is ``known``; wrong shares of it are left out."""
-        told, least = [share for share in self.shares.get(name, []) if share], least_answers(len(self.public))
-        for some in islice(combinations(told, least), MOST_TRIALS):
+        every, least = self.shares.get(name, []), self.graph.least(name)
+        told = [share for share in every if share]
+        for some in _choices(told, least):
             with suppress(ValueError):
                 if published(found := keys.join_secret(some)) == known:
                     return found
-        raise UnmaskableError(name, f"{len(told)} shares of what hides '{name}' do not give it, {least} right ones do")
+        reason = f"{len(told)} shares of what hides '{name}' do not give it, {least} right ones do"
+        raise UnmaskableError(name, reason, at_fault=len(every) >= least)
+
+
+def _choices(shares: Sequence[bytes], count: int) -> Iterator[Sequence[bytes]]:
+    """Yield choices of ``count`` shares: all, or so many by chance that a few wrong ones are missed."""
+    if comb(len(shares), count) <= MOST_TRIALS:
+        yield from combinations(shares, count)
+    else:
+        yield from (SystemRandom().sample(shares, count) for _ in range(MOST_TRIALS))

@@ -1,8 +1,10 @@
-"""The cryptography of a secure sum: nothing but calls of reviewed libraries, given names.
+"""The cryptography of a secure sum: calls of reviewed libraries, given names.
 
-Key agreement (X25519 with HKDF), sealing (Fernet) and mask expansion (ChaCha20) are those of ``cryptography``, secret
-sharing is Shamir's scheme of pycryptodome. Flower's SecAgg+ is built of the same parts, and not used here: it speaks
-another message format, and its ``pseudo_rand_gen`` draws masks from a Mersenne twister that is seeded with 32 bits.
+Key agreement (X25519 with HKDF), signatures (Ed25519), sealing (Fernet) and mask expansion (ChaCha20) are those of
+``cryptography``, secrets are shared by Shamir's scheme of pycryptodome; what the server makes of shares it is told is
+interpolated here (:mod:`hyperlora.secure_sum.interpolation`). Flower's SecAgg+ is built of the same parts, and not used
+here: it speaks another message format, and its ``pseudo_rand_gen`` draws masks from a Mersenne twister that is seeded
+with 32 bits.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from collections.abc import Sequence
 
 import numpy as np
 from Crypto.Protocol.SecretSharing import Shamir
+from cryptography.exceptions import InvalidSignature
 from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hyperlora.secure_sum.fixed_point import Vector
+from hyperlora.secure_sum.interpolation import values_at_zero
 
-SEED_BYTES, HALF = 32, 16
+SEED_BYTES, HALF, SIGNATURE_BYTES = 32, 16, 64
 
 
 def key_pair() -> tuple[bytes, bytes]:
@@ -51,6 +56,31 @@ def is_public_key(public: bytes) -> bool:
     try:
         agreed_key(X25519PrivateKey.generate().private_bytes_raw(), public, "trial")
     except ValueError:
+        return False
+    return True
+
+
+def signing_pair() -> tuple[bytes, bytes]:
+    """Return a fresh private key for signatures and its public key, 32 bytes each."""
+    private = Ed25519PrivateKey.generate()
+    return private.private_bytes_raw(), private.public_key().public_bytes_raw()
+
+
+def verifier_of(private: bytes) -> bytes:
+    """Return the public key of a private one for signatures."""
+    return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def sign(private: bytes, text: bytes) -> bytes:
+    """Return the owner's signature under ``text``, 64 bytes."""
+    return Ed25519PrivateKey.from_private_bytes(private).sign(text)
+
+
+def signed(public: bytes, signature: bytes, text: bytes) -> bool:
+    """Tell whether the owner of ``public`` signed ``text``."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, text)
+    except (InvalidSignature, ValueError):
         return False
     return True
 
@@ -105,6 +135,6 @@ def join_secret(shares: Sequence[bytes]) -> bytes:
     if any(len(share) != 4 + SEED_BYTES for share in shares):
         raise ValueError("a share has another length than those of a secret have")
     numbered = [(int.from_bytes(share[:4], "big"), share[4:]) for share in shares]
-    halves = ([(index, own[part]) for index, own in numbered] for part in (slice(HALF), slice(HALF, None)))
-    joined: bytes = b"".join(Shamir.combine(half, ssss=False) for half in halves)
-    return joined
+    halves = [[int.from_bytes(own[part], "big") for _, own in numbered] for part in (slice(HALF), slice(HALF, None))]
+    found = values_at_zero([index for index, _ in numbered], halves)
+    return b"".join(half.to_bytes(HALF, "big") for half in found)

@@ -1,9 +1,9 @@
-"""A client's half of a secure sum (Bonawitz et al. 2017, "Practical secure aggregation", figure 4).
+"""A client's half of a secure sum (Bonawitz et al. 2017, figure 4, on a sparse graph as in Bell et al. 2020).
 
-The server leads through four steps: public keys, sealed shares, the masked vector, and shares that take the masks off.
-A client hides its vector behind a mask of its own and one with every other client, which cancel in the sum. It refuses
-whatever would let a server take the masks off a single vector: a sum over too few, both kinds of shares of one client,
-a second question.
+The server leads through five steps: public keys, sealed shares, the masked vector, a signature under who is in the sum,
+and shares that take the masks off. A client hides its vector behind a mask of its own and one with every neighbour; the
+latter cancel in the sum. It refuses whatever would let a server take the masks off a single vector: a sum over too few,
+both kinds of shares of one client, another story for others than for itself, a second question.
 """
 
 from __future__ import annotations
@@ -12,37 +12,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 from cryptography.fernet import InvalidToken
 
 from hyperlora.secure_sum import keys
+from hyperlora.secure_sum.bounds import least_agreed
 from hyperlora.secure_sum.fixed_point import Vector
+from hyperlora.secure_sum.graph import Graph
+from hyperlora.secure_sum.public_keys import PublicKeys, SecureSumError, masked_with, summed
 
-
-class SecureSumError(ValueError):
-    """What a party will not do, in one sentence."""
-
-
-@dataclass(frozen=True)
-class PublicKeys:
-    """What all may know of a client: public keys for masks and for what is sealed for it, and its seed's digest."""
-
-    masks: bytes
-    seals: bytes
-    seed: bytes
-
-    def as_hex(self) -> dict[str, str]:
-        """Return all three in hexadecimal digits, by name."""
-        return {name: value.hex() for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_hex(cls, told: Mapping[str, str]) -> PublicKeys:
-        """Inverse of :meth:`as_hex`; raises TypeError or ValueError."""
-        return cls(**{name: bytes.fromhex(value) for name, value in told.items()})
-
-
-def least_answers(participants: int) -> int:
-    """Return how many shares give a secret: more than half, so that no two groups of clients are enough each."""
-    return participants // 2 + 1
+__all__ = ["Participant", "PublicKeys", "SecureSumError"]
 
 
 @dataclass
@@ -53,29 +32,34 @@ class Participant:
         name: its client-id.
         least: fewest clients of a sum that it takes part in.
         step: of the protocol, so that none is made twice.
-        private: its private keys, for masks and for seals.
+        private: its private keys, for masks, for seals and for signatures.
         seed: of its own mask.
         public: public keys of all participants.
-        shares: by participant the shares that it holds for it: of the seed and of the private key for masks.
+        shares: by participant, neighbours and itself, the shares that it holds for it: of the seed and of the private
+            key for masks.
+        shared: who sent shares, itself among them.
+        answered: whose vectors are in the sum, as it signed.
     """
 
     name: str
     least: int
     step: str = "keys"
-    private: tuple[bytes, bytes] = (b"", b"")
+    private: tuple[bytes, bytes, bytes] = (b"", b"", b"")
     seed: bytes = b""
     public: dict[str, PublicKeys] = field(default_factory=dict)
     shares: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    shared: list[str] = field(default_factory=list)
+    answered: list[str] = field(default_factory=list)
 
     def keys(self) -> PublicKeys:
         """Step 1: return fresh public keys."""
         self._goes_on("keys", "shares")
-        masks, seals, self.seed = keys.key_pair(), keys.key_pair(), keys.fresh_seed()
-        self.private = (masks[0], seals[0])
-        return PublicKeys(masks[1], seals[1], keys.digest(self.seed))
+        masks, seals, signs, self.seed = keys.key_pair(), keys.key_pair(), keys.signing_pair(), keys.fresh_seed()
+        self.private = (masks[0], seals[0], signs[0])
+        return PublicKeys(masks[1], seals[1], signs[1], keys.digest(self.seed))
 
     def sealed_shares(self, public: Mapping[str, PublicKeys]) -> dict[str, bytes]:
-        """Step 2: return, sealed for every other participant, its shares of this client's seed and private key.
+        """Step 2: return, sealed for every neighbour, its shares of this client's seed and private key.
 
         Raises:
             SecureSumError: there are too few participants, or the keys are not everybody's own.
@@ -83,67 +67,121 @@ class Participant:
         self._goes_on("shares", "masked")
         self._checked(public)
         self.public = dict(sorted(public.items()))
-        threshold, count = least_answers(len(public)), len(public)
-        of_seed, of_key = (keys.split_secret(one, threshold, count) for one in (self.seed, self.private[0]))
-        mine = dict(zip(self.public, zip(of_seed, of_key, strict=True), strict=True))
+        graph = Graph.of(self.public)
+        holders, threshold = graph.holders(self.name), graph.least(self.name)
+        of_seed, of_key = (keys.split_secret(one, threshold, len(holders)) for one in (self.seed, self.private[0]))
+        mine = dict(zip(holders, zip(of_seed, of_key, strict=True), strict=True))
         self.shares = {self.name: mine.pop(self.name)}
-        return {other: keys.seal(self._seal_key(other), _packed(self.name, *pair)) for other, pair in mine.items()}
+        return {
+            other: keys.seal(graph.seal_key(self.private[1], self.public[other]), _packed(self.name, *pair))
+            for other, pair in mine.items()
+        }
 
     def _checked(self, public: Mapping[str, PublicKeys]) -> None:
         if len(public) < self.least:
             raise SecureSumError(f"a sum over {len(public)} clients tells too much of each: {self.least} is the least")
         if self.name not in public:
             raise SecureSumError("the sum is one that this client has no part in")
-        every = [key for one in public.values() for key in (one.masks, one.seals)]
+        own, private = public[self.name], self.private
+        mine = (keys.public_key_of(private[0]), keys.public_key_of(private[1]), keys.verifier_of(private[2]))
+        if (own.masks, own.seals, own.signs, own.seed) != (*mine, keys.digest(self.seed)):
+            raise SecureSumError("the keys that others are told to be this client's are not its own")
+        every = [key for one in public.values() for key in (one.masks, one.seals, one.signs)]
         if len(set(every)) != len(every):
             raise SecureSumError("two participants have the same public key")
 
     def masked(self, sealed: Mapping[str, bytes], vector: Vector) -> Vector:
-        """Step 3: return the vector behind its own mask and one with every participant that sent shares.
+        """Step 3: return the vector behind its masks, and after it this client's signature under who sent shares.
 
         Args:
-            sealed: by participant what it sealed for this client; what cannot be opened counts as no share.
+            sealed: by every other participant that sent shares what it sealed for this client; empty where it is no
+                neighbour. What cannot be opened counts as no share.
             vector: what this client adds to the sum.
 
         Raises:
-            SecureSumError: too few participants are left, or one is not of the sum.
+            SecureSumError: too few participants or neighbours are left, or one is not of the sum.
         """
-        self._goes_on("masked", "unmask")
+        self._goes_on("masked", "agree")
+        graph = self._graph()
+        self.shared = sorted({self.name, *sealed})
         for other, text in sealed.items():
-            self.shares[other] = self._opened(other, text)
-        self._enough(len(self.shares))
+            self._take(graph, other, text)
+        self._enough(len(self.shared))
+        if len(self.shares) < graph.least(self.name):
+            raise SecureSumError(f"{len(self.shares)} of this client and its neighbours are left to hold its shares")
         total = vector + keys.mask(self.seed, len(vector))
         for other in self.shares:
             if other != self.name:
-                pair = keys.mask(keys.agreed_key(self.private[0], self.public[other].masks, "mask"), len(vector))
+                pair = keys.mask(graph.mask_seed(self.private[0], self.public[other]), len(vector))
                 total = total + pair if self.name < other else total - pair
-        return total
+        signature = keys.sign(self.private[2], masked_with(graph.digest, self.shared))
+        return np.concatenate([total, np.frombuffer(signature, "<u4").astype(np.uint32)])
 
-    def _opened(self, other: str, text: bytes) -> tuple[bytes, bytes]:
+    def _take(self, graph: Graph, other: str, text: bytes) -> None:
         if other not in self.public or other == self.name:
             raise SecureSumError(f"'{other}' is no other participant of the sum")
+        if other in graph.neighbours[self.name]:
+            self.shares[other] = self._opened(graph, other, text)
+        elif text:
+            raise SecureSumError(f"'{other}' is said to have sealed shares for this client, and is no neighbour of it")
+
+    def _opened(self, graph: Graph, other: str, text: bytes) -> tuple[bytes, bytes]:
         try:
-            return _unpacked(other, keys.unseal(self._seal_key(other), text))
+            return _unpacked(other, keys.unseal(graph.seal_key(self.private[1], self.public[other]), text))
         except (InvalidToken, ValueError, KeyError, TypeError):
             return b"", b""
 
-    def unmasking(self, answered: Sequence[str], dropped: Sequence[str]) -> dict[str, bytes]:
-        """Step 4: return a share of the seed of who answered, and of the private key of who did not.
+    def unmasking(self, answered: Mapping[str, bytes], dropped: Sequence[str]) -> dict[str, bytes]:
+        """Steps 4 and 5, asked one after the other: sign who is in the sum, then tell shares.
+
+        Args:
+            answered: whose vectors are in the sum, with the signatures of step 3 at first, of step 4 then (empty where
+                there is none).
+            dropped: who sent shares and no vector.
+
+        Returns:
+            At first the signature, by this client's name. Then by neighbour and itself a share of the seed of who
+            answered, and of the private key of who did not.
 
         Raises:
-            SecureSumError: the two are not everybody once, this client is not among the first, or they are too few.
+            SecureSumError: the two are not everybody once, this client is not among the first, they are too few or fall
+                into parts, or others signed something else.
         """
-        self._goes_on("unmask", "done")
-        if sorted([*answered, *dropped]) != sorted(self.shares):
+        return self._signed(answered, dropped) if self.step == "agree" else self._told(answered, dropped)
+
+    def _signed(self, answered: Mapping[str, bytes], dropped: Sequence[str]) -> dict[str, bytes]:
+        self._goes_on("agree", "unmask")
+        if sorted([*answered, *dropped]) != self.shared:
             raise SecureSumError("who answered and who did not must be every participant, and nobody twice")
         if self.name not in answered:
             raise SecureSumError("this client answered, and is said not to have")
         self._enough(len(answered))
-        of_seeds = {other: self.shares[other][0] for other in answered}
-        return of_seeds | {other: self.shares[other][1] for other in dropped}
+        graph = self._graph()
+        if flaw := graph.flaw(answered, dropped):
+            raise SecureSumError(flaw)
+        others = masked_with(graph.digest, self.shared)
+        if wrong := sorted(answered.keys() - self._signers(answered, others)):
+            raise SecureSumError(
+                f"'{wrong[0]}' did not sign that the clients are in the sum that this client masked with"
+            )
+        self.answered = sorted(answered)
+        return {self.name: keys.sign(self.private[2], summed(graph.digest, answered, dropped))}
+
+    def _told(self, answered: Mapping[str, bytes], dropped: Sequence[str]) -> dict[str, bytes]:
+        self._goes_on("unmask", "done")
+        if sorted(answered) != self.answered or sorted([*answered, *dropped]) != self.shared:
+            raise SecureSumError("who answered and who did not are others than this client signed")
+        graph, least = self._graph(), least_agreed(len(self.public))
+        signers = self._signers(answered, summed(graph.digest, answered, dropped))
+        if len(signers) < least:
+            raise SecureSumError(f"{len(signers)} clients signed who is in the sum, and {least} is the least")
+        return {other: of_seed if other in answered else of_key for other, (of_seed, of_key) in self.shares.items()}
+
+    def _signers(self, signatures: Mapping[str, bytes], text: bytes) -> set[str]:
+        return {name for name, one in signatures.items() if keys.signed(self.public[name].signs, one, text)}
 
     def _enough(self, count: int) -> None:
-        least = max(self.least, least_answers(len(self.public)))
+        least = max(self.least, least_agreed(len(self.public)))
         if count < least:
             raise SecureSumError(f"{count} of {len(self.public)} clients are left, and {least} is the least for a sum")
 
@@ -152,8 +190,8 @@ class Participant:
             raise SecureSumError(f"this client was asked for '{now}' of a sum out of turn: '{self.step}' comes next")
         self.step = then
 
-    def _seal_key(self, other: str) -> bytes:
-        return keys.agreed_key(self.private[1], self.public[other].seals, "seal")
+    def _graph(self) -> Graph:
+        return Graph.of(self.public)
 
     def to_bytes(self) -> bytes:
         """Return everything, to be kept at the client between two steps."""

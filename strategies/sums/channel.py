@@ -1,4 +1,4 @@
-"""Asks clients a question and gets the sum of their answers, in four exchanges (:mod:`hyperlora.secure_sum`)."""
+"""Asks clients a question and gets the sum of their answers, in five exchanges (:mod:`hyperlora.secure_sum`)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch import Tensor
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.questions import Question, Sizes, layout
 from hyperlora.messages.sums import SumReply, SumRequest
+from hyperlora.secure_sum.bounds import least_agreed
 from hyperlora.secure_sum.collector import Collector, UnmaskableError
 from hyperlora.secure_sum.fixed_point import Vector
 from hyperlora.secure_sum.noised_vector import needed
-from hyperlora.secure_sum.participant import PublicKeys, SecureSumError, least_answers
+from hyperlora.secure_sum.public_keys import PublicKeys, SecureSumError
 from strategies.engine.records import RoundRecord
 from strategies.federation.registrar import Registrar
 from strategies.federation.transport import Answers, Exchange
@@ -41,7 +42,7 @@ class SumChannel:
     Attributes:
         registrar: who can be reached, and where.
         sizes: what the layout of answers follows from.
-        timeout: seconds for each of the four exchanges.
+        timeout: seconds for each of the five exchanges.
         least: fewest clients of a sum.
         distrusted: clients whose shares did not give what hides their parts.
     """
@@ -66,13 +67,13 @@ class SumChannel:
             trusted = [name for name in names if name not in self.distrusted]
             try:
                 return self._tried(grid, trusted, question, record)
-            except UnmaskableError as error:
+            except SecureSumError as error:
+                if not (isinstance(error, UnmaskableError) and error.at_fault):
+                    record.failures[f"sum {question.kind}"] = str(error)
+                    log.warning("round %d: there is no sum of '%s': %s", record.server_round, question.kind, error)
+                    break
                 self.distrusted.add(error.name)
                 record.note_failures("sum", {error.name: f"{error}; it is asked for no further sum"})
-            except SecureSumError as error:
-                record.failures[f"sum {question.kind}"] = str(error)
-                log.warning("round %d: there is no sum of '%s': %s", record.server_round, question.kind, error)
-                break
         return None
 
     def _tried(self, grid: Grid, names: Sequence[str], question: Question, record: RoundRecord) -> Summed:
@@ -143,16 +144,19 @@ def _summed(
     asked = [replace(steps.request(name, "shares"), public=public) for name in sorted(public)]
     steps.send(asked, lambda name, reply: sealed.update({name: reply.texts}))
     collector.take_shares(sealed)
-    least = max(steps.channel.least, least_answers(len(public)))
-    if question.noised:
-        least = max(least, needed(len(public), steps.channel.sizes.share))
+    least = max(steps.channel.least, least_agreed(len(public)))
     _require(len(sealed), least)
     masked = replace(steps.request("", "masked"), clients=len(names), question=question)
-    asked = [replace(masked, client_id=name, sealed=collector.sealed[name]) for name in sorted(sealed)]
+    asked = [replace(masked, client_id=name, sealed=collector.sealed_for(name)) for name in sorted(sealed)]
     steps.send(asked, lambda name, reply: collector.add(name, reply.vector))
-    _require(len(collector.added), least)
-    last = replace(steps.request("", "unmask"), answered=sorted(collector.added), dropped=collector.dropped)
-    asked = [replace(last, client_id=name) for name in sorted(collector.added)]
+    _require(len(collector.added), max(least, needed(len(public), steps.channel.sizes.share) if question.noised else 0))
+    collector.check()
+    agree = replace(steps.request("", "agree"), answered=collector.added, dropped=collector.dropped)
+    asked = [replace(agree, client_id=name) for name in sorted(collector.added)]
+    steps.send(asked, lambda name, reply: collector.take_agreement(name, reply.texts.get(name, b"")))
+    _require(len(collector.agreed), least)
+    last = replace(agree, step="unmask", answered=collector.signatures)
+    asked = [replace(last, client_id=name) for name in sorted(collector.agreed)]
     steps.send(asked, lambda name, reply: collector.take_unmasking(reply.texts))
     return Summed(read(collector.unmasked()), sorted(collector.added))
 

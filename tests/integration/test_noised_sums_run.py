@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message
 
-from benchmarks.local_grid import LocalGrid
 from client_app.app import app
-from client_app.runtime import open_runtime
-from client_app.sum_steps import answer_step
-from client_app.tasks import NothingKept
-from hyperlora.accounting import composed_epsilon
 from hyperlora.config.schema import ConfigError, RunConfig
-from hyperlora.messages.codec import ProtocolError
-from hyperlora.messages.questions import Question, public_anchor
-from hyperlora.messages.sums import SumRequest
-from hyperlora.secure_sum.participant import PublicKeys
-from tests.integration.test_sums_run import SUMS, Recording, made, records, without_times
+from server_app.run import run
+from tests.integration.test_sums_run import CLIENTS, SUMS, Recording, made, records, without_times
 
 BARELY = 1e5
 """An epsilon with so little noise that eight clients learn something."""
@@ -67,24 +60,55 @@ def test_a_budget_that_leaves_nothing_but_noise_ends_in_the_anchors_head(tmp_pat
     assert last["privacy"]["epsilon"] == pytest.approx(1.0, rel=0.05)
 
 
-class OneClient:
-    """Leads one client through a sum with itself and invented others, as a server that does not keep to the plan."""
+def changed(**entries: Any) -> Callable[[Message, Context], Message]:
+    """Return the app as a server sees it that asks for vectors in another way than it should."""
 
-    def __init__(self, **values: Any) -> None:
-        self.runtime = open_runtime(RunConfig.parse({**SUMS, **NOISED, **values}))
-        self.name = self.runtime.federation.client_ids[0]
-        grid = LocalGrid(app, self.runtime.config.flat(), 1)
-        self.context: Context = grid._contexts[1]
-        self.sums = 0
+    def answer(message: Message, context: Context) -> Message:
+        config = message.content["config"]
+        assert isinstance(config, ConfigRecord)
+        if config.get("step") == "masked":
+            config.update(entries)
+        return app(message, context)
 
-    def masked(self, question: Question) -> Any:
-        self.sums += 1
-        asked = SumRequest(self.name, 1, f"sum {self.sums}", "keys")
-        keys = {self.name: PublicKeys(**self._step(asked).texts)}
-        return keys, question
+    return answer
 
-    def _step(self, request: SumRequest) -> Any:
-        return answer_step(self.runtime, request, self.context, NothingKept())
+
+def silenced(*names: str) -> Callable[[Message, Context], Message]:
+    """Return the app with clients that send no vector."""
+
+    def answer(message: Message, context: Context) -> Message:
+        config = message.content["config"]
+        assert isinstance(config, ConfigRecord)
+        if config.get("step") == "masked" and config.get("client_id") in names:
+            raise RuntimeError("its power was cut")
+        return app(message, context)
+
+    return answer
+
+
+def failures(directory: Path, answer: Callable[[Message, Context], Message]) -> dict[str, str]:
+    """Return the failures of a run of one round."""
+    values = RunConfig.parse(
+        {**SUMS, **NOISED, "privacy.epsilon": 8.0, "federation.rounds": 1, "run.output-dir": str(directory)}
+    ).flat()
+    told: dict[str, str] = records(run(Recording(answer, values, CLIENTS), values))[-1]["failures"]
+    return told
+
+
+def test_a_client_tells_nothing_that_would_cost_more_than_it_was_promised(tmp_path: Path) -> None:
+    found = failures(tmp_path / "run", changed(noise=0.01))
+    assert any("promises this client an epsilon of 8" in reason for reason in found.values())
+
+
+def test_a_client_of_a_run_with_noise_tells_nothing_without(tmp_path: Path) -> None:
+    found = failures(tmp_path / "run", changed(kind="moments", noise=0.0))
+    assert any("is none of this run: privacy.epsilon" in reason for reason in found.values())
+
+
+def test_fewer_than_the_least_share_are_no_sum(tmp_path: Path) -> None:
+    cohort = records(made(tmp_path / "first", **NOISED | {"federation.rounds": 1})[0])[0]["cohort"]
+    found = failures(tmp_path / "run", silenced(*cohort[:2]))
+    assert "3 clients are left, and 4 is the least for a sum" in found["sum movement"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from hyperlora.secure_sum.participant import Participant, PublicKeys, SecureSumE
 
 LAYOUT = FixedPoint({"counts": Part((3,), 100.0), "sums": Part((3, 2), 10.0)}, clients=8)
 NAMES = ["anna", "ben", "cleo", "dora", "emil"]
+LATE = ["no_agreement", "no_unmasking"]
+STEPS = ["no_shares", "no_vector", *LATE]
 
 
 def told(seed: int) -> dict[str, torch.Tensor]:
@@ -38,6 +40,7 @@ def run_sum(
     *,
     no_shares: Collection[str] = (),
     no_vector: Collection[str] = (),
+    no_agreement: Collection[str] = (),
     no_unmasking: Collection[str] = (),
     least: int = 3,
 ) -> tuple[Vector, Collector]:
@@ -49,11 +52,24 @@ def run_sum(
     server.take_shares({n: one.sealed_shares(server.public) for n, one in clients.items() if n not in no_shares})
     clients = {name: kept(one) for name, one in clients.items()}
     for name in sorted(server.sealed.keys() - set(no_vector)):
-        server.add(name, clients[name].masked(server.sealed[name], vectors[name]))
-    answered, dropped = sorted(server.added), server.dropped
-    for name in sorted(server.added - set(no_unmasking)):
-        server.take_unmasking(kept(clients[name]).unmasking(answered, dropped))
+        server.add(name, clients[name].masked(server.sealed_for(name), vectors[name]))
+    clients = {name: kept(one) for name, one in clients.items()}
+    unmask(server, clients, no_agreement=no_agreement, no_unmasking=no_unmasking)
     return server.unmasked(), server
+
+
+def unmask(
+    server: Collector,
+    clients: Mapping[str, Participant],
+    *,
+    no_agreement: Collection[str] = (),
+    no_unmasking: Collection[str] = (),
+) -> None:
+    for name in sorted(server.added.keys() - set(no_agreement)):
+        server.take_agreement(name, clients[name].unmasking(server.added, server.dropped)[name])
+    clients = {name: kept(one) for name, one in clients.items()}
+    for name in sorted(server.agreed.keys() - set(no_unmasking)):
+        server.take_unmasking(clients[name].unmasking(server.signatures, server.dropped))
 
 
 def plain(names: Collection[str]) -> Vector:
@@ -67,24 +83,26 @@ def test_the_sum_is_that_of_the_plain_vectors() -> None:
     torch.testing.assert_close(LAYOUT.decode(total)["sums"].float(), exact, rtol=0, atol=5 * 10 * 8 / 2**31)
 
 
-@pytest.mark.parametrize("step", ["no_shares", "no_vector", "no_unmasking"])
+@pytest.mark.parametrize("step", STEPS)
 def test_a_client_that_drops_out_costs_its_own_part_only(step: str) -> None:
     total, _ = run_sum(VECTORS, **{step: ["ben"]})  # type: ignore[arg-type]
-    counted = NAMES if step == "no_unmasking" else [name for name in NAMES if name != "ben"]
+    counted = NAMES if step in LATE else [name for name in NAMES if name != "ben"]
     np.testing.assert_array_equal(total, plain(counted))
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.sets(st.sampled_from(NAMES), max_size=2), st.sampled_from(["no_shares", "no_vector", "no_unmasking"]))
+@given(st.sets(st.sampled_from(NAMES), max_size=2), st.sampled_from(STEPS))
 def test_any_minority_may_drop_out(gone: set[str], step: str) -> None:
     total, _ = run_sum(VECTORS, **{step: gone})  # type: ignore[arg-type]
-    counted = NAMES if step == "no_unmasking" else [name for name in NAMES if name not in gone]
+    counted = NAMES if step in LATE else [name for name in NAMES if name not in gone]
     np.testing.assert_array_equal(total, plain(counted))
 
 
 def test_too_few_answers_give_no_sum() -> None:
     with pytest.raises(UnmaskableError, match="2 shares of what hides 'anna' do not give it, 3 right ones do"):
         run_sum(VECTORS, no_unmasking=["anna", "ben", "cleo"])
+    with pytest.raises(SecureSumError, match="2 clients signed who is in the sum, and 3 is the least"):
+        run_sum(VECTORS, no_agreement=["anna", "ben", "cleo"])
     with pytest.raises(SecureSumError, match="2 of 5 clients are left, and 3 is the least"):
         run_sum(VECTORS, no_vector=["anna", "ben", "cleo"])
 
@@ -108,31 +126,37 @@ def test_a_masked_vector_tells_nothing_of_what_is_behind_it() -> None:
     assert abs(np.corrcoef(shares[:-1], shares[1:])[0, 1]) < 4 / length**0.5
 
 
-def ready() -> dict[str, Participant]:
-    """Return clients that have given their masked vectors."""
-    clients = {name: Participant(name, 3) for name in NAMES}
-    public = {name: one.keys() for name, one in clients.items()}
-    sealed = {name: one.sealed_shares(public) for name, one in clients.items()}
+def ready() -> tuple[dict[str, Participant], Collector]:
+    """Return clients that have given their masked vectors to a server."""
+    clients, server = {name: Participant(name, 3) for name in NAMES}, Collector(LAYOUT.length)
     for name, one in clients.items():
-        one.masked({by: texts[name] for by, texts in sealed.items() if by != name}, VECTORS[name])
-    return clients
+        server.take_keys(name, one.keys())
+    server.take_shares({name: one.sealed_shares(server.public) for name, one in clients.items()})
+    for name, one in clients.items():
+        server.add(name, one.masked(server.sealed_for(name), VECTORS[name]))
+    return clients, server
 
 
 def test_no_client_tells_both_shares_of_another() -> None:
+    clients, server = ready()
     with pytest.raises(SecureSumError, match="nobody twice"):
-        ready()["anna"].unmasking(NAMES, ["ben"])
+        clients["anna"].unmasking(server.added, ["ben"])
 
 
 def test_no_client_is_asked_twice() -> None:
-    anna = ready()["anna"]
-    anna.unmasking(NAMES, [])
+    clients, server = ready()
+    unmask(server, clients)
+    anna = clients["anna"]
+    with pytest.raises(SecureSumError, match="are others than this client signed"):
+        anna.unmasking({name: one for name, one in server.signatures.items() if name != "ben"}, ["ben"])
     with pytest.raises(SecureSumError, match="out of turn"):
-        anna.unmasking([name for name in NAMES if name != "ben"], ["ben"])
+        anna.unmasking(server.signatures, [])
 
 
 def test_no_client_takes_part_in_a_sum_over_too_few() -> None:
     anna = Participant("anna", least=5)
-    public = {"anna": anna.keys()} | {name: PublicKeys(*map(str.encode, (name, name + "-", ""))) for name in NAMES[1:4]}
+    public = {name: PublicKeys(*map(str.encode, (name, name + "-", name + "+", ""))) for name in NAMES[1:4]}
+    public["anna"] = anna.keys()
     with pytest.raises(SecureSumError, match="a sum over 4 clients tells too much of each: 5 is the least"):
         anna.sealed_shares(public)
 
@@ -153,16 +177,15 @@ def with_shares_changed(names: Collection[str], change: Callable[[bytes], bytes]
         sealed[name] = {to: change(text) for to, text in sealed[name].items()}
     server.take_shares(sealed)
     for name, one in clients.items():
-        server.add(name, one.masked(server.sealed[name], VECTORS[name]))
-    for one in clients.values():
-        server.take_unmasking(one.unmasking(NAMES, []))
+        server.add(name, one.masked(server.sealed_for(name), VECTORS[name]))
+    unmask(server, clients)
     return server.unmasked()
 
 
 def test_a_client_that_seals_nonsense_is_named() -> None:
     with pytest.raises(UnmaskableError, match="1 shares of what hides 'ben' do not give it") as caught:
         with_shares_changed(["ben"], lambda text: text[:40] + bytes([text[40] ^ 1]) + text[41:])
-    assert caught.value.name == "ben"
+    assert (caught.value.name, caught.value.at_fault) == ("ben", True)
 
 
 def test_a_client_that_tells_wrong_shares_of_others_changes_nothing() -> None:
@@ -171,9 +194,11 @@ def test_a_client_that_tells_wrong_shares_of_others_changes_nothing() -> None:
         server.take_keys(name, one.keys())
     server.take_shares({name: one.sealed_shares(server.public) for name, one in clients.items()})
     for name in NAMES[:4]:
-        server.add(name, clients[name].masked(server.sealed[name], VECTORS[name]))
+        server.add(name, clients[name].masked(server.sealed_for(name), VECTORS[name]))
     for name in NAMES[:4]:
-        shares = clients[name].unmasking(NAMES[:4], ["emil"])
+        server.take_agreement(name, clients[name].unmasking(server.added, ["emil"])[name])
+    for name in NAMES[:4]:
+        shares = clients[name].unmasking(server.signatures, ["emil"])
         server.take_unmasking({to: bytes(len(one)) for to, one in shares.items()} if name == "anna" else shares)
     np.testing.assert_array_equal(server.unmasked(), plain(NAMES[:4]))
 
@@ -182,7 +207,7 @@ def test_a_client_that_tells_wrong_shares_of_others_changes_nothing() -> None:
 def test_a_public_key_that_is_none_costs_its_own_client(key: bytes) -> None:
     server, good = Collector(1), Participant("anna", 3).keys()
     with pytest.raises(SecureSumError, match="has a public key that is none"):
-        server.take_keys("ben", PublicKeys(key, good.seals, good.seed))
+        server.take_keys("ben", PublicKeys(key, good.seals, good.signs, good.seed))
     server.take_keys("anna", good)
     with pytest.raises(SecureSumError, match="used already"):
         server.take_keys("ben", good)

@@ -30,7 +30,7 @@ def test_a_request_comes_back_as_it_was_sent() -> None:
     for request in (
         SumRequest("anna", 2, "one", "keys"),
         SumRequest("anna", 2, "one", "shares", public=public),
-        SumRequest("anna", 2, "one", "unmask", answered=("anna",), dropped=("ben",)),
+        SumRequest("anna", 2, "one", "agree", answered={"anna": b"signed", "cleo": b""}, dropped=("ben",)),
     ):
         assert SumRequest.decode(request.encode()) == request
     found = SumRequest.decode(REQUEST.encode())

@@ -1,0 +1,50 @@
+"""What all may know of the participants of a secure sum, and what they sign of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+
+class SecureSumError(ValueError):
+    """What a party will not do, in one sentence."""
+
+
+@dataclass(frozen=True)
+class PublicKeys:
+    """What all may know of a client: public keys for masks, seals and signatures, and the digest of its seed."""
+
+    masks: bytes
+    seals: bytes
+    signs: bytes
+    seed: bytes
+
+    def as_hex(self) -> dict[str, str]:
+        """Return all four in hexadecimal digits, by name."""
+        return {name: value.hex() for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_hex(cls, told: Mapping[str, str]) -> PublicKeys:
+        """Inverse of :meth:`as_hex`; raises TypeError or ValueError."""
+        return cls(**{name: bytes.fromhex(value) for name, value in told.items()})
+
+
+def participants_digest(public: Mapping[str, PublicKeys]) -> bytes:
+    """Return by what names and keys of all participants are known again, in whatever order they come."""
+    return _digest({name: one.as_hex() for name, one in public.items()})
+
+
+def masked_with(participants: bytes, shared: Iterable[str]) -> bytes:
+    """Return what a client signs beside its masked vector: who takes part, and who sent shares."""
+    return _digest(["masked", participants.hex(), sorted(shared)])
+
+
+def summed(participants: bytes, answered: Iterable[str], dropped: Iterable[str]) -> bytes:
+    """Return what a client signs before it tells shares: whose vectors are in the sum, and whose are not."""
+    return _digest(["summed", participants.hex(), sorted(answered), sorted(dropped)])
+
+
+def _digest(told: object) -> bytes:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()
