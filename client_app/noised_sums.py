@@ -13,16 +13,14 @@ from torch import Tensor
 
 from client_app.sums import Answer, SummedClient
 from client_app.tasks import HostedClient
-from hyperlora.messages.noised_questions import LOSS
+from hyperlora.messages.noised_questions import LOSS, MOVEMENTS
 from hyperlora.messages.plan import LocalPlan
 from hyperlora.messages.questions import Question
 from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics
 from models.sums.group_statistics import Spread
 from models.sums.logit_space import LogitSpace, logit_contribution, logit_deviations
-from models.sums.shared_factor import in_frame, movement
-
-TRAINS_B = LocalPlan(trains="B")
+from models.sums.shared_factor import movement
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,13 @@ class NoisedClient(SummedClient):
         return _ANSWERS[question.kind](self, question)
 
     def movement(self, question: Question) -> Answer:
-        """Train the anchor's B and head, A being the fresh adapter's, and tell how they changed."""
-        config = self.runtime.config
-        start = in_frame(self._anchor(question), self.runtime.model.fresh_adapter(config.seed))
-        client = HostedClient(self.runtime, self._name, self.request.server_round, TRAINS_B, self.keeper)
-        return movement(
-            start, self.runtime.client_half.train(client, start, TRAINS_B, config.train.local_steps).end
-        )
+        """Train the head and the factor that the question names, and tell how they changed."""
+        start, config = self._anchor(question), self.runtime.config
+        (side,) = (one for one, kind in MOVEMENTS.items() if kind == question.kind)
+        plan = LocalPlan(trains=side)
+        client = HostedClient(self.runtime, self._name, self.request.server_round, plan, self.keeper)
+        end = self.runtime.client_half.train(client, start, plan, config.train.local_steps).end
+        return movement(start, end, side)
 
     def logit_classes(self, question: Question) -> Answer:
         """Tell what its classes look like in the space of the anchor's logits."""
@@ -71,10 +69,11 @@ class NoisedClient(SummedClient):
 
     def _served(self, question: Question, share: float | None) -> Adapter:
         """Return what the client makes for itself of what is public; ``share`` of the head, None as it is set."""
-        anchor, public = self._anchor(question), question.logit_statistics
+        anchor = self._anchor(question)
         part = float(question.public["mixture"][0]) if share is None else share
         if part == 0.0:
             return anchor
+        public = question.logit_statistics
         space, own = self._in_logits(anchor)
         inner = public.head(own, Spread(*map(float, question.public["between clients"])))
         mixed: Tensor = (1 - part) * anchor.head + part * space.head(inner)
@@ -90,7 +89,7 @@ class NoisedClient(SummedClient):
 
 
 _ANSWERS: Mapping[str, Callable[[NoisedClient, Question], Answer]] = {
-    "movement": NoisedClient.movement,
+    **dict.fromkeys(MOVEMENTS.values(), NoisedClient.movement),
     "logit classes": NoisedClient.logit_classes,
     "logit deviations": NoisedClient.logit_deviations,
     "noised losses": NoisedClient.noised_losses,

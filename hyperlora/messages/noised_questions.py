@@ -13,7 +13,9 @@ from models.adapters.adapter import HEAD, Adapter
 from models.sums.logit_space import logit_units
 
 LOSS = 5.0
-NOISED_KINDS = ("movement", "logit classes", "logit deviations", "noised losses", "noised scores")
+MOVEMENTS = {"B": "movement of B", "A": "movement of A"}
+"""By the factor that clients train the kind of question."""
+NOISED_KINDS = (*MOVEMENTS.values(), "logit classes", "logit deviations", "noised losses", "noised scores")
 SCORE_SHARES = {"accuracy": 0.5, "loss": 0.25, "validation": 0.125, "calibration": 0.125}
 """Of the squared length of scores."""
 
@@ -27,9 +29,10 @@ def units_of(kind: str, fresh: Adapter, steps: int, clip: float) -> dict[str, Un
         steps: how many numbers of local steps an evaluation scores after.
         clip: L2 norm of a movement that has length 1.
     """
-    if kind == "movement":
-        shapes = {HEAD: fresh.head.shape} | {name: one.B.shape for name, one in sorted(fresh.low_rank.items())}
-        return {name: Unit(tuple(shape), clip) for name, shape in shapes.items()}
+    for side, movement in MOVEMENTS.items():
+        if kind == movement:
+            factors = {name: getattr(one, side).shape for name, one in sorted(fresh.low_rank.items())}
+            return {name: Unit(tuple(shape), clip) for name, shape in ({HEAD: fresh.head.shape} | factors).items()}
     if kind == "logit classes":
         return {name: Unit(shape, length) for name, (shape, length) in logit_units(len(fresh.head)).items()}
     if kind == "logit deviations":

@@ -1,8 +1,8 @@
-"""Adapters that share the factor A, so that the average of B is the average of B A and one sum carries a whole movement.
+"""Adapters that share a factor, so that the average of the other is the average of B A and one sum carries a movement.
 
-A is that of the fresh adapter, which follows from the run's seed (FFA-LoRA; Sun et al. 2024). Of a movement a client
-tells B and the head: m r numbers a module in place of the (m + n) r of a product, which matters where every number gets
-noise.
+In one round clients train B and the head, A being everybody's, in the next A and the head (RoLoRA; Chen et al. 2024).
+Of a movement a client tells the trained factor and the head: m r or n r numbers a module in place of the (m + n) r of a
+product, which matters where every number gets noise.
 """
 
 from __future__ import annotations
@@ -16,31 +16,42 @@ from models.adapters.adapter import HEAD, Adapter
 from models.lowrank.factors import Factors
 
 
-def in_frame(adapter: Adapter, frame: Adapter) -> Adapter:
-    """Return the adapter with the A of ``frame``: the same product where its rows lie in the span of that A's.
+def framed(anchor: Adapter, fresh: Adapter, side: str) -> Adapter:
+    """Return the anchor with the factor that is not trained orthogonal, and as long as the fresh adapter's A.
 
     Args:
-        adapter: of any rank.
-        frame: the fresh adapter.
+        anchor: the public adapter.
+        fresh: the adapter before round 1, whose A stands where a product is zero.
+        side: ``B`` or ``A``, the factor that clients train.
     """
-    low_rank = {}
-    for kind, one in frame.low_rank.items():
-        A, own = one.A.double(), adapter.low_rank[kind]
-        B = own.B.double() @ (own.A.double() @ torch.linalg.pinv(A))
-        low_rank[kind] = Factors(B=B.to(one.B.dtype), A=one.A)
-    return Adapter(low_rank, adapter.head)
+    kinds = {kind: _framed(one, fresh.low_rank[kind], side) for kind, one in anchor.low_rank.items()}
+    return Adapter(kinds, anchor.head)
 
 
-def movement(start: Adapter, end: Adapter) -> dict[str, Tensor]:
-    """Return what training changed of B, by kind (blocks, m, r), and of the head; both have the same A."""
-    moved = {kind: end.low_rank[kind].B - one.B for kind, one in sorted(start.low_rank.items())}
-    return {HEAD: end.head - start.head, **moved}
+def _framed(one: Factors, fresh: Factors, side: str) -> Factors:
+    rank = one.A.shape[-2]
+    length = fresh.A.double().norm(dim=-1).mean()
+    left, sizes, right = torch.linalg.svd(one.B.double() @ one.A.double(), full_matrices=False)
+    left, sizes, right = left[..., :rank], sizes[..., :rank], right[..., :rank, :]
+    if float(sizes.max()) < 1e-9:
+        return Factors(B=torch.zeros_like(one.B), A=fresh.A.to(one.A.dtype))
+    if side == "B":
+        B, A = left * sizes[..., None, :] / length, length * right
+    else:
+        B, A = length * left, sizes[..., :, None] * right / length
+    return Factors(B=B.to(one.B.dtype), A=A.to(one.A.dtype))
 
 
-def moved(start: Adapter, step: Mapping[str, Tensor]) -> Adapter:
+def movement(start: Adapter, end: Adapter, side: str) -> dict[str, Tensor]:
+    """Return what training changed of one factor, by kind, and of the head; the other factor is the same in both."""
+    kinds = {kind: getattr(end.low_rank[kind], side) - getattr(one, side) for kind, one in start.low_rank.items()}
+    return {HEAD: end.head - start.head, **dict(sorted(kinds.items()))}
+
+
+def moved(start: Adapter, step: Mapping[str, Tensor], side: str) -> Adapter:
     """Return ``start`` after a movement: the inverse of :func:`movement`."""
-    low_rank = {
-        kind: Factors(B=(one.B.double() + step[kind].double()).to(one.B.dtype), A=one.A)
-        for kind, one in start.low_rank.items()
-    }
+    low_rank = {}
+    for kind, one in start.low_rank.items():
+        after = (getattr(one, side).double() + step[kind].double()).to(one.B.dtype)
+        low_rank[kind] = Factors(B=after, A=one.A) if side == "B" else Factors(B=one.B, A=after)
     return Adapter(low_rank, (start.head.double() + step[HEAD].double()).to(start.head.dtype))

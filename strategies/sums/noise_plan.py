@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 from hyperlora.accounting import composed_epsilon
 
+MOVEMENT = "movement"
 SHARES: Mapping[str, float] = {
-    "movement": 0.7,
+    MOVEMENT: 0.7,
     "logit classes": 0.18,
     "logit deviations": 0.04,
     "noised losses": 0.02,
     "noised scores": 0.06,
 }
-"""Of the budget, by kind of question: for all times together that a client is asked it."""
+"""Of the budget, by kind of question, movements of both factors being one: for all times that a client is asked it."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -55,12 +56,13 @@ class NoisePlan:
 
     def times(self, kind: str) -> int:
         """Return how often a client is asked a question at most."""
-        if kind != "movement":
+        if kind != MOVEMENT:
             return max(1, self.evaluations)
         return max(1, math.ceil(self.rounds * min(self.cohort, self.clients) / self.clients))
 
     def noise(self, kind: str) -> float:
         """Return the noise multiplier of a kind of question."""
+        kind = MOVEMENT if kind.startswith(MOVEMENT) else kind
         return math.sqrt(self.times(kind) / (SHARES[kind] * precision_of(self.epsilon, self.delta)))
 
     def spent(self, rounds: int, evaluations: int) -> float:
@@ -72,4 +74,4 @@ class NoisePlan:
 def _times_after(plan: NoisePlan, rounds: int, evaluations: int) -> dict[str, int]:
     """Return by kind how often a client was asked at most after so many rounds and evaluations."""
     trained = math.ceil(rounds * min(plan.cohort, plan.clients) / plan.clients)
-    return {kind: trained if kind == "movement" else evaluations for kind in SHARES}
+    return {kind: trained if kind == MOVEMENT else evaluations for kind in SHARES}

@@ -108,7 +108,7 @@ def test_a_client_of_a_run_with_noise_tells_nothing_without(tmp_path: Path) -> N
 def test_fewer_than_the_least_share_are_no_sum(tmp_path: Path) -> None:
     cohort = records(made(tmp_path / "first", **NOISED | {"federation.rounds": 1})[0])[0]["cohort"]
     found = failures(tmp_path / "run", silenced(*cohort[:2]))
-    assert "3 clients are left, and 4 is the least for a sum" in found["sum movement"]
+    assert "3 clients are left, and 4 is the least for a sum" in found["sum movement of B"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from hyperlora.accounting import composed_epsilon
 from hyperlora.messages.codec import ProtocolError
-from hyperlora.messages.noised_questions import NOISED_KINDS, units_of
+from hyperlora.messages.noised_questions import MOVEMENTS, NOISED_KINDS, units_of
 from hyperlora.messages.questions import Question
 from hyperlora.noise import simulated_noise
 from hyperlora.secure_sum.noised_vector import NoisedVector, Unit, needed
@@ -31,8 +30,8 @@ from models.sums.logit_space import (
     packed,
     unpacked,
 )
-from models.sums.shared_factor import in_frame, moved, movement
-from strategies.sums.noise_plan import SHARES, NoisePlan
+from models.sums.shared_factor import framed, moved, movement
+from strategies.sums.noise_plan import MOVEMENT, SHARES, NoisePlan
 
 CLASSES, WIDTH, CLIENTS = 5, 12, 40
 
@@ -100,7 +99,7 @@ def test_the_least_share_is_rounded_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "noise"), [("movement", 0.0), ("classes", 1.0), ("movement", math.inf), ("movement", math.nan)]
+    ("kind", "noise"), [("movement of B", 0.0), ("classes", 1.0), ("movement of A", math.inf), ("logit classes", math.nan)]
 )
 def test_a_question_has_noise_where_its_answers_do(kind: str, noise: float) -> None:
     with pytest.raises(ProtocolError, match="cannot have noise"):
@@ -113,23 +112,39 @@ def adapter(seed: int, rank: int = 2) -> Adapter:
     return Adapter({"attn.qkv": Factors(B=B, A=A)}, torch.randn(CLASSES, WIDTH + 1, generator=generator))
 
 
-def test_an_adapter_in_another_frame_of_the_same_rows_is_the_same_product() -> None:
-    frame, one = adapter(0), adapter(1)
-    turned = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(2))
-    same_rows = Adapter({"attn.qkv": Factors(B=one.low_rank["attn.qkv"].B, A=turned @ frame.low_rank["attn.qkv"].A)}, one.head)
-    found = in_frame(same_rows, frame)
-    torch.testing.assert_close(found.low_rank["attn.qkv"].A, frame.low_rank["attn.qkv"].A)
-    products = [part.low_rank["attn.qkv"].B @ part.low_rank["attn.qkv"].A for part in (found, same_rows)]
-    torch.testing.assert_close(*products, rtol=0, atol=1e-4)
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_a_framed_adapter_is_the_same_product_with_an_orthogonal_factor(side: str) -> None:
+    one = adapter(1)
+    found, other = framed(one, adapter(0), side), "A" if side == "B" else "B"
+    torch.testing.assert_close(product(found), product(one), rtol=0, atol=1e-4)
+    factor = getattr(found.low_rank["attn.qkv"], other)
+    gram = factor @ factor.mT if other == "A" else factor.mT @ factor
+    torch.testing.assert_close(gram, gram[0, 0, 0] * torch.eye(2).expand(3, 2, 2), rtol=0, atol=1e-4)
 
 
-def test_an_average_of_movements_is_the_movement_of_the_average_product() -> None:
+def test_where_there_is_no_product_the_fresh_factor_stands() -> None:
+    fresh = adapter(0)
+    empty = Adapter({"attn.qkv": Factors(B=torch.zeros(3, 6, 2), A=torch.zeros(3, 2, 8))}, fresh.head)
+    torch.testing.assert_close(framed(empty, fresh, "B").low_rank["attn.qkv"].A, fresh.low_rank["attn.qkv"].A)
+
+
+def product(one: Adapter) -> Tensor:
+    return one.low_rank["attn.qkv"].B @ one.low_rank["attn.qkv"].A
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_an_average_of_movements_is_the_movement_of_the_average_product(side: str) -> None:
     start = adapter(0)
-    ends = [Adapter({"attn.qkv": Factors(B=adapter(seed).low_rank["attn.qkv"].B, A=start.low_rank["attn.qkv"].A)}, adapter(seed).head) for seed in (1, 2)]
-    steps = [movement(start, end) for end in ends]
-    found = moved(start, {name: (steps[0][name] + steps[1][name]) / 2 for name in steps[0]})
-    exact = sum(end.low_rank["attn.qkv"].B @ end.low_rank["attn.qkv"].A for end in ends) / 2
-    torch.testing.assert_close(found.low_rank["attn.qkv"].B @ found.low_rank["attn.qkv"].A, exact, rtol=0, atol=1e-5)
+    ends = [with_factor(start, adapter(seed), side) for seed in (1, 2)]
+    steps = [movement(start, end, side) for end in ends]
+    found = moved(start, {name: (steps[0][name] + steps[1][name]) / 2 for name in steps[0]}, side)
+    torch.testing.assert_close(product(found), (product(ends[0]) + product(ends[1])) / 2, rtol=0, atol=1e-5)
+
+
+def with_factor(start: Adapter, other: Adapter, side: str) -> Adapter:
+    own, theirs = start.low_rank["attn.qkv"], other.low_rank["attn.qkv"]
+    B, A = (theirs.B, own.A) if side == "B" else (own.B, theirs.A)
+    return Adapter({"attn.qkv": Factors(B=B, A=A)}, other.head)
 
 
 def test_directions_are_orthonormal_and_sum_to_nothing() -> None:
@@ -234,4 +249,4 @@ def test_a_whole_run_costs_its_epsilon_and_no_more(cohort: int, rounds: int, eva
 
 
 def test_shares_are_of_the_kinds_that_there_are() -> None:
-    assert Counter(SHARES) .keys() == Counter(NOISED_KINDS).keys()
+    assert {*SHARES} - {MOVEMENT} == {*NOISED_KINDS} - {*MOVEMENTS.values()}
