@@ -52,7 +52,7 @@ RESULT = HERE / "results" / "central-privacy.json"
 BASELINE = HERE / "results" / "sums.json"
 SETTING = "120 clients"
 NO_NOISE = 0.0
-POINTS: Sequence[tuple[float, int]] = ((NO_NOISE, 120), (8.0, 120), (8.0, 1000), (2.0, 1000), (8.0, 10000), (2.0, 10000))
+POINTS: Sequence[tuple[float, int]] = ((8.0, 1000), (NO_NOISE, 120), (8.0, 10000), (2.0, 10000), (2.0, 1000), (8.0, 120))
 """Epsilon and number of clients."""
 DELTA = 1e-5
 OURS: Mapping[str, Scalar] = {
