@@ -220,6 +220,7 @@ class SumsStrategy(LoraStrategy):
             training=tuple(named),
             class_statistics=named,
             told_before={},
+            published={**self._public(published), "share": torch.tensor([share])},
         ).with_service(strength=0.0, share=share, scale=self._hyperlora.head_scale if share else 1.0)
 
     def _scores(self, told: Summed, *, seen: bool) -> list[ClientScore]:
