@@ -52,7 +52,14 @@ RESULT = HERE / "results" / "central-privacy.json"
 BASELINE = HERE / "results" / "sums.json"
 SETTING = "120 clients"
 NO_NOISE = 0.0
-POINTS: Sequence[tuple[float, int]] = ((8.0, 1000), (NO_NOISE, 120), (8.0, 10000), (2.0, 10000), (2.0, 1000), (8.0, 120))
+POINTS: Sequence[tuple[float, int]] = (
+    (8.0, 1000),
+    (NO_NOISE, 120),
+    (8.0, 10000),
+    (2.0, 10000),
+    (2.0, 1000),
+    (8.0, 120),
+)
 """Epsilon and number of clients."""
 DELTA = 1e-5
 OURS: Mapping[str, Scalar] = {
@@ -176,7 +183,9 @@ def central_privacy_table(runs: Sequence[Mapping[str, Any]]) -> str:
         runs: of :func:`main`'s file.
     """
     baseline = {
-        run["seed"]: run for run in json.loads(BASELINE.read_text(encoding="utf-8"))["runs"] if run["setting"] == SETTING
+        run["seed"]: run
+        for run in json.loads(BASELINE.read_text(encoding="utf-8"))["runs"]
+        if run["setting"] == SETTING
     }
     rows: dict[str, list[str]] = {}
     for name in (OPEN, SUMS):

@@ -56,7 +56,7 @@ class NoisedClient(SummedClient):
 
     def noised_scores(self, question: Question) -> Answer:
         """Tell what the client's own start is worth on its test share."""
-        served = self._served(question, share=float(question.public["share"][0]))
+        served = self.own_start(question)
         self.runtime.keep_adapter(self.runtime.with_prior(self._name, served))
         reply = self._scored(served, list(self.runtime.config.evaluation_steps))
         told: Mapping[str, tuple[list[float], float]] = {

@@ -60,9 +60,7 @@ def _answer(runtime: ClientRuntime, request: SumRequest, context: Context, keepe
     return SumReply(request.client_id, request.name, request.step, texts, masked)
 
 
-def _masked(
-    runtime: ClientRuntime, request: SumRequest, context: Context, keeper: Keeper, one: Participant
-) -> Vector:
+def _masked(runtime: ClientRuntime, request: SumRequest, context: Context, keeper: Keeper, one: Participant) -> Vector:
     question, participants = request.question, len(one.public)
     if question is None or request.clients < participants:
         raise ProtocolError("a masked answer needs a question, and the number of clients that were asked it")

@@ -120,7 +120,7 @@ class SummedClient:
 
     def scores(self, question: Question) -> Answer:
         """Tell what the client's own start is worth on its test share, at the place of its cluster."""
-        served = self._served(question, share=float(question.public["share"][0]))
+        served = self.own_start(question)
         self.runtime.keep_adapter(self.runtime.with_prior(self._name, served))
         reply, clusters = self._scored(served, list(self.runtime.config.evaluation_steps)), question.clusters
         figures = {
@@ -136,6 +136,10 @@ class SummedClient:
             name: placed(one, int(group[clusters.nearest(self._vector)]), int(group.max()) + 1)
             for name, one in told.items()
         }
+
+    def own_start(self, question: Question) -> Adapter:
+        """Return what the client starts from, made of what is public and of its own samples, before its class prior."""
+        return self._served(question, share=float(question.public["share"][0]))
 
     def _anchor(self, question: Question) -> Adapter:
         anchor = question.anchor

@@ -115,6 +115,8 @@ def personalize_from_words(
         RunFilesError, BackboneError, AdapterError, StorageError: it cannot be done.
     """
     run = RunFiles.open(run_directory)
+    if run.config.privacy.mode == "sums":
+        raise RunFilesError(f"the run in '{run.path}' is one of sums: it knows no client that words could be like")
     known, name = run.require_clients(), name or name_of(description)
     if name in known.cards:
         raise RunFilesError(f"the run has a client '{name}' already: choose another name with --name")

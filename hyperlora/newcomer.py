@@ -14,14 +14,18 @@ import torch
 from client_app.device import choose_device, worthwhile_threads
 from client_app.embedding_cache import open_embedding_cache
 from client_app.runtime import ClientRuntime
+from client_app.noised_sums import NoisedClient
+from client_app.sums import SummedClient
 from client_app.tasks import NothingKept, describe_classes, describe_clients, evaluate_adapter
 from client_app.token_cache import TokenCache
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.federation import ClientData, Federation, SingleClient
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import Start
+from hyperlora.messages.questions import Question
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.statistics import StatisticsRequest
+from hyperlora.messages.sums import SumRequest
 from hyperlora.reporting.run_files import RunFiles, RunFilesError
 from hyperlora.reporting.state_view import open_checkpoint
 from models.adapters.adapted_model import AdaptedModel
@@ -127,7 +131,7 @@ def try_newcomer(run: RunFiles, runtime: ClientRuntime) -> Trial:
     described = describe_clients(runtime, [client_id])
     if described.left_out:
         raise RunFilesError(described.left_out[client_id])
-    card, steps = described.cards[0], runtime.config.train.steps_of_use
+    card, steps = _known_to_itself(described.cards[0], runtime), runtime.config.train.steps_of_use
     served = serve(run, card, runtime)
     after_round, start = served.after_round, served.start
     generated = _try_start(runtime, GENERATED, after_round, start, steps)
@@ -141,6 +145,14 @@ def try_newcomer(run: RunFiles, runtime: ClientRuntime) -> Trial:
     losses = generated.losses() | (anchor.losses() if anchor else {})
     chosen = min(losses, key=losses.__getitem__) if len(runtime.client(client_id).validation) else GENERATED
     return Trial(card, after_round, generated, anchor, chosen, served.leaning)
+
+
+def _known_to_itself(card: ClientCard, runtime: ClientRuntime) -> ClientCard:
+    """Return the card with what a client of a run of sums keeps to itself; nothing of a newcomer leaves its machine."""
+    if runtime.config.privacy.mode == "open":
+        return card
+    own = len(runtime.client(card.client_id).train)
+    return replace(card, num_examples=own, signature=runtime.signature(card.client_id))
 
 
 def _try_start(runtime: ClientRuntime, name: str, after_round: int, start: Start, steps: int) -> Tried:
@@ -201,6 +213,8 @@ def serve(run: RunFiles, card: ClientCard, runtime: ClientRuntime | None = None)
         raise RunFilesError(
             f"the run in '{run.path}' has no checkpoint: run it again with run.checkpoint-every above 0"
         )
+    if run.config.privacy.mode == "sums":
+        return Served(found.server_round, Start(_made_by_itself(run, found.state, card.client_id, runtime)), None)
     cards: Mapping[str, ClientCard] = {**run.require_clients().cards, card.client_id: card}
     state = with_clients(method, found.state, cards)
     plan = method.plan(state, card)
@@ -211,6 +225,22 @@ def serve(run: RunFiles, card: ClientCard, runtime: ClientRuntime | None = None)
     start = Start(served_starts(method, state, [card])[0], plan)
     leans = leaning_of(state, card) if isinstance(state, HyperLoraState) else None
     return Served(found.server_round, start, leans)
+
+
+def _made_by_itself(run: RunFiles, state: Any, client_id: str, runtime: ClientRuntime | None) -> Adapter:
+    """Return what a newcomer makes for itself of what a run of sums published, as its unseen clients do."""
+    if runtime is None:
+        raise RunFilesError(f"the run in '{run.path}' is one of sums: a head is made of samples, and there are none")
+    if not isinstance(state, HyperLoraState) or not state.published:
+        raise RunFilesError(
+            f"the run in '{run.path}' is one of sums, and its last evaluation had none: there is the anchor alone, "
+            "in adapters/anchor, and nothing to make a head of"
+        )
+    request = SumRequest(client_id, 0, "", "masked")
+    if run.config.privacy.noised_sums:
+        asked = Question("noised scores", state.published, noise=1.0)
+        return NoisedClient(runtime, request, NothingKept()).own_start(asked)
+    return SummedClient(runtime, request, NothingKept()).own_start(Question("scores", state.published))
 
 
 def _with_own_statistics(method: AsksStatistics, state: Any, card: ClientCard, runtime: ClientRuntime) -> Any:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hyperlora.clock import clock
 from hyperlora.config.schema import RunConfig
+from hyperlora.messages.questions import KINDS
 from hyperlora.reporting.verdict import choice_sentence
 from hyperlora.storage.files import StorageError, append_bytes
 from models.adapters.adapter import NO_FORM
@@ -30,6 +31,7 @@ class RunConsole:
         self._path, self._pace = path, pace
         self._screen = Console(highlight=False, quiet=not echo)
         self._began, self._counted = time.perf_counter(), "{} clients"
+        self._served = "client"
 
     @property
     def elapsed(self) -> float:
@@ -45,7 +47,7 @@ class RunConsole:
         )
         self._say(f"results go to {directory}")
         if config.privacy.mode == "sums":
-            self._counted = "clusters of {} clients"
+            self._counted, self._served = "clusters of {} clients", "cluster"
             self._say(
                 f"the server is told sums over at least {config.privacy.least_clients} clients, and figures of clusters"
             )
@@ -111,11 +113,13 @@ class RunConsole:
                     f"without what is generated for each of them, {name} clients would have "
                     f"{_percent(alone['zero_step'])} as received"
                 )
+        for kind in (one for one in KINDS if f"sum {one}" in record.failures):
+            self._say(f"there was no sum of '{kind}' in the last round: {record.failures[f'sum {kind}']}")
         if chosen := choice_sentence([asdict(score) for score in scores]):
             self._say(chosen)
         self._say(f"figure {directory / 'accuracy.png'}, metrics {directory / 'metrics.jsonl'}")
         adapters = directory / "adapters"
-        written = f"one adapter per client in {adapters}; load with peft.PeftModel.from_pretrained"
+        written = f"one adapter per {self._served} in {adapters}; load with peft.PeftModel.from_pretrained"
         self._say(written if adapters.is_dir() else NO_FORM)
         self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._pace.rounds}")
         self._say("compare: hyperlora run --method fedit; other settings: hyperlora run --help")

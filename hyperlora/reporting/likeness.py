@@ -38,8 +38,11 @@ class Likeness:
 
 
 def likeness(signature: Signature, cards: Mapping[str, ClientCard]) -> Likeness | None:
-    """Compare a signature with those of the clients; None where there are too few to tell what is usual."""
-    if len(cards) < FEWEST:
+    """Compare a signature with those of the clients; None where there are too few to tell what is usual.
+
+    Clusters of a run of sums are no clients: they have means and no deviations, and are compared with nobody.
+    """
+    if len(cards) < FEWEST or not any(bool(card.signature.feature_std.any()) for card in cards.values()):
         return None
     names = sorted(cards)
     known = torch.stack([_features(cards[name].signature) for name in names])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ PHASES = {
         "evaluate_up": "evaluation, up",
         "probe_down": "probing, down",
         "probe_up": "probing, up",
+        "sums_down": "sums, down",
+        "sums_up": "sums, up",
     },
     "seconds": {
         "waiting": "waiting for clients",
@@ -252,7 +255,7 @@ def draw_phases(records: Sequence[Mapping[str, Any]], key: str) -> str:
     rounds = [record["server_round"] for record in records]
     with canvas(3.2) as (figure, axes):
         base = np.zeros(len(records))
-        for color, (phase, text) in zip(SERIES, PHASES[key].items(), strict=False):
+        for color, (phase, text) in zip(cycle(SERIES), PHASES[key].items(), strict=False):
             heights = scale * np.array([record[key].get(phase, 0.0) for record in records])
             if heights.any():
                 axes.bar(rounds, heights, bottom=base, width=0.8, color=color, label=text)

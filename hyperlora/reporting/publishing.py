@@ -46,6 +46,17 @@ client (`privacy.signature-noise`, `privacy.adapter-noise`) bounds what they tel
 the clients before you hand this on.
 """
 
+TEXT_OF_SUMS = """# What these files tell of the clients
+
+Written by `hyperlora publish`. The run was one of sums (`privacy.mode`), and no number of a single client is in the
+files. In them are, for each of {clusters} clusters of at least {least} clients:
+
+- the mean of its clients' features under the frozen backbone, and how many samples of each class they have together;
+- sums over its clients of features by class, and their scatter within classes, in `state.safetensors`.
+
+A class that one client of a cluster alone has is that client's. Ask the clients before you hand this on.
+"""
+
 
 def publish_run(run: RunFiles, target: Path, license_name: str, *, with_backbone: bool = False) -> Path:
     """Write what others need of a run into the new directory ``target`` and return that.
@@ -110,6 +121,8 @@ def _write_texts(run: RunFiles, target: Path, clients: int, license_name: str) -
 
 
 def _statement(config: RunConfig, clients: int) -> str:
+    if config.privacy.mode == "sums":
+        return TEXT_OF_SUMS.format(clusters=clients, least=config.privacy.least_clients)
     noise = config.privacy.signature_noise, config.privacy.adapter_noise
     words = [f"with noise of {amount:g} times its sensitivity" if amount else "without noise" for amount in noise]
     return TEXT.format(clients=clients, method=config.method, noise=words[0], adapters=words[1])

@@ -92,6 +92,8 @@ def _split(sums: SumsOfVectors, found: Clusters, least: int, most: int) -> Clust
 
     Of those that are large enough, the ones are split that spread at least half as far as the widest.
     """
+    if len(found.counts) >= most or not bool((found.counts >= 2 * least).any()):
+        return None  # without having asked for the sums that the widest are found by
     directions, widths = _widest(sums, found)
     widths = torch.where(found.counts >= 2 * least, widths, -1.0)
     wide = (widths > 0) & (widths >= widths.max() / 2)

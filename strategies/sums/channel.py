@@ -59,12 +59,13 @@ class SumChannel:
 
         Args:
             grid: Flower's.
-            names: client-ids.
+            names: client-ids; who has fallen silent since they were drawn is waited for no second time.
             question: what is asked.
             record: of the round; has bytes and failures afterwards.
         """
         for _ in range(MOST_TRIES):
-            trusted = [name for name in names if name not in self.distrusted]
+            reachable = self.registrar.roster.reachable()
+            trusted = [name for name in names if name in reachable and name not in self.distrusted]
             try:
                 return self._tried(grid, trusted, question, record)
             except SecureSumError as error:

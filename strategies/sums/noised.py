@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -98,8 +99,9 @@ class NoisedSumsStrategy(SumsStrategy):
             told = self._channel.ask(grid, names, self._asked("noised losses", own), self.record)
             better = told is None or float(told.sums["own"]) < float(told.sums["anchor"])
             share = float(self._hyperlora.head_share) if better else 0.0
-        self._stand_for_all(share)
-        scored = self._asked("noised scores", {**public, "share": torch.tensor([share])})
+        public |= {"share": torch.tensor([share])}
+        self._stand_for_all(public, share)
+        scored = self._asked("noised scores", public)
         return lambda seen: scored
 
     def _logit_statistics(
@@ -121,18 +123,20 @@ class NoisedSumsStrategy(SumsStrategy):
         spread = logit_spread(differ.sums)
         return {**known, "between clients": torch.tensor([spread.client, spread.single])}
 
-    def _stand_for_all(self, share: float) -> None:
+    def _stand_for_all(self, public: Mapping[str, Tensor], share: float) -> None:
         """Put one group into the state in the place of clients, which a newcomer's anchor is served by."""
         classes, width = len(self._fresh.head), (self.registrar.signature_size - self.registrar.num_classes - 1) // 2
         self.group_cards = {GROUP: group_card(GROUP, torch.zeros(width), torch.zeros(classes))}
-        self.state = replace(self.state, training=(GROUP,), class_statistics={}, told_before={})
+        self.state = replace(self.state, training=(GROUP,), class_statistics={}, told_before={}, published=public)
         self.state = self.state.with_service(strength=0.0, share=0.0, scale=1.0)
         self._share = share
 
     def _scores(self, told: Summed, *, seen: bool) -> list[ClientScore]:
         """Return the mean scores of the group of seen or of unseen clients."""
         count = len(told.clients)
-        sums = {**told.sums, "clients": torch.tensor(float(count)), "tests": torch.tensor(float(count))}
+        most = {"accuracy": 1.0, "calibration": 1.0}
+        sums = {name: one.clamp(0.0, count * most.get(name, math.inf)) for name, one in told.sums.items()}
+        sums |= {"clients": torch.tensor(float(count)), "tests": torch.tensor(float(count))}
         return super()._scores(replace(told, sums={name: one[None] for name, one in sums.items()}), seen=seen)
 
 

@@ -221,7 +221,8 @@ class SumsStrategy(LoraStrategy):
         named = {f"group-{index}": one for index, one in enumerate(groups.groups, start=1)}
         vectors = clusters.centroids * clusters.scale + clusters.center
         self.group_cards = {
-            name: group_card(name, vector, one.counts) for (name, one), vector in zip(named.items(), vectors, strict=True)
+            name: group_card(name, vector, one.counts)
+            for (name, one), vector in zip(named.items(), vectors, strict=True)
         }
         first = next(iter(self.group_cards.values())).signature
         rest = torch.zeros(len(signature_vector(first)) - len(clusters.center))
@@ -234,6 +235,7 @@ class SumsStrategy(LoraStrategy):
             training=tuple(named),
             class_statistics=named,
             told_before={},
+            published={**self._public(published), "share": torch.tensor([share])},
         ).with_service(strength=0.0, share=share, scale=self._hyperlora.head_scale if share else 1.0)
 
     def _scores(self, told: Summed, *, seen: bool) -> list[ClientScore]:

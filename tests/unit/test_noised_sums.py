@@ -99,7 +99,8 @@ def test_the_least_share_is_rounded_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "noise"), [("movement of B", 0.0), ("classes", 1.0), ("movement of A", math.inf), ("logit classes", math.nan)]
+    ("kind", "noise"),
+    [("movement of B", 0.0), ("classes", 1.0), ("movement of A", math.inf), ("logit classes", math.nan)],
 )
 def test_a_question_has_noise_where_its_answers_do(kind: str, noise: float) -> None:
     with pytest.raises(ProtocolError, match="cannot have noise"):
@@ -235,7 +236,9 @@ def test_the_largest_scores_and_losses_have_length_one() -> None:
     most = {"accuracy": 1.0, "loss": 5.0, "validation": 5.0, "calibration": 1.0}
     units = units_of("noised scores", adapter(0), 4, 1.0)
     assert sum(4 * (most[name] / unit.length) ** 2 for name, unit in units.items()) == pytest.approx(1.0)
-    assert sum((5.0 / unit.length) ** 2 for unit in units_of("noised losses", adapter(0), 4, 1.0).values()) == pytest.approx(1.0)
+    assert sum(
+        (5.0 / unit.length) ** 2 for unit in units_of("noised losses", adapter(0), 4, 1.0).values()
+    ) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("cohort", "rounds", "evaluations"), [(44, 10, 1), (16, 20, 4), (500, 3, 1)])

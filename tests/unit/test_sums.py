@@ -136,6 +136,16 @@ def test_no_cluster_is_too_small(least: int) -> None:
     assert int(found.counts.sum()) == len(vectors)
 
 
+@pytest.mark.parametrize(("least", "most"), [(6, 4), (3, 1)])
+def test_a_cluster_that_cannot_be_split_costs_no_further_sum(least: int, most: int) -> None:
+    class CountOnly(SumsOf):
+        def spread(self, clusters: Clusters, directions: Tensor) -> Tensor:
+            raise AssertionError("nobody needs this sum")
+
+    found = grow_clusters(CountOnly(planted([4, 5])[0]), least=least, most=most)
+    assert found.counts.tolist() == [9]
+
+
 def test_too_few_clients_have_no_sum() -> None:
     with pytest.raises(ValueError, match="sums over fewer than 5 clients would tell of single ones"):
         grow_clusters(SumsOf(planted([4])[0]), least=5, most=4)

@@ -169,6 +169,7 @@ class HyperLoraMethod:
             memory=self._remembered(state, updates),
             num_examples={**state.num_examples, **counts},
             class_statistics={},
+            published={},
             told_before={**state.told_before, **state.class_statistics} if self.remembers_statistics else {},
         )
         if self.generator is None or self.deviations == "off":

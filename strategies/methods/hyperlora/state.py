@@ -49,6 +49,8 @@ class HyperLoraState:
         average: running average of the anchors over rounds; None where clients are served the last one.
         head_share: how much of a served head is generated from class statistics, the rest is the anchor's.
         head_scale: factor on a served head, the class prior of the client left as it is.
+        published: in a run of sums, what clients made their heads of in the last evaluation, by name; empty as soon as
+            the anchor moved.
     """
 
     anchor: Adapter
@@ -69,6 +71,7 @@ class HyperLoraState:
     head_scale: float = 1.0
     average: Adapter | None = None
     told_before: Mapping[str, ClassStatistics] = field(default_factory=dict)
+    published: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def served_anchor(self) -> Adapter:
