@@ -5,7 +5,7 @@ Answers are tensors without noise; they are shortened and get noise on the way o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,7 @@ class NoisedClient(SummedClient):
         served = self.own_start(question)
         self.runtime.keep_adapter(self.runtime.with_prior(self._name, served))
         reply = self._scored(served, list(self.runtime.config.evaluation_steps))
-        told: Mapping[str, tuple[list[float], float]] = {
+        told: Mapping[str, tuple[Sequence[float], float]] = {
             "accuracy": (reply.test_accuracy, 1.0),
             "loss": (reply.test_loss, LOSS),
             "validation": (reply.validation_loss, LOSS),

@@ -75,7 +75,7 @@ def _masked(runtime: ClientRuntime, request: SumRequest, context: Context, keepe
         told = form.encode(client.told(question), draw, participants)
     else:
         told = form.encode(client.told(question))
-    return one.masked(request.sealed, told)
+    return one.masked(request.sealed, told, question.digest(request.clients))
 
 
 def _spend(runtime: ClientRuntime, context: Context, client_id: str, question: Question) -> None:
@@ -111,6 +111,6 @@ def _enough_noise(runtime: ClientRuntime, request: SumRequest, one: Participant)
     least = needed(len(one.public), privacy.least_share)
     if privacy.noised_sums and count < least:
         raise ProtocolError(
-            f"{count} of {len(one.public)} clients answered, and {least} (privacy.least-share) is the least whose noise "
-            "together is enough"
+            f"{count} of {len(one.public)} clients answered, and {least} (privacy.least-share) is the least whose "
+            "noise together is enough"
         )

@@ -13,8 +13,8 @@ import torch
 
 from client_app.device import choose_device, worthwhile_threads
 from client_app.embedding_cache import open_embedding_cache
-from client_app.runtime import ClientRuntime
 from client_app.noised_sums import NoisedClient
+from client_app.runtime import ClientRuntime
 from client_app.sums import SummedClient
 from client_app.tasks import NothingKept, describe_classes, describe_clients, evaluate_adapter
 from client_app.token_cache import TokenCache

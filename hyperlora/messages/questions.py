@@ -6,6 +6,8 @@ that an answer has no shape of its own choosing. Bounds are of single clients: w
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +58,14 @@ class Question:
             raise ProtocolError(f"there is no sum of '{self.kind}'")
         if self.noised != (0.0 < self.noise < MOST_NOISE):
             raise ProtocolError(f"a sum of '{self.kind}' cannot have noise of {self.noise}")
+
+    def digest(self, clients: int) -> bytes:
+        """Return by what the question, asked of so many clients, is known again at all of them."""
+        told = hashlib.sha256(json.dumps([self.kind, self.noise, clients]).encode())
+        for name, one in sorted(self.public.items()):
+            told.update(json.dumps([name, list(one.shape)]).encode())
+            told.update(one.detach().cpu().float().contiguous().numpy().tobytes())
+        return told.digest()
 
     @property
     def noised(self) -> bool:

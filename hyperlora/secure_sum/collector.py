@@ -52,6 +52,7 @@ class Collector:
         added: who is in it, with their signatures under who sent shares.
         agreed: who signed who is in the sum, with their signatures.
         shares: by participant the shares of its seed or of its key.
+        asked: digest of the question that the vectors answer.
     """
 
     length: int
@@ -61,6 +62,7 @@ class Collector:
     added: dict[str, bytes] = field(default_factory=dict)
     agreed: dict[str, bytes] = field(default_factory=dict)
     shares: dict[str, list[bytes]] = field(default_factory=dict)
+    asked: bytes = b""
     _used: set[bytes] = field(default_factory=set)
 
     def take_keys(self, name: str, public: PublicKeys) -> None:
@@ -107,8 +109,8 @@ class Collector:
         if masked.shape != (self.length + SIGNATURE,) or masked.dtype != np.uint32:
             raise SecureSumError(f"the masked vector of '{name}' is not one of {self.length} integers and a signature")
         signature = masked[self.length :].astype("<u4").tobytes()
-        if not keys.signed(self.public[name].signs, signature, masked_with(self.graph.digest, self.sealed)):
-            raise SecureSumError(f"'{name}' did not sign whom its vector is masked with")
+        if not keys.signed(self.public[name].signs, signature, masked_with(self.graph.digest, self.sealed, self.asked)):
+            raise SecureSumError(f"'{name}' did not sign whom its vector is masked with and what it answers")
         self.total = self.total + masked[: self.length]
         self.added[name] = signature
 

@@ -2,9 +2,9 @@
 
 The sum over clients is a Gaussian mechanism at the level of a client (Dwork and Roth 2014, appendix A): a client's
 tensors are put into one vector, shortened to length 1 and cut to integers towards zero, which makes nothing longer.
-Every client adds Gaussian noise, rounded to integers, of variance z^2 / t, so that a sum with t of them in it has z^2 or
-more and nobody has to be trusted with all of it (Kairouz, Liu and Steinke 2021, "The distributed discrete Gaussian
-mechanism"; a standard deviation is thousands of steps here, so that what rounding adds to the privacy loss is
+Every client adds Gaussian noise, rounded to integers, of variance z^2 / t, so that a sum with t of them in it has z^2
+or more and nobody has to be trusted with all of it (Kairouz, Liu and Steinke 2021, "The distributed discrete Gaussian
+mechanism"; a standard deviation is tens of thousands of steps here, so that what rounding adds to the privacy loss is
 negligible). What the noise is proven to hide is whether a client told its answer or nothing but zeros.
 """
 
@@ -81,7 +81,8 @@ class NoisedVector:
         told = told / told.norm().clamp(min=1.0)
         own = self.noise / needed(participants, self.share) ** 0.5
         steps = (told * self.steps).trunc() + (own * self.steps * draw([len(told)])).round()
-        return steps.to(torch.int64).numpy().astype(np.uint32)
+        vector: Vector = steps.to(torch.int64).numpy().astype(np.uint32)
+        return vector
 
     def decode(self, total: Vector) -> dict[str, Tensor]:
         """Return the sums of the tensors, float64, from the sum of vectors modulo 2^32."""

@@ -39,6 +39,7 @@ class Participant:
             key for masks.
         shared: who sent shares, itself among them.
         answered: whose vectors are in the sum, as it signed.
+        asked: digest of the question that it answered.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Participant:
     shares: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     shared: list[str] = field(default_factory=list)
     answered: list[str] = field(default_factory=list)
+    asked: bytes = b""
 
     def keys(self) -> PublicKeys:
         """Step 1: return fresh public keys."""
@@ -90,20 +92,21 @@ class Participant:
         if len(set(every)) != len(every):
             raise SecureSumError("two participants have the same public key")
 
-    def masked(self, sealed: Mapping[str, bytes], vector: Vector) -> Vector:
+    def masked(self, sealed: Mapping[str, bytes], vector: Vector, asked: bytes = b"") -> Vector:
         """Step 3: return the vector behind its masks, and after it this client's signature under who sent shares.
 
         Args:
             sealed: by every other participant that sent shares what it sealed for this client; empty where it is no
                 neighbour. What cannot be opened counts as no share.
             vector: what this client adds to the sum.
+            asked: digest of the question that it answers by that.
 
         Raises:
             SecureSumError: too few participants or neighbours are left, or one is not of the sum.
         """
         self._goes_on("masked", "agree")
         graph = self._graph()
-        self.shared = sorted({self.name, *sealed})
+        self.shared, self.asked = sorted({self.name, *sealed}), asked
         for other, text in sealed.items():
             self._take(graph, other, text)
         self._enough(len(self.shared))
@@ -114,7 +117,7 @@ class Participant:
             if other != self.name:
                 pair = keys.mask(graph.mask_seed(self.private[0], self.public[other]), len(vector))
                 total = total + pair if self.name < other else total - pair
-        signature = keys.sign(self.private[2], masked_with(graph.digest, self.shared))
+        signature = keys.sign(self.private[2], masked_with(graph.digest, self.shared, asked))
         return np.concatenate([total, np.frombuffer(signature, "<u4").astype(np.uint32)])
 
     def _take(self, graph: Graph, other: str, text: bytes) -> None:
@@ -159,10 +162,10 @@ class Participant:
         graph = self._graph()
         if flaw := graph.flaw(answered, dropped):
             raise SecureSumError(flaw)
-        others = masked_with(graph.digest, self.shared)
+        others = masked_with(graph.digest, self.shared, self.asked)
         if wrong := sorted(answered.keys() - self._signers(answered, others)):
             raise SecureSumError(
-                f"'{wrong[0]}' did not sign that the clients are in the sum that this client masked with"
+                f"'{wrong[0]}' did not sign that it masked with the same clients, and was asked the same, as this client"
             )
         self.answered = sorted(answered)
         return {self.name: keys.sign(self.private[2], summed(graph.digest, answered, dropped))}
@@ -202,7 +205,7 @@ class Participant:
         """Inverse of :meth:`to_bytes`."""
         told = json.loads(kept)
         told["private"] = tuple(map(bytes.fromhex, told["private"]))
-        told["seed"] = bytes.fromhex(told["seed"])
+        told["seed"], told["asked"] = bytes.fromhex(told["seed"]), bytes.fromhex(told["asked"])
         told["public"] = {name: PublicKeys.from_hex(own) for name, own in told["public"].items()}
         told["shares"] = {name: tuple(map(bytes.fromhex, pair)) for name, pair in told["shares"].items()}
         return cls(**told)

@@ -36,9 +36,9 @@ def participants_digest(public: Mapping[str, PublicKeys]) -> bytes:
     return _digest({name: one.as_hex() for name, one in public.items()})
 
 
-def masked_with(participants: bytes, shared: Iterable[str]) -> bytes:
-    """Return what a client signs beside its masked vector: who takes part, and who sent shares."""
-    return _digest(["masked", participants.hex(), sorted(shared)])
+def masked_with(participants: bytes, shared: Iterable[str], asked: bytes) -> bytes:
+    """Return what a client signs when it masks: with whom, and a digest of what it was asked."""
+    return _digest(["masked", participants.hex(), sorted(shared), asked.hex()])
 
 
 def summed(participants: bytes, answered: Iterable[str], dropped: Iterable[str]) -> bytes:

@@ -54,7 +54,8 @@ class LogitSpace:
     def features(self, features: Tensor) -> Tensor:
         """Return the coordinates (n, C - 1) of features (n, d), of length ``LONGEST`` at most."""
         told = features.double() @ self.weight.mT + self.bias
-        return told * (LONGEST / told.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
+        shortened: Tensor = told * (LONGEST / told.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
+        return shortened
 
     def statistics(self, features: Tensor, labels: Tensor) -> ClassStatistics:
         """Return the class statistics of samples in this space."""
@@ -165,8 +166,8 @@ class LogitStatistics:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> LogitStatistics:
         """Inverse of :meth:`tensors`; raises KeyError."""
-        parts = [tensors[name].double() for name in ("frequencies", "means", "variance", "effective")]
-        return cls(*parts, float(tensors["agreeing"][0]))
+        parts = {name: tensors[name].double() for name in ("frequencies", "means", "variance", "effective")}
+        return cls(**parts, agreeing=float(tensors["agreeing"][0]))
 
     def as_class_statistics(self) -> ClassStatistics:
         """Return statistics of one client that would be as certain."""

@@ -82,7 +82,7 @@ class SumChannel:
         _require(len(names), self.least)
         form = layout(question, replace(self.sizes, clients=len(names)))
         steps = _Steps(self, grid, record, f"{record.server_round}.{self._asked}.{question.kind}")
-        return _summed(steps, names, question, Collector(form.length), form.decode)
+        return _summed(steps, names, question, Collector(form.length, asked=question.digest(len(names))), form.decode)
 
 
 @dataclass(frozen=True)

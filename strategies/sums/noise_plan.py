@@ -1,7 +1,7 @@
 """How much noise every sum of a run gets, so that a client that is in all it may be in spends its epsilon and no more.
 
-Gaussian mechanisms of multipliers z_j together are one of 1/z^2 = sum 1/z_j^2 (:mod:`hyperlora.accounting`): a budget is
-a sum of precisions 1/z^2, and what each kind of sum gets of it is a share. Nothing is counted for the chance that a
+Gaussian mechanisms of multipliers z_j together are one of 1/z^2 = sum 1/z_j^2 (:mod:`hyperlora.accounting`): a budget
+is a sum of precisions 1/z^2, and what each kind of sum gets of it is a share. Nothing is counted for the chance that a
 client is not in a cohort: the server knows whom it asked, and epsilon is to hold against the server too.
 """
 

@@ -1,9 +1,9 @@
 """The round loop of a run of sums with noise: user-level differential privacy (``privacy.epsilon`` beside sums).
 
 One sum a round: clients train B and the head, in every second round A and the head, and their movements are averaged,
-each of length ``privacy.adapter-clip`` at most. Before an evaluation one sum tells what classes look like in the space of the
-anchor's logits, one by how much clients differ, one which heads serve better, and one what they are worth. To the
-state, to checkpoints and to reports all clients that train are one group.
+each of length ``privacy.adapter-clip`` at most. Before an evaluation one sum tells what classes look like in the space
+of the anchor's logits, one by how much clients differ, one which heads serve better, and one what they are worth. To
+the state, to checkpoints and to reports all clients that train are one group.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from hyperlora.secure_sum.graph import Graph
 from hyperlora.secure_sum.participant import Participant
 from hyperlora.secure_sum.public_keys import PublicKeys, SecureSumError
 
-COUNT, LENGTH = 60, 7
+COUNT, LENGTH = 46, 7
 NAMES = [f"client-{index:02}" for index in range(COUNT)]
 VECTORS: dict[str, Vector] = {
     name: np.random.default_rng(index).integers(0, 2**32, LENGTH, dtype=np.uint32) for index, name in enumerate(NAMES)
@@ -244,3 +244,18 @@ def test_a_signature_of_another_counts_for_nobody(shared: tuple[Clients, Collect
         server.take_agreement(name, keys.sign(keys.signing_pair()[0], b"any"))
     assert not keys.signed(b"short", b"short", b"any")
     assert isinstance(server.public[name], PublicKeys)
+
+
+def test_nobody_signs_a_sum_in_which_one_client_was_asked_another_question() -> None:
+    clients, server = started(NAMES[:7])
+    for name, one in clients.items():
+        asked = b"of its own" if name == NAMES[0] else b"of all"
+        vector = one.masked(server.sealed_for(name), VECTORS[name], asked)
+        server.asked = asked
+        server.add(name, vector)
+    told_shares, refusals = told(clients, lambda name: moved(server, []))
+    assert told_shares == []
+    assert any(
+        f"'{NAMES[0]}' did not sign that it masked with the same clients, and was asked" in one for one in refusals
+    )
+    assert any(f"'{NAMES[1]}' did not sign that" in one for one in refusals)

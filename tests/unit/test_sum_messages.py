@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,3 +110,18 @@ def test_both_sides_make_the_same_layout_of_an_answer(kind: str) -> None:
     assert all(part.bound > 0 for part in form.parts.values())
     content = SumRequest("anna", 1, "one", "masked", clients=9, question=question).encode()
     assert layout(SumRequest.decode(content).question, sizes) == form  # type: ignore[arg-type]
+
+
+def test_a_question_is_known_again_by_its_digest_and_no_other_is() -> None:
+    one = Question("movement of B", {"anchor head": torch.arange(6.0).reshape(2, 3)}, 2.0)
+    sent = SumRequest("a", 1, "s", "masked", clients=7, question=one).encode()
+    received = SumRequest.decode(sent).question
+    assert received is not None
+    assert received.digest(7) == one.digest(7)
+    others = [
+        replace(one, noise=1.0),
+        replace(one, kind="movement of A"),
+        replace(one, public={"anchor head": torch.arange(6.0).reshape(3, 2)}),
+        replace(one, public={"anchor head": torch.arange(6.0).reshape(2, 3) + 1e-3}),
+    ]
+    assert len({one.digest(7), one.digest(8), *(other.digest(7) for other in others)}) == 6
