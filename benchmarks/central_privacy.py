@@ -159,7 +159,7 @@ def main(
     there = {(run["epsilon"], run["clients"], run["seed"]) for run in runs}
     chosen = [one for one in POINTS if one[0] in (epsilon or [one[0]]) and one[1] in (clients or [one[1]])]
     for budget, count, one in missing(chosen, seed or [0, 1, 2], there):
-        values = {**OURS, "privacy.epsilon": budget or 1e6, **dict(map(parse_override, override or []))}
+        values = {**OURS, "privacy.epsilon": budget or 1e4, **dict(map(parse_override, override or []))}
         config, began = configured(SETTING, one, values), time.perf_counter()
         row, seen, spent = measured(config, count if budget else 10**9)
         made = {"epsilon": budget, "clients": count, "seed": one, "commit": current_commit(), "spent": spent}

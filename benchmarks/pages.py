@@ -2,8 +2,9 @@
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
-``forgetting``, ``gpu``, ``language``, ``sums`` and ``words`` are the tables of these modules, ``costs`` what every
-suite costs. Several suites, with commas, stand side by side in one table, or one sentence each (``tables=verdicts``).
+``forgetting``, ``gpu``, ``language``, ``sums``, ``central-privacy`` and ``words`` are the tables of these modules,
+``costs`` what every suite costs. Several suites, with commas, stand side by side in one table, or one sentence each
+(``tables=verdicts``).
 A block without any result says so.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 from benchmarks.amortisation import draw as draw_amortisation
 from benchmarks.attack_tables import attack_table, lira_table, loss_table, membership_table
 from benchmarks.bootstrap import calibration_table, interval_table
+from benchmarks.central_privacy import central_privacy_table
 from benchmarks.cost import cost_page
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.forgetting import forgetting_table
@@ -69,6 +71,7 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "gpu": gpu_table,
     "language": language_table,
     "sums": sums_table,
+    "central-privacy": central_privacy_table,
     "words": words_table,
 }
 """Tables of the runs in a json file of this name."""

@@ -165,7 +165,7 @@ class Participant:
         others = masked_with(graph.digest, self.shared, self.asked)
         if wrong := sorted(answered.keys() - self._signers(answered, others)):
             raise SecureSumError(
-                f"'{wrong[0]}' did not sign that it masked with the same clients, and was asked the same, as this client"
+                f"'{wrong[0]}' did not sign that it masked with the same clients and was asked the same as this client"
             )
         self.answered = sorted(answered)
         return {self.name: keys.sign(self.private[2], summed(graph.digest, answered, dropped))}

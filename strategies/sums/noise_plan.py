@@ -28,7 +28,7 @@ SHARES: Mapping[str, float] = {
 @functools.lru_cache(maxsize=64)
 def precision_of(epsilon: float, delta: float) -> float:
     """Return 1/z^2 of the Gaussian mechanism that costs ``epsilon`` at ``delta``."""
-    low, high = 1e-3, 1e4
+    low, high = 5e-3, 1e4
     for _ in range(60):
         noise = math.sqrt(low * high)
         low, high = (noise, high) if composed_epsilon([(noise, 1)], delta) > epsilon else (low, noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message
+from typer.testing import CliRunner
 
 from client_app.app import app
+from hyperlora.cli.main import app as command_line
 from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.data.sample import write_sample
 from server_app.run import run
 from tests.integration.test_sums_run import CLIENTS, SUMS, Recording, made, records, without_times
 
-BARELY = 1e5
+BARELY = 1e4
 """An epsilon with so little noise that eight clients learn something."""
 NOISED: dict[str, Any] = {"privacy.epsilon": BARELY, "privacy.adapter-clip": 2.0, "hyperlora.server-step": 2.0}
 
@@ -60,6 +64,16 @@ def test_a_budget_that_leaves_nothing_but_noise_ends_in_the_anchors_head(tmp_pat
     assert last["privacy"]["epsilon"] == pytest.approx(1.0, rel=0.05)
 
 
+def test_a_newcomer_makes_its_head_of_what_was_published(noised_run: tuple[Path, Recording], tmp_path: Path) -> None:
+    write_sample(tmp_path / "mine")
+    asked = ["personalize", str(noised_run[0]), str(tmp_path / "mine"), "--to", str(tmp_path / "own"), "--steps", "0"]
+    outcome = CliRunner().invoke(command_line, asked)
+    assert outcome.exit_code == 0, outcome.output
+    scores = json.loads((tmp_path / "own" / "scores.json").read_text())
+    assert scores["accuracy"][0] > 0.3
+    assert scores["accuracy"] != scores["anchor_accuracy"]
+
+
 def changed(**entries: Any) -> Callable[[Message, Context], Message]:
     """Return the app as a server sees it that asks for vectors in another way than it should."""
 
@@ -73,14 +87,18 @@ def changed(**entries: Any) -> Callable[[Message, Context], Message]:
     return answer
 
 
-def silenced(*names: str) -> Callable[[Message, Context], Message]:
-    """Return the app with clients that send no vector."""
+def silencing(count: int) -> Callable[[Message, Context], Message]:
+    """Return the app with some clients, those that are asked first, that send no vector."""
+    silent = set[str]()
 
     def answer(message: Message, context: Context) -> Message:
         config = message.content["config"]
         assert isinstance(config, ConfigRecord)
-        if config.get("step") == "masked" and config.get("client_id") in names:
-            raise RuntimeError("its power was cut")
+        if config.get("step") == "masked":
+            name = str(config["client_id"])
+            if len(silent) < count or name in silent:
+                silent.add(name)
+                raise RuntimeError("its power was cut")
         return app(message, context)
 
     return answer
@@ -106,8 +124,7 @@ def test_a_client_of_a_run_with_noise_tells_nothing_without(tmp_path: Path) -> N
 
 
 def test_fewer_than_the_least_share_are_no_sum(tmp_path: Path) -> None:
-    cohort = records(made(tmp_path / "first", **NOISED | {"federation.rounds": 1})[0])[0]["cohort"]
-    found = failures(tmp_path / "run", silenced(*cohort[:2]))
+    found = failures(tmp_path / "run", silencing(2))
     assert "3 clients are left, and 4 is the least for a sum" in found["sum movement of B"]
 
 
