@@ -107,7 +107,7 @@ def _client_work(clients: int, *, complete: bool = False) -> Callable[[], object
     text = keys.seal(seals[0], bytes(250))
     sealed = {name: text if name in graph.neighbours[one.name] else b"" for name in names[:-1]}
     answered, dropped = names[clients // GONE :], names[: clients // GONE]
-    first = {name: keys.sign(signers[name], masked_with(graph.digest, names)) for name in answered}
+    first = {name: keys.sign(signers[name], masked_with(graph.digest, names, b"")) for name in answered}
     then = {name: keys.sign(signers[name], summed(graph.digest, answered, dropped)) for name in answered}
     vector = np.zeros(ENTRIES, np.uint32)
 
