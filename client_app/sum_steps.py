@@ -1,4 +1,4 @@
-"""How a client takes part in a sum: the four steps, and what it keeps in the node's Flower context between them.
+"""How a client takes part in a sum: the five steps, and what it keeps in the node's Flower context between them.
 
 In a run with ``privacy.epsilon`` a client tells nothing without noise, counts what every answer costs before it is
 made, and goes into no further sum where that would exceed its epsilon, whatever the server asks for.
@@ -55,7 +55,8 @@ def _answer(runtime: ClientRuntime, request: SumRequest, context: Context, keepe
             masked = _masked(runtime, request, context, keeper, one)
         else:
             _enough_noise(runtime, request, one)
-            texts = one.unmasking(request.answered, request.dropped)
+            tell = one.agreement if request.step == "agree" else one.unmasking
+            texts = tell(request.answered, request.dropped)
     context.state[place] = ConfigRecord({"name": request.name, "kept": one.to_bytes()})
     return SumReply(request.client_id, request.name, request.step, texts, masked)
 

@@ -114,7 +114,7 @@ def _client_work(clients: int, *, complete: bool = False) -> Callable[[], object
     def steps(party: Participant) -> None:
         party.sealed_shares(public)
         party.masked(sealed, vector)
-        party.unmasking(first, dropped)
+        party.agreement(first, dropped)
         party.unmasking(then, dropped)
 
     def work() -> None:

@@ -134,25 +134,17 @@ class Participant:
         except (InvalidToken, ValueError, KeyError, TypeError):
             return b"", b""
 
-    def unmasking(self, answered: Mapping[str, bytes], dropped: Sequence[str]) -> dict[str, bytes]:
-        """Steps 4 and 5, asked one after the other: sign who is in the sum, then tell shares.
+    def agreement(self, answered: Mapping[str, bytes], dropped: Sequence[str]) -> dict[str, bytes]:
+        """Step 4: return, by this client's name, its signature under who is in the sum.
 
         Args:
-            answered: whose vectors are in the sum, with the signatures of step 3 at first, of step 4 then (empty where
-                there is none).
+            answered: whose vectors are in the sum, with the signatures of step 3.
             dropped: who sent shares and no vector.
-
-        Returns:
-            At first the signature, by this client's name. Then by neighbour and itself a share of the seed of who
-            answered, and of the private key of who did not.
 
         Raises:
             SecureSumError: the two are not everybody once, this client is not among the first, they are too few or fall
-                into parts, or others signed something else.
+                into parts, or others masked with other clients or were asked something else.
         """
-        return self._signed(answered, dropped) if self.step == "agree" else self._told(answered, dropped)
-
-    def _signed(self, answered: Mapping[str, bytes], dropped: Sequence[str]) -> dict[str, bytes]:
         self._goes_on("agree", "unmask")
         if sorted([*answered, *dropped]) != self.shared:
             raise SecureSumError("who answered and who did not must be every participant, and nobody twice")
@@ -170,7 +162,16 @@ class Participant:
         self.answered = sorted(answered)
         return {self.name: keys.sign(self.private[2], summed(graph.digest, answered, dropped))}
 
-    def _told(self, answered: Mapping[str, bytes], dropped: Sequence[str]) -> dict[str, bytes]:
+    def unmasking(self, answered: Mapping[str, bytes], dropped: Sequence[str]) -> dict[str, bytes]:
+        """Step 5: return, by neighbour and itself, a share of the seed of who answered, of the key of who did not.
+
+        Args:
+            answered: whose vectors are in the sum, with the signatures of step 4, empty where there is none.
+            dropped: who sent shares and no vector.
+
+        Raises:
+            SecureSumError: this client signed something else, or too few others signed the same.
+        """
         self._goes_on("unmask", "done")
         if sorted(answered) != self.answered or sorted([*answered, *dropped]) != self.shared:
             raise SecureSumError("who answered and who did not are others than this client signed")

@@ -43,13 +43,18 @@ def _framed(one: Factors, fresh: Factors, side: str) -> Factors:
 
 
 def movement(start: Adapter, end: Adapter, side: str) -> dict[str, Tensor]:
-    """Return what training changed of one factor, by kind, and of the head; the other factor is the same in both."""
+    """Return what training changed: of the head (C, d + 1), and by kind of B (blocks, m, r) or A (blocks, r, n).
+
+    Args:
+        start, end: adapters with the same other factor.
+        side: ``B`` or ``A``, the factor that was trained.
+    """
     kinds = {kind: getattr(end.low_rank[kind], side) - getattr(one, side) for kind, one in start.low_rank.items()}
     return {HEAD: end.head - start.head, **dict(sorted(kinds.items()))}
 
 
 def moved(start: Adapter, step: Mapping[str, Tensor], side: str) -> Adapter:
-    """Return ``start`` after a movement: the inverse of :func:`movement`."""
+    """Return ``start`` after a movement of one factor, ``B`` or ``A``: the inverse of :func:`movement`."""
     low_rank = {}
     for kind, one in start.low_rank.items():
         after = (getattr(one, side).double() + step[kind].double()).to(one.B.dtype)

@@ -150,7 +150,8 @@ def _summed(
     masked = replace(steps.request("", "masked"), clients=len(names), question=question)
     asked = [replace(masked, client_id=name, sealed=collector.sealed_for(name)) for name in sorted(sealed)]
     steps.send(asked, lambda name, reply: collector.add(name, reply.vector))
-    _require(len(collector.added), max(least, needed(len(public), steps.channel.sizes.share) if question.noised else 0))
+    with_noise = needed(len(public), steps.channel.sizes.share) if question.noised else 0
+    _require(len(collector.added), max(least, with_noise))
     collector.check()
     agree = replace(steps.request("", "agree"), answered=collector.added, dropped=collector.dropped)
     asked = [replace(agree, client_id=name) for name in sorted(collector.added)]

@@ -56,9 +56,7 @@ class NoisePlan:
 
     def times(self, kind: str) -> int:
         """Return how often a client is asked a question at most."""
-        if kind != MOVEMENT:
-            return max(1, self.evaluations)
-        return max(1, math.ceil(self.rounds * min(self.cohort, self.clients) / self.clients))
+        return max(1, self._times_after(self.rounds, self.evaluations)[kind])
 
     def noise(self, kind: str) -> float:
         """Return the noise multiplier of a kind of question."""
@@ -67,11 +65,9 @@ class NoisePlan:
 
     def spent(self, rounds: int, evaluations: int) -> float:
         """Return the epsilon at most of a client after so many rounds and evaluations."""
-        made = _times_after(self, rounds, evaluations)
+        made = self._times_after(rounds, evaluations)
         return composed_epsilon([(self.noise(kind), times) for kind, times in made.items() if times], self.delta)
 
-
-def _times_after(plan: NoisePlan, rounds: int, evaluations: int) -> dict[str, int]:
-    """Return by kind how often a client was asked at most after so many rounds and evaluations."""
-    trained = math.ceil(rounds * min(plan.cohort, plan.clients) / plan.clients)
-    return {kind: trained if kind == MOVEMENT else evaluations for kind in SHARES}
+    def _times_after(self, rounds: int, evaluations: int) -> dict[str, int]:
+        trained = math.ceil(rounds * min(self.cohort, self.clients) / self.clients)
+        return {kind: trained if kind == MOVEMENT else evaluations for kind in SHARES}

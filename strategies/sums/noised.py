@@ -33,6 +33,8 @@ from strategies.sums.strategy import SumsStrategy, group_card
 log = logging.getLogger(__name__)
 GROUP = "group-1"
 """Name of all clients that train."""
+LEAST_EFFECTIVE = 2.0
+"""Samples that published class statistics must be worth, noise and all, to be made heads of."""
 
 
 class NoisedSumsStrategy(SumsStrategy):
@@ -113,7 +115,7 @@ class NoisedSumsStrategy(SumsStrategy):
         if told is None:
             return None
         found = LogitStatistics.of(told.sums, len(told.clients), asked.noise)
-        if float(found.effective.sum()) < MOST_UNCERTAIN:
+        if float(found.effective.sum()) < LEAST_EFFECTIVE:
             log.warning("the noise leaves nothing of what classes look like: clients get the anchor's head")
             return None
         known = public_logit_statistics(found)
@@ -138,7 +140,3 @@ class NoisedSumsStrategy(SumsStrategy):
         sums = {name: one.clamp(0.0, count * most.get(name, math.inf)) for name, one in told.sums.items()}
         sums |= {"clients": torch.tensor(float(count)), "tests": torch.tensor(float(count))}
         return super()._scores(replace(told, sums={name: one[None] for name, one in sums.items()}), seen=seen)
-
-
-MOST_UNCERTAIN = 2.0
-"""Samples that class statistics must be worth."""

@@ -40,6 +40,7 @@ from strategies.federation.roster import FederationError
 from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.sums.channel import SumChannel, Summed
+from strategies.sums.client_vectors import ClientVectors, NoSumError
 
 log = logging.getLogger(__name__)
 MOST_CLUSTERS = 16
@@ -192,10 +193,9 @@ class SumsStrategy(LoraStrategy):
         """Return what is published before an evaluation; None where there is no sum."""
         if self.clusters is None:
             try:
-                self.clusters = grow_clusters(
-                    _Vectors(self, grid, channel, names), least=self.least, most=MOST_CLUSTERS
-                )
-            except _NoSumError:
+                vectors = ClientVectors(channel, grid, names, self.record)
+                self.clusters = grow_clusters(vectors, least=self.least, most=MOST_CLUSTERS)
+            except NoSumError:
                 return None
         public = {**public_anchor(self.state.served_anchor), **public_clusters(self.clusters)}
         classes = channel.ask(grid, names, Question("classes", public), self.record)
@@ -255,40 +255,6 @@ class SumsStrategy(LoraStrategy):
         reply = EvaluateReply(card.client_id, tests, accuracy, loss, validation, calibration, 0.0)
         request = EvaluateRequest(card.client_id, self.record.server_round, steps, Start(self._fresh))
         return client_score(card, request, reply)
-
-
-class _NoSumError(RuntimeError):
-    """A sum that clusters need was not to be had."""
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    """Asks clients of their vectors (:class:`models.sums.clusters.SumsOfVectors`)."""
-
-    strategy: SumsStrategy
-    grid: Grid
-    channel: SumChannel
-    names: Sequence[str]
-
-    def moments(self) -> Tensor:
-        """Return the sum of moments."""
-        told = self._ask("moments", {})
-        return torch.cat([told["count"], told["sum"], told["squares"]])
-
-    def spread(self, clusters: Clusters, directions: Tensor) -> Tensor:
-        """Return the sum of spreads along directions."""
-        return self._ask("spread", {**public_clusters(clusters), "directions": directions})["spread"]
-
-    def members(self, clusters: Clusters) -> Tensor:
-        """Return the sum of memberships."""
-        told = self._ask("members", public_clusters(clusters))
-        return torch.cat([told["counts"], told["sums"]], dim=1)
-
-    def _ask(self, kind: str, public: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        told = self.channel.ask(self.grid, self.names, Question(kind, public), self.strategy.record)
-        if told is None:
-            raise _NoSumError(kind)
-        return {name: one.float() for name, one in told.sums.items()}
 
 
 def _means(told: Summed) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ def test_clients_take_turns(noised_run: tuple[Path, Recording]) -> None:
     assert sum(times.values()) == 10
 
 
-def test_a_single_answer_is_nowhere_to_be_seen(noised_run: tuple[Path, Recording]) -> None:
+def test_vectors_reach_the_server_in_the_step_of_masked_ones_alone(noised_run: tuple[Path, Recording]) -> None:
     for reply in noised_run[1].replies:
         config = reply.content["config"]
         assert isinstance(config, ConfigRecord)

@@ -132,3 +132,27 @@ def test_a_refusal_is_one_sentence_at_the_server(tmp_path: Path) -> None:
         run(grid, values)
     left_out = json.loads((tmp_path / "run" / "left_out.json").read_text())
     assert left_out["node 1"].startswith("this site does not answer 'signature': it takes part in runs of fedit")
+
+
+SUMS: dict[str, Any] = {"privacy.mode": "sums"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "values", "objection"),
+    [
+        ({}, SUMS | {"privacy.epsilon": 8.0}, None),
+        ({}, SUMS, "what has no noise has no bound"),
+        ({"minimum_adapter_noise": 1.0}, SUMS | {"privacy.epsilon": 8.0}, "what has no noise has no bound"),
+    ],
+)
+def test_a_site_with_a_budget_takes_part_in_sums_that_have_noise(
+    policy: dict[str, Any], values: dict[str, Any], objection: str | None
+) -> None:
+    said = SitePolicy(**policy).objection("sum", RunConfig.parse(values), 8.0)
+    assert said is None if objection is None else objection in (said or "")
+
+
+def test_a_card_of_a_run_of_sums_tells_nothing_that_a_policy_keeps_back() -> None:
+    policy = SitePolicy(exact_counts=False, exact_label_frequencies=False)
+    assert policy.objection("signature", RunConfig.parse(SUMS), 0.0) is None
+    assert policy.objection("signature", RunConfig(), 0.0) is not None

@@ -66,7 +66,7 @@ def unmask(
     no_unmasking: Collection[str] = (),
 ) -> None:
     for name in sorted(server.added.keys() - set(no_agreement)):
-        server.take_agreement(name, clients[name].unmasking(server.added, server.dropped)[name])
+        server.take_agreement(name, clients[name].agreement(server.added, server.dropped)[name])
     clients = {name: kept(one) for name, one in clients.items()}
     for name in sorted(server.agreed.keys() - set(no_unmasking)):
         server.take_unmasking(clients[name].unmasking(server.signatures, server.dropped))
@@ -140,7 +140,7 @@ def ready() -> tuple[dict[str, Participant], Collector]:
 def test_no_client_tells_both_shares_of_another() -> None:
     clients, server = ready()
     with pytest.raises(SecureSumError, match="nobody twice"):
-        clients["anna"].unmasking(server.added, ["ben"])
+        clients["anna"].agreement(server.added, ["ben"])
 
 
 def test_no_client_is_asked_twice() -> None:
@@ -196,7 +196,7 @@ def test_a_client_that_tells_wrong_shares_of_others_changes_nothing() -> None:
     for name in NAMES[:4]:
         server.add(name, clients[name].masked(server.sealed_for(name), VECTORS[name]))
     for name in NAMES[:4]:
-        server.take_agreement(name, clients[name].unmasking(server.added, ["emil"])[name])
+        server.take_agreement(name, clients[name].agreement(server.added, ["emil"])[name])
     for name in NAMES[:4]:
         shares = clients[name].unmasking(server.signatures, ["emil"])
         server.take_unmasking({to: bytes(len(one)) for to, one in shares.items()} if name == "anna" else shares)

@@ -60,7 +60,7 @@ def told(clients: Clients, views: Callable[[str], View]) -> tuple[list[dict[str,
     asked = [name for name in clients if clients[name].step == "agree"]
     for name in asked:
         try:
-            signed |= clients[name].unmasking(*views(name))
+            signed |= clients[name].agreement(*views(name))
         except SecureSumError as error:
             refusals.add(str(error))
     for name in asked:
@@ -85,7 +85,7 @@ def test_the_sum_is_right_with_dropouts_in_every_step_and_one_that_lies(shared: 
     add(clients, server, NAMES[6:])
     server.check()
     for name in NAMES[8:]:
-        server.take_agreement(name, clients[name].unmasking(server.added, server.dropped)[name])
+        server.take_agreement(name, clients[name].agreement(server.added, server.dropped)[name])
     for name in NAMES[11:]:
         shares = clients[name].unmasking(server.signatures, server.dropped)
         lies = name == NAMES[30]
