@@ -31,7 +31,7 @@ class RunConsole:
         self._path, self._pace = path, pace
         self._screen = Console(highlight=False, quiet=not echo)
         self._began, self._counted = time.perf_counter(), "{} clients"
-        self._served = "client"
+        self._served, self._noised = "client", False
 
     @property
     def elapsed(self) -> float:
@@ -51,7 +51,8 @@ class RunConsole:
             self._say(
                 f"the server is told sums over at least {config.privacy.least_clients} clients, and figures of clusters"
             )
-        if config.privacy.noised_sums:
+        self._noised = config.privacy.noised_sums
+        if self._noised:
             self._counted = "groups of {} clients"
             self._say(
                 f"the sums have noise: the whole run costs a client an epsilon of {config.privacy.epsilon:g} at delta "
@@ -113,6 +114,8 @@ class RunConsole:
                     f"without what is generated for each of them, {name} clients would have "
                     f"{_percent(alone['zero_step'])} as received"
                 )
+        if noise := record.method.get("score_noise"):
+            self._say(f"these accuracies have noise of a standard deviation of {100 * noise:.1f} points")
         for kind in (one for one in KINDS if f"sum {one}" in record.failures):
             self._say(f"there was no sum of '{kind}' in the last round: {record.failures[f'sum {kind}']}")
         if chosen := choice_sentence([asdict(score) for score in scores]):
@@ -121,7 +124,8 @@ class RunConsole:
         adapters = directory / "adapters"
         written = f"one adapter per {self._served} in {adapters}; load with peft.PeftModel.from_pretrained"
         self._say(written if adapters.is_dir() else NO_FORM)
-        self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._pace.rounds}")
+        if not self._noised:  # its noise is planned for its rounds
+            self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._pace.rounds}")
         self._say("compare: hyperlora run --method fedit; other settings: hyperlora run --help")
 
     def _say(self, line: str) -> None:

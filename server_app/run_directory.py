@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from hyperlora.config.renamed import current_names
-from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.config.schema import ConfigError, RunConfig, Scalar
 from hyperlora.reporting.run_files import read_records
 from hyperlora.storage.files import (
     PRIVATE_DIRECTORY,
@@ -50,6 +50,8 @@ MAY_CHANGE = (
     "federation.round-timeout",
     "train.embedding-cache-mb",
 )
+PLANNED = ("federation.rounds", "federation.evaluate-every", "privacy.epsilon")
+"""What the noise of a run of sums is planned by before round 1, so that the whole run costs its epsilon."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ class RunDirectory:
     def check_config(self, config: RunConfig) -> None:
         """Compare a configuration with the one that the run began with, where there is one.
 
-        What may differ is ``MAY_CHANGE``, and what makes the run safer (:mod:`server_app.tightening`).
+        What may differ is ``MAY_CHANGE``, and what makes the run safer (:mod:`server_app.tightening`); in a run of sums
+        with noise nothing of ``PLANNED``.
 
         Raises:
             ConfigError: another key differs, so that the run could not go on as it began.
@@ -145,11 +148,7 @@ class RunDirectory:
         path, flat = self.path / CONFIG, config.flat()
         kept = current_names(self._settings()) if path.exists() else flat
         before = {**RunConfig().flat(), **kept}  # a key that is newer than the run had its default
-        changed = [
-            name
-            for name in flat
-            if flat[name] != before[name] and not name.startswith(MAY_CHANGE) and not tightens(name, before, flat)
-        ]
+        changed = [name for name in flat if flat[name] != before[name] and not _may_change(name, before, flat)]
         if changed:
             raise ConfigError(f"the run in '{self.path}' cannot go on with another {', '.join(changed)}")
 
@@ -251,3 +250,11 @@ def _version(package: str) -> str | None:
 
 def _default_path() -> Path:
     return home_directory() / "hyperlora-runs" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+
+
+def _may_change(name: str, before: Mapping[str, Scalar], after: Mapping[str, Scalar]) -> bool:
+    """Tell whether a run may go on with another value of a key."""
+    noised = after["privacy.mode"] == "sums" and (before["privacy.epsilon"] or after["privacy.epsilon"])
+    if noised and name in PLANNED:
+        return False
+    return name.startswith(MAY_CHANGE) or tightens(name, before, after)

@@ -20,7 +20,7 @@ from flwr.app import MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from hyperlora.messages.noised_questions import MOVEMENTS
+from hyperlora.messages.noised_questions import MOVEMENTS, units_of
 from hyperlora.messages.questions import Question, public_anchor, public_logit_statistics
 from models.adapters.adapter import Adapter
 from models.sums.logit_space import LogitStatistics, logit_spread
@@ -41,11 +41,12 @@ class NoisedSumsStrategy(SumsStrategy):
     """Runs HyperLoRA on sums with noise; arguments are those of :class:`strategies.engine.strategy.LoraStrategy`."""
 
     _share: float = 0.0
+    _score_noise: float = 0.0
 
     def _report(self) -> None:
-        """Report how the method serves clients, with the share of the heads that they make for themselves."""
+        """Report how the method serves clients, the share of the heads that they make, and how noisy accuracies are."""
         super()._report()
-        self.record.method["head_share"] = self._share
+        self.record.method |= {"head_share": self._share, "score_noise": self._score_noise}
 
     @functools.cached_property
     def plan(self) -> NoisePlan:
@@ -103,6 +104,7 @@ class NoisedSumsStrategy(SumsStrategy):
             share = float(self._hyperlora.head_share) if better else 0.0
         public |= {"share": torch.tensor([share])}
         self._stand_for_all(public, share)
+        self._score_noise = 0.0
         scored = self._asked("noised scores", public)
         return lambda seen: scored
 
@@ -127,15 +129,18 @@ class NoisedSumsStrategy(SumsStrategy):
 
     def _stand_for_all(self, public: Mapping[str, Tensor], share: float) -> None:
         """Put one group into the state in the place of clients, which a newcomer's anchor is served by."""
-        classes, width = len(self._fresh.head), (self.registrar.signature_size - self.registrar.num_classes - 1) // 2
-        self.group_cards = {GROUP: group_card(GROUP, torch.zeros(width), torch.zeros(classes))}
+        classes = len(self._fresh.head)
+        self.group_cards = {GROUP: group_card(GROUP, torch.zeros(self._sizes.width), torch.zeros(classes))}
         self.state = replace(self.state, training=(GROUP,), class_statistics={}, told_before={}, published=public)
         self.state = self.state.with_service(strength=0.0, share=0.0, scale=1.0)
         self._share = share
 
     def _scores(self, told: Summed, *, seen: bool) -> list[ClientScore]:
         """Return the mean scores of the group of seen or of unseen clients."""
-        count = len(told.clients)
+        count, own = len(told.clients), self._sizes
+        unit = units_of("noised scores", own.fresh, own.steps, own.clip)["accuracy"].length
+        noise = self.plan.noise("noised scores") * unit / own.share**0.5 / count
+        self._score_noise = max(self._score_noise, noise)
         most = {"accuracy": 1.0, "calibration": 1.0}
         sums = {name: one.clamp(0.0, count * most.get(name, math.inf)) for name, one in told.sums.items()}
         sums |= {"clients": torch.tensor(float(count)), "tests": torch.tensor(float(count))}

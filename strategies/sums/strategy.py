@@ -126,12 +126,14 @@ class SumsStrategy(LoraStrategy):
         self.group_cards = dict(checkpoint.cards)
 
     @functools.cached_property
-    def _channel(self) -> SumChannel:
-        settings, registrar = self.settings, self.registrar
+    def _sizes(self) -> Sizes:
+        settings, registrar, own = self.settings, self.registrar, self.settings.privacy
         width = (registrar.signature_size - registrar.num_classes - 1) // 2
-        own = settings.privacy
-        sizes = Sizes(width, self._fresh, len(settings.evaluate_steps), 0, own.adapter_clip, own.least_share)
-        return SumChannel(registrar, sizes, settings.round_timeout, self.least)
+        return Sizes(width, self._fresh, len(settings.evaluate_steps), 0, own.adapter_clip, own.least_share)
+
+    @functools.cached_property
+    def _channel(self) -> SumChannel:
+        return SumChannel(self.registrar, self._sizes, self.settings.round_timeout, self.least)
 
     def _averaged(self, grid: Grid, channel: SumChannel, cohort: Sequence[str]) -> tuple[Adapter, int] | None:
         """Return the average of what a cohort makes of the anchor, and of how many; None where there is no sum."""

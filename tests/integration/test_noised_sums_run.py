@@ -35,6 +35,10 @@ def test_it_learns_and_says_what_it_cost(noised_run: tuple[Path, Recording]) -> 
     assert last["evaluation"]["seen"]["zero_step"]["mean"] > 0.4
     assert last["privacy"] == {"epsilon": pytest.approx(BARELY, rel=1e-3), "delta": 1e-5}
     assert first["privacy"]["epsilon"] < BARELY
+    assert 0.0 < last["method"]["score_noise"] < 0.05
+    said = (noised_run[0] / "console.log").read_text()
+    assert "these accuracies have noise of a standard deviation of" in said
+    assert "more rounds: hyperlora run --resume" not in said
 
 
 def test_clients_take_turns(noised_run: tuple[Path, Recording]) -> None:

@@ -59,3 +59,32 @@ def test_a_run_that_goes_on_may_be_tightened_and_not_loosened(tmp_path: Path, na
     kept(tmp_path, tight)
     with pytest.raises(ConfigError, match=f"cannot go on with another {name}"):
         kept(tmp_path, loose)
+
+
+SUMS: dict[str, Any] = {"privacy.mode": "sums", "privacy.epsilon": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "changed"),
+    [
+        ({"federation.rounds": 60}, "federation.rounds"),
+        ({"federation.evaluate-every": 1}, "federation.evaluate-every"),
+        ({"privacy.epsilon": 4.0}, "privacy.epsilon"),
+        ({"privacy.epsilon": 0.0}, "privacy.epsilon"),
+    ],
+)
+def test_a_run_of_sums_with_noise_goes_on_with_what_its_noise_was_planned_by(
+    tmp_path: Path, values: dict[str, Any], changed: str
+) -> None:
+    directory = RunDirectory(tmp_path, resume=True)
+    directory.keep_config(RunConfig.parse(SUMS))
+    directory.keep_config(RunConfig.parse(SUMS))
+    with pytest.raises(ConfigError, match=f"cannot go on with another {changed}"):
+        directory.keep_config(RunConfig.parse(SUMS | values))
+
+
+def test_a_run_of_sums_cannot_have_noise_from_some_round_on(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path, resume=True)
+    directory.keep_config(RunConfig.parse(SUMS | {"privacy.epsilon": 0.0}))
+    with pytest.raises(ConfigError, match=r"cannot go on with another privacy\.epsilon"):
+        directory.keep_config(RunConfig.parse(SUMS))
