@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
@@ -12,10 +13,11 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from client_app.gate import Settings, site_gate
+from client_app.peers import read_peers
 from client_app.runtime import ClientRuntime
 from client_app.site import clients_of, read_site
 from client_app.site_store import BackboneMissingError
-from client_app.sum_steps import answer_step
+from client_app.sum_steps import SumSteps
 from client_app.tasks import describe_classes, describe_clients, describe_inputs, evaluate_adapter, train_start
 from client_app.token_cache import TokenCache
 from hyperlora.config.schema import RunConfig
@@ -123,18 +125,20 @@ def app_around(provide: ProvideRuntime, settings: Settings) -> ClientApp:
                 _leave_copy(runtime, request.client_id, request.start)
         return Message(EvaluateReplies(replies).encode(), reply_to=message)
 
-    answer_sums(app, provide)
+    answer_sums(app, provide, settings)
     return app
 
 
-def answer_sums(app: ClientApp, provide: ProvideRuntime) -> None:
+def answer_sums(app: ClientApp, provide: ProvideRuntime, settings: Settings) -> None:
     """Have ``app`` answer the steps of secure sums, in runs of sums and in no other."""
 
     @app.query("sum")
     def one_step(message: Message, context: Context) -> Message:
         request = SumRequest.decode(message.content)
-        runtime = _hosting(provide, message, context, request.client_id)
-        return Message(answer_step(runtime, request, context, ContextKeeper(context)).encode(), reply_to=message)
+        peers = read_peers(read_site(context.node_config), context.run_id)
+        hosting = partial(_hosting, provide, message, context)
+        steps = SumSteps(settings(context), context, ContextKeeper(context), hosting, peers)
+        return Message(steps.answer(request).encode(), reply_to=message)
 
 
 def _describe(provide: ProvideRuntime, message: Message, context: Context) -> SignatureReply:

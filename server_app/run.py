@@ -20,6 +20,7 @@ from hyperlora.reporting.figures import scores_by_client
 from hyperlora.reporting.model_card import accuracy_of_anchor, accuracy_sentence, write_card
 from hyperlora.reporting.panels import save_accuracy
 from hyperlora.reporting.run_files import RunFiles
+from hyperlora.storage.allow_list import AllowListFile
 from hyperlora.storage.files import private_files
 from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients
 from models.adapters.adapted_model import AdaptedModel
@@ -42,7 +43,6 @@ from strategies.engine.checkpoint import CheckpointStore
 from strategies.engine.records import RoundRecord
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
-from strategies.federation.allow_list import AllowListFile
 from strategies.federation.client_list import FILE_NAME as CLIENTS
 from strategies.federation.client_list import ClientList
 from strategies.federation.registrar import Registrar

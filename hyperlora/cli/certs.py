@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hyperlora.cli.output import CommandError, reports_errors, say
+from hyperlora.storage.allow_list import AllowList, Permission, one_line_key
 from hyperlora.storage.files import write_text
-from strategies.federation.allow_list import AllowList, Permission, one_line_key
 
 Key = ec.EllipticCurvePrivateKey
 PRIVATE, PUBLIC = 0o600, 0o644

@@ -24,7 +24,7 @@ USER_ERRORS = {
     "hyperlora.storage.files": "StorageError",
     "models.adapters.adapter": "AdapterError",
     "models.backbones.backbone": "BackboneError",
-    "strategies.federation.allow_list": "AllowListError",
+    "hyperlora.storage.allow_list": "AllowListError",
 }
 """Module -> its error for the user. None is imported for this: it takes seconds, and what is not loaded raised none."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -134,8 +134,8 @@ class SumReply:
         if told != (request.client_id, request.name, request.step):
             raise ProtocolError(f"expected an answer to step '{request.step}' of '{request.name}', got one to another")
         texts = {name: _bytes(one) for name, one in _body(require(config, "body", str)).items()}
-        if request.step == "keys" and texts.keys() != {"masks", "seals", "signs", "seed"}:
-            raise ProtocolError("expected two public keys, one for signatures, and the digest of a seed")
+        if request.step == "keys" and texts.keys() != {one.name for one in fields(PublicKeys)}:
+            raise ProtocolError("expected two public keys, one for signatures, the digest of a seed and a signature")
         return cls(*told, texts, _masked(content) if request.step == "masked" else None)
 
 

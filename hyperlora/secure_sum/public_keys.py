@@ -14,15 +14,22 @@ class SecureSumError(ValueError):
 
 @dataclass(frozen=True)
 class PublicKeys:
-    """What all may know of a client: public keys for masks, seals and signatures, and the digest of its seed."""
+    """What all may know of a client in one sum.
+
+    Attributes:
+        masks, seals, signs: public keys for masks, for sealed shares and for signatures.
+        seed: the digest of the seed of its own mask.
+        vouched: its site's signature under all of these; empty where the site has no key.
+    """
 
     masks: bytes
     seals: bytes
     signs: bytes
     seed: bytes
+    vouched: bytes = b""
 
     def as_hex(self) -> dict[str, str]:
-        """Return all four in hexadecimal digits, by name."""
+        """Return them in hexadecimal digits, by name."""
         return {name: value.hex() for name, value in asdict(self).items()}
 
     @classmethod
@@ -34,6 +41,11 @@ class PublicKeys:
 def participants_digest(public: Mapping[str, PublicKeys]) -> bytes:
     """Return by what names and keys of all participants are known again, in whatever order they come."""
     return _digest({name: one.as_hex() for name, one in public.items()})
+
+
+def vouched_for(run_id: int, sum_name: str, client_id: str, own: PublicKeys) -> bytes:
+    """Return what a client's site signs: that these are its client's keys, in one sum of one run."""
+    return _digest(["vouched", run_id, sum_name, client_id, own.as_hex() | {"vouched": ""}])
 
 
 def masked_with(participants: bytes, shared: Iterable[str], asked: bytes) -> bytes:

@@ -11,8 +11,8 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
+from hyperlora.storage.allow_list import AllowListFile
 from models.adapters.adapted_model import AdaptedModel
-from strategies.federation.allow_list import AllowListFile
 from strategies.federation.roster import FederationError, Roster
 from strategies.federation.shipping import Shipment
 from strategies.federation.transport import Exchange

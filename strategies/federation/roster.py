@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from hyperlora.messages.signature import ClientCard, SignatureReply
+from hyperlora.storage.allow_list import AllowList, AllowListFile, node_key
 from models.personalization.signature import Signature
-from strategies.federation.allow_list import AllowList, AllowListFile, node_key
 
 FIRST_REST = 1
 log = logging.getLogger(__name__)

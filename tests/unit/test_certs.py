@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from hyperlora.cli.certs import make_ca
 from hyperlora.cli.main import app
-from strategies.federation.allow_list import AllowList, AllowListError, AllowListFile
+from hyperlora.storage.allow_list import AllowList, AllowListError, AllowListFile
 
 
 def certs(*arguments: object) -> Result:

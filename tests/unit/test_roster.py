@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from hyperlora.messages.signature import SignatureReply
-from strategies.federation.allow_list import AllowList, Permission, one_line_key
+from hyperlora.storage.allow_list import AllowList, Permission, one_line_key
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import Patience, Roster
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_card

@@ -9,11 +9,11 @@ import pytest
 
 from hyperlora import HyperLoraStrategy
 from hyperlora.config.schema import RunConfig
+from hyperlora.storage.allow_list import AllowList
 from hyperlora.task import build_model
 from models.adapters.adapted_model import AdaptedModel
 from server_app.run import build_strategy
 from strategies.engine.screening import Screen
-from strategies.federation.allow_list import AllowList
 
 
 @pytest.fixture(scope="module")
