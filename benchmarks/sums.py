@@ -26,12 +26,13 @@ from benchmarks.bootstrap import paired_difference
 from benchmarks.head_parts import finished_run
 from benchmarks.result import MACHINE_KEYS, current_commit, write_json
 from benchmarks.suite import HERE
-from benchmarks.sums_only import MOST, Clients, Evaluation, anchor_from_sums
+from benchmarks.sums_only import MOST, Clients, Evaluation, anchor_from_sums, next_anchor
 from benchmarks.table import cell, markdown
 from client_app.runtime import open_runtime
 from hyperlora.cli.settings import flatten, parse_override, read_toml
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.messages.evaluate import START_TRACK
+from models.adapters.adapter import Adapter
 
 RESULT = HERE / "results" / "sums.json"
 SETTINGS: Mapping[str, tuple[str, Mapping[str, Scalar]]] = {
@@ -63,7 +64,12 @@ def measured(config: RunConfig) -> tuple[dict[str, dict[str, float]], list[str]]
     rows[ANCHOR] = there.accuracies(there.plain())
     rows[SAME_ANCHOR] = there.accuracies(there.served(there.published(MOST)))
     initial = clients.runtime.model.fresh_adapter(config.seed)
-    own = Evaluation.of(clients, anchor_from_sums(clients, initial))
+
+    def moved(anchor: Adapter, server_round: int) -> Adapter:
+        trained = clients.trained(anchor, server_round)
+        return next_anchor(anchor, trained, 2 * initial.rank, config.seed, server_round)
+
+    own = Evaluation.of(clients, anchor_from_sums(clients, initial, moved))
     rows[SUMS] = own.accuracies(own.served(own.published(MOST)))
     rows[AS_CLIENTS] = own.accuracies(own.served(own.published(MOST, second=False)))
     rows[ONE_GROUP] = own.accuracies(own.served(own.published(1)))

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from benchmarks.amortisation import accuracy_of, features_of
 from client_app.runtime import ClientRuntime
-from client_app.tasks import NothingKept, train_start
+from client_app.tasks import NothingKept, describe_clients, train_start
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.plan import Start
+from hyperlora.messages.plan import LocalPlan, Start
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter, combine
@@ -43,6 +43,12 @@ class Clients:
     runtime: ClientRuntime
     cards: Mapping[str, ClientCard]
 
+    @classmethod
+    def of(cls, runtime: ClientRuntime) -> Clients:
+        """Return all clients of a process."""
+        cards = describe_clients(runtime, runtime.federation.client_ids).cards
+        return cls(runtime, {card.client_id: card for card in cards})
+
     @property
     def training(self) -> dict[str, ClientCard]:
         """Those that train, and whose sums the server gets."""
@@ -53,19 +59,24 @@ class Clients:
         """The settings of the run."""
         return self.runtime.config
 
-    def trained(self, anchor: Adapter, server_round: int) -> list[tuple[float, Adapter]]:
-        """Return for every client of a round's cohort its number of samples and what it makes of the anchor."""
+    def trained(self, anchor: Adapter, server_round: int, trains: str = "all") -> list[tuple[float, Adapter]]:
+        """Return for every client of a round's cohort its number of samples and what it makes of the anchor.
+
+        Args:
+            anchor: that they start from.
+            server_round: from 1.
+            trains: ``all`` factors, ``B`` or ``A``, with the head.
+        """
         seed, size = self.config.seed, self.config.federation.clients_per_round
         return [
-            self._trained(name, anchor, server_round)
+            self._trained(name, Start(anchor, LocalPlan(trains=trains)), server_round)
             for name in sample_cohort(self.training, size, seed=seed, server_round=server_round)
         ]
 
-    def _trained(self, name: str, anchor: Adapter, server_round: int) -> tuple[float, Adapter]:
+    def _trained(self, name: str, start: Start, server_round: int) -> tuple[float, Adapter]:
         steps, digest = self.config.train.local_steps, self.cards[name].signature.digest()
-        reply = train_start(
-            self.runtime, TrainRequest(name, server_round, steps, Start(anchor), digest, False), NothingKept()
-        )
+        request = TrainRequest(name, server_round, steps, start, digest, False)
+        reply = train_start(self.runtime, request, NothingKept())
         return float(reply.metrics.num_examples), reply.end
 
 
@@ -86,13 +97,18 @@ def next_anchor(anchor: Adapter, trained: Sequence[tuple[float, Adapter]], colum
     return from_two_passes(left, rows, head, anchor.rank).aligned(anchor)
 
 
-def anchor_from_sums(clients: Clients, initial: Adapter) -> Adapter:
-    """Return the anchor that clients are served after all rounds: the running average, as in the open run."""
+def anchor_from_sums(clients: Clients, initial: Adapter, move: Callable[[Adapter, int], Adapter]) -> Adapter:
+    """Return the anchor that clients are served after all rounds: the running average, as in the open run.
+
+    Args:
+        clients: of the run.
+        initial: the anchor before round 1.
+        move: gives the anchor after a round.
+    """
     share = clients.config.of(HyperLoraSettings).averaging
     anchor, average = initial, None
     for server_round in range(1, clients.config.federation.rounds + 1):
-        trained = clients.trained(anchor, server_round)
-        anchor = next_anchor(anchor, trained, 2 * initial.rank, clients.config.seed, server_round)
+        anchor = move(anchor, server_round)
         mixed = combine([average or anchor, anchor], [1.0 - share, share])
         average = mixed.truncated(anchor.rank).aligned(anchor)
     return average or anchor

@@ -4,8 +4,7 @@ dW_i = B_i A_i is not linear in B_i and A_i, but its products with a public matr
 range finder (Halko, Martinsson and Tropp 2011, algorithm 4.1; with a warm start as PowerSGD, Vogels et al. 2019,
 algorithm 1) clients tell dW_i Q, the server finds the orthonormal P that spans sum_i w_i dW_i Q, and clients tell
 dW_i^T P. The average is then P (sum_i w_i dW_i^T P)^T, its projection on the range of P. Q begins with the rows of the
-anchor's A, which both sides know, so that nothing but P travels down. In one pass clients tell dW_i Q and Psi^T dW_i at
-once (Tropp et al. 2017, algorithm 4), at the price of a larger error.
+anchor's A, which both sides know, so that nothing but P travels down.
 """
 
 from __future__ import annotations
@@ -35,11 +34,6 @@ def right_basis(anchor: Adapter, columns: int, *seed: object) -> dict[str, Tenso
     return {kind: _completed(one.A.mT, columns, kind, *seed) for kind, one in anchor.low_rank.items()}
 
 
-def left_basis(anchor: Adapter, columns: int, *seed: object) -> dict[str, Tensor]:
-    """Return the like of :func:`right_basis` for the columns of the anchor's B, (blocks, m, columns)."""
-    return {kind: _completed(one.B, columns, kind, "left", *seed) for kind, one in anchor.low_rank.items()}
-
-
 def times_right(adapter: Adapter, right: Bases) -> dict[str, Tensor]:
     """Return dW Q by kind, (blocks, m, columns)."""
     return {kind: one.B.double() @ (one.A.double() @ right[kind]) for kind, one in adapter.low_rank.items()}
@@ -65,24 +59,6 @@ def from_two_passes(left: Bases, rows: Bases, head: Tensor, rank: int) -> Adapte
         rank: of the result, at most the columns of P.
     """
     return Adapter({kind: _best(left[kind], rows[kind].mT, rank) for kind in left}, head)
-
-
-def from_one_pass(right: Bases, left: Bases, columns: Bases, rows: Bases, head: Tensor, rank: int) -> Adapter:
-    """Return the best adapter of rank ``rank`` of Y (Psi^T Y)^+ (Psi^T dW), Y = dW Q (Tropp et al. 2017, algorithm 4).
-
-    Args:
-        right: Q by kind.
-        left: Psi by kind, with about twice the columns of Q.
-        columns: Y by kind, the average of dW_i Q.
-        rows: by kind the average of dW_i^T Psi, (blocks, n, columns of Psi).
-        head: the average of heads.
-        rank: of the result, at most the columns of Q.
-    """
-    low_rank = {}
-    for kind, Y in orthonormal(columns).items():
-        core = torch.linalg.lstsq(left[kind].mT @ Y, rows[kind].mT).solution
-        low_rank[kind] = _best(Y, core, rank)
-    return Adapter(low_rank, head)
 
 
 def _best(B: Tensor, A: Tensor, rank: int) -> Factors:

@@ -18,9 +18,7 @@ from models.sums.clusters import Clusters, grow_clusters, membership, moments, s
 from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
 from models.sums.local_head import PublicHeads
 from models.sums.product_average import (
-    from_one_pass,
     from_two_passes,
-    left_basis,
     orthonormal,
     right_basis,
     times_left,
@@ -74,16 +72,6 @@ def test_two_passes_with_fewer_columns_lose_more_than_eckart_young_and_less_than
     some = error(by_two_passes(ends, ends[0], columns=3), exact)
     assert bool((best <= some + 1e-6).all())
     assert bool((some < 1.0).all())
-
-
-def test_one_pass_is_exact_for_an_average_of_the_rank_of_its_columns() -> None:
-    ends = adapters()
-    right, left = right_basis(ends[0], 6, 0), left_basis(ends[0], 9, 0)
-    columns, rows = (
-        averaged([step(one, by) for one in ends]) for step, by in ((times_right, right), (times_left, left))
-    )
-    got = from_one_pass(right, left, columns, rows, ends[0].head, 2)
-    assert error(got, best_rank(combine(ends, WEIGHTS).low_rank["qkv"], 2)).max() < 1e-4
 
 
 def test_bases_are_orthonormal_and_follow_from_the_seed() -> None:

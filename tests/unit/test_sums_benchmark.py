@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.sums import ANCHOR, OPEN, SETTINGS, SUMS, configured, missing, sums_table
+from benchmarks.sum_movements import WAYS, sum_movements_table
+from benchmarks.sums import ANCHOR, OPEN, RESULT, SETTINGS, SUMS, configured, missing, sums_table
 from benchmarks.sums_only import averaged, next_anchor
 from models.adapters.adapter import Adapter, combine
 from models.lowrank.factors import Factors, norm
+from models.lowrank.truncation import best_rank
+from models.sums.shared_factor import framed
 
 
 def made_run(setting: str, seed: int, *, lost: float) -> dict[str, Any]:
@@ -57,3 +62,65 @@ def test_the_next_anchor_is_the_truncated_average_by_samples() -> None:
     assert norm(combine([found, exact], [1.0, -1.0]).low_rank["qkv"]).max() < 1e-4
     torch.testing.assert_close(found.head, torch.full((2, 3), 0.75))
     assert averaged(trained, lambda end: {"head": end.head})["head"][0, 0] == pytest.approx(0.75)
+
+
+def adapter(seed: int, rank: int = 2) -> Adapter:
+    draw = torch.Generator().manual_seed(seed)
+    B, A = torch.randn(2, 9, rank, generator=draw), torch.randn(2, rank, 8, generator=draw)
+    return Adapter({"qkv": Factors(B=B, A=A)}, torch.randn(3, 5, generator=draw))
+
+
+@dataclass(frozen=True)
+class TwoClients:
+    """Two clients that make something else of every start, of its shape."""
+
+    seed: int = 0
+
+    @property
+    def config(self) -> TwoClients:
+        return self
+
+    def trained(self, start: Adapter, server_round: int, trains: str = "all") -> list[tuple[float, Adapter]]:
+        made = [adapter(server_round + one) for one in (0, 1)]
+        if trains != "all":
+            made = [one_factor_of(start, one, trains) for one in made]
+        return list(zip((1.0, 3.0), made, strict=True))
+
+
+def one_factor_of(start: Adapter, end: Adapter, trains: str) -> Adapter:
+    old, new = start.low_rank["qkv"], end.low_rank["qkv"]
+    return Adapter({"qkv": Factors(B=new.B, A=old.A) if trains == "B" else Factors(B=old.B, A=new.A)}, end.head)
+
+
+@pytest.mark.parametrize("way", ["two sums of products", "one sum of products"])
+def test_sums_of_products_are_exact_where_the_columns_suffice(way: str) -> None:
+    clients: Any = TwoClients()
+    got = WAYS[way](clients, adapter(9), adapter(9), 1)
+    exact = combine([end for _, end in clients.trained(got, 1)], [0.25, 0.75])
+    expected = best_rank(exact.low_rank["qkv"], 2).product()
+    torch.testing.assert_close(got.low_rank["qkv"].product(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got.head, exact.head)
+
+
+@pytest.mark.parametrize("server_round", [1, 2])
+def test_one_factor_in_turn_is_the_average_of_the_products(server_round: int) -> None:
+    clients: Any = TwoClients()
+    anchor, side = adapter(9), "B" if server_round % 2 else "A"
+    got = WAYS["one factor in turn"](clients, adapter(8), anchor, server_round)
+    ends = [end for _, end in clients.trained(framed(anchor, adapter(8), side), server_round, side)]
+    expected = combine(ends, [0.25, 0.75])
+    torch.testing.assert_close(got.low_rank["qkv"].product(), expected.low_rank["qkv"].product(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_table_of_movements_has_differences_to_the_open_run() -> None:
+    runs = [{"way": way, "seed": 0, "commit": "c0ffee", "row": {}, "seen": []} for way in WAYS]
+    made = {run["seed"]: run["rows"][OPEN] for run in recorded() if run["setting"] == "Dirichlet 0.5"}
+    for run in runs:
+        run |= {"row": {name: one - 0.01 for name, one in made[0].items()}, "seen": list(made[0])[:20]}
+    text = sum_movements_table(runs)
+    assert text.count("-1.0 [-1.0, -1.0]") == 2 * len(WAYS)
+
+
+def recorded() -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = json.loads(RESULT.read_text(encoding="utf-8"))["runs"]
+    return made

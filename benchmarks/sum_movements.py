@@ -1,0 +1,148 @@
+"""``python -m benchmarks.sum_movements``: how should the movement of the anchor reach a server that sees only sums?
+
+dW_i = B_i A_i is not linear in its factors. Three ways to average it by sums alone (:mod:`models.sums`): products with
+public matrices in two sums, the second of which has the basis of the first (the product's way); products from both
+sides in one sum (Tropp et al. 2017, algorithm 4); or one sum of one factor, where clients train B in one round and A in
+the next (RoLoRA). Everything after the anchor is as in :mod:`benchmarks.sums`, whose open run is the baseline. Sums are
+taken without masks. Development seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.result import current_commit, write_json
+from benchmarks.suite import HERE
+from benchmarks.sums import GROUPS, OPEN, configured, described, difference, mean_of
+from benchmarks.sums import RESULT as BASELINE
+from benchmarks.sums_only import MOST, Clients, Evaluation, Parts, anchor_from_sums, averaged, next_anchor
+from benchmarks.table import markdown
+from client_app.runtime import open_runtime
+from hyperlora.cli.settings import parse_override
+from hyperlora.config.schema import RunConfig
+from models.adapters.adapter import Adapter
+from models.lowrank.factors import Factors
+from models.lowrank.truncation import best_rank
+from models.sums.product_average import orthonormal, right_basis, times_left, times_right
+from models.sums.shared_factor import framed, moved, movement
+
+RESULT = HERE / "results" / "sum-movements.json"
+SETTING = "Dirichlet 0.5"
+HEAD = "head"
+Move = Callable[[Clients, Adapter, Adapter, int], Adapter]
+"""What the anchor becomes in a round: of clients, the anchor before round 1, the anchor now, and the round."""
+console = Console()
+
+
+def two_sums(clients: Clients, initial: Adapter, anchor: Adapter, server_round: int) -> Adapter:
+    """Average products with public matrices, the second with the basis that the first gave."""
+    trained = clients.trained(anchor, server_round)
+    return next_anchor(anchor, trained, 2 * initial.rank, clients.config.seed, server_round)
+
+
+def one_sum(clients: Clients, initial: Adapter, anchor: Adapter, server_round: int) -> Adapter:
+    """Average products from both sides, with 2 r columns from the right and 4 r from the left."""
+    rank, seed = initial.rank, (clients.config.seed, server_round)
+    right = right_basis(anchor, 2 * rank, *seed)
+    mirrored = Adapter({kind: one.transposed() for kind, one in anchor.low_rank.items()}, anchor.head)
+    left = right_basis(mirrored, 4 * rank, *seed, "left")
+
+    def told(end: Adapter) -> Parts:
+        columns = {f"columns {kind}": one for kind, one in times_right(end, right).items()}
+        rows = {f"rows {kind}": one for kind, one in times_left(end, left).items()}
+        return {**columns, **rows, HEAD: end.head.double()}
+
+    sums = averaged(clients.trained(anchor, server_round), told)
+    low_rank = {kind: of_sketches(sums, left[kind], kind, rank) for kind in left}
+    return Adapter(low_rank, sums[HEAD].float()).aligned(anchor)
+
+
+def of_sketches(sums: Parts, left: Tensor, kind: str, rank: int) -> Factors:
+    """Return the best rank of Y (Psi^T Y)^+ (Psi^T dW), Y = dW Q."""
+    Y = orthonormal({kind: sums[f"columns {kind}"]})[kind]
+    core = torch.linalg.lstsq(left.mT @ Y, sums[f"rows {kind}"].mT).solution
+    return best_rank(Factors(B=Y, A=core), rank).to(torch.float32)
+
+
+def one_factor(step: float) -> Move:
+    """Return the way of one factor in turn, ``step`` times the average movement."""
+
+    def move(clients: Clients, initial: Adapter, anchor: Adapter, server_round: int) -> Adapter:
+        side = "B" if server_round % 2 else "A"
+        start = framed(anchor, initial, side)
+        trained = clients.trained(start, server_round, trains=side)
+        average = averaged(trained, lambda end: movement(start, end, side))
+        return moved(start, {name: step * one for name, one in average.items()}, side).aligned(anchor)
+
+    return move
+
+
+WAYS: Mapping[str, Move] = {
+    "two sums of products": two_sums,
+    "one sum of products": one_sum,
+    "one factor in turn": one_factor(1.0),
+    "one factor in turn, twice the step": one_factor(2.0),
+}
+
+
+def main(
+    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
+    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+) -> None:
+    """Make the runs that are missing, seeds outermost, and print the table."""
+    logging.basicConfig(level=logging.WARNING)
+    runs: list[Any] = json.loads(to.read_text(encoding="utf-8"))["runs"] if to.exists() else []
+    there = {(run["way"], run["seed"]) for run in runs}
+    for way, one in ((way, one) for one in seed or [0, 1, 2] for way in WAYS if (way, one) not in there):
+        config, began = configured(SETTING, one, dict(map(parse_override, override or []))), time.perf_counter()
+        row, seen = measured(config, WAYS[way])
+        made = {"way": way, "seed": one, "commit": current_commit(), "config": described(config)}
+        runs.append({**made, "row": row, "seen": seen})
+        write_json(to, {"runs": runs})
+        console.print(f"{way}, seed {one}: {time.perf_counter() - began:.0f} s")
+    console.print(sum_movements_table(runs), soft_wrap=True)
+
+
+def measured(config: RunConfig, move: Move) -> tuple[dict[str, float], list[str]]:
+    """Return the test accuracies of all clients as received, and who of them trains."""
+    clients = Clients.of(open_runtime(config))
+    initial = clients.runtime.model.fresh_adapter(config.seed)
+    anchor = anchor_from_sums(clients, initial, lambda now, server_round: move(clients, initial, now, server_round))
+    there = Evaluation.of(clients, anchor)
+    return there.accuracies(there.served(there.published(MOST))), sorted(clients.training)
+
+
+def sum_movements_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a markdown table: accuracies as received, and differences to the open run of the same seeds.
+
+    Args:
+        runs: of :func:`main`'s file.
+    """
+    made = json.loads(BASELINE.read_text(encoding="utf-8"))["runs"]
+    baseline = {run["seed"]: {**run, "row": run["rows"][OPEN]} for run in made if run["setting"] == SETTING}
+    rows = {OPEN: [mean_of(list(baseline.values()), group) for group in GROUPS] + ["", ""]}
+    for way in WAYS:
+        if own := [run for run in runs if run["way"] == way]:
+            others = [baseline[run["seed"]] for run in own]
+            rows[way] = [mean_of(own, group) for group in GROUPS] + [difference(own, others, one) for one in GROUPS]
+    seeds, commits = sorted({run["seed"] for run in runs}), sorted({run["commit"] for run in runs})
+    note = (
+        f"Percent and points, as received; PACS, {SETTING}; seeds {', '.join(map(str, seeds))}; 95 % intervals of a "
+        f"bootstrap over seeds and clients; made at commit {', '.join(commits)}."
+    )
+    return "\n\n".join([markdown("server", [*GROUPS, *(f"{group}, minus {OPEN}" for group in GROUPS)], rows), note])
+
+
+if __name__ == "__main__":
+    typer.run(main)
