@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -132,16 +132,30 @@ class Target:
 
     def attacked(self, shadows: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Return by release the attacker's log likelihood ratios of members and of others."""
-        true = self.scores(torch.arange(self.members), 0)
-        chance = torch.Generator().manual_seed(derive_seed("shadows", self.name))
-        drawn = [torch.randperm(len(self.tokens), generator=chance)[: self.members] for _ in range(shadows)]
-        made = [self.scores(chosen, index + 1) for index, chosen in enumerate(drawn)]
-        inside = torch.stack([torch.zeros(len(self.tokens)).index_fill(0, chosen, 1.0) for chosen in drawn])
-        ratios = {
-            release: likelihood_ratios(score, torch.stack([one[release] for one in made]), inside.bool())
+        sets = self.sets(shadows)
+        true, *made = (self.scores(chosen, draw) for draw, chosen in enumerate(sets))
+        return {
+            release: self.ratios(score, torch.stack([one[release] for one in made]), sets[1:])
             for release, score in true.items()
         }
-        return {release: (ratio[: self.members], ratio[self.members :]) for release, ratio in ratios.items()}
+
+    def sets(self, shadows: int) -> list[Tensor]:
+        """Return the places of the members, then of the samples of each shadow set."""
+        chance = torch.Generator().manual_seed(derive_seed("shadows", self.name))
+        drawn = [torch.randperm(len(self.tokens), generator=chance)[: self.members] for _ in range(shadows)]
+        return [torch.arange(self.members), *drawn]
+
+    def ratios(self, true: Tensor, made: Tensor, drawn: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the log likelihood ratios of members and of others.
+
+        Args:
+            true: (n,) scores by the true release.
+            made: (shadows, n) scores by those of shadow sets.
+            drawn: the shadow sets.
+        """
+        inside = torch.stack([torch.zeros(len(self.tokens)).index_fill(0, chosen, 1.0) for chosen in drawn])
+        ratio = likelihood_ratios(true, made, inside.bool())
+        return ratio[: self.members], ratio[self.members :]
 
     def scores(self, chosen: Tensor, draw: int) -> Scores:
         """Return what each release made of the samples ``chosen`` says of every sample; noise follows from ``draw``."""
@@ -152,7 +166,7 @@ class Target:
         for release, signature in self._signatures(chosen, draw, classes):
             found[release] = moment_scores(signature, self.frozen)
         for release, adapter in self._adapters(chosen, draw):
-            found[release] = self._confidence(adapter)
+            found[release] = self.confidence(adapter)
         return found
 
     def _signatures(self, chosen: Tensor, draw: int, classes: int) -> Iterator[tuple[str, Signature]]:
@@ -173,25 +187,28 @@ class Target:
             yield f"signature, noise {noise:g}", noised
 
     def _adapters(self, chosen: Tensor, draw: int) -> Iterator[tuple[str, Adapter]]:
-        end = self._trained(TokenSet(self.tokens.tokens[chosen], self.tokens.labels[chosen]), draw)
+        end = self.trained(self.start, chosen, draw)
         yield "personalised adapter", end
         for noise in ADAPTER_NOISE:
             seed = derive_seed("lira", self.name, draw, str(noise))
             moved = _released(self.start.tensors(), end.tensors(), ADAPTER_CLIP, noise, simulated_noise(seed))
             yield f"personalised adapter, noise {noise:g}", Adapter.from_tensors(moved)
 
-    def _trained(self, samples: TokenSet, draw: int) -> Adapter:
-        """Return the start after the client's local steps on ``samples``, as it would send it back."""
+    def trained(self, start: Adapter, chosen: Tensor, draw: int, trains: str = "all") -> Adapter:
+        """Return ``start`` after the client's local steps on the samples ``chosen``, as it would send it back."""
+        samples = TokenSet(self.tokens.tokens[chosen], self.tokens.labels[chosen])
         model, train = self.runtime.model, self.runtime.config.train
-        model.load(self.runtime.with_prior(self.name, self.start))
+        model.load(self.runtime.with_prior(self.name, start))
         optimizer = OptimizerSpec(train.optimizer, train.learning_rate, train.weight_decay)
         seed = derive_seed("lira", self.name, draw)
-        LocalTrainer(model, samples, optimizer=optimizer, batch_size=train.batch_size, seed=seed).run(train.local_steps)
+        with model.prepared(trains, None, None):
+            trainer = LocalTrainer(model, samples, optimizer=optimizer, batch_size=train.batch_size, seed=seed)
+            trainer.run(train.local_steps)
         frequencies = self.runtime.frequencies(self.name)
         return remove_prior(model.extract(), frequencies, self.runtime.config.prior_strength)
 
     @torch.inference_mode()
-    def _confidence(self, adapter: Adapter) -> Tensor:
+    def confidence(self, adapter: Adapter) -> Tensor:
         """Return log(p / (1 - p)) of every sample's own class, as Carlini et al."""
         self.runtime.model.load(self.runtime.with_prior(self.name, adapter))
         logits = torch.nan_to_num(self.runtime.model.logits(self.tokens.tokens).double())
@@ -203,7 +220,18 @@ class Target:
 def class_scores(told: ClassStatistics, features: Tensor, labels: Tensor) -> Tensor:
     """Return minus the Mahalanobis distance of each sample to the mean that is told of its class, (n,)."""
     means = told.sums / told.counts.clamp_min(1.0)[:, None]
-    covariance = told.dense_scatter() / max(told.freedom, 1.0)
+    return mean_scores(means, told.dense_scatter() / max(told.freedom, 1.0), features, labels)
+
+
+def mean_scores(means: Tensor, covariance: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    """Return minus the Mahalanobis distance of each sample to the mean of its class, (n,).
+
+    Args:
+        means: (C, d) of classes.
+        covariance: (d, d) within classes.
+        features: (n, d).
+        labels: (n,) classes.
+    """
     covariance = covariance + 0.1 * covariance.diagonal().mean() * torch.eye(len(covariance))
     away = features - means[labels]
     distances: Tensor = (away * torch.linalg.solve(covariance, away.mT).mT).sum(dim=1)

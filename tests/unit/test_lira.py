@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 
-from benchmarks.lira import class_scores, likelihood_ratios
+from benchmarks.lira import Target, class_scores, likelihood_ratios
+from benchmarks.lira_sums import Attack
+from benchmarks.membership import success
+from models.adapters.adapter import Adapter
+from models.adapters.training import TokenSet
 from models.personalization.class_statistics import compute_class_statistics
 
 SHADOWS, SAMPLES = 40, 30
@@ -32,3 +39,31 @@ def test_a_sample_is_nearer_to_the_mean_that_it_is_part_of() -> None:
     told = compute_class_statistics(features[:9], labels[:9], num_classes=3, rank=4)
     scores = class_scores(told, features, labels)
     assert float(scores[:9].mean()) > float(scores[9:].mean())
+
+
+class Telling:
+    """Stands for a client whose samples are told apart by the place they have."""
+
+    def __init__(self, name: str) -> None:
+        chance = torch.Generator().manual_seed(len(name))
+        self.name, self.members, self.tokens = name, 20, TokenSet(torch.zeros(40, 1), torch.arange(40) % 3)
+        self.features = torch.randn(40, 4, generator=chance)
+
+    sets, ratios = Target.sets, Target.ratios
+
+
+def test_a_sum_over_more_clients_tells_less_of_each_and_noise_tells_nothing() -> None:
+    targets: Any = {name: Telling(name) for name in ("a", "bb", "ccc", "dddd", "eeeee", "ffffff")}
+    head = Adapter({}, torch.randn(3, 5, generator=torch.Generator().manual_seed(1)))
+    attack = Attack(targets, head, shadows=64, rounds=10)
+    tried = {
+        "one": partial(attack.of_class_sums, 1),
+        "all": partial(attack.of_class_sums, 6),
+        "in logits": partial(attack.of_logit_classes, 0.0),
+        "with noise": partial(attack.of_logit_classes, attack.noise_of_classes),
+    }
+    areas = {name: success(attack.ratios(release))["auc"] for name, release in tried.items()}
+    assert areas["one"] > areas["all"] + 0.1
+    assert areas["in logits"] > areas["with noise"] + 0.1
+    assert areas["with noise"] < 0.6
+    assert attack.together("ffffff", 3) == ["ffffff", "a", "bb"]
