@@ -66,7 +66,6 @@ OURS: Mapping[str, Scalar] = {
     "privacy.mode": "sums",
     "privacy.delta": DELTA,
     "privacy.adapter-clip": 1.5,
-    "hyperlora.server-step": 2.0,
     "federation.rounds": 10,
     "federation.evaluate-every": 10,
     "federation.evaluate-steps": "0",

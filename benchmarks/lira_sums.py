@@ -129,8 +129,9 @@ class Attack:
     def of_class_sums(self, clients: int, target: Target, draw: int) -> Tensor:
         """Score samples by the class means of so many clients together."""
         told = [self.statistics[name][draw] for name in self.together(target.name, clients)]
-        sums, counts = (sum(getattr(one, part) for one in told) for part in ("sums", "counts"))
-        scatter, freedom = sum(one.dense_scatter() for one in told), sum(one.freedom for one in told)
+        sums, counts = (torch.stack([getattr(one, part) for one in told]).sum(dim=0) for part in ("sums", "counts"))
+        scatter = torch.stack([one.dense_scatter() for one in told]).sum(dim=0)
+        freedom = sum(one.freedom for one in told)
         means = sums / counts.clamp_min(1.0)[:, None]
         return mean_scores(means, scatter / max(freedom, 1.0), target.features, target.tokens.labels)
 

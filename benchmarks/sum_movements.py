@@ -1,10 +1,10 @@
 """``python -m benchmarks.sum_movements``: how should the movement of the anchor reach a server that sees only sums?
 
-dW_i = B_i A_i is not linear in its factors. Three ways to average it by sums alone (:mod:`models.sums`): products with
-public matrices in two sums, the second of which has the basis of the first (the product's way); products from both
-sides in one sum (Tropp et al. 2017, algorithm 4); or one sum of one factor, where clients train B in one round and A in
-the next (RoLoRA). Everything after the anchor is as in :mod:`benchmarks.sums`, whose open run is the baseline. Sums are
-taken without masks. Development seeds.
+dW_i = B_i A_i is not linear in its factors. Three ways to average it by sums alone: products with public matrices in
+two sums, the second of which has the basis of the first (:mod:`benchmarks.product_average`); products from both sides
+in one sum (Tropp et al. 2017, algorithm 4); or one sum of one factor, where clients train B in one round and A in the
+next, which is the product's way with a step of 2 (:mod:`models.sums.shared_factor`). Everything after the anchor is as
+in :mod:`benchmarks.sums`, whose open run is the baseline. Sums are taken without masks. Development seeds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +21,12 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.product_average import from_two_passes, orthonormal, right_basis, times_left, times_right
 from benchmarks.result import current_commit, write_json
 from benchmarks.suite import HERE
 from benchmarks.sums import GROUPS, OPEN, configured, described, difference, mean_of
 from benchmarks.sums import RESULT as BASELINE
-from benchmarks.sums_only import MOST, Clients, Evaluation, Parts, anchor_from_sums, averaged, next_anchor
+from benchmarks.sums_only import MOST, Clients, Evaluation, Move, Parts, anchor_from_sums, averaged, one_factor
 from benchmarks.table import markdown
 from client_app.runtime import open_runtime
 from hyperlora.cli.settings import parse_override
@@ -33,21 +34,23 @@ from hyperlora.config.schema import RunConfig
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
 from models.lowrank.truncation import best_rank
-from models.sums.product_average import orthonormal, right_basis, times_left, times_right
-from models.sums.shared_factor import framed, moved, movement
+from models.sums.shared_factor import STEP
 
 RESULT = HERE / "results" / "sum-movements.json"
 SETTING = "Dirichlet 0.5"
 HEAD = "head"
-Move = Callable[[Clients, Adapter, Adapter, int], Adapter]
-"""What the anchor becomes in a round: of clients, the anchor before round 1, the anchor now, and the round."""
 console = Console()
 
 
 def two_sums(clients: Clients, initial: Adapter, anchor: Adapter, server_round: int) -> Adapter:
     """Average products with public matrices, the second with the basis that the first gave."""
     trained = clients.trained(anchor, server_round)
-    return next_anchor(anchor, trained, 2 * initial.rank, clients.config.seed, server_round)
+    right = right_basis(anchor, 2 * initial.rank, clients.config.seed, server_round)
+    first = averaged(trained, lambda end: {**times_right(end, right), HEAD: end.head.double()})
+    head = first.pop(HEAD).float()
+    left = orthonormal(first)
+    rows = averaged(trained, lambda end: times_left(end, left))
+    return from_two_passes(left, rows, head, anchor.rank).aligned(anchor)
 
 
 def one_sum(clients: Clients, initial: Adapter, anchor: Adapter, server_round: int) -> Adapter:
@@ -74,24 +77,11 @@ def of_sketches(sums: Parts, left: Tensor, kind: str, rank: int) -> Factors:
     return best_rank(Factors(B=Y, A=core), rank).to(torch.float32)
 
 
-def one_factor(step: float) -> Move:
-    """Return the way of one factor in turn, ``step`` times the average movement."""
-
-    def move(clients: Clients, initial: Adapter, anchor: Adapter, server_round: int) -> Adapter:
-        side = "B" if server_round % 2 else "A"
-        start = framed(anchor, initial, side)
-        trained = clients.trained(start, server_round, trains=side)
-        average = averaged(trained, lambda end: movement(start, end, side))
-        return moved(start, {name: step * one for name, one in average.items()}, side).aligned(anchor)
-
-    return move
-
-
 WAYS: Mapping[str, Move] = {
     "two sums of products": two_sums,
     "one sum of products": one_sum,
     "one factor in turn": one_factor(1.0),
-    "one factor in turn, twice the step": one_factor(2.0),
+    "one factor in turn, twice the step": one_factor(STEP),
 }
 
 
@@ -117,9 +107,7 @@ def main(
 def measured(config: RunConfig, move: Move) -> tuple[dict[str, float], list[str]]:
     """Return the test accuracies of all clients as received, and who of them trains."""
     clients = Clients.of(open_runtime(config))
-    initial = clients.runtime.model.fresh_adapter(config.seed)
-    anchor = anchor_from_sums(clients, initial, lambda now, server_round: move(clients, initial, now, server_round))
-    there = Evaluation.of(clients, anchor)
+    there = Evaluation.of(clients, anchor_from_sums(clients, move))
     return there.accuracies(there.served(there.published(MOST))), sorted(clients.training)
 
 

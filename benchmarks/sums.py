@@ -1,7 +1,7 @@
 """``python -m benchmarks.sums``: what does it cost if the server is told nothing but sums over clients?
 
 A run of HyperLoRA is made as ever (``open``). Another is made in this process in which the server's part reads nothing
-of a client but sums: the anchor is averaged by two passes of public products, clusters are found by k-means whose steps
+of a client but sums: the anchor is moved by sums of one factor in turn, clusters are found by k-means whose steps
 are sums, class statistics reach the server as sums over clusters of at least five clients, and every client makes its
 head for itself (:mod:`models.sums`). Cohorts, batches and local steps are those of the open run. The sums are taken
 here without masks: this measures accuracy, not protection. Development seeds.
@@ -26,13 +26,13 @@ from benchmarks.bootstrap import paired_difference
 from benchmarks.head_parts import finished_run
 from benchmarks.result import MACHINE_KEYS, current_commit, write_json
 from benchmarks.suite import HERE
-from benchmarks.sums_only import MOST, Clients, Evaluation, anchor_from_sums, next_anchor
+from benchmarks.sums_only import MOST, Clients, Evaluation, anchor_from_sums, one_factor
 from benchmarks.table import cell, markdown
 from client_app.runtime import open_runtime
 from hyperlora.cli.settings import flatten, parse_override, read_toml
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.messages.evaluate import START_TRACK
-from models.adapters.adapter import Adapter
+from models.sums.shared_factor import STEP
 
 RESULT = HERE / "results" / "sums.json"
 SETTINGS: Mapping[str, tuple[str, Mapping[str, Scalar]]] = {
@@ -63,13 +63,7 @@ def measured(config: RunConfig) -> tuple[dict[str, dict[str, float]], list[str]]
     there = Evaluation.of(clients, state.served_anchor)
     rows[ANCHOR] = there.accuracies(there.plain())
     rows[SAME_ANCHOR] = there.accuracies(there.served(there.published(MOST)))
-    initial = clients.runtime.model.fresh_adapter(config.seed)
-
-    def moved(anchor: Adapter, server_round: int) -> Adapter:
-        trained = clients.trained(anchor, server_round)
-        return next_anchor(anchor, trained, 2 * initial.rank, config.seed, server_round)
-
-    own = Evaluation.of(clients, anchor_from_sums(clients, initial, moved))
+    own = Evaluation.of(clients, anchor_from_sums(clients, one_factor(STEP)))
     rows[SUMS] = own.accuracies(own.served(own.published(MOST)))
     rows[AS_CLIENTS] = own.accuracies(own.served(own.published(MOST, second=False)))
     rows[ONE_GROUP] = own.accuracies(own.served(own.published(1)))

@@ -27,7 +27,7 @@ from models.personalization.prior import add_prior
 from models.sums.clusters import Clusters, grow_clusters, membership, moments, spread
 from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
 from models.sums.local_head import PublicHeads
-from models.sums.product_average import from_two_passes, orthonormal, right_basis, times_left, times_right
+from models.sums.shared_factor import framed, moved, movement
 from strategies.engine.history import sample_cohort
 from strategies.methods.hyperlora.config import HyperLoraSettings
 
@@ -87,28 +87,30 @@ def averaged(trained: Sequence[tuple[float, Adapter]], told: Callable[[Adapter],
     return {name: torch.stack([part[name] for part in parts]).sum(dim=0) / total for name in parts[0]}
 
 
-def next_anchor(anchor: Adapter, trained: Sequence[tuple[float, Adapter]], columns: int, *seed: object) -> Adapter:
-    """Return the anchor after a round of two sums."""
-    right = right_basis(anchor, columns, *seed)
-    first = averaged(trained, lambda end: {**times_right(end, right), "head": end.head.double()})
-    head = first.pop("head").float()
-    left = orthonormal(first)
-    rows = averaged(trained, lambda end: times_left(end, left))
-    return from_two_passes(left, rows, head, anchor.rank).aligned(anchor)
+Move = Callable[["Clients", Adapter, Adapter, int], Adapter]
+"""What the anchor becomes in a round: of clients, the anchor before round 1, the anchor now, and the round."""
 
 
-def anchor_from_sums(clients: Clients, initial: Adapter, move: Callable[[Adapter, int], Adapter]) -> Adapter:
-    """Return the anchor that clients are served after all rounds: the running average, as in the open run.
+def one_factor(step: float) -> Move:
+    """Return the way of one sum of one factor in turn, moved by ``step`` times the average."""
 
-    Args:
-        clients: of the run.
-        initial: the anchor before round 1.
-        move: gives the anchor after a round.
-    """
-    share = clients.config.of(HyperLoraSettings).averaging
+    def move(clients: Clients, initial: Adapter, anchor: Adapter, server_round: int) -> Adapter:
+        side = "B" if server_round % 2 else "A"
+        start = framed(anchor, initial, side)
+        trained = clients.trained(start, server_round, trains=side)
+        average = averaged(trained, lambda end: movement(start, end, side))
+        return moved(start, average, side, step).aligned(anchor)
+
+    return move
+
+
+def anchor_from_sums(clients: Clients, move: Move) -> Adapter:
+    """Return the anchor that clients are served after all rounds: the running average, as in the open run."""
+    share, config = clients.config.of(HyperLoraSettings).averaging, clients.config
+    initial = clients.runtime.model.fresh_adapter(config.seed)
     anchor, average = initial, None
-    for server_round in range(1, clients.config.federation.rounds + 1):
-        anchor = move(anchor, server_round)
+    for server_round in range(1, config.federation.rounds + 1):
+        anchor = move(clients, initial, anchor, server_round)
         mixed = combine([average or anchor, anchor], [1.0 - share, share])
         average = mixed.truncated(anchor.rank).aligned(anchor)
     return average or anchor

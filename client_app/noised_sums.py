@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 
 from client_app.sums import Answer, SummedClient
-from client_app.tasks import HostedClient
 from hyperlora.messages.noised_questions import LOSS, MOVEMENTS
-from hyperlora.messages.plan import LocalPlan
 from hyperlora.messages.questions import Question
 from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics
 from models.sums.group_statistics import Spread
 from models.sums.logit_space import LogitSpace, logit_contribution, logit_deviations
-from models.sums.shared_factor import movement
 
 
 @dataclass(frozen=True)
@@ -32,13 +29,8 @@ class NoisedClient(SummedClient):
         return _ANSWERS[question.kind](self, question)
 
     def movement(self, question: Question) -> Answer:
-        """Train the head and the factor that the question names, and tell how they changed."""
-        start, config = self._anchor(question), self.runtime.config
-        (side,) = (one for one, kind in MOVEMENTS.items() if kind == question.kind)
-        plan = LocalPlan(trains=side)
-        client = HostedClient(self.runtime, self._name, self.request.server_round, plan, self.keeper)
-        end = self.runtime.client_half.train(client, start, plan, config.train.local_steps).end
-        return movement(start, end, side)
+        """Tell how training changed the head and a factor: every client counts as one."""
+        return self._moved(question)
 
     def logit_classes(self, question: Question) -> Answer:
         """Tell what its classes look like in the space of the anchor's logits."""

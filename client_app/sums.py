@@ -13,9 +13,9 @@ from torch import Tensor
 
 from client_app.runtime import ClientRuntime
 from client_app.tasks import HostedClient, Keeper, evaluate_adapter
-from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
-from hyperlora.messages.plan import PLAIN_PLAN, Start
+from hyperlora.messages.noised_questions import MOVEMENTS, moved_factor
+from hyperlora.messages.plan import LocalPlan, Start
 from hyperlora.messages.questions import MOST_SAMPLES, Question, Sizes
 from hyperlora.messages.sums import SumRequest
 from models.adapters.adapter import Adapter, check_same_shapes
@@ -23,7 +23,7 @@ from models.personalization.class_statistics import ClassStatistics, compute_cla
 from models.sums.clusters import membership, moments, spread
 from models.sums.group_statistics import Spread, contribution, deviations, placed
 from models.sums.local_head import PublicHeads, ServedHead
-from models.sums.product_average import right_basis, times_left, times_right
+from models.sums.shared_factor import movement
 
 Answer = dict[str, Tensor]
 
@@ -35,7 +35,7 @@ class SummedClient:
     Attributes:
         runtime: of this process.
         request: the step.
-        keeper: where what it trained is kept until the second pass.
+        keeper: of the client's adapters.
     """
 
     runtime: ClientRuntime
@@ -78,25 +78,18 @@ class SummedClient:
         one, total = torch.split(membership(question.clusters, self._vector), [1, len(self._vector)], dim=1)
         return {"counts": one, "sums": total}
 
-    def columns(self, question: Question) -> Answer:
-        """Train the anchor, keep what comes of it, and tell its products with the first public basis."""
-        anchor = self._anchor(question)
-        client = HostedClient(self.runtime, self._name, self.request.server_round, PLAIN_PLAN, self.keeper)
-        trained = self.runtime.client_half.train(client, anchor, PLAIN_PLAN, self.runtime.config.train.local_steps)
-        self.keeper.put(self._name, trained.end)
-        right = right_basis(anchor, self.sizes().columns, self.runtime.config.seed, self.request.server_round)
-        return self._weighted({"head": trained.end.head, **times_right(trained.end, right)})
-
-    def rows(self, question: Question) -> Answer:
-        """Tell the products of what was trained with the second public basis."""
-        end = self.keeper.get(self._name)
-        if end is None:
-            raise ProtocolError("this client did not train in the round, or was started anew since")
-        return self._weighted(times_left(end, question.left))
-
-    def _weighted(self, parts: Mapping[str, Tensor]) -> Answer:
-        weight = self._weight
+    def movement(self, question: Question) -> Answer:
+        """Tell how training changed the head and a factor, times what the client counts for."""
+        parts, weight = self._moved(question), self._weight
         return {"weight": torch.tensor([weight]), **{name: weight * part for name, part in parts.items()}}
+
+    def _moved(self, question: Question) -> Answer:
+        """Train the head and the factor that the question names, and return how they changed."""
+        start, side = self._anchor(question), moved_factor(question.kind)
+        plan = LocalPlan(trains=side)
+        client = HostedClient(self.runtime, self._name, self.request.server_round, plan, self.keeper)
+        end = self.runtime.client_half.train(client, start, plan, self.runtime.config.train.local_steps).end
+        return movement(start, end, side)
 
     def classes(self, question: Question) -> Answer:
         """Tell class statistics at the place of its cluster."""
@@ -179,8 +172,7 @@ _ANSWERS: Mapping[str, Callable[[SummedClient, Question], Answer]] = {
     "moments": SummedClient.moments,
     "spread": SummedClient.spread,
     "members": SummedClient.members,
-    "columns": SummedClient.columns,
-    "rows": SummedClient.rows,
+    **dict.fromkeys(MOVEMENTS.values(), SummedClient.movement),
     "classes": SummedClient.classes,
     "deviations": SummedClient.deviations,
     "losses": SummedClient.losses,

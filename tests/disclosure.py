@@ -21,10 +21,13 @@ from torch import Tensor
 
 from client_app.runtime import ClientRuntime
 from client_app.sums import SummedClient
+from client_app.tasks import NothingKept
+from hyperlora.messages.noised_questions import MOVEMENTS
 from hyperlora.messages.questions import Question, layout, public_anchor
 from hyperlora.messages.sums import SumRequest
 from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics
+from models.sums.shared_factor import framed, moved
 
 CLOSE, LONG, SMALLEST, APART, STRETCHES = 1e-4, 4, 2e-3, 1e-2, 3
 NUMBER = re.compile(rb"-?\d+\.\d+(?:e-?\d+)?")
@@ -52,23 +55,10 @@ class Secret:
                 yield self.numbers[start : start + LONG]
 
 
-class Kept:
-    """Keeps an adapter for the second question of a round, as a node's Flower context does."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Adapter] = {}
-
-    def get(self, client_id: str) -> Adapter | None:
-        return self._kept.get(client_id)
-
-    def put(self, client_id: str, adapter: Adapter) -> None:
-        self._kept[client_id] = adapter
-
-
 def statistics_of(runtime: ClientRuntime, name: str, anchor: Adapter) -> ClassStatistics:
     """Return what a client knows of its classes under an anchor."""
     question = Question("classes", public_anchor(anchor))
-    return SummedClient(runtime, SumRequest(name, 1, "", "masked"), Kept())._statistics(question.anchor)
+    return SummedClient(runtime, SumRequest(name, 1, "", "masked"), NothingKept())._statistics(question.anchor)
 
 
 def secrets_of(
@@ -91,18 +81,19 @@ def secrets_of(
 def _secrets_of(
     runtime: ClientRuntime, name: str, asked: int, start: Adapter, own: ClassStatistics, having: Tensor
 ) -> list[Secret]:
-    client = SummedClient(runtime, SumRequest(name, 1, "", "masked", clients=asked), Kept())
-    question = Question("columns", public_anchor(start))
-    told, end = client.told(question), client.keeper.get(name)
-    assert end is not None
+    client = SummedClient(runtime, SumRequest(name, 1, "", "masked", clients=asked), NothingKept())
+    start = framed(start, start, "B")
+    question = Question(MOVEMENTS["B"], public_anchor(start))
+    told = client.told(question)
+    end = moved(start, {part: one / told["weight"] for part, one in told.items()}, "B")
     kind, one = next(iter(end.low_rank.items()))
     common = int((having * (own.counts > 0)).argmax())  # a class that it alone has is told by the sum, as the docs say
     vectors = {
         "features": client._vector,
         "dW": (one.B[0] @ one.A[0])[:8],
         "head": end.head,
-        "weighted head": told["head"],
-        "dW Q": told[kind],
+        "movement of the head": told["head"],
+        "movement of B": told[kind],
         "sum of a class": own.sums[common],
         "unmasked answer": layout(question, client.sizes()).encode(told),
     }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hyperlora.messages.codec import ProtocolError
-from hyperlora.messages.noised_questions import NOISED_KINDS, units_of
+from hyperlora.messages.noised_questions import MOVEMENTS, NOISED_KINDS, shapes_of_movement, units_of
 from hyperlora.secure_sum.fixed_point import FixedPoint, Part
 from hyperlora.secure_sum.noised_vector import NoisedVector
 from models.adapters.adapter import Adapter
@@ -25,18 +25,17 @@ from models.sums.clusters import FURTHEST, Clusters
 from models.sums.group_statistics import GroupStatistics
 from models.sums.logit_space import LogitStatistics
 
-FEATURE, MOVED, HEAD, LOSS, DEVIATIONS = 64.0, 16.0, 64.0, 50.0, 16.0
-"""Bounds of a pooled feature, of an entry of dW Q, of the head, of a loss in nats, and, for each pair of classes, of a
-client's deviation from its cluster in units of the variance within classes."""
+FEATURE, MOVED, LOSS, DEVIATIONS = 64.0, 16.0, 50.0, 16.0
+"""Bounds of a pooled feature, of an entry of a movement, of a loss in nats, and, for each pair of classes, of how far a
+client lies from its cluster in units of the variance within classes."""
 MOST_SAMPLES = 4096.0
 """Samples that a client counts for at most."""
-KINDS = ("moments", "spread", "members", "columns", "rows", "classes", "deviations", "losses", "scores", *NOISED_KINDS)
-MOST_NOISE = 2.0**20
-MOST_GROUPS, OVERSAMPLED = 256, 2
-"""Clusters at most, and columns of the public products for each rank of the adapter."""
-ANCHOR, LEFT, LOGIT = "anchor ", "left ", "logit "
-"""What the names of public tensors begin with: the anchor's, the orthonormal bases of the second pass, and class
-statistics in the space of the anchor's logits."""
+EXACT_KINDS = (*MOVEMENTS.values(), "moments", "spread", "members", "classes", "deviations", "losses", "scores")
+KINDS = tuple(dict.fromkeys(EXACT_KINDS + NOISED_KINDS))
+MOST_NOISE, MOST_GROUPS = 2.0**20, 256
+"""Of a sum, and clusters at most."""
+ANCHOR, LOGIT = "anchor ", "logit "
+"""What the names of public tensors begin with: the anchor's, and class statistics in the space of its logits."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Question:
     """One question of a sum.
 
     Attributes:
-        kind: one of ``KINDS``.
+        kind: one of ``EXACT_KINDS``, or of ``NOISED_KINDS`` where there is noise.
         public: tensors that every client gets.
         noise: standard deviation of the noise of the sum, in units of the longest answer of a client; 0 is none.
     """
@@ -56,7 +55,7 @@ class Question:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ProtocolError(f"there is no sum of '{self.kind}'")
-        if self.noised != (0.0 < self.noise < MOST_NOISE):
+        if not 0.0 <= self.noise < MOST_NOISE or self.kind not in (NOISED_KINDS if self.noise else EXACT_KINDS):
             raise ProtocolError(f"a sum of '{self.kind}' cannot have noise of {self.noise}")
 
     def digest(self, clients: int) -> bytes:
@@ -70,7 +69,7 @@ class Question:
     @property
     def noised(self) -> bool:
         """Whether the answers have noise."""
-        return self.kind in NOISED_KINDS
+        return self.noise > 0.0
 
     @property
     def anchor(self) -> Adapter:
@@ -79,11 +78,6 @@ class Question:
             return Adapter.from_tensors(_named(self.public, ANCHOR))
         except KeyError as error:
             raise ProtocolError(f"a sum of '{self.kind}' needs the anchor") from error
-
-    @property
-    def left(self) -> dict[str, Tensor]:
-        """Kind of module -> orthonormal basis of the range of the average, float64."""
-        return {kind: one.double() for kind, one in _named(self.public, LEFT).items()}
 
     @property
     def clusters(self) -> Clusters:
@@ -176,11 +170,6 @@ class Sizes:
     clip: float = 1.0
     share: float = 1.0
 
-    @property
-    def columns(self) -> int:
-        """Columns of the public products."""
-        return OVERSAMPLED * self.fresh.rank
-
 
 def layout(question: Question, sizes: Sizes) -> FixedPoint | NoisedVector:
     """Return how the answers to a question add up."""
@@ -204,17 +193,9 @@ def _members(question: Question, sizes: Sizes) -> dict[str, Part]:
     return {"counts": Part((groups, 1), 1.0), "sums": Part((groups, sizes.width), FURTHEST)}
 
 
-def _columns(question: Question, sizes: Sizes) -> dict[str, Part]:
-    products = {
-        kind: Part((*one.B.shape[:-1], sizes.columns), MOVED) for kind, one in sorted(sizes.fresh.low_rank.items())
-    }
-    return {"weight": Part((1,), 1.0), "head": Part(tuple(sizes.fresh.head.shape), HEAD), **products}
-
-
-def _rows(question: Question, sizes: Sizes) -> dict[str, Part]:
-    kinds = sorted(sizes.fresh.low_rank.items())
-    products = {kind: Part((one.A.shape[0], one.A.shape[-1], sizes.columns), MOVED) for kind, one in kinds}
-    return {"weight": Part((1,), 1.0), **products}
+def _movement(question: Question, sizes: Sizes) -> dict[str, Part]:
+    shapes = shapes_of_movement(question.kind, sizes.fresh)
+    return {"weight": Part((1,), 1.0), **{name: Part(shape, MOVED) for name, shape in shapes.items()}}
 
 
 def _classes(question: Question, sizes: Sizes) -> dict[str, Part]:
@@ -250,8 +231,7 @@ _PARTS: Mapping[str, Any] = {
     "moments": _moments,
     "spread": _spread,
     "members": _members,
-    "columns": _columns,
-    "rows": _rows,
+    **dict.fromkeys(MOVEMENTS.values(), _movement),
     "classes": _classes,
     "deviations": _deviations,
     "losses": _losses,

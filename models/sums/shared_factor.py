@@ -2,7 +2,8 @@
 
 In one round clients train B and the head, A being everybody's, in the next A and the head (RoLoRA; Chen et al. 2024).
 Of a movement a client tells the trained factor and the head: m r or n r numbers a module in place of the (m + n) r of a
-product, which matters where every number gets noise.
+product, which matters where every number gets noise. Since every factor moves in every second round only, it moves
+``STEP`` times the average.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from models.adapters.adapter import HEAD, Adapter
 from models.lowrank.factors import Factors
+
+STEP = 2.0
 
 
 def framed(anchor: Adapter, fresh: Adapter, side: str) -> Adapter:
@@ -53,10 +56,10 @@ def movement(start: Adapter, end: Adapter, side: str) -> dict[str, Tensor]:
     return {HEAD: end.head - start.head, **dict(sorted(kinds.items()))}
 
 
-def moved(start: Adapter, step: Mapping[str, Tensor], side: str) -> Adapter:
-    """Return ``start`` after a movement of one factor, ``B`` or ``A``: the inverse of :func:`movement`."""
+def moved(start: Adapter, step: Mapping[str, Tensor], side: str, times: float = 1.0) -> Adapter:
+    """Return ``start`` after ``times`` a movement of one factor, ``B`` or ``A``; once is :func:`movement`'s inverse."""
     low_rank = {}
     for kind, one in start.low_rank.items():
-        after = (getattr(one, side).double() + step[kind].double()).to(one.B.dtype)
+        after = (getattr(one, side).double() + times * step[kind].double()).to(one.B.dtype)
         low_rank[kind] = Factors(B=after, A=one.A) if side == "B" else Factors(B=one.B, A=after)
-    return Adapter(low_rank, (start.head.double() + step[HEAD].double()).to(start.head.dtype))
+    return Adapter(low_rank, (start.head.double() + times * step[HEAD].double()).to(start.head.dtype))

@@ -1,9 +1,9 @@
 """The round loop of a run of sums with noise: user-level differential privacy (``privacy.epsilon`` beside sums).
 
-One sum a round: clients train B and the head, in every second round A and the head, and their movements are averaged,
-each of length ``privacy.adapter-clip`` at most. Before an evaluation one sum tells what classes look like in the space
-of the anchor's logits, one by how much clients differ, one which heads serve better, and one what they are worth. To
-the state, to checkpoints and to reports all clients that train are one group.
+Rounds are those of :mod:`strategies.sums.strategy`, with movements of length ``privacy.adapter-clip`` at most. Before
+an evaluation one sum tells what classes look like in the space of the anchor's logits, one by how much clients differ,
+one which heads serve better, and one what they are worth. To the state, to checkpoints and to reports all clients that
+train are one group.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from flwr.app import MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from hyperlora.messages.noised_questions import MOVEMENTS, units_of
+from hyperlora.messages.noised_questions import units_of
 from hyperlora.messages.questions import Question, public_anchor, public_logit_statistics
-from models.adapters.adapter import Adapter
 from models.sums.logit_space import LogitStatistics, logit_spread
-from models.sums.shared_factor import framed, moved
 from strategies.engine.records import ClientScore
-from strategies.sums.channel import SumChannel, Summed
+from strategies.sums.channel import Summed
 from strategies.sums.noise_plan import NoisePlan
 from strategies.sums.strategy import SumsStrategy, group_card
 
@@ -79,17 +77,12 @@ class NoisedSumsStrategy(SumsStrategy):
         self.record.privacy = {"epsilon": self.plan.spent(rounds, evaluations), "delta": own.delta}
 
     def _asked(self, kind: str, public: Mapping[str, Tensor]) -> Question:
+        """Return a question of one kind with its noise."""
         return Question(kind, public, self.plan.noise(kind))
 
-    def _averaged(self, grid: Grid, channel: SumChannel, cohort: Sequence[str]) -> tuple[Adapter, int] | None:
-        """Return the anchor after the average of a cohort's movements, and of how many; None where there is no sum."""
-        side = "B" if self.record.server_round % 2 else "A"
-        start = framed(self.state.anchor, self._fresh, side)
-        told = channel.ask(grid, cohort, self._asked(MOVEMENTS[side], public_anchor(start)), self.record)
-        if told is None:
-            return None
-        count = len(told.clients)
-        return moved(start, {name: one / count for name, one in told.sums.items()}, side), count
+    def _mean(self, told: Summed) -> dict[str, Tensor]:
+        """Return the average of movements: every client counts as one."""
+        return {name: one / len(told.clients) for name, one in told.sums.items()}
 
     def _prepare_scores(self, grid: Grid, names: Sequence[str]) -> Callable[[bool], Question] | None:
         """Publish class statistics behind the anchor, and return the question that clients are scored by."""

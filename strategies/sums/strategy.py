@@ -1,9 +1,10 @@
 """The round loop of a run of sums: what HyperLoRA does, of sums over clients (``privacy.mode = "sums"``).
 
-Clients start from the anchor; its movement is averaged in product space by two public products. Before an evaluation
-clients tell what their classes look like, as sums over clusters of at least ``privacy.least-clients`` of them, and each
-makes its head for itself. To the state, to checkpoints and to reports a cluster is what a client is in an open run: the
-server knows clusters by name, and single clients by no more than that they take part.
+Clients start from the anchor and train one factor of it, in the next round the other, so that one sum carries the
+average in product space (:mod:`models.sums.shared_factor`). Before an evaluation clients tell what their classes look
+like, as sums over clusters of at least ``privacy.least-clients`` of them, and each makes its head for itself. To the
+state, to checkpoints and to reports a cluster is what a client is in an open run: the server knows clusters by name,
+and single clients by no more than that they take part.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
+from hyperlora.messages.noised_questions import MOVEMENTS
 from hyperlora.messages.plan import Start
 from hyperlora.messages.questions import Question, Sizes, public_anchor, public_clusters, public_groups
 from hyperlora.messages.signature import ClientCard
@@ -30,7 +32,7 @@ from models.personalization.signature import Signature, Standardizer
 from models.personalization.similarity import signature_vector, vector_groups
 from models.sums.clusters import Clusters, grow_clusters
 from models.sums.group_statistics import GroupStatistics, Spread
-from models.sums.product_average import from_two_passes, orthonormal
+from models.sums.shared_factor import STEP, framed, moved
 from strategies.engine.checkpoint import Checkpoint
 from strategies.engine.evaluation import means_of
 from strategies.engine.history import sample_cohort
@@ -135,21 +137,23 @@ class SumsStrategy(LoraStrategy):
     def _channel(self) -> SumChannel:
         return SumChannel(self.registrar, self._sizes, self.settings.round_timeout, self.least)
 
+    def _asked(self, kind: str, public: Mapping[str, Tensor]) -> Question:
+        """Return a question of one kind."""
+        return Question(kind, public)
+
     def _averaged(self, grid: Grid, channel: SumChannel, cohort: Sequence[str]) -> tuple[Adapter, int] | None:
-        """Return the average of what a cohort makes of the anchor, and of how many; None where there is no sum."""
-        anchor = self.state.anchor
-        first = channel.ask(grid, cohort, Question("columns", public_anchor(anchor)), self.record)
-        if first is None:
+        """Return the anchor after what a cohort makes of it, and of how many; None where there is no sum."""
+        side = "B" if self.record.server_round % 2 else "A"
+        start = framed(self.state.anchor, self._fresh, side)
+        told = channel.ask(grid, cohort, self._asked(MOVEMENTS[side], public_anchor(start)), self.record)
+        if told is None:
             return None
-        products = _means(first)
-        head = products.pop("head").float()
-        left = orthonormal(products)
-        public = {f"left {kind}": one for kind, one in left.items()}
-        second = channel.ask(grid, first.clients, Question("rows", public), self.record)
-        if second is None:
-            return None
-        left = {kind: one.float().double() for kind, one in left.items()}  # as the clients read it
-        return from_two_passes(left, _means(second), head, anchor.rank), len(second.clients)
+        return moved(start, self._mean(told), side, STEP), len(told.clients)
+
+    def _mean(self, told: Summed) -> dict[str, Tensor]:
+        """Return the average of movements, by the clients' samples."""
+        weight = told.sums["weight"]
+        return {name: one / weight for name, one in told.sums.items() if name != "weight"}
 
     def _as_update(self, end: Adapter) -> ClientUpdate:
         """Return the average as the update of one client that stands for all."""
@@ -257,12 +261,6 @@ class SumsStrategy(LoraStrategy):
         reply = EvaluateReply(card.client_id, tests, accuracy, loss, validation, calibration, 0.0)
         request = EvaluateRequest(card.client_id, self.record.server_round, steps, Start(self._fresh))
         return client_score(card, request, reply)
-
-
-def _means(told: Summed) -> dict[str, Tensor]:
-    """Return the averages of weighted tensors."""
-    weight = told.sums["weight"]
-    return {name: one / weight for name, one in told.sums.items() if name != "weight"}
 
 
 def group_card(name: str, vector: Tensor, counts: Tensor) -> ClientCard:

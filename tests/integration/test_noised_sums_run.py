@@ -21,7 +21,7 @@ from tests.integration.test_sums_run import CLIENTS, SUMS, Recording, made, reco
 
 BARELY = 1e4
 """An epsilon with so little noise that eight clients learn something."""
-NOISED: dict[str, Any] = {"privacy.epsilon": BARELY, "privacy.adapter-clip": 2.0, "hyperlora.server-step": 2.0}
+NOISED: dict[str, Any] = {"privacy.epsilon": BARELY, "privacy.adapter-clip": 2.0}
 
 
 @pytest.fixture(scope="module")

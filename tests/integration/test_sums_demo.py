@@ -91,7 +91,7 @@ def test_the_documented_line_makes_a_run_over_the_three_sites_and_one_that_is_lo
 ) -> None:
     records = made(tmp_path, "federation.rounds=4", lost_in=2)  # in round 3 it rests, as any node that was silent
     assert [one["training"].get("clients") for one in records] == [3, None, None, 3]
-    assert records[1]["failures"]["sum columns"] == "2 clients are left, and 3 is the least for a sum"
+    assert records[1]["failures"]["sum movement of A"] == "2 clients are left, and 3 is the least for a sum"
     assert f"sum {sites()[0]}" in records[1]["failures"]
     assert records[3]["failures"] == {}
     assert records[3]["evaluation"]["seen"]["zero_step"]["mean"] > 0.2

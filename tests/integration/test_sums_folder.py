@@ -18,6 +18,7 @@ from client_app.runtime import ClientRuntime, open_runtime
 from hyperlora.cli.main import app as command_line
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.sample import write_sample
+from hyperlora.messages.noised_questions import MOVEMENTS
 from hyperlora.newcomer import newcomer_runtime, try_newcomer
 from hyperlora.reporting.publishing import publish_run
 from hyperlora.reporting.run_files import RunFiles
@@ -195,7 +196,7 @@ def test_a_server_killed_in_the_middle_of_a_sum_goes_on_as_if_it_had_not_been(fi
             sent = list(messages)
             for one in sent:
                 config = one.content["config"]
-                if not killed and config.get("step") == "unmask" and of_sum(config, "rows"):
+                if not killed and config.get("step") == "unmask" and of_sum(config, "movement of B"):
                     killed.append(True)
                     raise ServerKilledError
             return super().push_messages(sent)
@@ -215,7 +216,7 @@ def test_a_client_that_falls_silent_in_an_evaluation_is_waited_for_once(tmp_path
     class PartlySilent(LocalGrid):
         def _answer(self, message: Message) -> Message:
             config = message.content["config"]
-            if config.get("client_id") == gone and not of_sum(config, "columns", "rows"):
+            if config.get("client_id") == gone and not of_sum(config, *MOVEMENTS.values()):
                 asked.append(config["step"])
                 return expired(message)
             return super()._answer(message)

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Message
 from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
+from benchmarks.sums_only import Clients, one_factor
 from client_app.app import app
 from client_app.runtime import open_runtime
 from client_app.sums import SummedClient
@@ -29,6 +30,7 @@ from models.adapters.adapter import subtract
 from models.backbones.backbone import Backbone
 from models.backbones.loading import build_backbone
 from models.lowrank.factors import norm
+from models.sums.shared_factor import STEP
 from server_app.run import run
 from strategies.engine.checkpoint import CheckpointStore
 from strategies.engine.history import sample_cohort
@@ -221,18 +223,18 @@ def first_of_the_cohort() -> str:
     return sample_cohort(names, 5, seed=config.seed, server_round=1)[0]
 
 
-def test_the_anchor_of_sums_is_near_that_of_an_open_run(tmp_path: Path) -> None:
-    anchors = []
-    for mode in ("sums", "open"):
-        directory, _ = made(tmp_path / mode, **{"federation.rounds": 1, "privacy.mode": mode})
-        config = RunConfig.parse(json.loads((directory / "config.json").read_text()))
-        found = CheckpointStore(directory / "checkpoints", keep=1).latest(build_method(config).state_classes)
-        assert found is not None
-        anchors.append(found.state.anchor)
-    apart = subtract(*anchors)
+def test_the_anchor_moves_by_what_the_same_clients_make_of_one_factor(sums_run: tuple[Path, Recording]) -> None:
+    config = RunConfig.parse(json.loads((sums_run[0] / "config.json").read_text()))
+    found = CheckpointStore(sums_run[0] / "checkpoints", keep=1).latest(build_method(config).state_classes)
+    assert found is not None
+    clients = Clients.of(open_runtime(config.with_values({"privacy.mode": "open"})))
+    initial = anchor = clients.runtime.model.fresh_adapter(config.seed)
+    for server_round in (1, 2):
+        anchor = one_factor(STEP)(clients, initial, anchor, server_round)
+    apart = subtract(found.state.anchor, anchor)
     for kind, one in apart.low_rank.items():
-        assert bool((norm(one) < 0.35 * norm(anchors[1].low_rank[kind])).all())
-    torch.testing.assert_close(anchors[0].head, anchors[1].head, rtol=0, atol=2e-3)
+        assert bool((norm(one) < 0.02 * norm(anchor.low_rank[kind])).all())
+    torch.testing.assert_close(found.state.anchor.head, anchor.head, rtol=0, atol=2e-3)
 
 
 def asked(values: dict[str, Any], message: Message) -> Message:
@@ -283,6 +285,6 @@ def test_what_does_not_go_with_sums_is_refused(values: dict[str, Any], reason: s
 def test_an_anchor_of_another_shape_is_refused() -> None:
     runtime = open_runtime(RunConfig.parse(SUMS))
     wrong = runtime.model.fresh_adapter(0).truncated(2)
-    request = SumRequest("any", 1, "", "masked", clients=5, question=Question("columns", public_anchor(wrong)))
+    request = SumRequest("any", 1, "", "masked", clients=5, question=Question("movement of B", public_anchor(wrong)))
     with pytest.raises(ValueError, match="does not fit"):
         SummedClient(runtime, request, NothingKept()).told(request.question)  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ def test_the_least_share_is_rounded_up() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "noise"),
-    [("movement of B", 0.0), ("classes", 1.0), ("movement of A", math.inf), ("logit classes", math.nan)],
+    [("logit classes", 0.0), ("classes", 1.0), ("movement of A", math.inf), ("movement of B", math.nan)],
 )
 def test_a_question_has_noise_where_its_answers_do(kind: str, noise: float) -> None:
     with pytest.raises(ProtocolError, match="cannot have noise"):

@@ -9,79 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.adapters.adapter import Adapter, combine
-from models.lowrank.factors import Factors, norm
-from models.lowrank.truncation import best_rank
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.personalization.head_generator import HeadGenerator
 from models.sums.clusters import Clusters, grow_clusters, membership, moments, spread
 from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
 from models.sums.local_head import PublicHeads
-from models.sums.product_average import (
-    from_two_passes,
-    orthonormal,
-    right_basis,
-    times_left,
-    times_right,
-)
-
-WEIGHTS = [0.2, 0.5, 0.3]
-
-
-def adapters(rank: int = 2) -> list[Adapter]:
-    generator = torch.Generator().manual_seed(0)
-
-    def one() -> Adapter:
-        B, A = torch.randn(2, 12, rank, generator=generator), torch.randn(2, rank, 9, generator=generator)
-        return Adapter({"qkv": Factors(B=B, A=A)}, torch.randn(3, 5, generator=generator))
-
-    return [one() for _ in WEIGHTS]
-
-
-def averaged(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {
-        name: torch.stack([w * part[name] for w, part in zip(WEIGHTS, parts, strict=True)]).sum(dim=0)
-        for name in parts[0]
-    }
-
-
-def by_two_passes(ends: Sequence[Adapter], anchor: Adapter, columns: int) -> Adapter:
-    right = right_basis(anchor, columns, 0)
-    left = orthonormal(averaged([times_right(one, right) for one in ends]))
-    rows = averaged([times_left(one, left) for one in ends])
-    return from_two_passes(left, rows, combine(ends, WEIGHTS).head, anchor.rank)
-
-
-def error(got: Adapter, exact: Factors) -> Tensor:
-    left = got.low_rank["qkv"].product() - exact.product()
-    return left.flatten(1).norm(dim=1) / norm(exact)
-
-
-def test_two_passes_are_the_truncated_average_where_the_columns_suffice() -> None:
-    ends = adapters()
-    exact = combine(ends, WEIGHTS)
-    got = by_two_passes(ends, ends[0], columns=6)  # three clients of rank 2
-    assert error(got, best_rank(exact.low_rank["qkv"], 2)).max() < 1e-5
-    torch.testing.assert_close(got.head, exact.head)
-
-
-def test_two_passes_with_fewer_columns_lose_more_than_eckart_young_and_less_than_everything() -> None:
-    ends = adapters()
-    exact = combine(ends, WEIGHTS).low_rank["qkv"]
-    best = error(Adapter({"qkv": best_rank(exact, 2)}, ends[0].head), exact)
-    some = error(by_two_passes(ends, ends[0], columns=3), exact)
-    assert bool((best <= some + 1e-6).all())
-    assert bool((some < 1.0).all())
-
-
-def test_bases_are_orthonormal_and_follow_from_the_seed() -> None:
-    anchor = adapters()[0]
-    one, same, other = (right_basis(anchor, 5, seed)["qkv"] for seed in (1, 1, 2))
-    torch.testing.assert_close(one.mT @ one, torch.eye(5, dtype=torch.float64).expand(2, 5, 5))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    rows = anchor.low_rank["qkv"].A.double().mT
-    torch.testing.assert_close(one @ (one.mT @ rows), rows)  # the anchor's rows are in it
 
 
 @dataclass

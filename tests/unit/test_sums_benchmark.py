@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from benchmarks.product_average import from_two_passes, orthonormal, right_basis, times_left, times_right
 from benchmarks.sum_movements import WAYS, sum_movements_table
 from benchmarks.sums import ANCHOR, OPEN, RESULT, SETTINGS, SUMS, configured, missing, sums_table
-from benchmarks.sums_only import averaged, next_anchor
 from models.adapters.adapter import Adapter, combine
 from models.lowrank.factors import Factors, norm
 from models.lowrank.truncation import best_rank
@@ -45,23 +46,6 @@ def test_settings_stand_side_by_side_and_what_is_missing_is_run() -> None:
 def test_every_setting_is_a_run_of_hyperlora(setting: str) -> None:
     config = configured(setting, 2, {"federation.rounds": 3})
     assert (config.method, config.seed, config.federation.rounds) == ("hyperlora", 2, 3)
-
-
-def test_the_next_anchor_is_the_truncated_average_by_samples() -> None:
-    generator = torch.Generator().manual_seed(0)
-    ends = [
-        Adapter(
-            {"qkv": Factors(torch.randn(1, 9, 1, generator=generator), torch.randn(1, 1, 8, generator=generator))},
-            torch.full((2, 3), float(one)),
-        )
-        for one in range(2)
-    ]
-    trained = list(zip([10.0, 30.0], ends, strict=True))
-    found = next_anchor(ends[0], trained, 2, 0)
-    exact = combine(ends, [0.25, 0.75]).truncated(1)
-    assert norm(combine([found, exact], [1.0, -1.0]).low_rank["qkv"]).max() < 1e-4
-    torch.testing.assert_close(found.head, torch.full((2, 3), 0.75))
-    assert averaged(trained, lambda end: {"head": end.head})["head"][0, 0] == pytest.approx(0.75)
 
 
 def adapter(seed: int, rank: int = 2) -> Adapter:
@@ -124,3 +108,33 @@ def test_the_table_of_movements_has_differences_to_the_open_run() -> None:
 def recorded() -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = json.loads(RESULT.read_text(encoding="utf-8"))["runs"]
     return made
+
+
+def test_two_sums_with_fewer_columns_lose_more_than_eckart_young_and_less_than_everything() -> None:
+    ends = [adapter(seed) for seed in range(3)]
+    exact = combine(ends, [0.2, 0.5, 0.3])
+    right = right_basis(ends[0], 3, 0)
+    left = orthonormal(combined([times_right(one, right) for one in ends]))
+    got = from_two_passes(left, combined([times_left(one, left) for one in ends]), exact.head, 2)
+    best, some = lost(exact.truncated(2), exact), lost(got, exact)
+    assert bool((best <= some + 1e-6).all())
+    assert bool((some < 1.0).all())
+
+
+def combined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {"qkv": sum((w * one["qkv"] for w, one in zip([0.2, 0.5, 0.3], parts, strict=True)), torch.zeros(()))}
+
+
+def lost(got: Adapter, exact: Adapter) -> Tensor:
+    apart = combine([got, exact], [1.0, -1.0])
+    return norm(apart.low_rank["qkv"]) / norm(exact.low_rank["qkv"])
+
+
+def test_a_basis_is_orthonormal_has_the_rows_of_the_anchor_and_follows_from_the_seed() -> None:
+    anchor = adapter(0)
+    one, same, other = (right_basis(anchor, 5, seed)["qkv"] for seed in (1, 1, 2))
+    torch.testing.assert_close(one.mT @ one, torch.eye(5, dtype=torch.float64).expand(2, 5, 5))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    rows = anchor.low_rank["qkv"].A.double().mT
+    torch.testing.assert_close(one @ (one.mT @ rows), rows)

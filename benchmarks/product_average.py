@@ -1,4 +1,4 @@
-"""The average of clients' adapters in product space, from sums over clients alone.
+"""The average of clients' adapters in product space, from sums of their products with public matrices.
 
 dW_i = B_i A_i is not linear in B_i and A_i, but its products with a public matrix are. In two passes of a randomised
 range finder (Halko, Martinsson and Tropp 2011, algorithm 4.1; with a warm start as PowerSGD, Vogels et al. 2019,
