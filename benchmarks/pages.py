@@ -2,9 +2,9 @@
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
-``forgetting``, ``gpu``, ``language``, ``sums``, ``central-privacy`` and ``words`` are the tables of these modules,
-``costs`` what every suite costs. Several suites, with commas, stand side by side in one table, or one sentence each
-(``tables=verdicts``).
+``forgetting``, ``gpu``, ``language``, ``sums``, ``sum-movements``, ``lira-sums``, ``central-privacy`` and ``words`` are
+the tables of these modules, ``costs`` what every suite costs. Several suites, with commas, stand side by side in one
+table, or one sentence each (``tables=verdicts``).
 A block without any result says so.
 """
 
@@ -34,6 +34,7 @@ from benchmarks.result import gpus_of, load_results, load_settings
 from benchmarks.server_soak import draw as draw_soak
 from benchmarks.server_soak import read as read_soak
 from benchmarks.suite import HERE, setting_names, split_name, suite_title, variant_names
+from benchmarks.sum_movements import sum_movements_table
 from benchmarks.sums import sums_table
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
@@ -71,6 +72,8 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "gpu": gpu_table,
     "language": language_table,
     "sums": sums_table,
+    "sum-movements": sum_movements_table,
+    "lira-sums": lira_table,
     "central-privacy": central_privacy_table,
     "words": words_table,
 }

@@ -1,9 +1,9 @@
 """Whom a site takes part in a sum with: clients whose own sites signed their public keys.
 
 The server passes the keys of all participants on, and one that does not keep to the protocol could add keys of its own.
-Where the node config names ``peers``, the allow-list as this site was given it, and ``node-key``, this site signs the
-keys of its client and refuses every sum in which a participant's are not signed with the node key that the list binds
-to its client-id. Nodes sign with the key by which the SuperLink knows them (ECDSA on P-384).
+Where the node config names ``peers``, an allow-list that did not come through the server, and ``peer-key``, this site
+signs the keys of its client (ECDSA on P-384) and refuses every sum in which a participant's are not signed with the key
+that the list has for its client-id.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Peers:
     """The clients that a site takes part in sums with.
 
     Attributes:
-        allowed: client-id -> node key, of all of them.
-        private: this site's node key.
+        allowed: client-id -> its site's public key, of all of them.
+        private: this site's key.
         run_id: Flower's id of the run; a signature is for one sum of one run.
     """
 
@@ -70,13 +70,13 @@ def read_peers(site: Site | None, run_id: int) -> Peers | None:
     if site is None or not site.peers:
         return None
     try:
-        allowed, private = AllowList.read(Path(site.peers)), _private_key(Path(site.node_key))
+        allowed, private = AllowList.read(Path(site.peers)), _private_key(Path(site.peer_key))
     except (AllowListError, OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"'peers' and 'node-key' of the node config cannot be used: {error}") from error
+        raise ConfigError(f"'peers' and 'peer-key' of the node config cannot be used: {error}") from error
     own = allowed.clients.get(site.client_id)
     if own is None or own.key != one_line_key(private.public_key()):
         raise ConfigError(
-            f"'{site.node_key}' (node-key) is not the key that '{site.peers}' (peers) has for '{site.client_id}'"
+            f"'{site.peer_key}' (peer-key) is not the key that '{site.peers}' (peers) has for '{site.client_id}'"
         )
     return Peers(allowed, private, run_id)
 
@@ -84,7 +84,7 @@ def read_peers(site: Site | None, run_id: int) -> Peers | None:
 def _private_key(path: Path) -> EllipticCurvePrivateKey:
     found = load_ssh_private_key(path.read_bytes(), password=None)
     if not isinstance(found, EllipticCurvePrivateKey):
-        raise ConfigError(f"'{path}' (node-key) is no elliptic-curve key; make one with 'hyperlora certs node'")
+        raise ConfigError(f"'{path}' (peer-key) is no elliptic-curve key; make one with 'hyperlora certs node'")
     return found
 
 

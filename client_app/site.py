@@ -32,8 +32,8 @@ class Site(Section):
     epsilon_budget: NonNegativeFloat = key(0.0, "largest epsilon of all that it releases over all runs; 0 is no bound")
     delta: Delta = key(1e-5, "delta of that epsilon")
     policy: AbsolutePath = key("", "absolute path of the site's policy, a TOML file; empty restricts nothing")
-    peers: AbsolutePath = key("", "absolute path of its copy of the allow-list: sums are over these clients alone")
-    node_key: AbsolutePath = key("", "absolute path of its private node key, which 'peers' needs")
+    peers: AbsolutePath = key("", "absolute path of the list of clients that it is in sums with; empty is anybody")
+    peer_key: AbsolutePath = key("", "absolute path of the private key that the list has for this client")
 
     def settings(self, config: RunConfig) -> RunConfig:
         """Return the run's configuration as it holds at this site: with its own paths, device and rank.
@@ -71,8 +71,8 @@ def read_site(node_config: Mapping[str, Scalar]) -> Site | None:
         if name not in known:
             raise ConfigError(f"unknown key '{name}' in the node config{nearest(name, known)}")
     site = parse_section(Site, node_config)
-    if bool(site.peers) != bool(site.node_key):
-        raise ConfigError("the node config names one of 'peers' and 'node-key': sums among known clients need both")
+    if bool(site.peers) != bool(site.peer_key):
+        raise ConfigError("the node config names one of 'peers' and 'peer-key': sums among known clients need both")
     return site
 
 

@@ -9,13 +9,18 @@ sites=(site-0 site-1 site-2)
 clients=(clean-0 noisy-0 rotated-0)
 mkdir -p demo/{superlink,results,server-state,flwr,keys}
 
+let_in() {  # make a key and put it on a list
+  [[ -e $1 ]] && return
+  hyperlora certs node "$1"
+  hyperlora certs allow "$2" "$3" "$1.pub"
+}
+
 [[ -e demo/tls/server.pem ]] || hyperlora certs server demo/tls --host superlink --host localhost --host 127.0.0.1
 for index in "${!sites[@]}"; do
   site=${sites[index]}
   mkdir -p "demo/data/$site" "demo/state/$site"
-  [[ -e demo/keys/$site ]] && continue
-  hyperlora certs node "demo/keys/$site"
-  hyperlora certs allow demo/allowed-clients.json "${clients[index]}" "demo/keys/$site.pub"
+  let_in "demo/keys/$site" demo/allowed-clients.json "${clients[index]}"
+  let_in "demo/keys/peer-$index" demo/peers.json "${clients[index]}"
 done
 for name in server "${sites[@]}"; do
   [[ -e demo/keys/superexec-$name ]] || (umask 077 && head -c 32 /dev/urandom > "demo/keys/superexec-$name")

@@ -16,7 +16,8 @@ from flwr.common.config import parse_config_args
 
 from benchmarks.local_grid import expired
 from client_app import runtime
-from client_app.site import read_site
+from client_app.site import Site, read_site
+from hyperlora.cli.certs import allow, node
 from hyperlora.cli.settings import read_settings
 from server_app.run import run
 from tests.deployment import REPOSITORY
@@ -45,12 +46,28 @@ def demo_values(directory: Path, *more: str) -> dict[str, Any]:
     return dict(read_settings(REPOSITORY, [], texts + short, options).config.flat())
 
 
-def sites() -> list[str]:
-    """Return the clients of the sites of compose.yml."""
+def sites() -> list[Site]:
+    """Return the sites of compose.yml."""
     services = yaml.safe_load((DOCKER / "compose.yml").read_text())["services"]
     commands = [one["command"][-1] for name, one in services.items() if re.fullmatch(r"site-\d", name)]
     found = [read_site(parse_config_args([one.removeprefix("--node-config=")])) for one in commands]
-    return [site.client_id for site in found if site is not None]
+    return [site for site in found if site is not None]
+
+
+def node_configs(directory: Path) -> list[dict[str, str]]:
+    """Return the node configs of the sites, with what demo.sh makes for them in ``directory``."""
+    for place, one in enumerate(sites()):
+        node(directory / f"peer-{place}")
+        allow(directory / "peers.json", one.client_id, directory / f"peer-{place}.pub", 30)
+    return [
+        {
+            "client-id": one.client_id,
+            "state-dir": str(directory / "state"),
+            "peers": str(directory / Path(one.peers).name),
+            "peer-key": str(directory / Path(one.peer_key).name),
+        }
+        for one in sites()
+    ]
 
 
 class Losing(SiteGrid):
@@ -73,7 +90,7 @@ class Losing(SiteGrid):
 
 def made(directory: Path, *more: str, lost_in: int = 0) -> list[dict[str, Any]]:
     values = demo_values(directory / "run", *more)
-    grid = Losing(values, [{"client-id": name, "state-dir": str(directory / "state")} for name in sites()])
+    grid = Losing(values, node_configs(directory))
     grid.lost_in = lost_in
     written = run(grid, values) / "metrics.jsonl"
     return [json.loads(line) for line in written.read_text().splitlines()]
@@ -92,10 +109,10 @@ def test_the_documented_line_makes_a_run_over_the_three_sites_and_one_that_is_lo
     records = made(tmp_path, "federation.rounds=4", lost_in=2)  # in round 3 it rests, as any node that was silent
     assert [one["training"].get("clients") for one in records] == [3, None, None, 3]
     assert records[1]["failures"]["sum movement of A"] == "2 clients are left, and 3 is the least for a sum"
-    assert f"sum {sites()[0]}" in records[1]["failures"]
+    assert f"sum {sites()[0].client_id}" in records[1]["failures"]
     assert records[3]["failures"] == {}
     assert records[3]["evaluation"]["seen"]["zero_step"]["mean"] > 0.2
-    assert all((tmp_path / "state" / name / "adapter").is_dir() for name in sites())
+    assert all((tmp_path / "state" / one.client_id / "adapter").is_dir() for one in sites())
 
 
 def test_the_line_is_refused_with_more_clients_in_a_sum_than_there_are_in_a_round() -> None:

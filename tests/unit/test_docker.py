@@ -26,7 +26,7 @@ from client_app.site import read_site
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-SITES = ("site-0", "site-1", "site-2")
+SITES, PRIVATE = ("site-0", "site-1", "site-2"), ("superexec-", "peer-")
 PARSERS = {"flwr/superlink": superlink, "flwr/supernode": supernode, "hyperlora-superexec": superexec}
 
 
@@ -69,11 +69,17 @@ def test_flower_takes_the_command_of_the_registration() -> None:
         assert (str(context.params["public_key"]), context.params["superlink"]) == (key, "demo")
 
 
+def secrets_in(words: list[str]) -> set[str]:
+    return {found for word in words for found in re.findall(r"/run/secrets/([\w.-]+)", word)}
+
+
 def test_every_secret_that_a_command_names_is_given_to_it_and_no_other_private_key() -> None:
     for name, service in SERVICES.items():
-        named = {word.rpartition("/run/secrets/")[2] for word in service["command"] if "/run/secrets/" in word}
+        named = secrets_in([word for word in service["command"] if not word.startswith("--node-config")])
+        if name.endswith("-app"):
+            named |= secrets_in(SERVICES[name.removesuffix("-app")]["command"][-1:])  # of the node config
         assert named <= set(service["secrets"]), name
-        private = {one for one in service["secrets"] if one in (*SITES, "server.key") or one.startswith("superexec-")}
+        private = {one for one in service["secrets"] if one in (*SITES, "server.key") or one.startswith(PRIVATE)}
         assert private <= named, name
     assert {one for service in SERVICES.values() for one in service["secrets"]} == set(compose()["secrets"])
 

@@ -84,7 +84,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def site(home: Path, name: str, key: str = "") -> Site:
-    return Site(client_id=name, peers=str(home / "allowed.json"), node_key=str(home / (key or name)))
+    return Site(client_id=name, peers=str(home / "allowed.json"), peer_key=str(home / (key or name)))
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_key_that_cannot_be_read_is_refused_in_one_sentence(home: Path, key: s
 
 
 def test_peers_need_a_key_and_a_key_needs_peers(home: Path) -> None:
-    for name in ("peers", "node-key"):
+    for name in ("peers", "peer-key"):
         with pytest.raises(ConfigError, match="need both"):
             read_site({"client-id": "anna", name: str(home / "anna")})
     assert read_peers(read_site({"client-id": "anna"}), RUN) is None
