@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,7 @@ from models.lowrank.truncation import best_rank
 from models.sums.shared_factor import STEP
 
 RESULT = HERE / "results" / "sum-movements.json"
-SETTING = "Dirichlet 0.5"
+CHOSEN = ("Dirichlet 0.5", "120 clients")
 HEAD = "head"
 console = Console()
 
@@ -86,21 +87,25 @@ WAYS: Mapping[str, Move] = {
 
 
 def main(
+    setting: Annotated[list[str] | None, typer.Option(help="settings to run; all by default")] = None,
+    way: Annotated[list[str] | None, typer.Option(help="ways to run; all by default")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
     to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
 ) -> None:
-    """Make the runs that are missing, seeds outermost, and print the table."""
+    """Make the runs that are missing, seeds outermost, and print the tables."""
     logging.basicConfig(level=logging.WARNING)
     runs: list[Any] = json.loads(to.read_text(encoding="utf-8"))["runs"] if to.exists() else []
-    there = {(run["way"], run["seed"]) for run in runs}
-    for way, one in ((way, one) for one in seed or [0, 1, 2] for way in WAYS if (way, one) not in there):
-        config, began = configured(SETTING, one, dict(map(parse_override, override or []))), time.perf_counter()
-        row, seen = measured(config, WAYS[way])
-        made = {"way": way, "seed": one, "commit": current_commit(), "config": described(config)}
-        runs.append({**made, "row": row, "seen": seen})
-        write_json(to, {"runs": runs})
-        console.print(f"{way}, seed {one}: {time.perf_counter() - began:.0f} s")
+    there = {(run["setting"], run["way"], run["seed"]) for run in runs}
+    for one in product(seed or [0, 1, 2], setting or list(CHOSEN), way or list(WAYS)):
+        number, place, name = one
+        if (place, name, number) not in there:
+            config, began = configured(place, number, dict(map(parse_override, override or []))), time.perf_counter()
+            row, seen = measured(config, WAYS[name])
+            made = {"setting": place, "way": name, "seed": number, "commit": current_commit()}
+            runs.append({**made, "config": described(config), "row": row, "seen": seen})
+            write_json(to, {"runs": runs})
+            console.print(f"{place}, {name}, seed {number}: {time.perf_counter() - began:.0f} s")
     console.print(sum_movements_table(runs), soft_wrap=True)
 
 
@@ -112,24 +117,29 @@ def measured(config: RunConfig, move: Move) -> tuple[dict[str, float], list[str]
 
 
 def sum_movements_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return a markdown table: accuracies as received, and differences to the open run of the same seeds.
+    """Return a markdown table for each setting: accuracies as received, and differences to the open run.
 
     Args:
         runs: of :func:`main`'s file.
     """
     made = json.loads(BASELINE.read_text(encoding="utf-8"))["runs"]
-    baseline = {run["seed"]: {**run, "row": run["rows"][OPEN]} for run in made if run["setting"] == SETTING}
-    rows = {OPEN: [mean_of(list(baseline.values()), group) for group in GROUPS] + ["", ""]}
+    found = {place: [run for run in runs if run["setting"] == place] for place in CHOSEN}
+    tables = [_table(place, own, made) for place, own in found.items() if own]
+    commits = ", ".join(sorted({run["commit"] for run in runs}))
+    note = f"95 % intervals of a bootstrap over seeds and clients; made at commit {commits}."
+    return "\n\n".join([*tables, f"Percent and points, as received; PACS; {note}"])
+
+
+def _table(setting: str, runs: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]]) -> str:
+    opened = {run["seed"]: {**run, "row": run["rows"][OPEN]} for run in made if run["setting"] == setting}
+    seeds = sorted({run["seed"] for run in runs})
+    rows = {OPEN: [*(mean_of([opened[one] for one in seeds], group) for group in GROUPS), "", ""]}
     for way in WAYS:
         if own := [run for run in runs if run["way"] == way]:
-            others = [baseline[run["seed"]] for run in own]
+            others = [opened[run["seed"]] for run in own]
             rows[way] = [mean_of(own, group) for group in GROUPS] + [difference(own, others, one) for one in GROUPS]
-    seeds, commits = sorted({run["seed"] for run in runs}), sorted({run["commit"] for run in runs})
-    note = (
-        f"Percent and points, as received; PACS, {SETTING}; seeds {', '.join(map(str, seeds))}; 95 % intervals of a "
-        f"bootstrap over seeds and clients; made at commit {', '.join(commits)}."
-    )
-    return "\n\n".join([markdown("server", [*GROUPS, *(f"{group}, minus {OPEN}" for group in GROUPS)], rows), note])
+    columns = [*GROUPS, *(f"{group}, minus {OPEN}" for group in GROUPS)]
+    return markdown(f"{setting}, seeds {', '.join(map(str, seeds))}", columns, rows)
 
 
 if __name__ == "__main__":

@@ -86,14 +86,13 @@ def _secrets_of(
     question = Question(MOVEMENTS["B"], public_anchor(start))
     told = client.told(question)
     end = moved(start, {part: one / told["weight"] for part, one in told.items()}, "B")
-    kind, one = next(iter(end.low_rank.items()))
+    one = next(iter(end.low_rank.values()))
     common = int((having * (own.counts > 0)).argmax())  # a class that it alone has is told by the sum, as the docs say
     vectors = {
         "features": client._vector,
         "dW": (one.B[0] @ one.A[0])[:8],
         "head": end.head,
         "movement of the head": told["head"],
-        "movement of B": told[kind],
         "sum of a class": own.sums[common],
         "unmasked answer": layout(question, client.sizes()).encode(told),
     }

@@ -96,8 +96,13 @@ def test_one_factor_in_turn_is_the_average_of_the_products(server_round: int) ->
     torch.testing.assert_close(got.low_rank["qkv"].product(), expected.low_rank["qkv"].product(), rtol=1e-4, atol=1e-4)
 
 
+PLACE = "Dirichlet 0.5"
+
+
 def test_the_table_of_movements_has_differences_to_the_open_run() -> None:
-    runs = [{"way": way, "seed": 0, "commit": "c0ffee", "row": {}, "seen": []} for way in WAYS]
+    runs = [
+        {"setting": "Dirichlet 0.5", "way": way, "seed": 0, "commit": "c0ffee", "row": {}, "seen": []} for way in WAYS
+    ]
     made = {run["seed"]: run["rows"][OPEN] for run in recorded() if run["setting"] == "Dirichlet 0.5"}
     for run in runs:
         run |= {"row": {name: one - 0.01 for name, one in made[0].items()}, "seen": list(made[0])[:20]}
