@@ -80,11 +80,11 @@ def _percent(runs: Sequence[Mapping[str, Any]], release: str, figure: str) -> st
     return cell([100 * run["attacks"][release][figure] for run in runs])
 
 
-def lira_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return a row for each release: epsilon of one, and the success of the attack with shadow models."""
+def lira_table(runs: Sequence[Mapping[str, Any]], column: str = "epsilon of one") -> str:
+    """Return a row for each release: its epsilon (``column``) and the success of the attack with shadow models."""
     rows = {}
     for release in runs[0]:
         epsilon = runs[0][release]["epsilon"]
         shares = [cell([100 * run[release][figure] for run in runs]) for figure in ("auc", "found")]
         rows[release] = ["none" if epsilon is None else f"{epsilon:.3g}", *shares]
-    return markdown("release", ("epsilon of one", "area under the curve", "members found at 5 % false alarms"), rows)
+    return markdown("release", (column, "area under the curve", "members found at 5 % false alarms"), rows)

@@ -186,22 +186,27 @@ def central_privacy_table(runs: Sequence[Mapping[str, Any]]) -> str:
         for run in json.loads(BASELINE.read_text(encoding="utf-8"))["runs"]
         if run["setting"] == SETTING
     }
-    rows: dict[str, list[str]] = {}
-    for name in (OPEN, SUMS):
-        rows[name] = _cells([{**run, "row": run["rows"][name]} for run in baseline.values()], baseline)
-    for epsilon, clients in POINTS:
-        own = [run for run in runs if (run["epsilon"], run["clients"]) == (epsilon, clients)]
-        if own:
-            noise = f"epsilon {epsilon:g}, {clients:,} clients" if epsilon else "the sums that get noise, without it"
-            rows[noise] = _cells(own, baseline)
-    columns = [*GROUPS, *(f"{group}, minus {OPEN}" for group in GROUPS)]
     seeds, commits = sorted({run["seed"] for run in runs}), sorted({run["commit"] for run in runs})
+    found: dict[str, list[Mapping[str, Any]]] = {
+        name: [{**run, "row": run["rows"][name]} for run in baseline.values()] for name in (OPEN, SUMS)
+    }
+    for epsilon, clients in POINTS:
+        noise = f"epsilon {epsilon:g}, {clients:,} clients" if epsilon else "the sums that get noise, without it"
+        found[noise] = [run for run in runs if (run["epsilon"], run["clients"]) == (epsilon, clients)]
+    rows = {f"{name}{_seeds_of(own, seeds)}": _cells(own, baseline) for name, own in found.items() if own}
+    columns = [*GROUPS, *(f"{group}, minus {OPEN}" for group in GROUPS)]
     note = (
         f"Percent and points, as received; PACS at Dirichlet 0.5, 120 clients; delta {DELTA:g}; seeds "
         f"{', '.join(map(str, seeds))}; 95 % intervals of a bootstrap over seeds and clients; made at commit "
         f"{', '.join(commits)}."
     )
     return "\n\n".join([markdown("server", columns, rows), note])
+
+
+def _seeds_of(runs: Sequence[Mapping[str, Any]], every: Sequence[int]) -> str:
+    """Return the seeds of a row where they are not those of all rows."""
+    own = sorted({run["seed"] for run in runs})
+    return "" if own == list(every) else f" (seed {', '.join(map(str, own))})"
 
 
 def _cells(runs: Sequence[Mapping[str, Any]], baseline: Mapping[int, Mapping[str, Any]]) -> list[str]:

@@ -66,7 +66,12 @@ def main(
     for seed in range(len(found), seeds):
         found.append(attacked_run(seed, rounds, shadows, own))
         write_json(to, {"commit": current_commit(), "rounds": rounds, "shadows": shadows, "runs": found})
-    typer.echo(lira_table(found))
+    typer.echo(lira_sums_table(found))
+
+
+def lira_sums_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a row for each release, with the epsilon of the run that it is one of."""
+    return lira_table(runs, "epsilon of the run")
 
 
 def attacked_run(seed: int, rounds: int, shadows: int, overrides: Mapping[str, Scalar]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from benchmarks.gpu.table import gpu_table
 from benchmarks.grid import SuiteError
 from benchmarks.head_parts import head_parts_table
 from benchmarks.language_table import language_table
+from benchmarks.lira_sums import lira_sums_table
 from benchmarks.newcomers import draw_newcomers
 from benchmarks.result import gpus_of, load_results, load_settings
 from benchmarks.server_soak import draw as draw_soak
@@ -73,7 +74,7 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "language": language_table,
     "sums": sums_table,
     "sum-movements": sum_movements_table,
-    "lira-sums": lira_table,
+    "lira-sums": lira_sums_table,
     "central-privacy": central_privacy_table,
     "words": words_table,
 }

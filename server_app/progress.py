@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from hyperlora.progress import pace
@@ -21,6 +21,15 @@ PHASES = {
     "train": "training",
     "evaluate": "evaluating",
 }
+
+
+def phase_of(message: Message) -> str:
+    """Return what clients do while they work on a message, such as ``sum of moments, masked``."""
+    kind, _, question = message.metadata.message_type.partition(".")
+    config = message.content.get("config")
+    if question == "sum" and isinstance(config, ConfigRecord):
+        return f"sum of {str(config['name']).rpartition('.')[2]}, {config['step']}"
+    return PHASES.get(kind, kind)
 
 
 @dataclass
@@ -79,8 +88,7 @@ class ProgressGrid(WrappedGrid):
         """Send messages, which begins a phase that is named by their type."""
         sent = list(messages)
         if sent:
-            kind = sent[0].metadata.message_type.partition(".")[0]
-            self._phase, self._total, self._done = PHASES.get(kind, kind), len(sent), 0
+            self._phase, self._total, self._done = phase_of(sent[0]), len(sent), 0
             self._began = self._spoke = self._now()
         return self._grid.push_messages(sent)
 

@@ -21,10 +21,11 @@ from hyperlora.data.images import image_files, read_images
 from hyperlora.data.listing import Origin
 from hyperlora.data.personal import Shares, read_image_folder
 from hyperlora.data.tables import list_table
+from hyperlora.messages.sums import SumRequest
 from hyperlora.progress import counted, told_to
 from models.backbones.digits_vit import pretrain
 from server_app import run as server_run
-from server_app.progress import Pace, ProgressGrid
+from server_app.progress import Pace, ProgressGrid, phase_of
 from strategies.engine.records import RoundRecord
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,11 @@ def test_a_long_phase_says_how_far_it_is_and_a_short_one_nothing() -> None:
         "training: 7 of 8 answered after 0:28, about 0:04 left",
     ]
     assert (grid.get_node_ids(), grid.run) == ([7], "the run")
+
+
+def test_a_phase_of_a_sum_is_named_by_its_question_and_its_step() -> None:
+    request = SumRequest("anna", 2, "2.1.moments", "masked")
+    assert phase_of(Message(request.encode(), dst_node_id=1, message_type=request.TYPE)) == "sum of moments, masked"
 
 
 def test_work_of_more_than_two_seconds_says_how_far_it_is() -> None:

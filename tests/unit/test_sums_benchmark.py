@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.central_privacy import central_privacy_table
 from benchmarks.product_average import from_two_passes, orthonormal, right_basis, times_left, times_right
 from benchmarks.sum_movements import WAYS, sum_movements_table
 from benchmarks.sums import ANCHOR, OPEN, RESULT, SETTINGS, SUMS, configured, missing, sums_table
@@ -143,3 +144,12 @@ def test_a_basis_is_orthonormal_has_the_rows_of_the_anchor_and_follows_from_the_
     assert not torch.equal(one, other)
     rows = anchor.low_rank["qkv"].A.double().mT
     torch.testing.assert_close(one @ (one.mT @ rows), rows)
+
+
+def test_a_row_of_fewer_seeds_than_the_others_says_so() -> None:
+    opened = next(run for run in recorded() if (run["setting"], run["seed"]) == ("120 clients", 0))
+    made = {"clients": 1000, "commit": "c0ffee", "row": opened["rows"][OPEN], "seen": opened["seen"]}
+    runs = [{**made, "epsilon": 8.0, "seed": seed} for seed in (0, 7)] + [{**made, "epsilon": 2.0, "seed": 0}]
+    rows = [line.split("|")[1].strip() for line in central_privacy_table(runs).splitlines() if "|" in line]
+    assert "epsilon 8, 1,000 clients" in rows
+    assert "epsilon 2, 1,000 clients (seed 0)" in rows
