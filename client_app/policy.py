@@ -9,6 +9,8 @@ A run's submitter sets noise, clip and budget of the run; the policy says within
     maximum-epsilon = 8.0
     exact-counts = false
     exact-label-frequencies = false
+    sums-only = true
+    minimum-clients = 10
 
 What the file does not name is not restricted.
 """
@@ -19,7 +21,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, NonNegativeInt
 
 from client_app.site import Site
 from hyperlora.config.schema import RunConfig
@@ -48,6 +50,8 @@ class SitePolicy(Section):
     minimum_adapter_noise: NonNegativeFloat = key(0.0, "least privacy.adapter-noise of a run")
     maximum_epsilon: NonNegativeFloat = key(0.0, "largest epsilon over all runs, as epsilon-budget; 0 is no bound")
     exact_counts: bool = key(True, "whether the number of samples may leave as it is")
+    sums_only: bool = key(False, "whether only runs of sums (privacy.mode) are answered")
+    minimum_clients: NonNegativeInt = key(0, "least privacy.least-clients of a run of sums")
     exact_label_frequencies: bool = key(True, "whether label frequencies may leave without noise")
 
     def objection(self, kind: str, config: RunConfig, budget: float) -> str | None:
@@ -62,7 +66,19 @@ class SitePolicy(Section):
             return f"it answers {self.answers or 'nothing'}, and not '{kind}'"
         if self.methods and config.method not in self.methods.split(","):
             return f"it takes part in runs of {self.methods}, and this one is of '{config.method}'"
-        return self._against_noise(kind, config.privacy, budget) or self._against_figures(kind, config.privacy)
+        privacy = config.privacy
+        return (
+            self._against_mode(privacy)
+            or self._against_noise(kind, privacy, budget)
+            or self._against_figures(kind, privacy)
+        )
+
+    def _against_mode(self, privacy: PrivacyConfig) -> str | None:
+        if privacy.mode != "sums":
+            return "it takes part in runs of sums alone, and privacy.mode is open here" if self.sums_only else None
+        if privacy.least_clients < self.minimum_clients:
+            return f"its sums are over {self.minimum_clients} clients at least, and privacy.least-clients is less"
+        return None
 
     def _against_noise(self, kind: str, privacy: PrivacyConfig, budget: float) -> str | None:
         least = {"signature_noise": self.minimum_signature_noise, "adapter_noise": self.minimum_adapter_noise}

@@ -61,6 +61,9 @@ def ask(directory: Path, policy: str, message_type: str, values: dict[str, Any])
         ("exact-counts = false", "train", NOISED | {"privacy.exact-figures": True}, "how many samples it has"),
         ("exact-label-frequencies = false", "train", {}, "label frequencies without noise"),
         ("exact-label-frequencies = false", "evaluate", {}, "counts hits by class"),
+        ("sums-only = true", "query.signature", {}, "runs of sums alone"),
+        ("sums-only = true", "train", {}, "runs of sums alone"),
+        ("minimum-clients = 6", "query.sum", {"privacy.mode": "sums"}, "over 6 clients at least"),
     ],
 )
 def test_what_the_policy_forbids_is_refused_before_a_handler_sees_it(
@@ -74,7 +77,7 @@ def test_what_the_policy_forbids_is_refused_before_a_handler_sees_it(
     def reached(*args: object) -> None:
         raise AssertionError("a handler was reached")
 
-    for part in ("TrainRequest", "EvaluateBatch", "SignatureRequest"):
+    for part in ("TrainRequest", "EvaluateBatch", "SignatureRequest", "SumRequest"):
         monkeypatch.setattr(getattr(handlers, part), "decode", reached)
     with pytest.raises(RefusedError, match=f"^this site does not answer .*{sentence}"):
         ask(tmp_path, policy, message_type, values)
@@ -156,3 +159,11 @@ def test_a_card_of_a_run_of_sums_tells_nothing_that_a_policy_keeps_back() -> Non
     policy = SitePolicy(exact_counts=False, exact_label_frequencies=False)
     assert policy.objection("signature", RunConfig.parse(SUMS), 0.0) is None
     assert policy.objection("signature", RunConfig(), 0.0) is not None
+
+
+@pytest.mark.parametrize("kind", ["signature", "sum"])
+def test_a_site_of_sums_takes_part_in_runs_of_sums_over_as_many_clients_as_it_wants(kind: str) -> None:
+    policy = SitePolicy(sums_only=True, minimum_clients=5)
+    assert policy.objection(kind, RunConfig.parse(SUMS | {"privacy.least-clients": 5}), 0.0) is None
+    fewer = policy.objection(kind, RunConfig.parse(SUMS | {"privacy.least-clients": 4}), 0.0)
+    assert fewer == "its sums are over 5 clients at least, and privacy.least-clients is less"
