@@ -4,7 +4,7 @@ dW_i = B_i A_i is not linear in its factors. Three ways to average it by sums al
 two sums, the second of which has the basis of the first (:mod:`benchmarks.product_average`); products from both sides
 in one sum (Tropp et al. 2017, algorithm 4); or one sum of one factor, where clients train B in one round and A in the
 next, which is the product's way with a step of 2 (:mod:`models.sums.shared_factor`). Everything after the anchor is as
-in :mod:`benchmarks.sums`, whose open run is the baseline. Sums are taken without masks. Development seeds.
+in :mod:`benchmarks.sums`. Sums are taken without masks. Development seeds.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from torch import Tensor
 from benchmarks.product_average import from_two_passes, orthonormal, right_basis, times_left, times_right
 from benchmarks.result import current_commit, write_json
 from benchmarks.suite import HERE
-from benchmarks.sums import GROUPS, OPEN, configured, described, difference, mean_of
-from benchmarks.sums import RESULT as BASELINE
+from benchmarks.sums import GROUPS, configured, described, difference, mean_of
 from benchmarks.sums_only import MOST, Clients, Evaluation, Move, Parts, anchor_from_sums, averaged, one_factor
 from benchmarks.table import markdown
 from client_app.runtime import open_runtime
@@ -78,8 +77,9 @@ def of_sketches(sums: Parts, left: Tensor, kind: str, rank: int) -> Factors:
     return best_rank(Factors(B=Y, A=core), rank).to(torch.float32)
 
 
+REFERENCE = "two sums of products"
 WAYS: Mapping[str, Move] = {
-    "two sums of products": two_sums,
+    REFERENCE: two_sums,
     "one sum of products": one_sum,
     "one factor in turn": one_factor(1.0),
     "one factor in turn, twice the step": one_factor(STEP),
@@ -117,29 +117,28 @@ def measured(config: RunConfig, move: Move) -> tuple[dict[str, float], list[str]
 
 
 def sum_movements_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return a markdown table for each setting: accuracies as received, and differences to the open run.
+    """Return a markdown table for each setting: accuracies as received, and differences to two sums of products.
 
     Args:
         runs: of :func:`main`'s file.
     """
-    made = json.loads(BASELINE.read_text(encoding="utf-8"))["runs"]
     found = {place: [run for run in runs if run["setting"] == place] for place in CHOSEN}
-    tables = [_table(place, own, made) for place, own in found.items() if own]
+    tables = [_table(place, own) for place, own in found.items() if own]
     commits = ", ".join(sorted({run["commit"] for run in runs}))
     note = f"95 % intervals of a bootstrap over seeds and clients; made at commit {commits}."
     return "\n\n".join([*tables, f"Percent and points, as received; PACS; {note}"])
 
 
-def _table(setting: str, runs: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]]) -> str:
-    opened = {run["seed"]: {**run, "row": run["rows"][OPEN]} for run in made if run["setting"] == setting}
-    seeds = sorted({run["seed"] for run in runs})
-    rows = {OPEN: [*(mean_of([opened[one] for one in seeds], group) for group in GROUPS), "", ""]}
+def _table(setting: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    reference, rows = {run["seed"]: run for run in runs if run["way"] == REFERENCE}, {}
     for way in WAYS:
-        if own := [run for run in runs if run["way"] == way]:
-            others = [opened[run["seed"]] for run in own]
-            rows[way] = [mean_of(own, group) for group in GROUPS] + [difference(own, others, one) for one in GROUPS]
-    columns = [*GROUPS, *(f"{group}, minus {OPEN}" for group in GROUPS)]
-    return markdown(f"{setting}, seeds {', '.join(map(str, seeds))}", columns, rows)
+        own = [run for run in runs if run["way"] == way and run["seed"] in reference]
+        if own:
+            others = [reference[run["seed"]] for run in own]
+            apart = [difference(own, others, group) if way != REFERENCE else "" for group in GROUPS]
+            seeds = ", ".join(str(run["seed"]) for run in own)
+            rows[way] = [seeds, *(mean_of(own, group) for group in GROUPS), *apart]
+    return markdown(setting, ["seeds", *GROUPS, *(f"{group}, minus two sums" for group in GROUPS)], rows)
 
 
 if __name__ == "__main__":

@@ -97,18 +97,14 @@ def test_one_factor_in_turn_is_the_average_of_the_products(server_round: int) ->
     torch.testing.assert_close(got.low_rank["qkv"].product(), expected.low_rank["qkv"].product(), rtol=1e-4, atol=1e-4)
 
 
-PLACE = "Dirichlet 0.5"
-
-
-def test_the_table_of_movements_has_differences_to_the_open_run() -> None:
-    runs = [
-        {"setting": "Dirichlet 0.5", "way": way, "seed": 0, "commit": "c0ffee", "row": {}, "seen": []} for way in WAYS
-    ]
-    made = {run["seed"]: run["rows"][OPEN] for run in recorded() if run["setting"] == "Dirichlet 0.5"}
-    for run in runs:
-        run |= {"row": {name: one - 0.01 for name, one in made[0].items()}, "seen": list(made[0])[:20]}
-    text = sum_movements_table(runs)
-    assert text.count("-1.0 [-1.0, -1.0]") == 2 * len(WAYS)
+def test_the_table_of_movements_has_differences_to_two_sums_on_the_seeds_that_both_have() -> None:
+    row = {"a": 0.8, "b": 0.6, "new": 0.5}
+    made = {"setting": "Dirichlet 0.5", "commit": "c0ffee", "seen": ["a", "b"]}
+    runs = [{**made, "way": "two sums of products", "seed": seed, "row": row} for seed in (0, 1)]
+    worse = {name: one - 0.01 for name, one in row.items()}
+    runs += [{**made, "way": "one factor in turn", "seed": seed, "row": worse} for seed in (1, 2)]
+    (line,) = (line for line in sum_movements_table(runs).splitlines() if line.startswith("| one factor"))
+    assert [one.strip() for one in line.split("|")[2:-1]] == ["1", "69.0", "49.0", *2 * ["-1.0 [-1.0, -1.0]"]]
 
 
 def recorded() -> list[dict[str, Any]]:
