@@ -28,7 +28,7 @@ def phase_of(message: Message) -> str:
     kind, _, question = message.metadata.message_type.partition(".")
     config = message.content.get("config")
     if question == "sum" and isinstance(config, ConfigRecord):
-        return f"sum of {str(config['name']).rpartition('.')[2]}, {config['step']}"
+        return f"sum of {str(config['name']).rpartition('.')[2]}, {config['step']!s}"
     return PHASES.get(kind, kind)
 
 
