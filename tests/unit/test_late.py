@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -46,6 +47,21 @@ class SlowGrid(LocalGrid):
         config = message.content["config"]
         asked = int(config["server_round"])
         return config["client_id"] == SLOW and asked < self.until and self.now < asked + DELAY
+
+
+class SilentGrid(SlowGrid):
+    """That client never answers, and every round takes its time, so that twelve are longer than one may wait."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        time.sleep(0.05)
+        return super().push_messages(messages)
+
+    def works(self, message_id: str) -> bool:
+        message = self._waiting.get(message_id)
+        if message is None or message.metadata.message_type != TrainRequest.TYPE:
+            return False
+        asked: bool = message.content["config"]["client_id"] == SLOW
+        return asked
 
 
 def made(strategy: LoraStrategy, grid: LocalGrid, rounds: int) -> list[RoundRecord]:
@@ -94,15 +110,8 @@ def test_where_nobody_is_slow_only_the_replies_beyond_enough_are_late() -> None:
 
 
 def test_a_reply_that_never_comes_has_failed_when_its_time_is_over() -> None:
-    settings = replace(LATE, round_timeout=0.3)
-    strategy = make_strategy(settings=settings)
-    grid = SlowGrid()
-    grid.works = lambda message_id: (  # type: ignore[method-assign]
-        (message := grid._waiting.get(message_id)) is not None
-        and message.metadata.message_type == TrainRequest.TYPE
-        and message.content["config"]["client_id"] == SLOW
-    )
-    records = made(strategy, grid, 12)
+    strategy = make_strategy(settings=replace(LATE, round_timeout=0.3))
+    records = made(strategy, SilentGrid(), 12)
     gone = [one.failures.get(f"train {SLOW}") for one in records]
     assert "no reply within the time limit" in gone
     assert not any(one.late for one in records)
