@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +27,11 @@ from benchmarks.local_grid import LocalGrid
 from benchmarks.membership import success
 from benchmarks.result import current_commit, write_json
 from benchmarks.run_job import NODES
+from client_app.app import app
 from client_app.privacy import _released
 from client_app.runtime import ClientRuntime, open_runtime
 from hyperlora.accounting import composed_epsilon
-from hyperlora.config.schema import RunConfig
+from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.noise import simulated_noise
 from hyperlora.seeds import derive_seed
 from hyperlora.task import build_model
@@ -41,6 +42,7 @@ from models.personalization.class_statistics import ClassStatistics, compute_cla
 from models.personalization.prior import remove_prior
 from models.personalization.signature import Signature, compute_signature, private_signature
 from server_app.run import build_strategy
+from strategies.engine.strategy import LoraStrategy
 
 BATCH = 64
 RESULT = Path(__file__).parent / "results" / "lira.json"
@@ -66,19 +68,25 @@ def main(
     typer.echo(lira_table(found))
 
 
-def attacked_run(seed: int, rounds: int, shadows: int) -> dict[str, Any]:
-    """Make one run and return by release the attacker's success, and the epsilon of the release."""
+def finished_run(
+    seed: int, rounds: int, overrides: Mapping[str, Scalar]
+) -> tuple[LoraStrategy, ClientRuntime, Adapter]:
+    """Make one run on the digits and return its strategy, the clients' runtime and the last anchor."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="hyperlora-lira-") as scratch:
-        values = {"seed": seed, "federation.rounds": rounds, "federation.evaluate-every": rounds}
+        values = {"seed": seed, "federation.rounds": rounds, "federation.evaluate-every": rounds, **overrides}
         config = RunConfig.parse({**values, "run.output-dir": scratch})
         strategy = build_strategy(config, build_model(config.data, config.model, config.lora))
-        from client_app.app import app
-
         strategy.start(LocalGrid(app, config.flat(), NODES, remembers=False), num_rounds=rounds)
-    runtime, anchor = open_runtime(config), strategy.method.anchor(strategy.state)
+    anchor = strategy.method.anchor(strategy.state)
     if anchor is None:
         raise ValueError("the method has no anchor to take class statistics with")
+    return strategy, open_runtime(config), anchor
+
+
+def attacked_run(seed: int, rounds: int, shadows: int) -> dict[str, Any]:
+    """Make one run and return by release the attacker's success, and the epsilon of the release."""
+    strategy, runtime, anchor = finished_run(seed, rounds, {})
     found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
     for name, (card, start) in strategy.final_adapters().items():
         if card.trains:

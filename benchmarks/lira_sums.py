@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,25 +22,19 @@ import typer
 from torch import Tensor
 
 from benchmarks.attack_tables import lira_table
-from benchmarks.lira import Target, mean_scores
-from benchmarks.local_grid import LocalGrid
+from benchmarks.lira import Target, finished_run, mean_scores
 from benchmarks.membership import success
 from benchmarks.result import current_commit, write_json
-from benchmarks.run_job import NODES
-from client_app.app import app
-from client_app.runtime import open_runtime
 from hyperlora.cli.settings import parse_override
-from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.config.schema import Scalar
 from hyperlora.messages.noised_questions import MOVEMENTS, units_of
 from hyperlora.noise import simulated_noise
 from hyperlora.secure_sum.noised_vector import Unit
 from hyperlora.seeds import derive_seed
-from hyperlora.task import build_model
 from models.adapters.adapter import Adapter, combine
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
 from models.sums.logit_space import LogitSpace, LogitStatistics, logit_contribution
 from models.sums.shared_factor import framed, moved, movement
-from server_app.run import build_strategy
 from strategies.sums.noise_plan import NoisePlan
 
 RESULT = Path(__file__).parent / "results" / "lira-sums.json"
@@ -49,7 +42,7 @@ EPSILON, DELTA, FEW, CLIP, SIDE = 8.0, 1e-5, 5, 1.5, "B"
 """Of a whole run; fewest clients of a sum, as ``privacy.least-clients``; and clip and factor of a movement."""
 Sums = Mapping[str, Tensor]
 Release = Callable[[Target, int], Tensor]
-"""Gives what a release made of a client's draw says of every sample of the client's mixture."""
+"""Gives what a release of one draw of a client says of each sample of the client's mixture, (n,)."""
 
 
 def main(
@@ -76,15 +69,7 @@ def lira_sums_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def attacked_run(seed: int, rounds: int, shadows: int, overrides: Mapping[str, Scalar]) -> dict[str, Any]:
     """Make one run and return by release the attacker's success, and the epsilon of the run that it is one of."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="hyperlora-lira-") as scratch:
-        values = {"seed": seed, "federation.rounds": rounds, "federation.evaluate-every": rounds, **overrides}
-        config = RunConfig.parse({**values, "run.output-dir": scratch})
-        strategy = build_strategy(config, build_model(config.data, config.model, config.lora))
-        strategy.start(LocalGrid(app, config.flat(), NODES, remembers=False), num_rounds=rounds)
-    runtime, anchor = open_runtime(config), strategy.method.anchor(strategy.state)
-    if anchor is None:
-        raise ValueError("the method has no anchor to start from")
+    strategy, runtime, anchor = finished_run(seed, rounds, overrides)
     names = [name for name, card in strategy.roster.cards.items() if card.trains]
     attack = Attack({name: Target.of(runtime, name, anchor, anchor) for name in names}, anchor, shadows, rounds)
     return {release: {**success(marks), "epsilon": epsilon} for release, epsilon, marks in attack.made()}
@@ -124,7 +109,7 @@ class Attack:
         return [(name, epsilon, self.ratios(release)) for name, epsilon, release in releases]
 
     def ratios(self, release: Release) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return by client the log likelihood ratios of members and of others."""
+        """Return by client the log likelihood ratios of members (m,) and of others (n - m,)."""
         found = {}
         for name, one in self.targets.items():
             true, *made = (release(one, draw) for draw in range(self.shadows + 1))
@@ -132,7 +117,7 @@ class Attack:
         return found
 
     def of_class_sums(self, clients: int, target: Target, draw: int) -> Tensor:
-        """Score samples by the class means of so many clients together."""
+        """Score samples by the class means of so many clients together, (n,)."""
         told = [self.statistics[name][draw] for name in self.together(target.name, clients)]
         sums, counts = (torch.stack([getattr(one, part) for one in told]).sum(dim=0) for part in ("sums", "counts"))
         scatter = torch.stack([one.dense_scatter() for one in told]).sum(dim=0)
@@ -141,7 +126,7 @@ class Attack:
         return mean_scores(means, scatter / max(freedom, 1.0), target.features, target.tokens.labels)
 
     def of_logit_classes(self, noise: float, target: Target, draw: int) -> Tensor:
-        """Score samples by a client's class means in the space of the anchor's logits, with noise of one sum."""
+        """Score samples by a client's class means in the space of the anchor's logits, with noise of one sum, (n,)."""
         space = LogitSpace.of(self.anchor.head)
         chosen = self.sets[target.name][draw]
         own = space.statistics(target.features[chosen], target.tokens.labels[chosen])
@@ -151,13 +136,13 @@ class Attack:
         return mean_scores(public.means.float(), public.variance.float(), inner, target.tokens.labels)
 
     def of_adapters(self, clients: int, target: Target, draw: int) -> Tensor:
-        """Score samples by the average adapter of so many clients."""
+        """Score samples by the average adapter of so many clients, (n,)."""
         told = [self.trained[name][draw] for name in self.together(target.name, clients)]
         average = combine(told, [1 / clients] * clients).truncated(self.anchor.rank)
         return target.confidence(average)
 
     def of_movement(self, noise: float, target: Target, draw: int) -> Tensor:
-        """Score samples by the anchor after a client's movement of one factor, with noise of one sum."""
+        """Score samples by the anchor after a client's movement of one factor, with noise of one sum, (n,)."""
         start = self.start_of_factor
         own = movement(start, self.trained_factor[target.name][draw], SIDE)
         length = float(torch.cat([one.flatten() for one in own.values()]).norm())

@@ -50,9 +50,9 @@ class SitePolicy(Section):
     minimum_adapter_noise: NonNegativeFloat = key(0.0, "least privacy.adapter-noise of a run")
     maximum_epsilon: NonNegativeFloat = key(0.0, "largest epsilon over all runs, as epsilon-budget; 0 is no bound")
     exact_counts: bool = key(True, "whether the number of samples may leave as it is")
+    exact_label_frequencies: bool = key(True, "whether label frequencies may leave without noise")
     sums_only: bool = key(False, "whether only runs of sums (privacy.mode) are answered")
     minimum_clients: NonNegativeInt = key(0, "least privacy.least-clients of a run of sums")
-    exact_label_frequencies: bool = key(True, "whether label frequencies may leave without noise")
 
     def objection(self, kind: str, config: RunConfig, budget: float) -> str | None:
         """Return why a message of a run is not answered, or None.

@@ -74,7 +74,7 @@ def participant(steps: SumSteps, name: str) -> Participant:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the node key of every client, and the list that all sites were given."""
+    """A folder with the peer key of every client's site, and the list that all sites were given."""
     home = tmp_path_factory.mktemp("sites")
     for name in (*NAMES, "stranger"):
         node(home / name)
