@@ -67,14 +67,17 @@ class Clients:
             server_round: from 1.
             trains: ``all`` factors, ``B`` or ``A``, with the head.
         """
-        seed, size = self.config.seed, self.config.federation.clients_per_round
-        return [
-            self._trained(name, Start(anchor, LocalPlan(trains=trains)), server_round)
-            for name in sample_cohort(self.training, size, seed=seed, server_round=server_round)
-        ]
+        return [self.trained_by(name, anchor, server_round, trains) for name in self.cohort(server_round)]
 
-    def _trained(self, name: str, start: Start, server_round: int) -> tuple[float, Adapter]:
+    def cohort(self, server_round: int) -> Sequence[str]:
+        """Return who trains in a round."""
+        size = self.config.federation.clients_per_round
+        return sample_cohort(self.training, size, seed=self.config.seed, server_round=server_round)
+
+    def trained_by(self, name: str, anchor: Adapter, server_round: int, trains: str = "all") -> tuple[float, Adapter]:
+        """Return what :meth:`trained` does, of one client."""
         steps, digest = self.config.train.local_steps, self.cards[name].signature.digest()
+        start = Start(anchor, LocalPlan(trains=trains))
         request = TrainRequest(name, server_round, steps, start, digest, False)
         reply = train_start(self.runtime, request, NothingKept())
         return float(reply.metrics.num_examples), reply.end

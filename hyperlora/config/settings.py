@@ -17,7 +17,7 @@ DataName = Literal[
     "digits", "folder", "csv", "jsonl", "parquet", "instructions",
     "pacs", "office-home", "domainnet", "nico++", "cifar100", "fdu-mtl",
 ]  # fmt: skip
-WireDtype = Literal["float32", "float16", "int8"]
+WireDtype = Literal["float32", "float16", "int8", "int4"]
 WIRE_DTYPES: tuple[WireDtype, ...] = get_args(WireDtype)
 SINKS = ("tensorboard", "wandb", "mlflow")
 
@@ -287,7 +287,7 @@ def _require_sums(config: RunConfig) -> None:
 class WireConfig(Section):
     """How adapters travel."""
 
-    dtype: WireDtype = key("float32", "numbers of adapters in messages: float32, float16 or int8")
+    dtype: WireDtype = key("float32", "numbers of adapters in messages: float32, float16, int8 or int4")
 
 
 class RunDirectoryConfig(Section):

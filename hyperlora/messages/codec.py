@@ -1,10 +1,4 @@
-"""Tensors as Flower records, and back with every expectation checked; a ConfigRecord carries the protocol's version.
-
-Numbers travel as float32, as float16, or as int8 with a float32 scale for every row (or column). In int8 an entry is
-round(value / scale), scale = max |row| / 127, and the rows run along the longer of the last two axes, so that scales
-are few. What has a generator is rounded up or down at random so that the expectation is the value (QSGD, arXiv
-1610.02132): errors of many clients average out, and nobody has to keep what was rounded off.
-"""
+"""Tensors as Flower records, and back with every expectation checked; a ConfigRecord carries the protocol's version."""
 
 from __future__ import annotations
 
@@ -18,60 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from hyperlora.config.settings import WIRE_DTYPES
-
-SCALE = ".scale"
-LARGEST_INT8 = 127
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def pack(tensors: Mapping[str, Tensor], wire: str, chance: torch.Generator | None = None) -> dict[str, Tensor]:
-    """Return what travels for float ``tensors``: of dtype ``wire``, for int8 with ``<name>.scale`` beside each."""
-    if wire != "int8":
-        return {name: tensor.to(getattr(torch, wire)) for name, tensor in tensors.items()}
-    packed = {}
-    for name, tensor in tensors.items():
-        packed[name], packed[name + SCALE] = _quantized(tensor.float(), chance)
-    return packed
-
-
-def unpack(packed: Mapping[str, Tensor], wire: str) -> dict[str, Tensor]:
-    """Inverse of :func:`pack` up to rounding; float32."""
-    if wire != "int8":
-        return {name: tensor.float() for name, tensor in packed.items()}
-    names = [name for name in packed if not name.endswith(SCALE)]
-    return {name: packed[name].float() * packed[name + SCALE] for name in names}
-
-
-def packed_shapes(shapes: Shapes, wire: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return name -> (shape, dtype) of what :func:`pack` makes of tensors of ``shapes``."""
-    if wire != "int8":
-        return {name: (shape, wire) for name, shape in shapes.items()}
-    expected: dict[str, tuple[tuple[int, ...], str]] = {}
-    for name, shape in shapes.items():
-        expected[name] = (shape, "int8")
-        expected[name + SCALE] = (_scale_shape(shape), "float32")
-    return expected
-
-
-def _quantized(tensor: Tensor, chance: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    scale = tensor.abs().amax(dim=_axis(tensor.shape), keepdim=True) / LARGEST_INT8
-    exact = torch.where(scale > 0, tensor / scale, torch.zeros_like(tensor))
-    noise = 0.5 if chance is None else torch.rand(exact.shape, generator=chance)
-    return (exact + noise).floor().clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8), scale
-
-
-def _axis(shape: tuple[int, ...]) -> int:
-    return -2 if len(shape) > 1 and shape[-2] > shape[-1] else -1
-
-
-def _scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    scale = list(shape)
-    scale[_axis(shape)] = 1
-    return tuple(scale)
-
-
-__all__ = ["Shapes"]
+from hyperlora.messages.number_formats import Shapes, pack, packed_shapes, unpack
 
 MOST_MEASURED = 1e9
 MOST_STEPS = 10**6
@@ -156,7 +97,7 @@ def decode_packed(record: ArrayRecord, shapes: Shapes, wire: str = "float32") ->
         if tuple(array.shape) != shape or array.dtype != dtype:
             raise ProtocolError(f"array '{name}': expected {dtype} {shape}, got {array.dtype} {tuple(array.shape)}")
         packed[name] = torch.from_numpy(_values(name, array).copy())
-    values = unpack(packed, wire)
+    values = unpack(packed, wire, shapes)
     require_moderate(values)
     return values
 

@@ -17,19 +17,17 @@ from torch import Tensor
 
 from hyperlora.messages.codec import (
     ProtocolError,
-    Shapes,
     arrays_of,
     config_record,
     decode_packed,
     decode_tensors,
     encode_packed,
     encode_tensors,
-    pack,
     require,
     require_list,
     require_wire,
-    unpack,
 )
+from hyperlora.messages.number_formats import Shapes, pack, unpack
 from hyperlora.messages.ragged import flattened, flattened_shapes, ranks_as_list, ranks_from_list, stacked
 from models.adapters.adapter import HEAD, Adapter, combine, resized
 from models.adapters.rank_budget import NO_RANKS, NO_WORTH, Ranks, Worth, within_budget
@@ -100,7 +98,7 @@ class Start:
     Attributes:
         adapter: the adapter.
         plan: how the client works with it.
-        wire: ``float32``, ``float16`` or ``int8`` (:mod:`hyperlora.messages.codec`).
+        wire: ``float32``, ``float16``, ``int8`` or ``int4`` (:mod:`hyperlora.messages.number_formats`).
         ranks: rank of every module where they differ, zeros standing beyond it; empty where all have the adapter's.
     """
 
@@ -122,7 +120,8 @@ class Start:
             adapter, ranks = within_budget(adapter, most_bytes, self.wire, worth)
         if self.wire != "float32":
             flat = flattened(chosen(adapter, self.plan.down), ranks)
-            rounded = stacked(unpack(pack(flat, self.wire), self.wire), ranks, adapter.rank)
+            shapes = {name: tuple(one.shape) for name, one in flat.items()}
+            rounded = stacked(unpack(pack(flat, self.wire), self.wire, shapes), ranks, adapter.rank)
             adapter = Adapter.from_tensors({**adapter.tensors(), **rounded})
         return replace(self, adapter=adapter, ranks=ranks)
 

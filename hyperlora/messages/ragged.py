@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hyperlora.messages.codec import ProtocolError, Shapes
+from hyperlora.messages.codec import ProtocolError
+from hyperlora.messages.number_formats import Shapes
 from models.adapters.rank_budget import Ranks
 
 LEFT, RIGHT = ".lora_B", ".lora_A"

@@ -12,6 +12,7 @@ variance that a component explains (:mod:`models.adapters.input_moments`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from types import MappingProxyType
 
 import torch
@@ -26,9 +27,9 @@ NO_RANKS: Ranks = MappingProxyType({})
 Worth = Mapping[str, Sequence[float]]
 """Module (``<kind> <block>``) -> what its first, second, .. component is worth; empty leaves it to the spectrum."""
 NO_WORTH: Worth = MappingProxyType({})
-BYTES = {"float32": 4, "float16": 2, "int8": 1}
+BYTES = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5}
 SCALES = 8
-"""Bytes of the two float32 scales that one column of B and one row of A have in int8."""
+"""Bytes of the two float32 scales that one column of B and one row of A have in int8 and int4."""
 
 
 def share_out(values: Mapping[str, Tensor], costs: Mapping[str, int], most_bytes: int) -> dict[str, int]:
@@ -56,7 +57,7 @@ def share_out(values: Mapping[str, Tensor], costs: Mapping[str, int], most_bytes
 def bytes_per_rank(factors: Factors, wire: str) -> int:
     """Return what one component of one module takes in a message: a column of B and a row of A."""
     *_, m, n = factors.shape
-    return (m + n) * BYTES[wire] + (SCALES if wire == "int8" else 0)
+    return ceil((m + n) * BYTES[wire]) + (SCALES if BYTES[wire] <= 1 else 0)
 
 
 def least_bytes(adapter: Adapter, wire: str) -> int:

@@ -7,8 +7,9 @@ import torch
 from flwr.app import Array
 
 from hyperlora.config.settings import WIRE_DTYPES
-from hyperlora.messages.codec import ProtocolError, count_bytes, pack, packed_shapes, unpack
+from hyperlora.messages.codec import ProtocolError, count_bytes
 from hyperlora.messages.evaluate import EvaluateRequest
+from hyperlora.messages.number_formats import pack, packed_shapes, unpack
 from hyperlora.messages.plan import LocalPlan, Start
 from hyperlora.messages.train import TrainReply, TrainRequest
 from models.adapters.adapter import Adapter
@@ -16,7 +17,7 @@ from tests.builders import make_adapter, make_metrics
 
 FRESH = make_adapter(5)
 SHAPES = {name: tuple(one.shape) for name, one in make_adapter(0).tensors().items()}
-LARGEST_ERROR = {"float32": 0.0, "float16": 5e-4, "int8": 0.51 / 127}
+LARGEST_ERROR = {"float32": 0.0, "float16": 5e-4, "int8": 0.51 / 127, "int4": 0.51 / 7}
 
 
 def request_of(wire: str) -> TrainRequest:
@@ -34,7 +35,7 @@ def test_every_number_is_off_by_at_most_a_rounding_of_its_row(wire: str) -> None
     tensors = make_adapter(0).tensors()
     packed = pack(tensors, wire)
     assert {name: (tuple(one.shape), str(one.dtype)[6:]) for name, one in packed.items()} == packed_shapes(SHAPES, wire)
-    for name, value in unpack(packed, wire).items():
+    for name, value in unpack(packed, wire, SHAPES).items():
         assert value.dtype == torch.float32
         assert float((value - tensors[name]).abs().max()) <= LARGEST_ERROR[wire] * float(tensors[name].abs().max())
 
@@ -60,8 +61,9 @@ def test_a_movement_loses_no_more_than_its_own_rounding_however_small_it_is(wire
         assert error <= 2 * LARGEST_ERROR[wire] * largest + 1e-6
 
 
-def test_int8_roundings_of_many_clients_average_out() -> None:
-    request = request_of("int8")
+@pytest.mark.parametrize("wire", ["int8", "int4"])
+def test_roundings_of_many_clients_average_out(wire: str) -> None:
+    request = request_of(wire)
     ends = []
     for index in range(200):
         client = f"client-{index}"
@@ -83,13 +85,21 @@ def test_narrow_formats_are_smaller() -> None:
     sizes = [sum(one.nbytes for one in pack(tensors, wire).values()) for wire in WIRE_DTYPES]
     assert sizes[1] == sizes[0] / 2
     assert sizes[2] <= sizes[0] / 3.9
+    assert sizes[3] <= sizes[0] / 7.8
     contents = [replace(request_of(wire), signature_digest="x").encode() for wire in ("float32", "float16")]
     assert count_bytes(contents[1]) < count_bytes(contents[0])
 
 
-def test_zeros_stay_zeros() -> None:
-    zeros = {"x": torch.zeros(3, 4)}
-    assert torch.equal(unpack(pack(zeros, "int8"), "int8")["x"], zeros["x"])
+@pytest.mark.parametrize("wire", ["int8", "int4"])
+def test_zeros_stay_zeros(wire: str) -> None:
+    zeros = {"x": torch.zeros(3, 5)}
+    assert torch.equal(unpack(pack(zeros, wire), wire, {"x": (3, 5)})["x"], zeros["x"])
+
+
+def test_whole_numbers_up_to_seven_travel_exactly_in_int4() -> None:
+    numbers = {"x": torch.arange(-7.0, 8.0), "y": torch.tensor([[7.0, -7.0, 3.0], [1.0, 0.0, 7.0]])}
+    read = unpack(pack(numbers, "int4"), "int4", {"x": (15,), "y": (2, 3)})
+    assert all(torch.equal(read[name], one) for name, one in numbers.items())
 
 
 def test_evaluations_travel_in_the_same_formats() -> None:
@@ -103,8 +113,8 @@ def test_what_is_not_in_the_declared_format_is_refused() -> None:
     content = request_of("int8").encode()
     with pytest.raises(ProtocolError, match="missing or unknown"):
         TrainReply.decode(reply_to(request_of("int8"), 1.0).encode(), request_of("int8"))
-    content["config"]["wire"] = "int4"
-    with pytest.raises(ProtocolError, match="travel as 'int4'"):
+    content["config"]["wire"] = "int2"
+    with pytest.raises(ProtocolError, match="travel as 'int2'"):
         TrainRequest.decode(content, FRESH)
     content["config"]["wire"] = "float16"
     with pytest.raises(ProtocolError, match="missing or unknown"):
