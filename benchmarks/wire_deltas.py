@@ -56,10 +56,8 @@ CODINGS: Mapping[str, Coding] = {
     REFERENCE: Coding(),
     "int8": Coding("int8"),
     "int4": Coding("int4"),
-    "int8, replies of rank 2": Coding("int8", reply_rank=2),
     "int8, replies of rank 1": Coding("int8", reply_rank=1),
     "int4, replies of rank 1": Coding("int4", reply_rank=1),
-    "int8, starts by changes of rank 2": Coding("int8", start_rank=2),
     "int8, starts by changes of rank 1": Coding("int8", start_rank=1),
 }
 

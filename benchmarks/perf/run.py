@@ -14,6 +14,7 @@ from benchmarks.perf.measure import Comparison, save, table
 BENCHMARKS = (
     "aggregation",
     "large_adapters",
+    "sharding",
     "prefix_cache",
     "start_up",
     "server_time",
