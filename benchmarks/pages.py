@@ -2,8 +2,8 @@
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
-``forgetting``, ``gpu``, ``language``, ``sums``, ``sum-movements``, ``lira-sums``, ``central-privacy`` and ``words`` are
-the tables of these modules, ``costs`` what every suite costs. Several suites, with commas, stand side by side in one
+``forgetting``, ``gpu``, ``language``, ``sums``, ``sum-movements``, ``lira-sums``, ``central-privacy``, ``wire-deltas``
+and ``words`` are the tables of these modules, ``costs`` what every suite costs. Several suites, with commas, stand side by side in one
 table, or one sentence each (``tables=verdicts``).
 A block without any result says so.
 """
@@ -40,6 +40,8 @@ from benchmarks.sums import sums_table
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
 from benchmarks.verdicts import verdicts
+from benchmarks.wire_deltas import wire_deltas_table
+from benchmarks.wire_table import bytes_table, draw_bytes
 from benchmarks.words import words_table
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -61,6 +63,7 @@ MORE_TABLES: dict[str, Callable[[Results, Sequence[str], str], str]] = {
     "intervals": interval_table,
     "calibration": lambda found, order, _: calibration_table(found, order),
     "verdicts": verdicts,
+    "bytes": bytes_table,
 }
 """Tables that stand where a block names them."""
 ATTACK_TABLES = {"attacks": attack_table, "losses": loss_table}
@@ -76,10 +79,11 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "sum-movements": sum_movements_table,
     "lira-sums": lira_sums_table,
     "central-privacy": central_privacy_table,
+    "wire-deltas": wire_deltas_table,
     "words": words_table,
 }
 """Tables of the runs in a json file of this name."""
-FIGURES = {"steps": draw_steps, "methods": draw_methods}
+FIGURES = {"steps": draw_steps, "methods": draw_methods, "bytes": draw_bytes}
 
 
 @dataclass(frozen=True)
