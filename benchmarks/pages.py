@@ -3,9 +3,8 @@
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
 ``forgetting``, ``gpu``, ``language``, ``sums``, ``sum-movements``, ``lira-sums``, ``central-privacy``, ``wire-deltas``
-and ``words`` are the tables of these modules, ``costs`` what every suite costs. Several suites, with commas, stand side by side in one
-table, or one sentence each (``tables=verdicts``).
-A block without any result says so.
+and ``words`` are the tables of these modules, ``costs`` what every suite costs. Several suites, with commas, stand side
+by side in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
 """
 
 from __future__ import annotations

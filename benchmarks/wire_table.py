@@ -39,9 +39,8 @@ def kib_of(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _kib(runs: Sequence[Mapping[str, Any]], way: str) -> float:
-    moved = [sum(one["bytes"][way] for one in run["rounds"]) for run in runs]
-    asked = [sum(len(one["cohort"]) for one in run["rounds"]) for run in runs]
-    return sum(moved) / sum(asked) / 1024
+    rounds = [one for run in runs for one in run["rounds"]]
+    return float(sum(one["bytes"][way] for one in rounds)) / sum(len(one["cohort"]) for one in rounds) / 1024
 
 
 def _accuracies(results: Results, name: str, reference: str) -> list[str]:
@@ -58,7 +57,7 @@ def _received(runs: Sequence[Mapping[str, Any]], group: str) -> list[float]:
 
 
 def draw_bytes(results: Results, order: Sequence[str], target: Path) -> None:
-    """Draw accuracy as received over the KiB of a client's two messages of a training round, a color for each method."""
+    """Draw accuracy as received over the KiB of a client's two messages of a round, a color for each method."""
     shown = [name for name in order if name in results]
     if not shown:
         return save(unmeasured(), target)

@@ -50,7 +50,7 @@ def run(repeats: int, clients: int = CLIENTS, blocks: int = BLOCKS, scale: int =
 
 
 def _in_turns(adapters: Sequence[Adapter], pool: ShardPool, repeats: int) -> tuple[float, float]:
-    """Return the median seconds in this process and in the actors; the first turn, in which these start, does not count."""
+    """Return the median seconds in this process and in the actors, without the first turn, in which these start."""
     names = iter(range(10**6))
     sides: dict[str, Callable[[], AdapterSum]] = {
         "alone": AdapterSum,
