@@ -10,21 +10,18 @@ sampling, so that it holds against the server; noise is what a sum has in which 
 from __future__ import annotations
 
 import json
-import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import product
 from typing import Annotated, Any
 
 import torch
 import typer
 from flwr.serverapp import Grid
-from rich.console import Console
 from torch import Tensor
 
 from benchmarks.local_grid import LocalGrid
-from benchmarks.result import current_commit, write_json
+from benchmarks.study import SEEDS, Overrides, Seeds, Study, Target, given
 from benchmarks.suite import HERE
 from benchmarks.sums import GROUPS, OPEN, SUMS, configured, described, difference, mean_of
 from benchmarks.table import markdown
@@ -33,7 +30,6 @@ from client_app.noised_sums import NoisedClient
 from client_app.runtime import ClientRuntime, open_runtime
 from client_app.sums import sizes_of
 from client_app.tasks import NothingKept
-from hyperlora.cli.settings import parse_override
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.messages.questions import Question, layout
 from hyperlora.messages.sums import SumRequest
@@ -71,7 +67,6 @@ OURS: Mapping[str, Scalar] = {
     "federation.evaluate-steps": "0",
     "federation.clients-per-round": 44,
 }
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -146,33 +141,22 @@ def measured(config: RunConfig, clients: int) -> tuple[dict[str, float], list[st
 
 
 def main(
-    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
+    seed: Seeds = None,
     epsilon: Annotated[list[float] | None, typer.Option(help="epsilons; 0 is no noise; all by default")] = None,
     clients: Annotated[list[int] | None, typer.Option(help="numbers of clients; all by default")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
-    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+    override: Overrides = None,
+    to: Target = RESULT,
 ) -> None:
     """Make the runs that are missing, seeds outermost, and print the tables."""
-    logging.basicConfig(level=logging.WARNING)
-    runs: list[Any] = json.loads(to.read_text(encoding="utf-8"))["runs"] if to.exists() else []
-    there = {(run["epsilon"], run["clients"], run["seed"]) for run in runs}
+    study, values = Study(to), given(override)
     chosen = [one for one in POINTS if one[0] in (epsilon or [one[0]]) and one[1] in (clients or [one[1]])]
-    for budget, count, one in missing(chosen, seed or [0, 1, 2], there):
-        values = {**OURS, "privacy.epsilon": budget or 1e4, **dict(map(parse_override, override or []))}
-        config, began = configured(SETTING, one, values), time.perf_counter()
-        row, seen, spent = measured(config, count if budget else 10**9)
-        made = {"epsilon": budget, "clients": count, "seed": one, "commit": current_commit(), "spent": spent}
-        runs.append({**made, "config": described(config), "row": row, "seen": seen})
-        write_json(to, {"runs": runs})
-        console.print(f"epsilon {budget:g}, {count} clients, seed {one}: {time.perf_counter() - began:.0f} s")
-    console.print(central_privacy_table(runs), soft_wrap=True)
-
-
-def missing(
-    points: Sequence[tuple[float, int]], seeds: Sequence[int], there: set[tuple[float, int, int]]
-) -> Iterator[tuple[float, int, int]]:
-    """Yield the runs that are not there."""
-    yield from ((*point, seed) for seed in seeds for point in points if (*point, seed) not in there)
+    points = product(seed or SEEDS, chosen)
+    for point in study.missing({"epsilon": one[0], "clients": one[1], "seed": number} for number, one in points):
+        budget, own = point["epsilon"], {**OURS, "privacy.epsilon": point["epsilon"] or 1e4, **values}
+        config = configured(SETTING, point["seed"], own)
+        row, seen, spent = measured(config, point["clients"] if budget else 10**9)
+        study.add(point, {"spent": spent, "config": described(config), "row": row, "seen": seen})
+    study.say(central_privacy_table(study.runs))
 
 
 def central_privacy_table(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -8,8 +8,6 @@ served what the server can make of class statistics that they told before (:mod:
 
 from __future__ import annotations
 
-import json
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from benchmarks.bootstrap import paired_difference
 from benchmarks.head_parts import finished_run
 from benchmarks.remembering import remembered
-from benchmarks.result import MACHINE_KEYS, current_commit, write_json
+from benchmarks.result import MACHINE_KEYS
+from benchmarks.study import SEEDS, Overrides, Seeds, Study, Target, given
 from benchmarks.suite import HERE, Job
 from benchmarks.table import cell, markdown
-from hyperlora.cli.settings import flatten, parse_override, read_toml
+from hyperlora.cli.settings import flatten, read_toml
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.reporting.run_files import RunFiles
@@ -57,26 +55,21 @@ ROWS: Mapping[str, Mapping[str, Scalar]] = {
 }
 GROUPS = ("seen", "unseen")
 LEARNED, KEPT = "after its turn", "at the end"
-console = Console()
 Run = Mapping[str, Any]
 
 
 def main(
     row: Annotated[list[str] | None, typer.Option(help="rows to run; all by default")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
-    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+    seed: Seeds = None,
+    override: Overrides = None,
+    to: Target = RESULT,
 ) -> None:
     """Make the runs that are missing, seeds outermost, and print the tables."""
-    logging.basicConfig(level=logging.WARNING)
-    runs: list[Any] = json.loads(to.read_text(encoding="utf-8"))["runs"] if to.exists() else []
-    there = {(run["row"], run["seed"]) for run in runs}
-    for job in jobs(row or list(ROWS), seed or [0, 1, 2], dict(map(parse_override, override or []))):
-        if (job.variant, job.config.seed) not in there:
-            runs.append(measured(job))
-            write_json(to, {"runs": runs})
-            console.print(f"{job.name}: {runs[-1]['seconds']:.0f} s")
-    console.print(forgetting_table(runs), soft_wrap=True)
+    study = Study(to)
+    wanted = {(job.variant, job.config.seed): job for job in jobs(row or list(ROWS), seed or SEEDS, given(override))}
+    for point in study.missing({"row": name, "seed": number} for name, number in wanted):
+        study.add(point, measured(wanted[point["row"], point["seed"]]))
+    study.say(forgetting_table(study.runs))
 
 
 def jobs(rows: Sequence[str], seeds: Sequence[int], overrides: Mapping[str, Scalar]) -> Iterator[Job]:
@@ -96,9 +89,6 @@ def measured(job: Job) -> dict[str, Any]:
         found = checkpoints(run)
         own = remembered(run, found, turns(found)) if job.variant == DEFAULT else {}
     return {
-        "row": job.variant,
-        "seed": job.config.seed,
-        "commit": current_commit(),
         "seconds": time.perf_counter() - began,
         "config": {key: value for key, value in job.config.flat().items() if key not in MACHINE_KEYS},
         "clients": by_round(found),

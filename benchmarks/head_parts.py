@@ -7,8 +7,6 @@ differences are of the head alone, paired by client and seed.
 
 from __future__ import annotations
 
-import json
-import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,17 +16,15 @@ from typing import Annotated, Any
 from unittest.mock import patch
 
 import typer
-from rich.console import Console
 
 from benchmarks.amortisation import accuracy_of, features_of, last_state, shuffled
 from benchmarks.bootstrap import paired_difference
 from benchmarks.local_grid import LocalGrid
-from benchmarks.result import current_commit, write_json
 from benchmarks.run_job import NODES, require_all_clients
+from benchmarks.study import SEEDS, Overrides, Seeds, Study, Target, given
 from benchmarks.suite import Job, load_jobs
 from benchmarks.table import markdown
 from client_app.runtime import open_runtime
-from hyperlora.cli.settings import parse_override
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.reporting.run_files import RunFiles
@@ -43,7 +39,6 @@ RESULT = Path(__file__).parent / "results" / "head_parts.json"
 WHOLE = "as it is"
 ALIKE = Variances(client=0.0, single=1e-6, length=1.0)
 """Under which the classes of all clients look the same."""
-console = Console()
 
 
 def unfitted(state: HyperLoraState) -> HyperLoraState:
@@ -79,20 +74,16 @@ PARTS: Mapping[str, Part] = {
 
 def main(
     suite: Annotated[str, typer.Option(help="whose settings are run")] = "pacs",
-    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
-    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+    seed: Seeds = None,
+    override: Overrides = None,
+    to: Target = RESULT,
 ) -> None:
     """Make the runs that are missing, serve their clients without one part at a time, and print the table."""
-    logging.basicConfig(level=logging.WARNING)
-    found: dict[str, Any] = json.loads(to.read_text(encoding="utf-8")) if to.exists() else {"runs": []}
-    there = {(run["setting"], run["seed"]) for run in found["runs"]}
-    for job in load_jobs(suite, dict(map(parse_override, override or [])), seed or [0, 1, 2], ["hyperlora"]):
-        if (job.suite, job.config.seed) not in there:
-            found["runs"].append({"setting": job.suite, "seed": job.config.seed, "parts": scored_run(job)})
-            write_json(to, {"commit": current_commit(), "runs": found["runs"]})
-            console.print(f"{job.suite}, seed {job.config.seed}: done")
-    console.print(head_parts_table(found["runs"]), soft_wrap=True)
+    study, jobs = Study(to), load_jobs(suite, given(override), list(seed or SEEDS), ["hyperlora"])
+    wanted = {(job.suite, job.config.seed): job for job in jobs}
+    for point in study.missing({"setting": setting, "seed": number} for setting, number in wanted):
+        study.add(point, {"parts": scored_run(wanted[point["setting"], point["seed"]])})
+    study.say(head_parts_table(study.runs))
 
 
 def scored_run(job: Job) -> dict[str, list[dict[str, Any]]]:

@@ -9,27 +9,21 @@ in :mod:`benchmarks.sums`. Sums are taken without masks. Development seeds.
 
 from __future__ import annotations
 
-import json
-import logging
-import time
 from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor
 
 from benchmarks.product_average import from_two_passes, orthonormal, right_basis, times_left, times_right
-from benchmarks.result import current_commit, write_json
+from benchmarks.study import SEEDS, Overrides, Seeds, Study, Target, given
 from benchmarks.suite import HERE
 from benchmarks.sums import GROUPS, configured, described, difference, mean_of
 from benchmarks.sums_only import MOST, Clients, Evaluation, Move, Parts, anchor_from_sums, averaged, one_factor
 from benchmarks.table import markdown
 from client_app.runtime import open_runtime
-from hyperlora.cli.settings import parse_override
 from hyperlora.config.schema import RunConfig
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
@@ -39,7 +33,6 @@ from models.sums.shared_factor import STEP
 RESULT = HERE / "results" / "sum-movements.json"
 CHOSEN = ("Dirichlet 0.5", "120 clients")
 HEAD = "head"
-console = Console()
 
 
 def two_sums(clients: Clients, initial: Adapter, anchor: Adapter, server_round: int) -> Adapter:
@@ -89,24 +82,18 @@ WAYS: Mapping[str, Move] = {
 def main(
     setting: Annotated[list[str] | None, typer.Option(help="settings to run; all by default")] = None,
     way: Annotated[list[str] | None, typer.Option(help="ways to run; all by default")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
-    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+    seed: Seeds = None,
+    override: Overrides = None,
+    to: Target = RESULT,
 ) -> None:
     """Make the runs that are missing, seeds outermost, and print the tables."""
-    logging.basicConfig(level=logging.WARNING)
-    runs: list[Any] = json.loads(to.read_text(encoding="utf-8"))["runs"] if to.exists() else []
-    there = {(run["setting"], run["way"], run["seed"]) for run in runs}
-    for one in product(seed or [0, 1, 2], setting or list(CHOSEN), way or list(WAYS)):
-        number, place, name = one
-        if (place, name, number) not in there:
-            config, began = configured(place, number, dict(map(parse_override, override or []))), time.perf_counter()
-            row, seen = measured(config, WAYS[name])
-            made = {"setting": place, "way": name, "seed": number, "commit": current_commit()}
-            runs.append({**made, "config": described(config), "row": row, "seen": seen})
-            write_json(to, {"runs": runs})
-            console.print(f"{place}, {name}, seed {number}: {time.perf_counter() - began:.0f} s")
-    console.print(sum_movements_table(runs), soft_wrap=True)
+    study, values = Study(to), given(override)
+    points = product(seed or SEEDS, setting or CHOSEN, way or WAYS)
+    for point in study.missing({"setting": place, "way": name, "seed": number} for number, place, name in points):
+        config = configured(point["setting"], point["seed"], values)
+        row, seen = measured(config, WAYS[point["way"]])
+        study.add(point, {"config": described(config), "row": row, "seen": seen})
+    study.say(sum_movements_table(study.runs))
 
 
 def measured(config: RunConfig, move: Move) -> tuple[dict[str, float], list[str]]:

@@ -10,26 +10,25 @@ here without masks: this measures accuracy, not protection. Development seeds.
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from benchmarks.amortisation import last_state
 from benchmarks.bootstrap import paired_difference
 from benchmarks.head_parts import finished_run
-from benchmarks.result import MACHINE_KEYS, current_commit, write_json
+from benchmarks.result import MACHINE_KEYS
+from benchmarks.study import SEEDS, Overrides, Seeds, Study, Target, given
 from benchmarks.suite import HERE
 from benchmarks.sums_only import MOST, Clients, Evaluation, anchor_from_sums, one_factor
 from benchmarks.table import cell, markdown
 from client_app.runtime import open_runtime
-from hyperlora.cli.settings import flatten, parse_override, read_toml
+from hyperlora.cli.settings import flatten, read_toml
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.messages.evaluate import START_TRACK
 from models.sums.shared_factor import STEP
@@ -50,7 +49,6 @@ OPEN, SUMS, SAME_ANCHOR, ONE_GROUP, AS_CLIENTS, ANCHOR = (
     "the anchor's head",
 )
 GROUPS = ("seen", "unseen")
-console = Console()
 
 
 def measured(config: RunConfig) -> tuple[dict[str, dict[str, float]], list[str]]:
@@ -82,27 +80,18 @@ def configured(setting: str, seed: int, overrides: Mapping[str, Scalar]) -> RunC
 
 def main(
     setting: Annotated[list[str] | None, typer.Option(help="settings to run; all by default")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
-    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+    seed: Seeds = None,
+    override: Overrides = None,
+    to: Target = RESULT,
 ) -> None:
     """Make the runs that are missing, seeds outermost, and print the tables."""
-    logging.basicConfig(level=logging.WARNING)
-    runs: list[Any] = json.loads(to.read_text(encoding="utf-8"))["runs"] if to.exists() else []
-    there = {(run["setting"], run["seed"]) for run in runs}
-    for name, one in missing(setting or list(SETTINGS), seed or [0, 1, 2], there):
-        config, began = configured(name, one, dict(map(parse_override, override or []))), time.perf_counter()
+    study, values = Study(to), given(override)
+    points = product(seed or SEEDS, setting or SETTINGS)
+    for point in study.missing({"setting": name, "seed": one} for one, name in points):
+        config = configured(point["setting"], point["seed"], values)
         rows, seen = measured(config)
-        made = {"setting": name, "seed": one, "commit": current_commit(), "config": described(config)}
-        runs.append({**made, "rows": rows, "seen": seen})
-        write_json(to, {"runs": runs})
-        console.print(f"{name}, seed {one}: {time.perf_counter() - began:.0f} s")
-    console.print(sums_table(runs), soft_wrap=True)
-
-
-def missing(settings: Sequence[str], seeds: Sequence[int], there: set[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """Yield the runs that are not there."""
-    yield from ((name, seed) for seed in seeds for name in settings if (name, seed) not in there)
+        study.add(point, {"config": described(config), "rows": rows, "seen": seen})
+    study.say(sums_table(study.runs))
 
 
 def described(config: RunConfig) -> dict[str, Any]:

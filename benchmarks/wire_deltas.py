@@ -9,27 +9,21 @@ arrives is from the true one, and what clients get in the end. Development seeds
 
 from __future__ import annotations
 
-import json
-import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 
-from benchmarks.result import current_commit, write_json
+from benchmarks.study import SEEDS, Overrides, Seeds, Study, Target, given
 from benchmarks.suite import HERE
 from benchmarks.sums import GROUPS, configured, described, difference, mean_of
 from benchmarks.sums_only import MOST, Clients, Evaluation
 from benchmarks.table import markdown
 from client_app.runtime import open_runtime
-from hyperlora.cli.settings import parse_override
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.number_formats import pack, unpack
 from models.adapters.adapter import Adapter, combine, subtract
@@ -39,7 +33,6 @@ from strategies.methods.hyperlora.config import HyperLoraSettings
 RESULT = HERE / "results" / "wire-deltas.json"
 SETTING = "Dirichlet 0.5"
 ROWS = ("served", "the anchor's head")
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -153,23 +146,17 @@ def measured(config: RunConfig, coding: Coding) -> dict[str, Any]:
 
 def main(
     coding: Annotated[list[str] | None, typer.Option(help="codings to run; all by default")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="development seeds; 0, 1, 2 by default")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for every run")] = None,
-    to: Annotated[Path, typer.Option(help="json file; what is in it is not run again")] = RESULT,
+    seed: Seeds = None,
+    override: Overrides = None,
+    to: Target = RESULT,
 ) -> None:
     """Make the runs that are missing, seeds outermost, and print the table."""
-    logging.basicConfig(level=logging.WARNING)
-    runs: list[Any] = json.loads(to.read_text(encoding="utf-8"))["runs"] if to.exists() else []
-    there = {(run["coding"], run["seed"]) for run in runs}
-    for number, name in product(seed or [0, 1, 2], coding or list(CODINGS)):
-        if (name, number) not in there:
-            config, began = configured(SETTING, number, dict(map(parse_override, override or []))), time.perf_counter()
-            found = measured(config, CODINGS[name])
-            made = {"coding": name, "seed": number, "commit": current_commit(), "config": described(config)}
-            runs.append({**made, **found})
-            write_json(to, {"runs": runs})
-            console.print(f"{name}, seed {number}: {time.perf_counter() - began:.0f} s")
-    console.print(wire_deltas_table(runs), soft_wrap=True)
+    study, values = Study(to), given(override)
+    points = product(seed or SEEDS, coding or CODINGS)
+    for point in study.missing({"coding": name, "seed": number} for number, name in points):
+        config = configured(SETTING, point["seed"], values)
+        study.add(point, {"config": described(config), **measured(config, CODINGS[point["coding"]])})
+    study.say(wire_deltas_table(study.runs))
 
 
 def wire_deltas_table(runs: Sequence[Mapping[str, Any]]) -> str:
