@@ -27,7 +27,8 @@ from benchmarks.membership import success
 from benchmarks.result import current_commit, write_json
 from hyperlora.cli.settings import parse_override
 from hyperlora.config.schema import Scalar
-from hyperlora.messages.noised_questions import MOVEMENTS, units_of
+from hyperlora.messages.movements import MOVEMENTS
+from hyperlora.messages.noised_questions import units_of
 from hyperlora.noise import simulated_noise
 from hyperlora.secure_sum.noised_vector import Unit
 from hyperlora.seeds import derive_seed

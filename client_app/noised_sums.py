@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from client_app.sums import Answer, SummedClient
-from hyperlora.messages.noised_questions import LOSS, MOVEMENTS
+from hyperlora.messages.movements import MOVEMENTS
+from hyperlora.messages.noised_questions import LOSS
 from hyperlora.messages.questions import Question
 from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics

@@ -14,7 +14,7 @@ from torch import Tensor
 from client_app.runtime import ClientRuntime
 from client_app.tasks import HostedClient, Keeper, evaluate_adapter
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
-from hyperlora.messages.noised_questions import MOVEMENTS, moved_factor
+from hyperlora.messages.movements import MOVEMENTS, moved_factor
 from hyperlora.messages.plan import LocalPlan, Start
 from hyperlora.messages.questions import MOST_SAMPLES, Question, Sizes
 from hyperlora.messages.sums import SumRequest

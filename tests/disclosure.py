@@ -22,7 +22,7 @@ from torch import Tensor
 from client_app.runtime import ClientRuntime
 from client_app.sums import SummedClient
 from client_app.tasks import NothingKept
-from hyperlora.messages.noised_questions import MOVEMENTS
+from hyperlora.messages.movements import MOVEMENTS
 from hyperlora.messages.questions import Question, layout, public_anchor
 from hyperlora.messages.sums import SumRequest
 from models.adapters.adapter import Adapter

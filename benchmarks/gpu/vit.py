@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.gpu.bench import Bench, Case, Figures, training_work
-from models.adapters.adapted_model import AdaptedModel, lora_config
+from models.adapters.adapted_model import AdaptedModel
 from models.adapters.optimizers import OptimizerSpec
+from models.adapters.peft_files import lora_config
 from models.adapters.training import LocalTrainer, TokenSet
 from models.backbones.backbone import Backbone
 

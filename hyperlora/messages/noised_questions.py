@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from hyperlora.messages.movements import MOVEMENTS, shapes_of_movement
 from hyperlora.secure_sum.noised_vector import Unit
-from models.adapters.adapter import HEAD, Adapter
+from models.adapters.adapter import Adapter
 from models.sums.logit_space import logit_units
 
 LOSS = 5.0
-MOVEMENTS = {"B": "movement of B", "A": "movement of A"}
-"""By the factor that clients train the kind of question; these have noise where the run has."""
 NOISED_KINDS = (*MOVEMENTS.values(), "logit classes", "logit deviations", "noised losses", "noised scores")
 SCORE_SHARES = {"accuracy": 0.5, "loss": 0.25, "validation": 0.125, "calibration": 0.125}
 """Of the squared length of scores."""
@@ -38,19 +37,6 @@ def units_of(kind: str, fresh: Adapter, steps: int, clip: float) -> dict[str, Un
     if kind == "noised losses":
         return {name: Unit((1,), LOSS * 2**0.5) for name in ("anchor", "own")}
     return _scores(steps)
-
-
-def moved_factor(kind: str) -> str:
-    """Return ``B`` or ``A``, the factor that a kind of question has trained."""
-    (side,) = (one for one, movement in MOVEMENTS.items() if movement == kind)
-    return side
-
-
-def shapes_of_movement(kind: str, fresh: Adapter) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a movement's parts, those of the head and of the trained factor of each kind of module."""
-    side = moved_factor(kind)
-    factors = {name: tuple(getattr(one, side).shape) for name, one in sorted(fresh.low_rank.items())}
-    return {HEAD: tuple(fresh.head.shape), **factors}
 
 
 def _scores(steps: int) -> dict[str, Unit]:

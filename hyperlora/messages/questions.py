@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hyperlora.messages.codec import ProtocolError
-from hyperlora.messages.noised_questions import MOVEMENTS, NOISED_KINDS, shapes_of_movement, units_of
+from hyperlora.messages.movements import MOVEMENTS, shapes_of_movement
+from hyperlora.messages.noised_questions import NOISED_KINDS, units_of
 from hyperlora.secure_sum.fixed_point import FixedPoint, Part
 from hyperlora.secure_sum.noised_vector import NoisedVector
 from models.adapters.adapter import Adapter

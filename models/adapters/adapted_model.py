@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper, get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import NO_FORM, Adapter, AdapterError, Core, check_same_shapes, resized
 from models.adapters.layers import factor, full_rank, fuse, prepared, read_core, shared_blocks
+from models.adapters.peft_files import ADAPTER_NAME, lora_config, save_of_another_rank
 from models.adapters.routed import route, sparse_rows
 from models.backbones.backbone import Backbone
 from models.lowrank.factors import Factors
-
-ADAPTER_NAME = "default"
 
 
 class AdaptedModel:
@@ -258,24 +255,9 @@ class AdaptedModel:
         if adapter.rank == present.rank:
             self.load(adapter)
             self.peft_model.save_pretrained(str(directory), save_embedding_layers=False)
-            return
-        self.load(Adapter(present.low_rank, adapter.head))
-        config = cast(LoraConfig, copy.copy(self.peft_model.peft_config[ADAPTER_NAME]))
-        share = adapter.rank / config.r
-        config.lora_alpha *= share**0.5 if config.use_rslora else share  # type: ignore[assignment]  # the same scaling
-        config.r, config.inference_mode = adapter.rank, True
-        directory.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(str(directory))
-        save_file(self._peft_tensors(adapter), directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-
-    def _peft_tensors(self, adapter: Adapter) -> dict[str, Tensor]:
-        """Return PEFT's own names with the factors of ``adapter``; the head is that of the model."""
-        tensors = dict(get_peft_model_state_dict(self.peft_model, save_embedding_layers=False))
-        for kind, factors in adapter.low_rank.items():
-            for path, lora_A, lora_B in zip(self._paths[kind], factors.A, factors.B, strict=True):
-                name = f"base_model.model.{path}"
-                tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = lora_A, lora_B
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        else:
+            self.load(Adapter(present.low_rank, adapter.head))
+            save_of_another_rank(self.peft_model, self._paths, adapter, directory)
 
     def _layers_at(self, paths: Sequence[str]) -> list[LoraLayer]:
         layers: list[LoraLayer] = []
@@ -294,28 +276,6 @@ class AdaptedModel:
         if not isinstance(head, nn.Linear):
             raise AdapterError(f"the head of '{self.backbone.name}' is not a linear layer")
         return head
-
-
-def lora_config(backbone: Backbone, *, rank: int, alpha: float, last_blocks: int, rslora: bool) -> LoraConfig:
-    """Return PEFT's configuration of the adapter: the adapted layers of the last blocks, and the head."""
-    if backbone.extra_stacks:
-        paths = backbone.adapted_layers(last_blocks).values()
-        layers: dict[str, Any] = {"target_modules": [path for of_kind in paths for path in of_kind]}
-    else:
-        first = backbone.num_blocks - last_blocks
-        layers = {
-            "target_modules": list(backbone.target_modules),
-            "layers_to_transform": list(range(first, backbone.num_blocks)),
-            "layers_pattern": backbone.blocks,
-        }
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it, any number works
-        use_rslora=rslora,
-        modules_to_save=[backbone.head_name],
-        lora_dropout=0.0,
-        **layers,
-    )
 
 
 def _check_rank(backbone: Backbone, rank: int, paths: Mapping[str, Sequence[str]]) -> None:

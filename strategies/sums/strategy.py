@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
-from hyperlora.messages.noised_questions import MOVEMENTS
+from hyperlora.messages.movements import MOVEMENTS
 from hyperlora.messages.plan import Start
 from hyperlora.messages.questions import Question, Sizes, public_anchor, public_clusters, public_groups
 from hyperlora.messages.signature import ClientCard

@@ -18,7 +18,7 @@ from client_app.runtime import ClientRuntime, open_runtime
 from hyperlora.cli.main import app as command_line
 from hyperlora.config.schema import RunConfig
 from hyperlora.data.sample import write_sample
-from hyperlora.messages.noised_questions import MOVEMENTS
+from hyperlora.messages.movements import MOVEMENTS
 from hyperlora.newcomer import newcomer_runtime, try_newcomer
 from hyperlora.reporting.publishing import publish_run
 from hyperlora.reporting.run_files import RunFiles

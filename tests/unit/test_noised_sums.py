@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hyperlora.accounting import composed_epsilon
 from hyperlora.messages.codec import ProtocolError
-from hyperlora.messages.noised_questions import MOVEMENTS, NOISED_KINDS, units_of
+from hyperlora.messages.movements import MOVEMENTS
+from hyperlora.messages.noised_questions import NOISED_KINDS, units_of
 from hyperlora.messages.questions import Question
 from hyperlora.noise import simulated_noise
 from hyperlora.secure_sum.noised_vector import NoisedVector, Unit, needed
