@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,10 +52,16 @@ class RequestMaker:
         return self._fitted(state, cards, served_starts(self.method, state, list(cards.values())))
 
     def _fitted(self, state: Any, cards: Mapping[str, ClientCard], adapters: Sequence[Adapter]) -> dict[str, Start]:
-        return {
-            name: self._start(adapter, card, self.method.plan(state, card))
-            for (name, card), adapter in zip(cards.items(), adapters, strict=True)
-        }
+        """Return the starts; clients that are served the same adapter alike have the same object."""
+        fitted: dict[Hashable, Start] = {}
+        starts = {}
+        for (name, card), adapter in zip(cards.items(), adapters, strict=True):
+            plan = self.method.plan(state, card)
+            alike = (id(adapter), card.rank, card.most_bytes, tuple(plan.down))
+            if alike not in fitted:
+                fitted[alike] = self._start(adapter, card, plan)
+            starts[name] = replace(fitted[alike], plan=plan)
+        return starts
 
     def _start(self, adapter: Adapter, card: ClientCard, plan: LocalPlan = PLAIN_PLAN) -> Start:
         start = Start(adapter, plan, self.settings.wire)

@@ -15,6 +15,9 @@ from models.personalization.corrector import correct
 from strategies.methods.base.server import ClientUpdate, example_weights
 from strategies.methods.hyperlora.state import HyperLoraState
 
+CANCELLED = 1e-12
+"""A weight that is what rounding leaves of zero."""
+
 
 @dataclass(frozen=True)
 class AnchorRule:
@@ -53,14 +56,27 @@ class AnchorRule:
 def moved_anchor(anchor: Adapter, updates: Sequence[ClientUpdate], step: float) -> AdapterSum:
     """Return dW_anchor + step sum_i w_i (dW_i - dW_i^start), exactly: its rank is that of all terms together.
 
+    An adapter that several clients started from is one term. Where all started from the anchor and the step is 1, the
+    ends are all that is left.
+
     Args:
         anchor: dW_anchor.
         updates: starts and ends of the cohort; w_i is the share of client i's samples.
         step: eta, length of the step along the averaged movement.
     """
-    total = sum_for(anchor, 2 * len(updates))
-    total.add(anchor)
-    for update, weight in zip(updates, example_weights(updates), strict=True):
-        total.add(update.end, step * weight)
-        total.add(update.start, -step * weight)
+    weights = [step * one for one in example_weights(updates)]
+    ends = [(update.end, weight) for update, weight in zip(updates, weights, strict=True)]
+    starts = [(update.start, -weight) for update, weight in zip(updates, weights, strict=True)]
+    terms = gathered([(anchor, 1.0), *starts, *ends])
+    total = sum_for(anchor, len(terms))
+    for adapter, weight in terms:
+        total.add(adapter, weight)
     return total
+
+
+def gathered(terms: Sequence[tuple[Adapter, float]]) -> list[tuple[Adapter, float]]:
+    """Return the terms with those of the same adapter, the object, put together, and without any that cancel out."""
+    weights: dict[int, tuple[Adapter, float]] = {}
+    for adapter, weight in terms:
+        weights[id(adapter)] = adapter, weights.get(id(adapter), (adapter, 0.0))[1] + weight
+    return [(adapter, weight) for adapter, weight in weights.values() if abs(weight) > CANCELLED]
