@@ -13,9 +13,10 @@ from math import comb, log2
 
 ONE_IN_CORRUPTED, ONE_IN_DROPPED = 5, 3
 """Fewer than one in 5 participants work for the server, and one in 3 drops out at most."""
-PRIVACY_BITS, ANSWER_BITS = 40, 10
-"""No client's neighbourhood is in the server's hands but with probability 2^-40; with a full third dropped out, a sum
-fails with probability 2^-10 at most."""
+CAPTURE_BITS, PARTS_BITS, ANSWER_BITS = 64, 40, 10
+"""No client's neighbourhood is in the server's hands but with probability 2^-64 for each set of keys, of which a server
+may try many before it names those of its own participants; no part of a sum has fewer than :func:`fewest_honest` honest
+clients but with probability 2^-40; with a full third dropped out, a sum fails with probability 2^-10 at most."""
 COMPLETE_TO, COMPLETE_FROM = 40, 3 / 4
 """Participants up to which all are neighbours, and the share of the others from which they are in larger sums."""
 
@@ -62,7 +63,7 @@ def fewest_honest(participants: int, degree: int) -> int:
     Of each neighbourhood more than half must have answered, and those of them that work for the server are fewer.
     """
     least = least_answers(degree + 1)
-    safe = [spared for spared in range(least) if log2_captured(participants, degree, spared) <= -PRIVACY_BITS]
+    safe = [spared for spared in range(least) if log2_captured(participants, degree, spared) <= -PARTS_BITS]
     return safe[-1] + 1 if safe else 0
 
 
@@ -118,4 +119,4 @@ def neighbours_needed(participants: int) -> int:
 def _keeps(participants: int, degree: int) -> bool:
     if log2_unanswered(participants, degree) > -ANSWER_BITS:
         return False
-    return log2_captured(participants, degree) <= -PRIVACY_BITS
+    return log2_captured(participants, degree) <= -CAPTURE_BITS
