@@ -4,6 +4,9 @@ In the two integer formats an entry is round(value / scale), scale = max |row| /
 longer of the last two axes, so that scales are few; they are float32. What has a generator is rounded up or down at
 random so that the expectation is the value (QSGD, arXiv 1610.02132): errors of many clients average out, and nobody has
 to keep what was rounded off. Two numbers of int4 lie in a byte.
+
+A head is int8 in both, and its last column, the bias, float32: with a client's log frequencies in it the bias is many
+times larger than the weights, which would be rounded to its scale.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from models.adapters.adapter import HEAD
+
 Shapes = Mapping[str, tuple[int, ...]]
 
-SCALE = ".scale"
+SCALE, BIAS = ".scale", f"{HEAD}.bias"
 LARGEST = {"int8": 127, "int4": 7}
 """The largest number of an integer format; there are as many below zero."""
 
@@ -26,8 +31,11 @@ def pack(tensors: Mapping[str, Tensor], wire: str, chance: torch.Generator | Non
         return {name: tensor.to(getattr(torch, wire)) for name, tensor in tensors.items()}
     packed = {}
     for name, tensor in tensors.items():
-        whole, packed[name + SCALE] = _quantized(tensor.float(), LARGEST[wire], chance)
-        packed[name] = _in_pairs(whole) if wire == "int4" else whole
+        values, own = tensor.float(), _format_of(name, wire)
+        if name == HEAD:
+            values, packed[BIAS] = values[:, :-1], values[:, -1].contiguous()
+        whole, packed[name + SCALE] = _quantized(values, LARGEST[own], chance)
+        packed[name] = _in_pairs(whole) if own == "int4" else whole
     return packed
 
 
@@ -35,10 +43,12 @@ def unpack(packed: Mapping[str, Tensor], wire: str, shapes: Shapes) -> dict[str,
     """Inverse of :func:`pack` for tensors of ``shapes``, up to rounding; float32."""
     if wire not in LARGEST:
         return {name: tensor.float() for name, tensor in packed.items()}
-    whole = {
-        name: _from_pairs(packed[name], shape) if wire == "int4" else packed[name] for name, shape in shapes.items()
-    }
-    return {name: one.float() * packed[name + SCALE] for name, one in whole.items()}
+    tensors = {}
+    for name, shape in shapes.items():
+        whole = _from_pairs(packed[name], shape) if _format_of(name, wire) == "int4" else packed[name]
+        values = whole.float() * packed[name + SCALE]
+        tensors[name] = torch.cat([values, packed[BIAS][:, None]], dim=1) if name == HEAD else values
+    return tensors
 
 
 def packed_shapes(shapes: Shapes, wire: str) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -46,10 +56,17 @@ def packed_shapes(shapes: Shapes, wire: str) -> dict[str, tuple[tuple[int, ...],
     if wire not in LARGEST:
         return {name: (shape, wire) for name, shape in shapes.items()}
     expected: dict[str, tuple[tuple[int, ...], str]] = {}
-    for name, shape in shapes.items():
-        expected[name] = (((torch.Size(shape).numel() + 1) // 2,), "uint8") if wire == "int4" else (shape, "int8")
+    for name, whole in shapes.items():
+        shape, pairs = whole, _format_of(name, wire) == "int4"
+        if name == HEAD:
+            shape, expected[BIAS] = (whole[0], whole[1] - 1), (whole[:1], "float32")
+        expected[name] = (((torch.Size(shape).numel() + 1) // 2,), "uint8") if pairs else (shape, "int8")
         expected[name + SCALE] = (_scale_shape(shape), "float32")
     return expected
+
+
+def _format_of(name: str, wire: str) -> str:
+    return "int8" if name == HEAD else wire
 
 
 def _quantized(tensor: Tensor, largest: int, chance: torch.Generator | None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.number_formats import pack, packed_shapes, unpack
 from hyperlora.messages.plan import LocalPlan, Start
 from hyperlora.messages.train import TrainReply, TrainRequest
-from models.adapters.adapter import Adapter
+from models.adapters.adapter import HEAD, Adapter
 from tests.builders import make_adapter, make_metrics
 
 FRESH = make_adapter(5)
@@ -78,6 +78,14 @@ def test_the_same_client_and_round_are_rounded_alike() -> None:
     request = request_of("int8")
     first, again = (TrainReply.decode(reply_to(request, 1.0).encode(request), request).end for _ in range(2))
     assert torch.equal(first.head, again.head)
+
+
+@pytest.mark.parametrize("wire", ["int8", "int4"])
+def test_a_large_bias_does_not_coarsen_the_weights_of_a_head(wire: str) -> None:
+    head = torch.cat([0.1 * torch.randn(3, 5), torch.tensor([[-9.0], [0.5], [4.0]])], dim=1)
+    read = unpack(pack({HEAD: head}, wire), wire, {HEAD: (3, 6)})[HEAD]
+    assert torch.equal(read[:, -1], head[:, -1])
+    assert float((read - head).abs().max()) <= 0.51 / 127 * float(head[:, :-1].abs().max())
 
 
 def test_narrow_formats_are_smaller() -> None:
