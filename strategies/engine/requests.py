@@ -53,14 +53,14 @@ class RequestMaker:
 
     def _fitted(self, state: Any, cards: Mapping[str, ClientCard], adapters: Sequence[Adapter]) -> dict[str, Start]:
         """Return the starts; clients that are served the same adapter alike have the same object."""
-        fitted: dict[Hashable, Start] = {}
+        fitted: dict[Hashable, tuple[Adapter, Start]] = {}  # the adapter stays, so that no other one gets its id
         starts = {}
         for (name, card), adapter in zip(cards.items(), adapters, strict=True):
             plan = self.method.plan(state, card)
             alike = (id(adapter), card.rank, card.most_bytes, tuple(plan.down))
             if alike not in fitted:
-                fitted[alike] = self._start(adapter, card, plan)
-            starts[name] = replace(fitted[alike], plan=plan)
+                fitted[alike] = adapter, self._start(adapter, card, plan)
+            starts[name] = replace(fitted[alike][1], plan=plan)
         return starts
 
     def _start(self, adapter: Adapter, card: ClientCard, plan: LocalPlan = PLAIN_PLAN) -> Start:
