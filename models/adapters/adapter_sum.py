@@ -17,7 +17,9 @@ from models.lowrank.shards import ShardedProductSum, ShardPool
 
 MANY_NUMBERS = 2**29
 """Numbers of all clients of a round together from which a sum is dealt out: some twenty seconds of one core."""
-MOST_SHARDS = 32
+LEAST_CPUS, MOST_SHARDS = 4, 32
+"""What crosses to the actors takes half as long as one process's sum: on two hyper-threads of a core nothing is gained
+(benchmarks/perf/sharding.py)."""
 
 
 class SumOfProducts(Protocol):
@@ -108,11 +110,11 @@ def sum_for(adapter: Adapter, clients: int) -> AdapterSum:
     """Return the empty sum for so many clients' adapters of the shape of ``adapter``.
 
     It is dealt out to Ray actors where the clients bring more than ``MANY_NUMBERS`` numbers and this process has joined
-    a cluster of several CPUs, as that of a simulation has; the result is the same up to rounding.
+    a cluster of ``LEAST_CPUS`` or more, as that of a simulation may be; the result is the same up to rounding.
     """
     numbers = clients * sum(one.B.numel() + one.A.numel() for one in adapter.low_rank.values())
     count = min(_cluster_cpus(), MOST_SHARDS) if numbers >= MANY_NUMBERS else 1
-    return AdapterSum(partial(ShardedProductSum, ShardPool(count))) if count > 1 else AdapterSum()
+    return AdapterSum(partial(ShardedProductSum, ShardPool(count))) if count >= LEAST_CPUS else AdapterSum()
 
 
 def _cluster_cpus() -> int:

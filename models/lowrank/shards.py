@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from models.lowrank.factors import Factors
 from models.lowrank.product_sum import ProductSum
@@ -33,8 +34,9 @@ class Shard:
         torch.set_num_threads(1)
         self._sums: dict[str, ProductSum] = {}
 
-    def add(self, name: str, factors: Factors, weight: float) -> None:
-        """Add ``weight`` times the product of ``factors``, those of this shard's blocks."""
+    def add(self, name: str, B: NDArray[Any], A: NDArray[Any], weight: float) -> None:
+        """Add ``weight`` times the product of B and A, the factors of this shard's blocks."""
+        factors = Factors(torch.from_numpy(B.copy()), torch.from_numpy(A.copy()))  # Ray's arrays are read-only
         self._sums.setdefault(name, ProductSum()).add(factors, weight)
 
     def truncated(self, name: str, cuts: Sequence[int]) -> Factors:
@@ -62,11 +64,15 @@ class ShardPool:
         self.owners = [Owner(self._make()) for _ in range(count)]
 
     def add(self, owner: Owner, name: str, factors: Factors, weight: float) -> None:
-        """Have an actor add a term; waits where it has too many before it."""
+        """Have an actor add a term; waits where it has too many before it.
+
+        The numbers cross as arrays: a tensor that is part of another one would take all of that with it.
+        """
         owner.terms.append((name, factors, weight))
         while len(owner.sent) >= IN_FLIGHT:
             self._ray.wait([owner.sent.popleft()])
-        owner.sent.append(owner.actor.add.remote(name, factors, weight))
+        wide = factors.to(factors.wide_dtype)
+        owner.sent.append(owner.actor.add.remote(name, wide.B.numpy(), wide.A.numpy(), weight))
 
     def truncated(self, owners: Sequence[Owner], name: str, cuts: Sequence[int]) -> list[Factors]:
         """Return the truncated blocks of each of ``owners``; one that died begins anew."""

@@ -62,6 +62,8 @@ def test_kept_and_cut_parts_are_those_of_one_process() -> None:
 def test_small_rounds_stay_in_the_process_and_large_ones_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(filled(sum_for(ADAPTERS[0], 6))._products["mlp.fc1"], adapter_sum.ProductSum)
     monkeypatch.setattr(adapter_sum, "MANY_NUMBERS", 1000)
+    assert isinstance(filled(sum_for(ADAPTERS[0], 6))._products["mlp.fc1"], adapter_sum.ProductSum)  # two CPUs
+    monkeypatch.setattr(adapter_sum, "LEAST_CPUS", 2)
     assert isinstance(filled(sum_for(ADAPTERS[0], 6))._products["mlp.fc1"], ShardedProductSum)
 
 
