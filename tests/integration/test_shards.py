@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -12,6 +15,7 @@ import torch
 from models.adapters import adapter_sum
 from models.adapters.adapter import Adapter
 from models.adapters.adapter_sum import AdapterSum, sum_for
+from models.lowrank.factors import Factors
 from models.lowrank.shards import ShardedProductSum, ShardPool
 from tests.builders import assert_same_products, make_adapter
 
@@ -77,3 +81,14 @@ def test_shapes_that_differ_are_refused_before_anything_is_sent() -> None:
     wrong = ADAPTERS[1].map(lambda one: type(one)(B=torch.zeros(4, 3, 2), A=one.A))
     with pytest.raises(ValueError, match=r"expected \(\.\.\., m, n\)"):
         total.add(wrong)
+
+
+def test_an_actor_is_sent_its_own_blocks_alone() -> None:
+    sent: list[tuple[Any, ...]] = []
+    pool = ShardPool(2)
+    for owner in pool.owners:
+        add = SimpleNamespace(remote=lambda *told: sent.append(told) or ray.put(None))
+        owner.actor = SimpleNamespace(add=add)
+    large = Factors(torch.randn(2, 4000, 2), torch.randn(2, 2, 3))
+    ShardedProductSum(pool, "x").add(large)
+    assert [len(pickle.dumps(B)) < 0.6 * large.B.nbytes for _, B, *_ in sent] == [True, True]
