@@ -61,6 +61,7 @@ class Line:
 
     Attributes:
         coding: how numbers travel.
+        fresh: the adapter before round 1, which all clients have.
         held: the start that each client had last.
         moved: bytes of every start (``down``) and reply (``up``).
         errors: of every round the squared error of the mean change of the products, over its own square.
@@ -84,9 +85,8 @@ class Line:
 
     def change(self, start: Adapter, end: Adapter, chance: torch.Generator) -> Adapter:
         """Return the change of the product, of any rank, that the server decodes of a reply."""
-        whole = subtract(end, start)
         if self.coding.reply_rank:
-            return self._sent(whole.truncated(self.coding.reply_rank), "up", chance)
+            return self._sent(subtract(end, start).truncated(self.coding.reply_rank), "up", chance)
         was = start.tensors()
         entries = Adapter.from_tensors({name: one - was[name] for name, one in end.tensors().items()})
         read = self._sent(entries, "up", chance).tensors()

@@ -50,18 +50,20 @@ class Comparison:
         return self.ratio >= float(number) if word == "at least" else self.ratio <= float(number)
 
 
-def in_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return for each side the median CPU seconds of ``repeats`` calls, in turns; of several, the first is not counted.
+def in_turns(
+    sides: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Return for each side the median seconds of ``repeats`` calls, in turns; of several, the first is not counted.
 
-    CPU time of this process, not wall time: what other processes take from the machine is not counted.
+    By default CPU time of this process, not wall time: what other processes take from the machine is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + (repeats > 1)):
         for name, call in sides.items():
-            began = time.process_time()
+            began = clock()
             call()
             if turn or repeats == 1:
-                seconds[name].append(time.process_time() - began)
+                seconds[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

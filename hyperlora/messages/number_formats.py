@@ -26,7 +26,13 @@ LARGEST = {"int8": 127, "int4": 7}
 
 
 def pack(tensors: Mapping[str, Tensor], wire: str, chance: torch.Generator | None = None) -> dict[str, Tensor]:
-    """Return what travels for float ``tensors``: of format ``wire``, for integers with ``<name>.scale`` beside each."""
+    """Return what travels for float ``tensors``: of format ``wire``, for integers with ``<name>.scale`` beside each.
+
+    Args:
+        tensors: the parts of an adapter by name, of any shape; the head is (classes, width + 1), its bias last.
+        wire: ``float32``, ``float16``, ``int8`` or ``int4``.
+        chance: for rounding at random; None rounds to the nearest.
+    """
     if wire not in LARGEST:
         return {name: tensor.to(getattr(torch, wire)) for name, tensor in tensors.items()}
     packed = {}

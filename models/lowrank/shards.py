@@ -35,7 +35,7 @@ class Shard:
         self._sums: dict[str, ProductSum] = {}
 
     def add(self, name: str, B: NDArray[Any], A: NDArray[Any], weight: float) -> None:
-        """Add ``weight`` times the product of B and A, the factors of this shard's blocks."""
+        """Add ``weight`` times the product of B (blocks, m, r) and A (blocks, r, n), those of this shard's blocks."""
         factors = Factors(torch.from_numpy(B.copy()), torch.from_numpy(A.copy()))  # Ray's arrays are read-only
         self._sums.setdefault(name, ProductSum()).add(factors, weight)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan
+from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan, Start
 from strategies.engine.requests import RequestMaker
 from tests.builders import make_adapter, make_card
 
@@ -33,8 +33,7 @@ def test_clients_that_are_sent_the_same_adapter_alike_have_one_object(wire: str)
     assert starts["c"].adapter.rank == 1
     assert starts["d"].adapter is not starts["a"].adapter
     for name in ("a", "d"):
-        exact = RequestMaker._start.__get__(SimpleNamespace(settings=SimpleNamespace(wire=wire), worth=dict))
-        expected = exact(GIVEN[name], CARDS[name]).adapter.tensors()
+        expected = Start(GIVEN[name], wire=wire).fitted(0).adapter.tensors()
         assert all((one == expected[part]).all() for part, one in starts[name].adapter.tensors().items())
 
 
