@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.result import gpus_of
-from benchmarks.suite import HERE, Job, expected_minutes, load_jobs, seeds_of
+from benchmarks.suite import HERE, Job, expected_minutes, load_jobs
 from benchmarks.table import markdown
 
 Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
@@ -40,7 +40,6 @@ def cost_page() -> str:
     rows = {}
     for name in sorted(path.stem for path in (HERE / "suites").glob("*.toml")):
         if minutes := expected_minutes(name):
-            seeds = seeds_of(name)
-            runs = len(seeds) * len(load_jobs(name, {}, seeds[:1], []))
+            runs = len(load_jobs(name, {}, [], []))
             rows[f"`{name}`"] = [str(runs), f"{minutes:g}", f"{runs * minutes / 60:.1f}"]
     return markdown("suite", ["runs", "minutes of a run, one core", "hours of one core"], rows)

@@ -1,4 +1,4 @@
-"""The first figure of README: what a client that never trained sends, gets, and is worth, against FedIT's."""
+"""The first figure of README: what a client that never trained sends, gets, and is worth, against Fed-SB's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from benchmarks.bootstrap import paired_difference
 from benchmarks.figures import PALETTE, Results, save, unmeasured
 from benchmarks.table import scored
 
-OURS, RIVAL = "hyperlora", "flexlora"
+OURS, RIVAL = "hyperlora", "fed-sb"
 BARS = (
-    (RIVAL, "zero_step", "FlexLoRA, as received", "#BBBBBB"),
-    (RIVAL, "k_step", "FlexLoRA, adapted", "#777777"),
+    (RIVAL, "zero_step", "Fed-SB, as received", "#BBBBBB"),
+    (RIVAL, "k_step", "Fed-SB, adapted", "#777777"),
     (OURS, "zero_step", "HyperLoRA, as received", PALETTE[0]),
 )
 STATIONS = (
@@ -33,7 +33,7 @@ WIDTH = 0.26
 def draw_newcomers(settings: Mapping[str, Results], target: Path) -> None:
     """Draw the newcomer's way, and below it the accuracy of unseen clients in every setting.
 
-    Bars are means over seeds with one standard deviation; above HyperLoRA's stands the difference to FlexLoRA's
+    Bars are means over seeds with one standard deviation; above HyperLoRA's stands the difference to Fed-SB's
     adapted clients, paired by client and seed, with its 95 % interval.
 
     Args:

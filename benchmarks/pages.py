@@ -1,6 +1,6 @@
 """The tables in ``docs/``: each block between two marks is printed from the results, never typed.
 
-A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X -->`` and ends with
+A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X | seeds=10, 11 -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
 ``forgetting``, ``gpu``, ``language``, ``sums``, ``sum-movements``, ``lira-sums``, ``central-privacy``, ``wire-deltas``
 and ``words`` are the tables of these modules, ``costs`` what every suite costs. Several suites, with commas, stand side
@@ -87,12 +87,13 @@ FIGURES = {"steps": draw_steps, "methods": draw_methods, "bytes": draw_bytes}
 
 @dataclass(frozen=True)
 class Block:
-    """Which tables of which suites stand in a block; all variants and tables by default."""
+    """Which tables of which suites stand in a block; all variants, tables and seeds by default."""
 
     suites: tuple[str, ...]
     tables: tuple[str, ...]
     variants: tuple[str, ...]
     reference: str
+    seeds: tuple[int, ...] = ()
 
     @classmethod
     def parse(cls, wanted: str) -> Block:
@@ -104,7 +105,7 @@ class Block:
         first, *rest = (part.strip() for part in wanted.split(" | "))
         suites = _names(first, ",")
         keys = dict(part.split("=", 1) for part in rest)
-        if unknown := set(keys) - {"tables", "variants", "reference"}:
+        if unknown := set(keys) - {"tables", "variants", "reference", "seeds"}:
             raise SuiteError(f"'{wanted}' has the unknown keys {sorted(unknown)}")
         tables = _names(keys.get("tables", ""), ",") or tuple(TABLES)
         if missing := set(tables) - {*TABLES, *MORE_TABLES, *ATTACK_TABLES}:
@@ -112,7 +113,17 @@ class Block:
         if suites[0] in (*OF_MODULES, COSTS):
             return cls(suites, suites, (), "")
         variants = _names(keys.get("variants", ""), ";") or tuple(variant_names(suites[0]))
-        return cls(suites, tables, variants, keys.get("reference", variants[0]))
+        seeds = tuple(map(int, _names(keys.get("seeds", ""), ",")))
+        return cls(suites, tables, variants, keys.get("reference", variants[0]), seeds)
+
+    def shown(self, found: Results) -> Results:
+        """Return the runs of the block's variants and seeds; variants without any are left out."""
+        kept = {
+            name: [run for run in runs if not self.seeds or run["seed"] in self.seeds]
+            for name, runs in found.items()
+            if name in self.variants
+        }
+        return {name: runs for name, runs in kept.items() if runs}
 
 
 def tables_of(found: Results, order: Sequence[str], reference: str, names: Sequence[str] = tuple(TABLES)) -> list[str]:
@@ -203,7 +214,7 @@ def _text(wanted: str, results: Path) -> str:
         return _attacks(load_settings(results, block.suites[0]), block)
     if block.tables == (COSTS,):
         return cost_page()
-    suites = {suite: _shown(load_results(results, suite), block.variants) for suite in block.suites}
+    suites = {suite: block.shown(load_results(results, suite)) for suite in block.suites}
     if not any(suites.values()):
         return UNMEASURED
     if len(suites) == 1:
@@ -243,10 +254,6 @@ def _several(suites: Mapping[str, Results], block: Block) -> str:
     notes = list(said.values())[:1] if same else [f"{title}: {note}" for title, note in said.items()]
     table = side_by_side({title: runs for title, (runs, _) in shown.items()}, block.variants)
     return "\n\n".join([table, *notes])
-
-
-def _shown(found: Results, variants: Sequence[str]) -> Results:
-    return {name: runs for name, runs in found.items() if name in variants}
 
 
 def _names(text: str, between: str) -> tuple[str, ...]:

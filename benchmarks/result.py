@@ -21,7 +21,8 @@ from hyperlora.config.renamed import current_names
 
 Run = Mapping[str, Any]
 RUNS = ".runs"
-MACHINE_KEYS = ("data.path", "model.weights")
+MACHINE_KEYS = ("data.path", "model.weights", "train.embedding-cache-mb", "train.prefix-cache-mb")
+"""Where a machine has its files and what it keeps of them; they change no figure."""
 FILES_ONLY = "run."
 """Prefix of the keys that say where and how often a run writes, and change no figure."""
 HERE = Path(__file__).parent

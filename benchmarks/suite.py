@@ -1,9 +1,9 @@
 """A suite: settings as toml, one run per variant and seed.
 
 A suite file has ``seeds`` and ``variants`` (or ``variants-of``: those of another suite, ``only`` some of them), and may
-have a ``title``, a ``preset``, a ``base`` of settings for all runs, a grid (:mod:`benchmarks.grid`), ``tuned``: the
-suite whose grid chose settings for each variant (:mod:`benchmarks.tuning`), and ``minutes``: how long a run is
-believed to take on one core, until one has been made.
+have a ``title``, a ``preset``, a ``base`` of settings for all runs, ``fewer-seeds``: which ``variants`` have fewer
+``seeds``, a grid (:mod:`benchmarks.grid`), ``tuned``: the suite whose grid chose settings for each variant
+(:mod:`benchmarks.tuning`), and ``minutes``: how long a run is believed to take on one core, until one has been made.
 
 It may also have ``axes``; every combination of one choice on each axis is then a setting: ``[axes.backbone.vit]`` and
 ``[axes.data.domainnet]`` make ``vit-domainnet``. A choice or a setting may follow the name of the suite:
@@ -85,7 +85,7 @@ def load_jobs(suite: str, overrides: Mapping[str, Scalar], seeds: list[int], var
         for place, setting in settings.items()
         for seed in seeds or table["seeds"]
         for name, own in known.items()
-        if not variants or name in variants
+        if (not variants or name in variants) and (seeds or seed in _own_seeds(name, table))
         for label, values, reference, trial in _runs_of(name, own, table)
     ]
 
@@ -166,6 +166,11 @@ def suite_title(suite: str) -> str:
 def setting_names(suite: str) -> list[str]:
     """Return the names of a suite's settings (``file/setting``), in the order of its axes."""
     return list(settings_of(suite, _table(suite)))
+
+
+def _own_seeds(name: str, table: Mapping[str, Any]) -> list[int]:
+    fewer = table.get("fewer-seeds", {})
+    return list(fewer["seeds"] if name in fewer.get("variants", ()) else table["seeds"])
 
 
 def variant_names(suite: str) -> list[str]:

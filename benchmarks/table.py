@@ -153,9 +153,22 @@ def _footnote(results: Results, order: Sequence[str]) -> str:
     seeds = sorted({run["seed"] for run in runs})
     commits = sorted({run["commit"] for run in runs})
     return (
-        f"\n\nPercent, after the last round; {len(seeds)} seed(s) {', '.join(map(str, seeds))}"
+        f"\n\nPercent, after the last round; {len(seeds)} seed(s) {_listed(seeds)}{_fewer_seeds(results, order, seeds)}"
         f"{', mean ± standard deviation' if len(seeds) > 1 else ''}; made at commit {', '.join(commits)}."
     )
+
+
+def _fewer_seeds(results: Results, order: Sequence[str], seeds: Sequence[int]) -> str:
+    """Return which rows have which other seeds than all rows together; empty where all have the same."""
+    rows: dict[tuple[int, ...], list[str]] = {}
+    for name in order:
+        rows.setdefault(tuple(sorted({run["seed"] for run in results.get(name, [])})), []).append(name)
+    told = [f"{_listed(own)} in {'; '.join(names)}" for own, names in rows.items() if own not in ((), tuple(seeds))]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _value(run: Mapping[str, Any], path: tuple[str, str, str]) -> float:

@@ -11,7 +11,7 @@ from benchmarks.cost import cost_of
 from benchmarks.fingerprint import product_fingerprint
 from benchmarks.grid import AdaptingGrid, trials
 from benchmarks.pages import FIGURES, hours
-from benchmarks.result import load_results, missing_jobs, pack_runs, packed_file, run_file, write_json
+from benchmarks.result import is_run, load_results, missing_jobs, pack_runs, packed_file, run_file, write_json
 from benchmarks.run_job import require_all_clients, run_federation
 from benchmarks.suite import (
     HERE,
@@ -238,10 +238,27 @@ def test_the_fingerprint_is_that_of_what_the_code_does(tmp_path: Path) -> None:
 
 
 def test_a_suite_may_take_the_variants_of_another() -> None:
-    assert [job.variant for job in load_jobs("clinc", {}, [0], [])] == [
-        job.variant for job in load_jobs("pacs/feature", {}, [0], [])
-    ]
+    of_pacs = [job.variant for job in load_jobs("pacs/feature", {}, [0], [])]
+    of_clinc = [job.variant for job in load_jobs("clinc", {}, [0], [])]
+    assert 1 < len(of_clinc) < len(of_pacs)
+    assert set(of_clinc) < set(of_pacs)
     assert load_jobs("clinc", {}, [0], ["fedit"])[0].config.data.clients_per_domain == 10
+
+
+def test_some_variants_may_have_fewer_seeds_and_any_that_is_asked_for() -> None:
+    jobs = load_jobs("pacs/feature", {}, [], ["hyperlora", "flora"])
+    seeds = {name: [job.config.seed for job in jobs if job.variant == name] for name in ("hyperlora", "flora")}
+    assert seeds == {"hyperlora": [10, 11, 12, 13, 14], "flora": [10, 11, 12]}
+    assert [job.config.seed for job in load_jobs("pacs/feature", {}, [14], ["flora"])] == [14]
+
+
+def test_what_a_machine_keeps_on_its_disk_does_not_make_a_run_another() -> None:
+    (job,) = load_jobs("pacs/feature", {}, [10], ["fedit"])
+    (other,) = load_jobs("pacs/feature", {"train.embedding-cache-mb": 77, "data.path": "/elsewhere"}, [10], ["fedit"])
+    (faster,) = load_jobs("pacs/feature", {"train.learning-rate": 0.5}, [10], ["fedit"])
+    run = {"config": other.config.flat()}
+    assert is_run(run, job)
+    assert not is_run(run, faster)
 
 
 def test_a_suite_with_axes_is_one_sub_suite_for_every_combination() -> None:

@@ -32,6 +32,18 @@ def test_a_block_has_the_named_tables_and_variants_only() -> None:
     assert "minus" not in text
 
 
+def test_a_block_may_have_some_seeds_only(tmp_path: Path) -> None:
+    for variant, seed, share in (("hyperlora", 10, 0.7), ("hyperlora", 11, 0.9), ("fedit", 10, 0.6)):
+        figures = {"zero_step": {"mean": share}, "k_step": {"mean": share}}
+        run = {"suite": "pacs/feature", "variant": variant, "seed": seed, "clients": []}
+        run["rounds"] = [{"evaluation": {"seen": figures, "unseen": figures}}]
+        write_json(tmp_path / ".runs" / "pacs" / "feature" / f"{variant}{seed}.json", run)
+    mark = "<!-- results: pacs/feature, pacs/dirichlet-0.5 | variants=hyperlora; fedit{} -->\n<!-- /results -->"
+    assert "| hyperlora | 80.0 / 80.0 |" in filled(mark.format(""), tmp_path)
+    assert "| hyperlora | 70.0 / 70.0 |" in filled(mark.format(" | seeds=10"), tmp_path)
+    assert "fedit" not in filled(mark.format(" | seeds=11"), tmp_path).split("-->")[1]
+
+
 def test_suites_with_commas_stand_side_by_side() -> None:
     text = filled("<!-- results: digits, fdu-mtl | variants=fedit -->\n<!-- /results -->", RESULTS)
     header, _, row = (line for line in text.splitlines() if line.startswith("|"))
@@ -75,7 +87,7 @@ def test_the_first_figure_has_the_paired_difference_to_the_adapted_rival(tmp_pat
         figures = {"zero_step": {"mean": received}, "k_step": {"mean": adapted}}
         return {"seed": 10, "clients": [client], "rounds": [{"evaluation": {"unseen": figures}}]}
 
-    settings = {"feature": {"hyperlora": [run(0.9, 0.9)], "flexlora": [run(0.7, 0.84)]}, "empty": {}}
+    settings = {"feature": {"hyperlora": [run(0.9, 0.9)], "fed-sb": [run(0.7, 0.84)]}, "empty": {}}
     draw_newcomers(settings, tmp_path / "figure.svg")
     drawn = (tmp_path / "figure.svg").read_text(encoding="utf-8")
     assert all(text in drawn for text in ("+6.0", "90.0", "84.0", "70.0", "feature"))
