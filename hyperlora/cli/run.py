@@ -15,7 +15,6 @@ from hyperlora.cli import flower
 from hyperlora.cli.app_directory import app_directory
 from hyperlora.cli.cluster import find_cluster
 from hyperlora.cli.flower import Connection, RunStatus, Tail, failure, follow
-from hyperlora.cli.node_watch import NodeLostError, nodes_watched
 from hyperlora.cli.output import CommandError, reports_errors, say, waiting
 from hyperlora.cli.preflight import check_before, held
 from hyperlora.cli.processes import Interrupted, interruptible, shielded
@@ -97,42 +96,21 @@ def simulate(settings: Settings, size: str, ray_address: str | None = None) -> N
     with stoppable(f"the results so far lie in {output_dir}"), held(output_dir):
         if output_dir.parent == runs_directory():
             point_to(output_dir)
-        state = _simulate(settings, size, output_dir, ray_address)
+        values = {**settings.values, "run.output-dir": str(output_dir)}
+        state = _simulate(settings.app_dir, values, size, output_dir, ray_address)
     if not state.completed:
         raise CommandError(f"{failure(state, output_dir, since)} (log: {output_dir / 'flower.log'})")
     say(f"results: {output_dir}")
 
 
-def _simulate(settings: Settings, size: str, output_dir: Path, ray_address: str | None) -> RunStatus:
-    """Simulate the run to its end; where the cluster loses a node, again from the last checkpoint on those left."""
-    values = {**settings.values, "run.output-dir": str(output_dir)}
-    while True:
-        try:
-            return _simulate_once(settings.app_dir, values, size, output_dir, ray_address)
-        except NodeLostError:
-            say("the Ray cluster has lost a node: on the others the run goes on from its checkpoint", style="yellow")
-        values["run.resume"] = (output_dir / "config.json").exists()
-
-
-def _simulate_once(
+def _simulate(
     app_dir: Path, values: Mapping[str, Scalar], size: str, output_dir: Path, ray_address: str | None
 ) -> RunStatus:
     log, tail = output_dir / "flower.log", Tail(output_dir / "console.log")
     with waiting("starting Flower simulation") as spinner_off, local_superlink(log, ray_address) as connection:
         run_id = flower.submit(connection, app_dir, values, size)
-        show = _printer(tail, spinner_off)
-        with (
-            log.open("ab") as sink,
-            nodes_watched(connection.environment) as check_nodes,
-            flower.log_stream(connection, run_id, sink) as stream,
-        ):
-
-            def look() -> None:
-                show()
-                if stream.poll() is None:
-                    check_nodes()
-
-            return follow(connection, run_id, stream, look)
+        with log.open("ab") as sink, flower.log_stream(connection, run_id, sink) as stream:
+            return follow(connection, run_id, stream, _printer(tail, spinner_off))
 
 
 def runs_directory() -> Path:

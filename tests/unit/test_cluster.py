@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from hyperlora.cli import cluster, node_watch, run, superlink
+from hyperlora.cli import cluster, superlink
 from hyperlora.cli.cluster import Cluster, Node, find_cluster, lacking
-from hyperlora.cli.flower import RunStatus
 from hyperlora.cli.main import app
-from hyperlora.cli.node_watch import NodeLostError
 from hyperlora.cli.output import CommandError
 from hyperlora.cli.preflight import check_device
-from hyperlora.cli.settings import Settings
 from hyperlora.cli.superlink import federation_size, free_port, simulation_size
 from hyperlora.config.schema import RunConfig
 
@@ -129,48 +124,3 @@ def test_the_command_joins_the_cluster_that_it_found(
     assert begun == [(federation_size(20, 1, 0.5), "10.0.0.1:6379")]
     assert two_nodes == [("auto", [str(weights)])]
     assert outcome.output.startswith("Ray cluster at 10.0.0.1:6379: 2 nodes")
-
-
-def test_a_run_whose_cluster_loses_a_node_goes_on_from_its_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    begun: list[Any] = []
-
-    def simulated(app_dir: Path, values: dict[str, Any], *rest: Any) -> RunStatus:
-        begun.append(values.get("run.resume"))
-        if len(begun) == 3:
-            return RunStatus("finished:completed", "")
-        if len(begun) == 2:
-            (tmp_path / "config.json").touch()
-        raise NodeLostError
-
-    monkeypatch.setattr(run, "_simulate_once", simulated)
-    run.simulate(Settings(tmp_path, RunConfig.parse({"run.output-dir": str(tmp_path)}), {}), "", "10.0.0.1:6379")
-    assert begun == [None, False, True]  # the first was lost before there was a run to go on with
-    assert capsys.readouterr().out.count("the Ray cluster has lost a node") == 2
-
-
-def test_the_end_of_the_watch_says_whether_a_node_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    popen = subprocess.Popen
-    for status, lost in ((node_watch.LOST, True), (1, False)):
-        ended = popen([sys.executable, "-c", f"raise SystemExit({status})"])
-        ended.wait()
-        monkeypatch.setattr(subprocess, "Popen", lambda *_, process=ended, **__: process)
-        expected = pytest.raises(NodeLostError) if lost else nullcontext()
-        with node_watch.nodes_watched({"RAY_ADDRESS": "10.0.0.1:6379"}) as look, expected:
-            look()
-    monkeypatch.setattr(subprocess, "Popen", None)  # without a cluster nothing is started
-    with node_watch.nodes_watched({}) as look:
-        look()
-
-
-def test_a_node_that_joins_is_no_loss_and_one_that_dies_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nodes(alive: str, dead: str = "") -> list[dict[str, Any]]:
-        return [{"NodeID": name, "Alive": name in alive} for name in alive + dead]
-
-    seen = iter([nodes("ab"), nodes("ab"), nodes("abc"), nodes("ac", dead="b")])
-    monkeypatch.setattr("ray.init", lambda **_: None)
-    monkeypatch.setattr("ray.nodes", lambda: next(seen))
-    monkeypatch.setattr(node_watch, "LOOK_EVERY", 0)
-    node_watch.wait_for_loss()
-    assert list(seen) == []
