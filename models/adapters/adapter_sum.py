@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -112,11 +112,38 @@ def sum_for(adapter: Adapter, clients: int) -> AdapterSum:
     It is dealt out to Ray actors where the clients bring more than ``MANY_NUMBERS`` numbers and this process has joined
     a cluster of ``LEAST_CPUS`` or more, as that of a simulation may be; the result is the same up to rounding.
     """
+    pool = _pool_for(adapter, clients)
+    return AdapterSum() if pool is None else AdapterSum(lambda kind: ShardedProductSum(pool))
+
+
+def taker_for(adapter: Adapter, clients: int) -> Callable[[Adapter], None]:
+    """Return what is given each adapter of a round as it arrives, before it is known what it weighs in the sum.
+
+    Where the sum of so many clients would be dealt out, an adapter goes to the actors at once, and only its weight
+    later; else nothing is done with it.
+    """
+    pool = _pool_for(adapter, clients)
+    if pool is None:
+        return lambda arrived: None
+    pool.drop_parked()
+
+    def take(arrived: Adapter) -> None:
+        for factors in arrived.low_rank.values():
+            pool.park(factors)
+
+    return take
+
+
+def _pool_for(adapter: Adapter, clients: int) -> ShardPool | None:
+    """Return the actors that a round of so many clients is dealt out to, the same ones in every round; or None."""
     numbers = clients * sum(one.B.numel() + one.A.numel() for one in adapter.low_rank.values())
-    count = min(_cluster_cpus(), MOST_SHARDS) if numbers >= MANY_NUMBERS else 1
-    return AdapterSum(partial(ShardedProductSum, ShardPool(count))) if count >= LEAST_CPUS else AdapterSum()
-
-
-def _cluster_cpus() -> int:
     ray = sys.modules.get("ray")  # whoever joined a cluster has imported it
-    return int(ray.cluster_resources().get("CPU", 1)) if ray is not None and ray.is_initialized() else 1
+    if numbers < MANY_NUMBERS or ray is None or not ray.is_initialized():
+        return None
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    return _pool(ray.get_runtime_context().get_job_id(), min(cpus, MOST_SHARDS)) if cpus >= LEAST_CPUS else None
+
+
+@lru_cache(maxsize=1)
+def _pool(job: str, actors: int) -> ShardPool:
+    return ShardPool(actors)

@@ -2,17 +2,19 @@
 
 Products of different modules have nothing to do with each other, so the blocks of a kind are dealt out to actors that
 each keep a :class:`~models.lowrank.product_sum.ProductSum` of theirs; r (m + n) numbers a module come back. The result
-is that of one process up to rounding. The caller's factors stay referenced until the sum is dropped: an actor that dies
-is made anew and given its terms again.
+is that of one process up to rounding. Factors may be sent before it is known what they weigh, or whether they count: they
+are parked there. The caller's factors stay referenced until the sum is dropped: an actor that dies is made anew and
+given its terms again.
 """
 
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import torch
@@ -25,54 +27,107 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 4
 """Terms that are on their way to one actor at the same time."""
 MOST_RESTARTS = 3
+NAMES = count()
 
 
 class Shard:
-    """What an actor holds: by name the sum of its blocks."""
+    """What an actor holds: by name the sum of its blocks, by key those of factors that have no weight yet."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
         self._sums: dict[str, ProductSum] = {}
+        self._parked: dict[int, Factors] = {}
 
-    def add(self, name: str, B: NDArray[Any], A: NDArray[Any], weight: float) -> None:
-        """Add ``weight`` times the product of B (blocks, m, r) and A (blocks, r, n), those of this shard's blocks."""
-        factors = Factors(torch.from_numpy(B.copy()), torch.from_numpy(A.copy()))  # Ray's arrays are read-only
-        self._sums.setdefault(name, ProductSum()).add(factors, weight)
+    def park(self, key: int, B: NDArray[Any], A: NDArray[Any]) -> None:
+        """Keep B (blocks, m, r) and A (blocks, r, n), those of this shard's blocks, until they are added or dropped."""
+        self._parked[key] = Factors(torch.from_numpy(B.copy()), torch.from_numpy(A.copy()))  # Ray's are read-only
+
+    def add(self, name: str, key: int, weight: float) -> None:
+        """Add ``weight`` times the product of what was parked under ``key``, and keep it no longer."""
+        self._sums.setdefault(name, ProductSum()).add(self._parked.pop(key), weight)
 
     def truncated(self, name: str, cuts: Sequence[int]) -> Factors:
         """Return the best approximation of these blocks by rank ``max(cuts)``."""
         return self._sums[name].truncated(*cuts)
 
+    def drop(self, names: Sequence[str], keys: Sequence[int]) -> None:
+        """Let go of sums, and of factors that nothing was made of."""
+        for name in names:
+            self._sums.pop(name, None)
+        for key in keys:
+            self._parked.pop(key, None)
+
+
+@dataclass(frozen=True)
+class Term:
+    """Some blocks of ``factors`` times a weight, a part of the sum ``name``."""
+
+    name: str
+    factors: Factors
+    blocks: slice
+    weight: float
+
 
 @dataclass
 class Owner:
-    """One actor, the terms that it was given, and those that it may not have taken in yet."""
+    """One actor, the terms that it was given, what is parked there, and what it may not have taken in yet."""
 
     actor: Any
-    terms: list[tuple[str, Factors, float]] = field(default_factory=list)
+    terms: list[Term] = field(default_factory=list)
+    parked: dict[int, int] = field(default_factory=dict)
     sent: deque[Any] = field(default_factory=deque)
 
 
 class ShardPool:
-    """``count`` actors in the Ray cluster that this process has joined; they end when the pool is dropped."""
+    """``actors`` actors in the Ray cluster that this process has joined; they end when the pool is dropped."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, actors: int) -> None:
         import ray
 
         self._ray = ray
         self._make = ray.remote(num_cpus=0, scheduling_strategy="SPREAD", max_restarts=0)(Shard).remote
-        self.owners = [Owner(self._make()) for _ in range(count)]
+        self.owners = [Owner(self._make()) for _ in range(actors)]
+        self._keys = count()
+        self._early: dict[int, Factors] = {}
 
-    def add(self, owner: Owner, name: str, factors: Factors, weight: float) -> None:
-        """Have an actor add a term; waits where it has too many before it.
+    def park(self, factors: Factors) -> None:
+        """Send factors, B (blocks, m, r) and A (blocks, r, n), to the actors that will own their blocks."""
+        self._early[id(factors)] = factors
+        for owner, blocks in self.places(factors.shape[0]):
+            owner.parked[id(factors)] = self._send(owner, factors, blocks)
+
+    def drop_parked(self) -> None:
+        """Let go of what was parked and never added."""
+        for owner in self.owners:
+            keys, owner.parked = list(owner.parked.values()), {}
+            if keys:
+                owner.actor.drop.remote([], keys)
+        self._early = {}
+
+    def places(self, blocks: int) -> list[tuple[Owner, slice]]:
+        """Return which of so many blocks each actor owns; actors beyond the number of blocks own none."""
+        edges = [blocks * place // len(self.owners) for place in range(len(self.owners) + 1)]
+        spans = [slice(low, high) for low, high in pairwise(edges)]
+        return [(owner, span) for owner, span in zip(self.owners, spans, strict=True) if span.stop > span.start]
+
+    def add(self, owner: Owner, term: Term) -> None:
+        """Have an actor add a term; its factors are sent where they are not parked there."""
+        owner.terms.append(term)
+        key = owner.parked.pop(id(term.factors), None)
+        if key is None:
+            key = self._send(owner, term.factors, term.blocks)
+        owner.sent.append(owner.actor.add.remote(term.name, key, term.weight))
+
+    def _send(self, owner: Owner, factors: Factors, blocks: slice) -> int:
+        """Park some blocks in an actor and return their key there; waits where it has too much before it.
 
         The numbers cross as arrays: a tensor that is part of another one would take all of that with it.
         """
-        owner.terms.append((name, factors, weight))
         while len(owner.sent) >= IN_FLIGHT:
             self._ray.wait([owner.sent.popleft()])
-        wide = factors.to(factors.wide_dtype)
-        owner.sent.append(owner.actor.add.remote(name, wide.B.numpy(), wide.A.numpy(), weight))
+        key, wide = next(self._keys), Factors(factors.B[blocks], factors.A[blocks]).to(factors.wide_dtype)
+        owner.sent.append(owner.actor.park.remote(key, wide.B.numpy(), wide.A.numpy()))
+        return key
 
     def truncated(self, owners: Sequence[Owner], name: str, cuts: Sequence[int]) -> list[Factors]:
         """Return the truncated blocks of each of ``owners``; one that died begins anew."""
@@ -93,9 +148,15 @@ class ShardPool:
 
     def _begin_anew(self, owner: Owner) -> None:
         terms, owner.terms = owner.terms, []
-        owner.actor, owner.sent = self._make(), deque()
-        for name, factors, weight in terms:
-            self.add(owner, name, factors, weight)
+        owner.actor, owner.sent, owner.parked = self._make(), deque(), {}
+        for term in terms:
+            self.add(owner, term)
+
+    def drop_sum(self, name: str) -> None:
+        """Let go of a sum."""
+        for owner in self.owners:
+            owner.terms = [term for term in owner.terms if term.name != name]
+            owner.actor.drop.remote([name], [])
 
 
 class ShardedProductSum:
@@ -103,12 +164,12 @@ class ShardedProductSum:
 
     Args:
         pool: the actors, which other sums may share.
-        name: of this sum among them.
     """
 
-    def __init__(self, pool: ShardPool, name: str) -> None:
-        self._pool, self._name = pool, name
+    def __init__(self, pool: ShardPool) -> None:
+        self._pool, self._name = pool, f"sum {next(NAMES)}"
         self.shape: tuple[int, ...] | None = None
+        weakref.finalize(self, pool.drop_sum, self._name).atexit = False
 
     def add(self, factors: Factors, weight: float = 1.0) -> None:
         """Add ``weight`` times the product of ``factors``, B (blocks, m, r) and A (blocks, r, n).
@@ -119,19 +180,12 @@ class ShardedProductSum:
         if self.shape not in (None, factors.shape):
             raise ValueError(f"expected (..., m, n) = {self.shape} as of the first factors, got {factors.shape}")
         self.shape = factors.shape
-        for owner, place in self._places():
-            self._pool.add(owner, self._name, Factors(factors.B[place], factors.A[place]), weight)
+        for owner, blocks in self._pool.places(factors.shape[0]):
+            self._pool.add(owner, Term(self._name, factors, blocks, weight))
 
     def truncated(self, *cuts: int) -> Factors:
         """Return the best approximation by rank ``max(cuts)``; raises ValueError where nothing was added."""
         if self.shape is None:
             raise ValueError("expected at least one stack of factors in the sum, got none")
-        parts = self._pool.truncated([owner for owner, _ in self._places()], self._name, cuts)
+        parts = self._pool.truncated([owner for owner, _ in self._pool.places(self.shape[0])], self._name, cuts)
         return Factors(torch.cat([one.B for one in parts]), torch.cat([one.A for one in parts]))
-
-    def _places(self) -> list[tuple[Owner, slice]]:
-        """Return which blocks each actor owns; actors beyond the number of blocks own none."""
-        blocks, count = (self.shape or (0,))[0], len(self._pool.owners)
-        edges = [blocks * place // count for place in range(count + 1)]
-        spans = [slice(low, high) for low, high in pairwise(edges)]
-        return [(owner, span) for owner, span in zip(self._pool.owners, spans, strict=True) if span.stop > span.start]

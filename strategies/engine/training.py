@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message
@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainReply, TrainRequest
+from models.adapters.adapter import Adapter
 from models.adapters.sensitivity import agreed
 from strategies.engine.drift import described
 from strategies.engine.history import History
@@ -19,7 +20,7 @@ from strategies.engine.late import LateReplies, discounted
 from strategies.engine.records import RoundRecord
 from strategies.engine.requests import RequestMaker
 from strategies.federation.transport import Exchange, Intake, Sent, replies_as_they_come
-from strategies.methods.base.server import ClientUpdate
+from strategies.methods.base.server import ClientUpdate, TakesAdapters
 
 Answered = Sequence[tuple[Sent[TrainRequest], TrainReply]]
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Training:
         self._requests, self._settings, self._roster = requests, requests.settings, requests.registrar.roster
         self._late = LateReplies(self._settings.replies_per_round)
         self._exchange: Exchange[TrainRequest] = Exchange()
+        self._take: Callable[[Adapter], None] = _let_be
         self._sent_at = self.since = 0.0
 
     @property
@@ -48,7 +50,8 @@ class Training:
 
     def messages(self, state: Any, cohort: Mapping[str, ClientCard], record: RoundRecord) -> list[Message]:
         """Return a message for each client of the cohort, with a start of its own."""
-        began = time.perf_counter()
+        began, method = time.perf_counter(), self._requests.method
+        self._take = method.taker(state, len(cohort)) if isinstance(method, TakesAdapters) else _let_be
         self._exchange = self._late.join(self._requests.training(state, cohort, record.server_round))
         self._sent_at = time.perf_counter()
         record.add_seconds("aggregating", self._sent_at - began)
@@ -72,7 +75,7 @@ class Training:
 
     def _answered(self, replies: Iterable[Message], record: RoundRecord, history: History) -> Answered:
         """Read the replies and return those that can be read; none where they are too few for a round."""
-        intake = Intake()
+        intake = Intake(self._take)
         answers = self._exchange.settle(replies, intake.decode, goes_on=self._late.enough > 0)
         self._late.keep(answers.working)
         self.since = time.perf_counter() - intake.seconds
@@ -110,3 +113,7 @@ class Training:
 def _update(cards: Mapping[str, ClientCard], sent: Sent[TrainRequest], reply: TrainReply) -> ClientUpdate:
     card, start = described(cards[sent.recipient], reply), sent.request.start.adapter
     return ClientUpdate(card, start, reply.end, reply.metrics, reply.gradient, reply.core)
+
+
+def _let_be(adapter: Adapter) -> None:
+    """Do nothing: the method uses an adapter when all are there."""

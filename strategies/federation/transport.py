@@ -277,18 +277,23 @@ def _replies(grid: Grid, waiting: list[str], deadline: float, enough: int) -> It
 class Intake:
     """Decodes train replies; of a round's adapters ``ADAPTERS_IN_RAM`` bytes stay in RAM, the others go to disk.
 
+    Args:
+        take: is given every adapter once it is decoded.
+
     Attributes:
         seconds: spent on decoding.
     """
 
-    def __init__(self) -> None:
-        self._store, self.seconds = TensorStore(ram_limit=ADAPTERS_IN_RAM), 0.0
+    def __init__(self, take: Callable[[Adapter], None]) -> None:
+        self._store, self._take, self.seconds = TensorStore(ram_limit=ADAPTERS_IN_RAM), take, 0.0
 
     def decode(self, content: RecordDict, request: TrainRequest) -> TrainReply:
         """Return the reply to ``request``; raises ProtocolError as :meth:`TrainReply.decode`."""
         began = time.perf_counter()
         try:
             reply = TrainReply.decode(content, request)
-            return replace(reply, end=Adapter.from_tensors(self._store.put(reply.end.tensors()).tensors()))
+            end = Adapter.from_tensors(self._store.put(reply.end.tensors()).tensors())
+            self._take(end)
+            return replace(reply, end=end)
         finally:
             self.seconds += time.perf_counter() - began

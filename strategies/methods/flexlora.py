@@ -5,11 +5,11 @@ dW = T_r( sum_i w_i B_i A_i ), computed from the factors without forming an m x 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hyperlora.config.schema import RunConfig
 from models.adapters.adapter import Adapter
-from models.adapters.adapter_sum import sum_for
+from models.adapters.adapter_sum import sum_for, taker_for
 from strategies.methods.base.server import ClientUpdate, SharedAdapterMethod, example_weights
 
 
@@ -22,6 +22,10 @@ class FlexLoRA(SharedAdapterMethod):
         for update, weight in zip(updates, example_weights(updates), strict=True):
             total.add(update.end, weight)
         return total.truncated(state.rank).aligned(state)
+
+    def taker(self, state: Adapter, clients: int) -> Callable[[Adapter], None]:
+        """Return what deals the adapters of a large round out as they arrive."""
+        return taker_for(state, clients)
 
 
 def build(config: RunConfig) -> FlexLoRA:

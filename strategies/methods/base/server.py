@@ -6,7 +6,7 @@ capability: a small protocol of its own, which the round loop looks for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -87,6 +87,14 @@ class ProbesStarts(Protocol):
 
     def apply_probe_losses(self, state: Any, losses: Mapping[str, Mapping[str, float]]) -> Any:
         """Return the state given client-id -> name of the candidate -> validation loss in nats per label."""
+
+
+@runtime_checkable
+class TakesAdapters(Protocol):
+    """A method that does something with a trained adapter before the round's last one has arrived."""
+
+    def taker(self, state: Any, clients: int) -> Callable[[Adapter], None]:
+        """Return what is given each checked adapter of a round of so many clients as it arrives."""
 
 
 @runtime_checkable

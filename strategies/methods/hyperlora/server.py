@@ -13,7 +13,7 @@ and a start holds attended deviations (:mod:`models.personalization.synthesizer`
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan
 from hyperlora.messages.signature import ClientCard
 from hyperlora.storage.tensor_store import DiskMemory
 from models.adapters.adapter import Adapter, resized, subtract
+from models.adapters.adapter_sum import taker_for
 from models.lowrank.factors import Factors
 from models.personalization.class_statistics import ClassStatistics
 from models.personalization.signature import Projection, Standardizer
@@ -175,6 +176,10 @@ class HyperLoraMethod:
         if self.generator is None or self.deviations == "off":
             return state
         return self.generator.taught(state, self.synthesizer)
+
+    def taker(self, state: HyperLoraState, clients: int) -> Callable[[Adapter], None]:
+        """Return what deals the adapters of a large round out as they arrive."""
+        return taker_for(state.anchor, clients)
 
     def anchor(self, state: HyperLoraState) -> Adapter:
         """Return the anchor that clients are served."""
