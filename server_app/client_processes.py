@@ -30,7 +30,7 @@ def mend_client_processes() -> bool:
     """
     if SIMULATION not in sys.modules:
         return False
-    pool = getattr(import_module(POOL), "BasicActorPool", None)
+    pool: Any = getattr(import_module(POOL), "BasicActorPool", None)
     if any(not hasattr(pool, name) for name in METHODS):
         log.warning("Flower's pool of client processes is another one: what a lost node had fails to the run's end")
         return False

@@ -1,10 +1,10 @@
 """A sum of products whose blocks are owned by Ray actors, on this machine or on other nodes of its cluster.
 
 Products of different modules have nothing to do with each other, so the blocks of a kind are dealt out to actors that
-each keep a :class:`~models.lowrank.product_sum.ProductSum` of theirs; r (m + n) numbers a module come back. The result
-is that of one process up to rounding. Factors may be sent before it is known what they weigh, or whether they count: they
-are parked there. The caller's factors stay referenced until the sum is dropped: an actor that dies is made anew and
-given its terms again.
+each keep a :class:`~models.lowrank.product_sum.ProductSum` of theirs; r (m + n) numbers a module come back. The
+result is that of one process up to rounding. Factors may be sent before it is known what they weigh, or whether they
+count: they are parked there. The caller's factors stay referenced until the sum is dropped: an actor that dies is
+made anew and given its terms again.
 """
 
 from __future__ import annotations
