@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from hyperlora.storage.tensor_store import StoredTensors, TensorStore
 from models.lowrank.factors import Factors
 from models.lowrank.product_sum import ProductSum
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 4
 """Terms that are on their way to one actor at the same time."""
 MOST_RESTARTS = 3
+PARKED_IN_RAM = 2**26
+"""Bytes of what is parked in an actor that stay in RAM; the others lie on its machine's disk."""
 NAMES = count()
 
 
@@ -36,15 +39,17 @@ class Shard:
     def __init__(self) -> None:
         torch.set_num_threads(1)
         self._sums: dict[str, ProductSum] = {}
-        self._parked: dict[int, Factors] = {}
+        self._parked: dict[int, StoredTensors] = {}
+        self._store = TensorStore(ram_limit=PARKED_IN_RAM)
 
     def park(self, key: int, B: NDArray[Any], A: NDArray[Any]) -> None:
         """Keep B (blocks, m, r) and A (blocks, r, n), those of this shard's blocks, until they are added or dropped."""
-        self._parked[key] = Factors(torch.from_numpy(B.copy()), torch.from_numpy(A.copy()))  # Ray's are read-only
+        tensors = {"B": torch.from_numpy(B.copy()), "A": torch.from_numpy(A.copy())}  # Ray's arrays are read-only
+        self._parked[key] = self._store.put(tensors)
 
     def add(self, name: str, key: int, weight: float) -> None:
         """Add ``weight`` times the product of what was parked under ``key``, and keep it no longer."""
-        self._sums.setdefault(name, ProductSum()).add(self._parked.pop(key), weight)
+        self._sums.setdefault(name, ProductSum()).add(Factors(**self._parked.pop(key).tensors()), weight)
 
     def truncated(self, name: str, cuts: Sequence[int]) -> Factors:
         """Return the best approximation of these blocks by rank ``max(cuts)``."""
