@@ -45,9 +45,11 @@ def test_a_block_may_have_some_seeds_only(tmp_path: Path) -> None:
 
 
 def test_suites_with_commas_stand_side_by_side() -> None:
-    text = filled("<!-- results: digits, fdu-mtl | variants=fedit -->\n<!-- /results -->", RESULTS)
+    text = filled("<!-- results: digits, default-run | variants=fedit -->\n<!-- /results -->", RESULTS)
     header, _, row = (line for line in text.splitlines() if line.startswith("|"))
-    assert header == "| as received / after K steps | digits, seen | digits, unseen | fdu-mtl, seen | fdu-mtl, unseen |"
+    assert header == (
+        "| as received / after K steps | digits, seen | digits, unseen | the default run, seen | the default run, unseen |"
+    )
     assert row.startswith("| fedit | ")
     assert row.count(" / ") == 4
 
