@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -20,6 +20,11 @@ MANY_NUMBERS = 2**29
 LEAST_CPUS, MOST_SHARDS = 4, 32
 """What crosses to the actors takes half as long as one process's sum: on two hyper-threads of a core nothing is gained
 (benchmarks/perf/sharding.py)."""
+
+
+_pools: dict[str, ShardPool] = {}
+"""The actors of this process, by the Ray session that they live in: one at most."""
+log = logging.getLogger(__name__)
 
 
 class SumOfProducts(Protocol):
@@ -122,14 +127,18 @@ def taker_for(adapter: Adapter, clients: int) -> Callable[[Adapter], None]:
     Where the sum of so many clients would be dealt out, an adapter goes to the actors at once, and only its weight
     later; else nothing is done with it.
     """
-    pool = _pool_for(adapter, clients)
-    if pool is None:
-        return lambda arrived: None
-    pool.drop_parked()
+    for earlier in _pools.values():
+        earlier.drop_parked()
+    pools = [_pool_for(adapter, clients)]
 
     def take(arrived: Adapter) -> None:
-        for factors in arrived.low_rank.values():
-            pool.park(factors)
+        for pool in filter(None, pools):
+            try:
+                for factors in arrived.low_rank.values():
+                    pool.park(factors)
+            except Exception as error:  # what is not parked is sent with its weight
+                log.warning("replies are not dealt out as they arrive: %s", error)
+                pools.clear()
 
     return take
 
@@ -140,10 +149,11 @@ def _pool_for(adapter: Adapter, clients: int) -> ShardPool | None:
     ray = sys.modules.get("ray")  # whoever joined a cluster has imported it
     if numbers < MANY_NUMBERS or ray is None or not ray.is_initialized():
         return None
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    return _pool(ray.get_runtime_context().get_job_id(), min(cpus, MOST_SHARDS)) if cpus >= LEAST_CPUS else None
-
-
-@lru_cache(maxsize=1)
-def _pool(job: str, actors: int) -> ShardPool:
-    return ShardPool(actors)
+    session = ray.get_runtime_context().get_session_name()
+    if session not in _pools:
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        if cpus < LEAST_CPUS:
+            return None
+        _pools.clear()
+        _pools[session] = ShardPool(min(cpus, MOST_SHARDS))
+    return _pools[session]

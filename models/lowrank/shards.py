@@ -13,7 +13,7 @@ import logging
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from typing import Any
 
@@ -25,8 +25,8 @@ from models.lowrank.factors import Factors
 from models.lowrank.product_sum import ProductSum
 
 log = logging.getLogger(__name__)
-IN_FLIGHT = 4
-"""Terms that are on their way to one actor at the same time."""
+IN_FLIGHT, MOST_EARLY = 4, 32
+"""What is on its way to one actor at the same time: where its sender waits for room, and where it goes on without."""
 MOST_RESTARTS = 3
 PARKED_IN_RAM = 2**26
 """Bytes of what is parked in an actor that stay in RAM; the others lie on its machine's disk."""
@@ -44,6 +44,8 @@ class Shard:
 
     def park(self, key: int, B: NDArray[Any], A: NDArray[Any]) -> None:
         """Keep B (blocks, m, r) and A (blocks, r, n), those of this shard's blocks, until they are added or dropped."""
+        if not self._parked:
+            self._store = TensorStore(ram_limit=PARKED_IN_RAM)
         tensors = {"B": torch.from_numpy(B.copy()), "A": torch.from_numpy(A.copy())}  # Ray's arrays are read-only
         self._parked[key] = self._store.put(tensors)
 
@@ -75,12 +77,16 @@ class Term:
 
 @dataclass
 class Owner:
-    """One actor, the terms that it was given, what is parked there, and what it may not have taken in yet."""
+    """One actor, the terms that it was given, what is parked there, and what it may not have taken in yet.
+
+    ``broken`` tells that it did not take something in, or died: it has to begin anew.
+    """
 
     actor: Any
     terms: list[Term] = field(default_factory=list)
     parked: dict[int, int] = field(default_factory=dict)
     sent: deque[Any] = field(default_factory=deque)
+    broken: bool = False
 
 
 class ShardPool:
@@ -96,10 +102,15 @@ class ShardPool:
         self._early: dict[int, Factors] = {}
 
     def park(self, factors: Factors) -> None:
-        """Send factors, B (blocks, m, r) and A (blocks, r, n), to the actors that will own their blocks."""
+        """Send factors, B (blocks, m, r) and A (blocks, r, n), to the actors that will own their blocks.
+
+        Nobody waits here: an actor that has too much before it is sent its blocks later, with their weight.
+        """
         self._early[id(factors)] = factors
         for owner, blocks in self.places(factors.shape[0]):
-            owner.parked[id(factors)] = self._send(owner, factors, blocks)
+            self._note_taken(owner)
+            if len(owner.sent) < MOST_EARLY:
+                owner.parked[id(factors)] = self._send(owner, factors, blocks)
 
     def drop_parked(self) -> None:
         """Let go of what was parked and never added."""
@@ -115,24 +126,41 @@ class ShardPool:
         spans = [slice(low, high) for low, high in pairwise(edges)]
         return [(owner, span) for owner, span in zip(self.owners, spans, strict=True) if span.stop > span.start]
 
-    def add(self, owner: Owner, term: Term) -> None:
-        """Have an actor add a term; its factors are sent where they are not parked there."""
+    def add(self, term: Term) -> None:
+        """Have the owners of the blocks of ``term`` add it; its factors are sent where they are not parked."""
+        for owner, blocks in self.places(term.factors.shape[0]):
+            self._give(owner, replace(term, blocks=blocks))
+        self._early.pop(id(term.factors), None)
+
+    def _give(self, owner: Owner, term: Term) -> None:
         owner.terms.append(term)
         key = owner.parked.pop(id(term.factors), None)
         if key is None:
+            self._make_room(owner)
             key = self._send(owner, term.factors, term.blocks)
         owner.sent.append(owner.actor.add.remote(term.name, key, term.weight))
 
     def _send(self, owner: Owner, factors: Factors, blocks: slice) -> int:
-        """Park some blocks in an actor and return their key there; waits where it has too much before it.
+        """Park some blocks in an actor and return their key there.
 
         The numbers cross as arrays: a tensor that is part of another one would take all of that with it.
         """
-        while len(owner.sent) >= IN_FLIGHT:
-            self._ray.wait([owner.sent.popleft()])
         key, wide = next(self._keys), Factors(factors.B[blocks], factors.A[blocks]).to(factors.wide_dtype)
         owner.sent.append(owner.actor.park.remote(key, wide.B.numpy(), wide.A.numpy()))
         return key
+
+    def _make_room(self, owner: Owner) -> None:
+        while len(owner.sent) >= IN_FLIGHT:
+            self._ray.wait([owner.sent[0]])
+            self._note_taken(owner)
+
+    def _note_taken(self, owner: Owner) -> None:
+        """Forget what the actor has taken in by now, in order, and note where something failed."""
+        while owner.sent and self._ray.wait([owner.sent[0]], timeout=0)[0]:
+            try:
+                self._ray.get(owner.sent.popleft())
+            except self._ray.exceptions.RayError:
+                owner.broken = True
 
     def truncated(self, owners: Sequence[Owner], name: str, cuts: Sequence[int]) -> list[Factors]:
         """Return the truncated blocks of each of ``owners``; one that died begins anew."""
@@ -143,22 +171,28 @@ class ShardPool:
         try:
             self._ray.get(list(owner.sent))
             answer: Factors = self._ray.get(asked)
-        except self._ray.exceptions.RayActorError:
+            if not owner.broken:
+                owner.sent.clear()
+                return answer
+        except self._ray.exceptions.RayError:
             if not restarts:
                 raise
-            log.warning("a process that aggregates died; another one is given its %d terms", len(owner.terms))
-            self._begin_anew(owner)
-            return self._answer(owner, owner.actor.truncated.remote(name, cuts), name, cuts, restarts - 1)
-        return answer
+        if not restarts:
+            raise RuntimeError("processes that aggregate fail again and again to take in what they are sent")
+        log.warning("a process that aggregates failed; another one is given its %d terms", len(owner.terms))
+        self._begin_anew(owner)
+        return self._answer(owner, owner.actor.truncated.remote(name, cuts), name, cuts, restarts - 1)
 
     def _begin_anew(self, owner: Owner) -> None:
         terms, owner.terms = owner.terms, []
-        owner.actor, owner.sent, owner.parked = self._make(), deque(), {}
+        owner.actor, owner.sent, owner.parked, owner.broken = self._make(), deque(), {}, False
         for term in terms:
-            self.add(owner, term)
+            self._give(owner, term)
 
     def drop_sum(self, name: str) -> None:
         """Let go of a sum."""
+        if not self._ray.is_initialized():
+            return
         for owner in self.owners:
             owner.terms = [term for term in owner.terms if term.name != name]
             owner.actor.drop.remote([name], [])
@@ -185,8 +219,7 @@ class ShardedProductSum:
         if self.shape not in (None, factors.shape):
             raise ValueError(f"expected (..., m, n) = {self.shape} as of the first factors, got {factors.shape}")
         self.shape = factors.shape
-        for owner, blocks in self._pool.places(factors.shape[0]):
-            self._pool.add(owner, Term(self._name, factors, blocks, weight))
+        self._pool.add(Term(self._name, factors, slice(0, factors.shape[0]), weight))
 
     def truncated(self, *cuts: int) -> Factors:
         """Return the best approximation by rank ``max(cuts)``; raises ValueError where nothing was added."""

@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import ray
 from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
 from server_app import client_processes
-from server_app.client_processes import METHODS, POOL, SIMULATION, mend_client_processes
+from server_app.client_processes import METHODS, POOL, SIMULATION, mended_client_processes
 
 Job = Callable[[], Any]
 
@@ -45,10 +47,11 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[BasicActorPool]:
     for name in METHODS:
         monkeypatch.setattr(BasicActorPool, name, getattr(BasicActorPool, name))  # undone after the test
     monkeypatch.setitem(sys.modules, SIMULATION, sys)
-    assert mend_client_processes()
-    made = BasicActorPool(Worker, {"num_cpus": 1}, {})  # type: ignore[arg-type]
-    made.add_actors_to_pool(2)
-    yield made
+    with mended_client_processes() as mended:
+        assert mended
+        made = BasicActorPool(Worker, {"num_cpus": 1}, {})  # type: ignore[arg-type]
+        made.add_actors_to_pool(2)
+        yield made
     for actor in made.pool:
         ray.kill(actor)
 
@@ -71,28 +74,50 @@ def die() -> None:
     os._exit(1)
 
 
+def die_once(mark: Path, answer: str | None) -> str:
+    """Die the first time; then answer, or fail where there is no answer."""
+    if not mark.exists():
+        mark.touch()
+        die()
+    if answer is None:
+        fail()
+    return str(answer)
+
+
 def fail() -> None:
     raise ValueError("of the client")
 
 
 def wait_for(pool: BasicActorPool, count: int) -> None:
     for _ in range(300):
+        client_processes._let_join(pool)
         if len(pool.pool) == count:
             return
         time.sleep(0.1)
     raise AssertionError(f"{len(pool.pool)} processes are idle after 30 s, {count} are expected")
 
 
-def test_a_message_whose_process_is_gone_is_answered_by_another_and_the_pool_is_whole_again(
-    pool: BasicActorPool,
-) -> None:
-    before = asked(pool, process_id)
-    os.kill(before[0], signal.SIGKILL)
+def test_no_message_is_given_to_processes_that_died_idle_and_the_pool_is_whole_again(pool: BasicActorPool) -> None:
+    before = {ray.get(actor.run.remote(process_id, "", "", 0))[1] for actor in pool.pool}  # type: ignore[attr-defined]
+    assert len(before) == 2
+    for one in before:
+        os.kill(one, signal.SIGKILL)
     after = asked(pool, process_id)
-    assert (before[1], after[1]) == (2, 2)
-    assert before[0] != after[0]
+    assert after[0] not in before
+    assert after[1] == 2
     wait_for(pool, 2)
-    assert {asked(pool, process_id)[0] for _ in range(4)}.isdisjoint({before[0]})
+
+
+def test_a_message_whose_process_dies_goes_to_another(pool: BasicActorPool, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    assert asked(pool, partial(die_once, mark, "done")) == ("done", 2)
+    wait_for(pool, 2)
+
+
+def test_a_client_that_fails_on_its_second_process_costs_no_process(pool: BasicActorPool, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="of the client"):
+        asked(pool, partial(die_once, tmp_path / "mark", None))
+    wait_for(pool, 2)
 
 
 def test_a_client_that_takes_its_process_down_fails_alone(pool: BasicActorPool) -> None:
@@ -115,7 +140,15 @@ def test_without_any_process_a_message_fails_after_a_time(
 ) -> None:
     monkeypatch.setattr(client_processes, "LONGEST_WAIT", 0.2)
     idle, pool.pool = pool.pool, []
-    with pytest.raises(RuntimeError, match="the nodes that had them are lost"):
+    with pytest.raises(RuntimeError, match="no process for a client is left"):
+        asked(pool, process_id)
+    pool.pool = idle
+
+
+def test_after_the_run_nobody_waits_for_a_process(pool: BasicActorPool) -> None:
+    idle, pool.pool = pool.pool, []
+    client_processes.ended.set()
+    with pytest.raises(RuntimeError, match="or the run has ended"):
         asked(pool, process_id)
     pool.pool = idle
 
@@ -125,8 +158,10 @@ def test_only_the_pool_that_is_known_is_mended(
 ) -> None:
     monkeypatch.setitem(sys.modules, POOL, type("another", (), {"BasicActorPool": type("Pool", (), {})}))
     monkeypatch.delitem(sys.modules, SIMULATION, raising=False)
-    assert not mend_client_processes()
+    with mended_client_processes() as mended:
+        assert not mended
     assert not caplog.text
     monkeypatch.setitem(sys.modules, SIMULATION, sys)
-    assert not mend_client_processes()
+    with mended_client_processes() as mended:
+        assert not mended
     assert "another one" in caplog.text

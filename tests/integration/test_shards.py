@@ -75,6 +75,7 @@ def test_kept_and_cut_parts_are_those_of_one_process(pair: ShardPool) -> None:
 def test_small_rounds_stay_in_the_process_and_large_ones_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(filled(sum_for(ADAPTERS[0], 6))._products["mlp.fc1"], adapter_sum.ProductSum)
     monkeypatch.setattr(adapter_sum, "MANY_NUMBERS", 1000)
+    monkeypatch.setattr(adapter_sum, "_pools", {})
     assert isinstance(filled(sum_for(ADAPTERS[0], 6))._products["mlp.fc1"], adapter_sum.ProductSum)  # two CPUs
     monkeypatch.setattr(adapter_sum, "LEAST_CPUS", 2)
     assert isinstance(filled(sum_for(ADAPTERS[0], 6))._products["mlp.fc1"], ShardedProductSum)
@@ -133,6 +134,8 @@ def scaled(adapter: Adapter, weight: float) -> Adapter:
 def test_a_round_is_dealt_out_as_it_arrives_and_only_what_counts_is_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter_sum, "MANY_NUMBERS", 1000)
     monkeypatch.setattr(adapter_sum, "LEAST_CPUS", 2)
+    monkeypatch.setattr(adapter_sum, "_pools", {})
+    monkeypatch.setattr("models.lowrank.shards.MOST_EARLY", 1000)
     pools = []
     for _ in range(2):
         take = taker_for(ADAPTERS[0], 6)
@@ -156,3 +159,28 @@ def test_an_actor_that_is_killed_with_what_was_parked_is_given_it_again() -> Non
     ray.kill(pool.owners[0].actor)
     total = added(AdapterSum(sharded_in(pool)), range(6))
     assert_same_products(total.truncated(2), in_one_process(), 1e-6)
+
+
+def test_an_actor_that_could_not_take_something_in_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
+    pool = ShardPool(1)
+    total = added(AdapterSum(sharded_in(pool)), range(6))
+    pool.owners[0].sent.append(pool.owners[0].actor.add.remote("sum", -1, 1.0))  # of nothing that is parked
+    assert_same_products(total.truncated(2), in_one_process(), 1e-6)
+    assert "given its 12 terms" in caplog.text
+
+
+def test_what_cannot_be_sent_early_is_sent_with_its_weight(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("the object store is full")
+
+    monkeypatch.setattr(adapter_sum, "MANY_NUMBERS", 1000)
+    monkeypatch.setattr(adapter_sum, "LEAST_CPUS", 2)
+    monkeypatch.setattr(adapter_sum, "_pools", {})
+    take = taker_for(ADAPTERS[0], 6)
+    monkeypatch.setattr(ShardPool, "park", full)
+    for adapter in ADAPTERS:
+        take(adapter)
+    assert caplog.text.count("not dealt out as they arrive") == 1
+    assert_same_products(added(sum_for(ADAPTERS[0], 6), range(6)).truncated(2), in_one_process(), 1e-6)
