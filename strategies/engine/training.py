@@ -40,7 +40,7 @@ class Training:
         self._requests, self._settings, self._roster = requests, requests.settings, requests.registrar.roster
         self._late = LateReplies(self._settings.replies_per_round)
         self._exchange: Exchange[TrainRequest] = Exchange()
-        self._take: Callable[[Adapter], None] = _let_be
+        self._take: Callable[[Adapter], None] | None = None
         self._sent_at = self.since = 0.0
 
     @property
@@ -51,7 +51,7 @@ class Training:
     def messages(self, state: Any, cohort: Mapping[str, ClientCard], record: RoundRecord) -> list[Message]:
         """Return a message for each client of the cohort, with a start of its own."""
         began, method = time.perf_counter(), self._requests.method
-        self._take = method.taker(state, len(cohort)) if isinstance(method, TakesAdapters) else _let_be
+        self._take = method.taker(state, len(cohort)) if isinstance(method, TakesAdapters) else None
         self._exchange = self._late.join(self._requests.training(state, cohort, record.server_round))
         self._sent_at = time.perf_counter()
         record.add_seconds("aggregating", self._sent_at - began)
@@ -75,7 +75,8 @@ class Training:
 
     def _answered(self, replies: Iterable[Message], record: RoundRecord, history: History) -> Answered:
         """Read the replies and return those that can be read; none where they are too few for a round."""
-        intake = Intake(self._take)
+        take = self._take
+        intake = Intake(lambda reply: take(reply.end) if take else None)
         answers = self._exchange.settle(replies, intake.decode, goes_on=self._late.enough > 0)
         self._late.keep(answers.working)
         self.since = time.perf_counter() - intake.seconds
@@ -113,7 +114,3 @@ class Training:
 def _update(cards: Mapping[str, ClientCard], sent: Sent[TrainRequest], reply: TrainReply) -> ClientUpdate:
     card, start = described(cards[sent.recipient], reply), sent.request.start.adapter
     return ClientUpdate(card, start, reply.end, reply.metrics, reply.gradient, reply.core)
-
-
-def _let_be(adapter: Adapter) -> None:
-    """Do nothing: the method uses an adapter when all are there."""

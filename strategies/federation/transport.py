@@ -278,13 +278,13 @@ class Intake:
     """Decodes train replies; of a round's adapters ``ADAPTERS_IN_RAM`` bytes stay in RAM, the others go to disk.
 
     Args:
-        take: is given every adapter once it is decoded.
+        take: is given every reply once it is decoded.
 
     Attributes:
         seconds: spent on decoding.
     """
 
-    def __init__(self, take: Callable[[Adapter], None]) -> None:
+    def __init__(self, take: Callable[[TrainReply], None]) -> None:
         self._store, self._take, self.seconds = TensorStore(ram_limit=ADAPTERS_IN_RAM), take, 0.0
 
     def decode(self, content: RecordDict, request: TrainRequest) -> TrainReply:
@@ -292,8 +292,8 @@ class Intake:
         began = time.perf_counter()
         try:
             reply = TrainReply.decode(content, request)
-            end = Adapter.from_tensors(self._store.put(reply.end.tensors()).tensors())
-            self._take(end)
-            return replace(reply, end=end)
+            kept = replace(reply, end=Adapter.from_tensors(self._store.put(reply.end.tensors()).tensors()))
+            self._take(kept)
+            return kept
         finally:
             self.seconds += time.perf_counter() - began

@@ -152,7 +152,7 @@ def test_a_missing_column_and_a_missing_file_are_named(tmp_path: Path) -> None:
 def test_the_last_run_below_runs_is_found_as_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def simulated(settings: Settings, size: str, output_dir: Path, ray_address: str | None) -> Any:
+    def simulated(app_dir: Path, values: Any, size: str, output_dir: Path, ray_address: str | None) -> Any:
         (output_dir / "config.json").write_text("{}")
         return run.RunStatus("finished:completed", "")
 
