@@ -156,10 +156,9 @@ def _replace(pool: Any, actor: Any) -> None:
 
 
 def _begin(pool: Any) -> None:
-    begun = pool.__dict__.setdefault("begun", [])
-    if len(begun) < MOST_NEW:
+    pool.begun = getattr(pool, "begun", 0) + 1
+    if pool.begun <= MOST_NEW:
         new = pool.create_actor_fn()
-        begun.append(None)
         pool.__dict__.setdefault("joining", {})[new.__ray_ready__.remote()] = new
 
 

@@ -128,7 +128,7 @@ def test_a_client_that_takes_its_process_down_fails_alone(pool: BasicActorPool) 
 
 
 def test_an_error_of_a_client_is_its_own_and_its_process_goes_on(pool: BasicActorPool) -> None:
-    (before,) = {asked(pool, process_id)[0]}
+    before = asked(pool, process_id)[0]
     with pytest.raises(ValueError, match="of the client"):
         asked(pool, fail)
     assert len(pool.pool) == 2
