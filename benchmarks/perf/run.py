@@ -16,6 +16,7 @@ BENCHMARKS = (
     "large_adapters",
     "sharding",
     "prefix_cache",
+    "ragged_texts",
     "start_up",
     "server_time",
     "growth",

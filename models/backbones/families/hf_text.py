@@ -5,12 +5,15 @@ They read a text in both directions; features are the mean over the tokens of th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModel
 
+from models.backbones import ragged_texts
 from models.backbones.backbone import Backbone, Request, block_list
 from models.backbones.split_model import (
     EncoderModel,
@@ -41,14 +44,15 @@ class TextClassifier(EncoderModel):
         return hidden, mask
 
     def run(self, hidden: Tensor, mask: Tensor, first: int, last: int) -> Tensor:
-        """Run the blocks with padding masked in their attention."""
+        """Run the blocks, padding masked in their attention or left out."""
         mask = mask[:, : hidden.shape[1]]
         if self.encoder.config.model_type == DEBERTA:
             return _run_deberta(self.encoder.encoder, hidden, mask, first, last)
+        blocks = block_list(self, self.blocks)[first:last]
+        if ragged_texts.worth_it(mask):
+            return ragged_texts.run_in_rows(partial(_run_blocks, blocks), hidden, mask)
         added = (1 - mask[:, None, None, :].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
-        for block in block_list(self, self.blocks)[first:last]:
-            hidden = first_output(block(hidden, added))
-        return hidden
+        return _run_blocks(blocks, hidden, added)
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return the mean over each text's tokens."""
@@ -77,6 +81,12 @@ def build(request: Request) -> Backbone:
 
 
 FAMILY = TransformersFamily(("bert", "electra", "distilbert", *ROBERTA_LIKE, DEBERTA), build)
+
+
+def _run_blocks(blocks: Iterable[Any], hidden: Tensor, added: Tensor) -> Tensor:
+    for block in blocks:
+        hidden = first_output(block(hidden, added))
+    return hidden
 
 
 def _run_deberta(encoder: Any, hidden: Tensor, mask: Tensor, first: int, last: int) -> Tensor:
