@@ -39,6 +39,7 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, Scalar]]] = {
     "Dirichlet 0.5": ("pacs", {"data.dirichlet-alpha": 0.5}),
     "Dirichlet 0.1": ("pacs", {"data.dirichlet-alpha": 0.1}),
     "120 clients": ("pacs_many", {"data.dirichlet-alpha": 0.5}),
+    "CLINC150": ("clinc", {}),
 }
 OPEN, SUMS, SAME_ANCHOR, ONE_GROUP, AS_CLIENTS, ANCHOR = (
     "open",
