@@ -40,6 +40,10 @@ class Patience:
         """Tell whether a node is not to be asked in this round."""
         return self.clock < self._until.get(node_id, 0)
 
+    def fell_silent(self, node_id: int) -> bool:
+        """Tell whether a node did not answer in this very round."""
+        return self.rests(node_id) and self._until[node_id] == self.clock + self._rests[node_id] + 1
+
     def note(self, asked: Iterable[int], answered: Iterable[int]) -> None:
         """Let the nodes among ``asked`` that are not among ``answered`` rest; what the others did is forgotten."""
         heard = set(answered)
@@ -64,6 +68,8 @@ class Roster:
         patience: which nodes are not asked for a while.
         most_clients: how many clients one node with a key of its own may host; simulated nodes host any number.
         changed: client-id -> the signature that was known, for clients that came (back) with another one.
+        least: clients that train, and clients that do not, without which there is no round; where fewer of them are
+            left, those that rest are asked as well, but none that fell silent in this very round.
     """
 
     allowed: AllowList | AllowListFile | None = None
@@ -73,6 +79,7 @@ class Roster:
     patience: Patience = field(default_factory=Patience)
     most_clients: int = 1
     changed: dict[str, Signature] = field(default_factory=dict)
+    least: int = 0
     _asked: set[int] = field(default_factory=set)
     _present: set[int] = field(default_factory=set)
     _keys: Mapping[int, bytes] = field(default_factory=dict)
@@ -86,9 +93,13 @@ class Roster:
 
     def resting(self) -> set[str]:
         """Return the clients whose node is connected and is not asked in this round, as it did not answer."""
-        connected = set(self._connected())
+        connected = self._connected()
         resting = {name for name in connected if self.patience.rests(self.nodes[name])}
-        return resting if resting != connected else set()
+        for trains in (True, False):
+            group = {name for name, card in connected.items() if card.trains == trains}
+            if len(group - resting) < self.least:
+                resting -= {name for name in group if not self.patience.fell_silent(self.nodes[name])}
+        return resting if resting != set(connected) else set()
 
     def note(self, asked: Collection[int], heard: Collection[int]) -> None:
         """Note which of the nodes ``asked`` answered; the others rest (:class:`Patience`)."""

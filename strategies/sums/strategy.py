@@ -80,6 +80,11 @@ class SumsStrategy(LoraStrategy):
         """The clusters, as cards: there are none of single clients that tell anything."""
         return self.group_cards
 
+    def join(self, grid: Grid) -> None:
+        """Wait for clients, of which a sum needs its least number even where one of them did not answer before."""
+        self.roster.least = self.least
+        super().join(grid)
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:

@@ -103,15 +103,15 @@ def three_sites_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_open_parts", parts)
 
 
-def test_the_documented_line_makes_a_run_over_the_three_sites_and_one_that_is_lost_costs_its_rounds(
+def test_the_documented_line_makes_a_run_over_the_three_sites_and_one_that_is_lost_costs_one_round(
     tmp_path: Path,
 ) -> None:
-    records = made(tmp_path, "federation.rounds=4", lost_in=2)  # in round 3 it rests, as any node that was silent
-    assert [one["training"].get("clients") for one in records] == [3, None, None, 3]
+    records = made(tmp_path, "federation.rounds=3", lost_in=2)  # in round 3 it would rest, were there enough without it
+    assert [one["training"].get("clients") for one in records] == [3, None, 3]
     assert records[1]["failures"]["sum movement of A"] == "2 clients are left, and 3 is the least for a sum"
     assert f"sum {sites()[0].client_id}" in records[1]["failures"]
-    assert records[3]["failures"] == {}
-    assert records[3]["evaluation"]["seen"]["zero_step"]["mean"] > 0.2
+    assert records[2]["failures"] == {}
+    assert records[2]["evaluation"]["seen"]["zero_step"]["mean"] > 0.2
     assert all((tmp_path / "state" / one.client_id / "adapter").is_dir() for one in sites())
 
 

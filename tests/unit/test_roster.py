@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -120,6 +121,25 @@ def test_a_silent_node_rests_twice_as_long_each_time_and_any_answer_makes_its_re
             asked.append(clock)
             patience.note([7], [7] if clock == 20 else [])
     assert asked == [1, 3, 6, 11, 20, 21, 23, 26]
+
+
+def test_who_rests_is_asked_where_too_few_are_left_unless_it_fell_silent_in_this_round() -> None:
+    roster = Roster(least=2)
+    roster.see([1, 2, 3], {})
+    for node_id, name in enumerate("abc", start=1):
+        roster.enter(node_id, SignatureReply([replace(make_card(name), trains=name != "c")], {}))
+    roster.patience.tick()
+    roster.note([1, 2, 3], [2, 3])
+    assert list(roster.reachable()) == ["b", "c"]
+    roster.patience.tick()
+    assert roster.patience.rests(1)
+    assert list(roster.reachable()) == ["a", "b", "c"]
+    roster.least = 1
+    assert list(roster.reachable()) == ["b", "c"]
+    roster.note([3], [])
+    assert list(roster.reachable()) == ["b"]
+    roster.patience.tick()
+    assert list(roster.reachable()) == ["a", "b", "c"]
 
 
 def test_a_new_node_that_says_nothing_is_asked_less_and_less_until_it_answers() -> None:
