@@ -34,7 +34,6 @@ from hyperlora.secure_sum.noised_vector import Unit
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, combine
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
-from models.sums.logit_space import LogitSpace, LogitStatistics, logit_contribution
 from models.sums.shared_factor import framed, moved, movement
 from strategies.sums.noise_plan import NoisePlan
 
@@ -99,8 +98,6 @@ class Attack:
             ("class statistics, open", None, partial(self.of_class_sums, 1)),
             (f"class statistics, sum over {FEW} clients", None, partial(self.of_class_sums, FEW)),
             (f"class statistics, sum over {every} clients", None, partial(self.of_class_sums, every)),
-            ("class statistics in logits, one client's", None, partial(self.of_logit_classes, 0.0)),
-            ("class statistics in logits, with noise", EPSILON, partial(self.of_logit_classes, self.noise_of_classes)),
             ("adapter, open", None, partial(self.of_adapters, 1)),
             (f"adapter, average of {FEW} clients", None, partial(self.of_adapters, FEW)),
             (f"adapter, average of {every} clients", None, partial(self.of_adapters, every)),
@@ -125,16 +122,6 @@ class Attack:
         freedom = sum(one.freedom for one in told)
         means = sums / counts.clamp_min(1.0)[:, None]
         return mean_scores(means, scatter / max(freedom, 1.0), target.features, target.tokens.labels)
-
-    def of_logit_classes(self, noise: float, target: Target, draw: int) -> Tensor:
-        """Score samples by a client's class means in the space of the anchor's logits, with noise of one sum, (n,)."""
-        space = LogitSpace.of(self.anchor.head)
-        chosen = self.sets[target.name][draw]
-        own = space.statistics(target.features[chosen], target.tokens.labels[chosen])
-        told = self._noised(logit_contribution(own), "logit classes", noise, target, draw)
-        public = LogitStatistics.of(told, 1, noise)
-        inner = space.features(target.features).float()
-        return mean_scores(public.means.float(), public.variance.float(), inner, target.tokens.labels)
 
     def of_adapters(self, clients: int, target: Target, draw: int) -> Tensor:
         """Score samples by the average adapter of so many clients, (n,)."""
@@ -201,11 +188,6 @@ class Attack:
         """The anchor as it is framed for clients that train one factor."""
         any_one = next(iter(self.targets.values()))
         return framed(self.anchor, any_one.runtime.model.fresh_adapter(any_one.runtime.config.seed), SIDE)
-
-    @property
-    def noise_of_classes(self) -> float:
-        """Noise multiplier of class statistics."""
-        return self._plan.noise("logit classes")
 
     @property
     def noise_of_movements(self) -> float:

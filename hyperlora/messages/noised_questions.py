@@ -1,7 +1,7 @@
 """What the server of a run of noised sums may ask, and what of each answer has length 1 (:mod:`hyperlora.secure_sum`).
 
-Losses are cut off at ``LOSS`` nats. Scores are put into units in which no client's can be longer than 1; those of class
-statistics, deviations and movements are what most clients' are shorter than, and longer ones are shortened.
+Losses are cut off at ``LOSS`` nats. Scores are put into units in which no client's can be longer than 1; those of
+movements are what most clients' are shorter than, and longer ones are shortened.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from hyperlora.messages.movements import MOVEMENTS, shapes_of_movement
 from hyperlora.secure_sum.noised_vector import Unit
 from models.adapters.adapter import Adapter
-from models.sums.logit_space import logit_units
 
 LOSS = 5.0
-NOISED_KINDS = (*MOVEMENTS.values(), "logit classes", "logit deviations", "noised losses", "noised scores")
+NOISED_KINDS = (*MOVEMENTS.values(), "noised scores")
 SCORE_SHARES = {"accuracy": 0.5, "loss": 0.25, "validation": 0.125, "calibration": 0.125}
 """Of the squared length of scores."""
 
@@ -30,12 +29,6 @@ def units_of(kind: str, fresh: Adapter, steps: int, clip: float) -> dict[str, Un
     """
     if kind in MOVEMENTS.values():
         return {name: Unit(shape, clip) for name, shape in shapes_of_movement(kind, fresh).items()}
-    if kind == "logit classes":
-        return {name: Unit(shape, length) for name, (shape, length) in logit_units(len(fresh.head)).items()}
-    if kind == "logit deviations":
-        return {"deviations": Unit((4,), 4.0)}
-    if kind == "noised losses":
-        return {name: Unit((1,), LOSS * 2**0.5) for name in ("anchor", "own")}
     return _scores(steps)
 
 

@@ -24,7 +24,6 @@ from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics
 from models.sums.clusters import FURTHEST, Clusters
 from models.sums.group_statistics import GroupStatistics
-from models.sums.logit_space import LogitStatistics
 
 FEATURE, MOVED, LOSS, DEVIATIONS = 64.0, 16.0, 50.0, 16.0
 """Bounds of a pooled feature, of an entry of a movement, of a loss in nats, and, for each pair of classes, of how far a
@@ -35,8 +34,8 @@ EXACT_KINDS = (*MOVEMENTS.values(), "moments", "spread", "members", "classes", "
 KINDS = tuple(dict.fromkeys(EXACT_KINDS + NOISED_KINDS))
 MOST_NOISE, MOST_GROUPS = 2.0**20, 256
 """Of a sum, and clusters at most."""
-ANCHOR, LOGIT = "anchor ", "logit "
-"""What the names of public tensors begin with: the anchor's, and class statistics in the space of its logits."""
+ANCHOR = "anchor "
+"""What the names of the anchor's tensors begin with."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,6 @@ class Question:
         each = zip(*parts, strict=True)
         return GroupStatistics(tuple(ClassStatistics(*one) for one in each), self.clusters.counts, float(about[0]))
 
-    @property
-    def logit_statistics(self) -> LogitStatistics:
-        """The public class statistics in the space of the anchor's logits; raises ProtocolError."""
-        try:
-            return LogitStatistics.from_tensors(_named(self.public, LOGIT))
-        except KeyError as error:
-            raise ProtocolError(f"a sum of '{self.kind}' needs class statistics of all clients") from error
-
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
@@ -144,11 +135,6 @@ def public_groups(groups: GroupStatistics) -> dict[str, Tensor]:
     parts = [one.tensors() for one in groups.groups]
     named = {f"group {name}": torch.stack([one[name] for one in parts]) for name in parts[0]}
     return {**named, "about groups": torch.tensor([groups.agreeing])}
-
-
-def public_logit_statistics(statistics: LogitStatistics) -> dict[str, Tensor]:
-    """Return the tensors by which clients know what the classes of all clients look like behind the anchor's head."""
-    return {f"{LOGIT}{name}": one for name, one in statistics.tensors().items()}
 
 
 @dataclass(frozen=True)

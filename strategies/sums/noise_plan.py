@@ -16,10 +16,7 @@ from hyperlora.accounting import composed_epsilon
 
 MOVEMENT = "movement"
 SHARES: Mapping[str, float] = {
-    MOVEMENT: 0.7,
-    "logit classes": 0.18,
-    "logit deviations": 0.04,
-    "noised losses": 0.02,
+    MOVEMENT: 0.94,
     "noised scores": 0.06,
 }
 """Of the budget, by kind of question, movements of both factors being one: for all times that a client is asked it."""

@@ -1,15 +1,14 @@
 """The round loop of a run of sums with noise: user-level differential privacy (``privacy.epsilon`` beside sums).
 
-Rounds are those of :mod:`strategies.sums.strategy`, with movements of length ``privacy.adapter-clip`` at most. Before
-an evaluation one sum tells what classes look like in the space of the anchor's logits, one by how much clients differ,
-one which heads serve better, and one what they are worth. To the state, to checkpoints and to reports all clients that
-train are one group.
+Rounds are those of :mod:`strategies.sums.strategy`, with movements of length ``privacy.adapter-clip`` at most. A client
+makes its head of the anchor's and of its own samples (:mod:`models.sums.own_head`), which tells nobody anything; at an
+evaluation one sum tells what such starts are worth. To the state, to checkpoints and to reports all clients that train
+are one group.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -21,30 +20,25 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from hyperlora.messages.noised_questions import units_of
-from hyperlora.messages.questions import Question, public_anchor, public_logit_statistics
-from models.sums.logit_space import LogitStatistics, logit_spread
+from hyperlora.messages.questions import Question, public_anchor
 from strategies.engine.records import ClientScore
 from strategies.sums.channel import Summed
 from strategies.sums.noise_plan import NoisePlan
 from strategies.sums.strategy import SumsStrategy, group_card
 
-log = logging.getLogger(__name__)
 GROUP = "group-1"
 """Name of all clients that train."""
-LEAST_EFFECTIVE = 2.0
-"""Samples that published class statistics must be worth, noise and all, to be made heads of."""
 
 
 class NoisedSumsStrategy(SumsStrategy):
     """Runs HyperLoRA on sums with noise; arguments are those of :class:`strategies.engine.strategy.LoraStrategy`."""
 
-    _share: float = 0.0
     _score_noise: float = 0.0
 
     def _report(self) -> None:
-        """Report how the method serves clients, the share of the heads that they make, and how noisy accuracies are."""
+        """Report how the method serves clients, and how noisy accuracies are."""
         super()._report()
-        self.record.method |= {"head_share": self._share, "score_noise": self._score_noise}
+        self.record.method |= {"score_noise": self._score_noise}
 
     @functools.cached_property
     def plan(self) -> NoisePlan:
@@ -85,48 +79,20 @@ class NoisedSumsStrategy(SumsStrategy):
         return {name: one / len(told.clients) for name, one in told.sums.items()}
 
     def _prepare_scores(self, grid: Grid, names: Sequence[str]) -> Callable[[bool], Question] | None:
-        """Publish class statistics behind the anchor, and return the question that clients are scored by."""
+        """Return the question that clients are scored by: nothing but the anchor is published."""
         self._note_spent(self.record.server_round, self._evaluations(self.record.server_round))
         public = public_anchor(self.state.served_anchor)
-        share = 0.0
-        if (found := self._logit_statistics(grid, names, public)) is not None:
-            public |= found
-            own = {**public, "mixture": torch.tensor([self._hyperlora.head_share])}
-            told = self._channel.ask(grid, names, self._asked("noised losses", own), self.record)
-            better = told is None or float(told.sums["own"]) < float(told.sums["anchor"])
-            share = float(self._hyperlora.head_share) if better else 0.0
-        public |= {"share": torch.tensor([share])}
-        self._stand_for_all(public, share)
+        self._stand_for_all(public)
         self._score_noise = 0.0
         scored = self._asked("noised scores", public)
         return lambda seen: scored
 
-    def _logit_statistics(
-        self, grid: Grid, names: Sequence[str], public: Mapping[str, Tensor]
-    ) -> dict[str, Tensor] | None:
-        """Return public class statistics and how clients differ; None where there is no sum or nothing but noise."""
-        asked = self._asked("logit classes", public)
-        told = self._channel.ask(grid, names, asked, self.record)
-        if told is None:
-            return None
-        found = LogitStatistics.of(told.sums, len(told.clients), asked.noise)
-        if float(found.effective.sum()) < LEAST_EFFECTIVE:
-            log.warning("the noise leaves nothing of what classes look like: clients get the anchor's head")
-            return None
-        known = public_logit_statistics(found)
-        differ = self._channel.ask(grid, names, self._asked("logit deviations", {**public, **known}), self.record)
-        if differ is None:
-            return None
-        spread = logit_spread(differ.sums)
-        return {**known, "between clients": torch.tensor([spread.client, spread.single])}
-
-    def _stand_for_all(self, public: Mapping[str, Tensor], share: float) -> None:
+    def _stand_for_all(self, public: Mapping[str, Tensor]) -> None:
         """Put one group into the state in the place of clients, which a newcomer's anchor is served by."""
         classes = len(self._fresh.head)
         self.group_cards = {GROUP: group_card(GROUP, torch.zeros(self._sizes.width), torch.zeros(classes))}
         self.state = replace(self.state, training=(GROUP,), class_statistics={}, told_before={}, published=public)
         self.state = self.state.with_service(strength=0.0, share=0.0, scale=1.0)
-        self._share = share
 
     def _scores(self, told: Summed, *, seen: bool) -> list[ClientScore]:
         """Return the mean scores of the group of seen or of unseen clients."""

@@ -19,18 +19,6 @@ from hyperlora.noise import simulated_noise
 from hyperlora.secure_sum.noised_vector import NoisedVector, Unit, needed
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
-from models.personalization.class_statistics import ClassStatistics
-from models.sums.group_statistics import Spread
-from models.sums.logit_space import (
-    LogitSpace,
-    LogitStatistics,
-    centred_directions,
-    logit_contribution,
-    logit_deviations,
-    logit_units,
-    packed,
-    unpacked,
-)
 from models.sums.shared_factor import framed, moved, movement
 from strategies.sums.noise_plan import MOVEMENT, SHARES, NoisePlan
 
@@ -101,7 +89,7 @@ def test_the_least_share_is_rounded_up() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "noise"),
-    [("logit classes", 0.0), ("classes", 1.0), ("movement of A", math.inf), ("movement of B", math.nan)],
+    [("noised scores", 0.0), ("classes", 1.0), ("movement of A", math.inf), ("movement of B", math.nan)],
 )
 def test_a_question_has_noise_where_its_answers_do(kind: str, noise: float) -> None:
     with pytest.raises(ProtocolError, match="cannot have noise"):
@@ -149,97 +137,15 @@ def with_factor(start: Adapter, other: Adapter, side: str) -> Adapter:
     return Adapter({"attn.qkv": Factors(B=B, A=A)}, other.head)
 
 
-def test_directions_are_orthonormal_and_sum_to_nothing() -> None:
-    found = centred_directions(CLASSES)
-    torch.testing.assert_close(found @ found.mT, torch.eye(CLASSES - 1, dtype=torch.float64))
-    torch.testing.assert_close(found.sum(dim=1), torch.zeros(CLASSES - 1, dtype=torch.float64))
-
-
-def test_a_packed_matrix_has_its_length_and_comes_back() -> None:
-    half = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    matrix = half + half.mT
-    assert float(packed(matrix).norm()) == pytest.approx(float(matrix.norm()))
-    torch.testing.assert_close(unpacked(packed(matrix), 4), matrix)
-
-
-def data(seed: int, count: int = 30) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    centres = 2 * torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
-    labels = torch.randint(CLASSES, (count,), generator=generator)
-    return centres[labels] + torch.randn(count, WIDTH, generator=generator), labels
-
-
-def space() -> LogitSpace:
-    return LogitSpace.of(0.2 * torch.randn(CLASSES, WIDTH + 1, generator=torch.Generator().manual_seed(5)))
-
-
-def test_a_head_of_logits_is_one_of_features() -> None:
-    features, inner = data(0)[0], torch.randn(CLASSES, CLASSES, generator=torch.Generator().manual_seed(1)).double()
-    head, told = space().head(inner).double(), space().features(features)
-    expected = told @ inner[:, :-1].mT + inner[:, -1]
-    torch.testing.assert_close(features.double() @ head[:, :-1].mT + head[:, -1], expected, rtol=0, atol=1e-4)
-
-
-def told() -> list[ClassStatistics]:
-    return [space().statistics(*data(seed)) for seed in range(CLIENTS)]
-
-
-def published(noise: float, clients: int = CLIENTS) -> LogitStatistics:
-    parts = [logit_contribution(one) for one in told()]
-    draw, units = simulated_noise(0), logit_units(CLASSES)
-    sums = {
-        name: torch.stack([part[name] for part in parts]).sum(dim=0) + noise * units[name][1] * draw(units[name][0])
-        for name in parts[0]
-    }
-    return LogitStatistics.of(sums, clients, noise)
-
-
-def test_without_noise_the_means_are_those_of_all_samples() -> None:
-    features, labels = (torch.cat(parts) for parts in zip(*(data(seed) for seed in range(CLIENTS)), strict=True))
-    every = space().statistics(features, labels)
-    found = published(0.0)
-    torch.testing.assert_close(found.means.float(), every.sums / every.counts[:, None], rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.frequencies.float(), every.counts / every.counts.sum(), rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.effective.float(), every.counts, rtol=0.02, atol=0)
-
-
-def test_more_noise_leaves_less_certain_means_and_a_covariance_all_the_same() -> None:
-    effective = [published(noise).effective for noise in (0.0, 0.05, 0.2, 20.0)]
-    totals = [float(one.sum()) for one in effective]
-    assert totals == sorted(totals, reverse=True)
-    assert totals[-1] == 0.0
-    for noise in (0.05, 0.2, 20.0):
-        assert float(torch.linalg.eigvalsh(published(noise).variance).min()) > 0.0
-
-
-def test_a_client_leans_on_its_own_samples_more_where_clients_differ_more() -> None:
-    public, own = published(0.05), space().statistics(*data(1000))
-    near, far = (public.head(own, Spread(0.0, variance)) for variance in (1e-6, 1.0))
-    alone = public.head(own, None)
-    assert float((near - far).norm()) > 0.01
-    assert bool(torch.isfinite(alone).all())
-
-
-def test_deviations_of_clients_of_one_population_are_near_nothing() -> None:
-    public = published(0.0)
-    sums = torch.stack([logit_deviations(public, one)["deviations"] for one in told()]).sum(dim=0)
-    found = Spread.of(sums)
-    assert float(sums[1]) == CLIENTS
-    assert found.client + found.single < 0.02
-
-
 @pytest.mark.parametrize("kind", NOISED_KINDS)
 def test_every_kind_of_answer_has_units(kind: str) -> None:
     assert all(unit.length > 0 for unit in units_of(kind, adapter(0), 3, 1.5).values())
 
 
-def test_the_largest_scores_and_losses_have_length_one() -> None:
+def test_the_largest_scores_have_length_one() -> None:
     most = {"accuracy": 1.0, "loss": 5.0, "validation": 5.0, "calibration": 1.0}
     units = units_of("noised scores", adapter(0), 4, 1.0)
     assert sum(4 * (most[name] / unit.length) ** 2 for name, unit in units.items()) == pytest.approx(1.0)
-    assert sum(
-        (5.0 / unit.length) ** 2 for unit in units_of("noised losses", adapter(0), 4, 1.0).values()
-    ) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("cohort", "rounds", "evaluations"), [(44, 10, 1), (16, 20, 4), (500, 3, 1)])
