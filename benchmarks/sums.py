@@ -41,14 +41,16 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, Scalar]]] = {
     "120 clients": ("pacs_many", {"data.dirichlet-alpha": 0.5}),
     "CLINC150": ("clinc", {}),
 }
-OPEN, SUMS, SAME_ANCHOR, ONE_GROUP, AS_CLIENTS, ANCHOR = (
+OPEN, SUMS, SAME_ANCHOR, ONE_GROUP, AS_CLIENTS, ANCHOR, FITTED = (
     "open",
     "sums",
     "heads from sums, anchor of the open run",
     "sums, one cluster of all",
     "sums, without the second sum of deviations",
     "the anchor's head",
+    "the anchor's head, fitted to a client's own samples",
 )
+ROWS = (OPEN, ANCHOR, FITTED, SAME_ANCHOR, SUMS, AS_CLIENTS, ONE_GROUP)
 GROUPS = ("seen", "unseen")
 
 
@@ -61,6 +63,7 @@ def measured(config: RunConfig) -> tuple[dict[str, dict[str, float]], list[str]]
     rows = {OPEN: {one["client_id"]: one["zero_step"] for one in scores if one["track"] == START_TRACK}}
     there = Evaluation.of(clients, state.served_anchor)
     rows[ANCHOR] = there.accuracies(there.plain())
+    rows[FITTED] = there.accuracies(there.fitted())
     rows[SAME_ANCHOR] = there.accuracies(there.served(there.published(MOST)))
     own = Evaluation.of(clients, anchor_from_sums(clients, one_factor(STEP)))
     rows[SUMS] = own.accuracies(own.served(own.published(MOST)))
@@ -109,7 +112,7 @@ def sums_table(runs: Sequence[Mapping[str, Any]]) -> str:
     found = {name: [run for run in runs if run["setting"] == name] for name in SETTINGS}
     found = {name: own for name, own in found.items() if own}
     columns = [f"{name}, {group}" for name in found for group in GROUPS]
-    names = list(runs[0]["rows"])
+    names = [name for name in ROWS if any(name in run["rows"] for run in runs)]
     means = {row: [_mean(own, row, group) for own in found.values() for group in GROUPS] for row in names}
     apart = {row: [_change(own, row, group) for own in found.values() for group in GROUPS] for row in names[1:]}
     seeds = "; ".join(f"{name}: {', '.join(str(run['seed']) for run in own)}" for name, own in found.items())
@@ -121,15 +124,22 @@ def sums_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], row: str, group: str) -> str:
-    return mean_of(_with_row(runs, row), group)
+    own = _with_row(runs, row)
+    return mean_of(own, group) + _fewer(own, runs) if own else ""
 
 
 def _change(runs: Sequence[Mapping[str, Any]], row: str, group: str) -> str:
-    return difference(_with_row(runs, row), _with_row(runs, OPEN), group)
+    own = _with_row(runs, row)
+    return difference(own, _with_row([run for run in runs if row in run["rows"]], OPEN), group) if own else ""
 
 
 def _with_row(runs: Sequence[Mapping[str, Any]], row: str) -> list[dict[str, Any]]:
-    return [{**run, "row": run["rows"][row]} for run in runs]
+    return [{**run, "row": run["rows"][row]} for run in runs if row in run["rows"]]
+
+
+def _fewer(own: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any]]) -> str:
+    """Return of which seeds a cell is where it is not of all."""
+    return "" if len(own) == len(every) else f" (seed {', '.join(str(run['seed']) for run in own)})"
 
 
 def mean_of(runs: Sequence[Mapping[str, Any]], group: str) -> str:

@@ -27,6 +27,7 @@ from models.personalization.prior import add_prior
 from models.sums.clusters import Clusters, grow_clusters, membership, moments, spread
 from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
 from models.sums.local_head import PublicHeads
+from models.sums.own_head import own_head
 from models.sums.shared_factor import framed, moved, movement
 from strategies.engine.history import sample_cohort
 from strategies.methods.hyperlora.config import HyperLoraSettings
@@ -196,6 +197,13 @@ class Evaluation:
         cards, strength = self.clients.cards, self.clients.config.prior_strength
         return {
             name: add_prior(self.anchor, card.signature.class_frequencies, strength) for name, card in cards.items()
+        }
+
+    def fitted(self) -> dict[str, Adapter]:
+        """Return the anchor with the head that each client fits to its own samples, told nothing of the others."""
+        return {
+            name: Adapter(self.anchor.low_rank, own_head(one.head, *self.features[name]["train"]))
+            for name, one in self.plain().items()
         }
 
     def loss(self, served: Mapping[str, Adapter]) -> float:

@@ -35,16 +35,16 @@ def own_head(head: Tensor, features: Tensor, labels: Tensor, deviation: float = 
     x, before = x / length, head.double()
     anchor = x @ before.mT * length
     change = torch.zeros_like(before, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
+    optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
         [change], max_iter=MOST_STEPS, tolerance_grad=CLOSE, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
-    def loss() -> Tensor:
+    def loss() -> float:
         optimizer.zero_grad()
         value = F.cross_entropy(anchor + x @ change.mT, labels, reduction="sum")
         value = value + change.square().sum() / (2 * deviation**2)
         torch.autograd.backward(value)
-        return value
+        return float(value.detach())
 
     optimizer.step(loss)
     return (before + change.detach() / length).to(head.dtype)

@@ -60,15 +60,23 @@ def test_the_same_seed_gives_the_same_run(noised_run: tuple[Path, Recording], tm
     assert without_times(made(tmp_path / "again", **NOISED)[0]) == without_times(noised_run[0])
 
 
-def test_a_budget_that_leaves_nothing_but_noise_ends_in_the_anchors_head(tmp_path: Path) -> None:
+def test_an_evaluation_is_one_sum_of_the_clients_that_train(noised_run: tuple[Path, Recording]) -> None:
+    configs = [reply.content["config"] for reply in noised_run[1].replies]
+    sums = {str(one["name"]) for one in configs if isinstance(one, ConfigRecord) and "step" in one}
+    assert {one.split(".", 2)[2] for one in sums} == {"movement of A", "movement of B", "noised scores"}
+    assert sum(one.endswith("noised scores") for one in sums) == 1  # the unseen are too few
+
+
+def test_a_budget_that_leaves_nothing_but_noise_costs_no_more(tmp_path: Path) -> None:
     directory, _ = made(tmp_path / "run", **NOISED | {"privacy.epsilon": 1.0, "federation.rounds": 1})
     last = records(directory)[-1]
     assert last["failures"] == {}
-    assert last["method"]["head_share"] == 0.0
     assert last["privacy"]["epsilon"] == pytest.approx(1.0, rel=0.05)
 
 
-def test_a_newcomer_makes_its_head_of_what_was_published(noised_run: tuple[Path, Recording], tmp_path: Path) -> None:
+def test_a_newcomer_makes_its_head_of_the_anchors_and_its_own_samples(
+    noised_run: tuple[Path, Recording], tmp_path: Path
+) -> None:
     write_sample(tmp_path / "mine")
     asked = ["personalize", str(noised_run[0]), str(tmp_path / "mine"), "--to", str(tmp_path / "own"), "--steps", "0"]
     outcome = CliRunner().invoke(command_line, asked)
