@@ -74,9 +74,7 @@ def test_a_budget_that_leaves_nothing_but_noise_costs_no_more(tmp_path: Path) ->
     assert last["privacy"]["epsilon"] == pytest.approx(1.0, rel=0.05)
 
 
-def test_a_newcomer_makes_its_head_of_the_anchors_and_its_own_samples(
-    noised_run: tuple[Path, Recording], tmp_path: Path
-) -> None:
+def test_a_newcomer_makes_its_own_head(noised_run: tuple[Path, Recording], tmp_path: Path) -> None:
     write_sample(tmp_path / "mine")
     asked = ["personalize", str(noised_run[0]), str(tmp_path / "mine"), "--to", str(tmp_path / "own"), "--steps", "0"]
     outcome = CliRunner().invoke(command_line, asked)
