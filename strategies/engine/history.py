@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 from hyperlora.messages.signature import ClientCard
 from strategies.engine.privacy_ledger import PrivacyLedger, participations
@@ -30,6 +30,7 @@ class History:
         cohorts: round -> the client-ids that were asked to train.
         signatures: client-id -> how many it released, where it was more than one.
         lengths: client-id -> length of its last movement, as it was sent.
+        trained: client-id -> what it trained in that movement (:class:`~hyperlora.messages.plan.LocalPlan`).
         sensitivity: module -> share of what the loss depends on all of them; empty where clients do not tell it.
         forgotten: client-id -> how often it was asked in rounds that were made again; they cost privacy all the same.
     """
@@ -39,6 +40,7 @@ class History:
     lengths: dict[str, float] = field(default_factory=dict)
     forgotten: dict[str, int] = field(default_factory=dict)
     sensitivity: dict[str, float] = field(default_factory=dict)
+    trained: dict[str, str] = field(default_factory=dict)
 
     def copy(self) -> History:
         """Return one that no later round changes."""
@@ -59,14 +61,25 @@ class History:
         lost = Counter(participations(sent)) - Counter(participations(self.cohorts.values()))
         self.forgotten = dict(Counter(self.forgotten) | lost)
 
+    def note_movements(self, lengths: Mapping[str, float], trains: str) -> None:
+        """Take over the lengths of a round's movements, in which clients trained what ``trains`` says."""
+        self.lengths |= lengths
+        self.trained |= dict.fromkeys(lengths, trains)
+
+    def lengths_of(self, trains: str) -> dict[str, float]:
+        """Return the lengths of last movements that say how long others should be: those that trained the same."""
+        return {name: one for name, one in self.lengths.items() if self.trained.get(name, trains) == trains}
+
     def note_signature(self, client_id: str) -> None:
         """Count another signature of a client."""
         self.signatures[client_id] = self.signatures.get(client_id, 1) + 1
 
     def without(self, client_id: str) -> History:
         """Return one that knows no movement of a client any more; what it was asked still costs privacy and stays."""
-        lengths = {name: length for name, length in self.lengths.items() if name != client_id}
-        return replace(self.copy(), lengths=lengths)
+        after = self.copy()
+        after.lengths.pop(client_id, None)
+        after.trained.pop(client_id, None)
+        return after
 
     def within_budget(self, cards: Mapping[str, ClientCard], ledger: PrivacyLedger) -> dict[str, ClientCard]:
         """Return the clients that can release one more adapter without spending more than their privacy budget."""

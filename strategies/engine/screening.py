@@ -2,8 +2,9 @@
 
 A client's movement is dW_end - dW_start in product space, over all modules and the head. One that is far longer than
 the others' (median and median absolute deviation, MAD) is cut short or left out before any method sees it. The others
-are the cohort and the clients of former rounds, with their last movements: a cohort of eight may happen to hold five
-attackers. Robust rules leave out or weigh down what lies far from the geometric median of the movements.
+are the cohort and the clients of former rounds, with their last movements where these trained the same, for a head
+alone moves less than factors do: a cohort of eight may happen to hold five attackers. Robust rules leave out or weigh
+down what lies far from the geometric median of the movements.
 
 The weighted geometric median minimises sum_i w_i ||x_i - v||; it stays bounded while less than half of the weight is
 corrupted (Minsker 2015; as robust federated aggregation, RFA: Pillutla, Kakade, Harchaoui 2022, algorithm 2, smoothed

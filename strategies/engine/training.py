@@ -67,7 +67,7 @@ class Training:
         Who is left out, cut short or late is in the record afterwards, and what clients released in the history.
         """
         answered = self._answered(replies, record, history)
-        updates = self._screened([_update(self._roster.cards, *one) for one in answered], record, history)
+        updates = self._screened(answered, record, history)
         if updates:
             history.sensitivity = agreed([reply.sensitivity for _, reply in answered], history.sensitivity)
         begun = {sent.recipient: sent.request.server_round for sent, _ in answered}
@@ -87,11 +87,13 @@ class Training:
             history.note_signature(name)  # what was sent is spent, whatever becomes of the reply
         return answers.answered if self._enough(len(answers.answered), record) else []
 
-    def _screened(self, updates: Sequence[ClientUpdate], record: RoundRecord, history: History) -> list[ClientUpdate]:
+    def _screened(self, answered: Answered, record: RoundRecord, history: History) -> list[ClientUpdate]:
         """Return the updates that the method is to see; who is left out or cut short is noted with the reason."""
+        updates = [_update(self._roster.cards, *one) for one in answered]
+        trains = next((sent.request.start.plan.trains for sent, _ in answered), "")
         claims = [card.num_examples for card in self._roster.cards.values()]
-        screened = self._settings.screen.apply(updates, history.lengths, claims)
-        history.lengths |= screened.lengths
+        screened = self._settings.screen.apply(updates, history.lengths_of(trains), claims)
+        history.note_movements(screened.lengths, trains)
         record.note_failures("train", screened.left_out)
         record.clipped = screened.clipped
         for name, share in screened.clipped.items():

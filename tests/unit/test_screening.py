@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from models.adapters.adapter import Adapter, subtract
 from models.lowrank.factors import Factors
+from strategies.engine.history import History
 from strategies.engine.screening import (
     TOO_FAR,
     TOO_LONG,
@@ -89,6 +90,19 @@ def test_a_small_cohort_is_judged_by_former_rounds() -> None:
     former = {f"other-{index}": 1.0 + 0.1 * index for index in range(4)}
     screened = Screen().apply(updates_of_lengths(1.0, 100.0), former)
     assert list(screened.clipped) == ["client-1"]
+
+
+def test_movements_of_another_kind_say_nothing_of_how_long_one_should_be() -> None:
+    history = History()
+    history.note_movements({f"other-{index}": 1.0 for index in range(6)}, "head")
+    assert history.lengths_of("core") == {}
+    updates = updates_of_lengths(*[100.0] * 4)
+    assert not Screen().apply(updates, history.lengths_of("core")).clipped
+    assert len(Screen().apply(updates, history.lengths_of("head")).clipped) == 4
+    history.note_movements({"other-0": 100.0}, "core")
+    assert history.lengths_of("core") == {"other-0": 100.0}
+    assert sorted(history.lengths_of("head")) == [f"other-{index}" for index in range(1, 6)]
+    assert "other-0" not in history.without("other-0").trained
 
 
 def test_off_and_mean_change_nothing() -> None:
