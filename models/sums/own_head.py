@@ -13,7 +13,7 @@ from torch import Tensor
 
 DEVIATION = 4.0
 """How far a client's logits lie from the anchor's, nats: the standard deviation at a sample of average length."""
-MOST_STEPS, CLOSE = 200, 1e-7
+MOST_STEPS, MEMORY, CLOSE = 500, 10, 1e-7
 
 
 def own_head(head: Tensor, features: Tensor, labels: Tensor, deviation: float = DEVIATION) -> Tensor:
@@ -36,7 +36,12 @@ def own_head(head: Tensor, features: Tensor, labels: Tensor, deviation: float = 
     anchor = x @ before.mT * length
     change = torch.zeros_like(before, requires_grad=True)
     optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
-        [change], max_iter=MOST_STEPS, tolerance_grad=CLOSE, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        [change],
+        max_iter=MOST_STEPS,
+        history_size=MEMORY,
+        tolerance_grad=CLOSE,
+        tolerance_change=CLOSE * CLOSE,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> float:
