@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.lira import Target, class_scores, likelihood_ratios
 from benchmarks.lira_sums import Attack
@@ -51,19 +52,31 @@ class Telling:
 
     sets, ratios = Target.sets, Target.ratios
 
+    def trained(self, start: Adapter, chosen: Tensor, draw: int, trains: str) -> Adapter:
+        """Move the head to the means of the classes."""
+        labels = self.tokens.labels[chosen]
+        told = compute_class_statistics(self.features[chosen], labels, num_classes=3, rank=4)
+        means = told.sums / told.counts.clamp_min(1.0)[:, None]
+        return Adapter({}, start.head + torch.cat([means, torch.zeros(3, 1)], dim=1))
+
+    def confidence(self, adapter: Adapter) -> Tensor:
+        """Return how near a sample is to the mean of its class."""
+        return (self.features * adapter.head[self.tokens.labels, :-1]).sum(dim=1)
+
 
 def test_a_sum_over_more_clients_tells_less_of_each_and_noise_tells_nothing() -> None:
     targets: Any = {name: Telling(name) for name in ("a", "bb", "ccc", "dddd", "eeeee", "ffffff")}
     head = Adapter({}, torch.randn(3, 5, generator=torch.Generator().manual_seed(1)))
     attack = Attack(targets, head, shadows=64, rounds=10)
+    vars(attack)["start_of_factor"] = head
     tried = {
         "one": partial(attack.of_class_sums, 1),
         "all": partial(attack.of_class_sums, 6),
-        "in logits": partial(attack.of_logit_classes, 0.0),
-        "with noise": partial(attack.of_logit_classes, attack.noise_of_classes),
+        "movement": partial(attack.of_movement, 0.0),
+        "with noise": partial(attack.of_movement, attack.noise_of_movements),
     }
     areas = {name: success(attack.ratios(release))["auc"] for name, release in tried.items()}
     assert areas["one"] > areas["all"] + 0.1
-    assert areas["in logits"] > areas["with noise"] + 0.1
+    assert areas["movement"] > areas["with noise"] + 0.1
     assert areas["with noise"] < 0.6
     assert attack.together("ffffff", 3) == ["ffffff", "a", "bb"]
