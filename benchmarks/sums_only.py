@@ -181,9 +181,9 @@ class Evaluation:
         return deviations(public.generator, own, public.statistics.groups[group], distances)
 
     def served(self, public: PublicHeads) -> dict[str, Adapter]:
-        """Return what every client makes for itself, or the anchor where that is better on the validation shares."""
-        own, plain = {name: self._own(public, name) for name in self.clients.cards}, self.plain()
-        return own if self.loss(own) < self.loss(plain) else plain
+        """Return what clients make of their clusters' heads, or what they fit alone where that has the lower loss."""
+        own, fitted = {name: self._own(public, name) for name in self.clients.cards}, self.fitted()
+        return own if self.loss(own) < self.loss(fitted) else fitted
 
     def _own(self, public: PublicHeads, name: str) -> Adapter:
         settings, own = self.clients.config.of(HyperLoraSettings), self.statistics[name]

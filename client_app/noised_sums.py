@@ -15,7 +15,6 @@ from hyperlora.messages.movements import MOVEMENTS
 from hyperlora.messages.noised_questions import LOSS
 from hyperlora.messages.questions import Question
 from models.adapters.adapter import Adapter
-from models.sums.own_head import own_head
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,7 @@ class NoisedClient(SummedClient):
 
     def own_start(self, question: Question) -> Adapter:
         """Return the anchor with the head that the client makes for itself, before its class prior."""
-        anchor = self._anchor(question)
-        prior = self.runtime.with_prior(self._name, anchor).head - anchor.head
-        features, labels = self._features(anchor)
-        return Adapter(anchor.low_rank, own_head(anchor.head + prior, features, labels) - prior)
+        return self._fitted(self._anchor(question))
 
 
 _ANSWERS: Mapping[str, Callable[[NoisedClient, Question], Answer]] = {

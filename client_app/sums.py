@@ -23,6 +23,7 @@ from models.personalization.class_statistics import ClassStatistics, compute_cla
 from models.sums.clusters import membership, moments, spread
 from models.sums.group_statistics import Spread, contribution, deviations, placed
 from models.sums.local_head import PublicHeads, ServedHead
+from models.sums.own_head import own_head
 from models.sums.shared_factor import movement
 
 Answer = dict[str, Tensor]
@@ -105,9 +106,9 @@ class SummedClient:
         return {"deviations": deviations(public.generator, own, group, distances)}
 
     def losses(self, question: Question) -> Answer:
-        """Tell the validation losses with the anchor's head and with the client's own."""
-        anchor, own = self._anchor(question), self._served(question, share=None)
-        tried = {"anchor": self._scored(anchor, [0], only=True), "own": self._scored(own, [0], only=True)}
+        """Tell the validation losses with the anchor's head fitted to the client's samples, and with its cluster's."""
+        fitted, own = self._fitted(self._anchor(question)), self._served(question, share=None)
+        tried = {"fitted": self._scored(fitted, [0], only=True), "own": self._scored(own, [0], only=True)}
         told = {name: torch.tensor([reply.validation_loss[0]]) for name, reply in tried.items()}
         return {"count": torch.ones(1), **told}
 
@@ -143,7 +144,7 @@ class SummedClient:
         """Return what the client makes for itself of what is public; ``share`` of the head, None as it is set."""
         anchor, settings = self._anchor(question), self.runtime.config
         if share == 0.0:
-            return anchor
+            return self._fitted(anchor)
         spread = Spread(*map(float, question.public["between clients"]))
         public = replace(PublicHeads.of(question.clusters, question.groups), spread=spread)
         own, frequencies = self._statistics(anchor), self.runtime.frequencies(self._name)
@@ -151,6 +152,12 @@ class SummedClient:
             float(question.public["mixture"][0]), float(question.public["mixture"][1]), settings.prior_strength
         )
         return mixed.of(public, anchor, self._vector, own, frequencies)
+
+    def _fitted(self, anchor: Adapter) -> Adapter:
+        """Return the anchor with its head fitted to the client's samples, before the class prior."""
+        prior = self.runtime.with_prior(self._name, anchor).head - anchor.head
+        features, labels = self._features(anchor)
+        return Adapter(anchor.low_rank, own_head(anchor.head + prior, features, labels) - prior)
 
     def _statistics(self, anchor: Adapter) -> ClassStatistics:
         features, labels = self._features(anchor)

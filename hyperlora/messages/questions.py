@@ -202,7 +202,7 @@ def _deviations(question: Question, sizes: Sizes) -> dict[str, Part]:
 
 
 def _losses(question: Question, sizes: Sizes) -> dict[str, Part]:
-    return {"count": Part((1,), 1.0), "anchor": Part((1,), LOSS), "own": Part((1,), LOSS)}
+    return {"count": Part((1,), 1.0), "fitted": Part((1,), LOSS), "own": Part((1,), LOSS)}
 
 
 def _scores(question: Question, sizes: Sizes) -> dict[str, Part]:

@@ -221,10 +221,10 @@ class SumsStrategy(LoraStrategy):
         return {**public_anchor(self.state.served_anchor), **published.tensors(), "mixture": mixture}
 
     def _chosen_share(self, grid: Grid, channel: SumChannel, names: Sequence[str], published: Published) -> float:
-        """Return the share of the head that clients make for themselves: as set, or 0 where the anchor's is better."""
+        """Return the share of the heads of clusters: as set, or 0 where clients are better off without them."""
         share = float(self._hyperlora.head_share)
         told = channel.ask(grid, names, Question("losses", self._public(published)), self.record)
-        return share if told is None or float(told.sums["own"]) < float(told.sums["anchor"]) else 0.0
+        return share if told is None or float(told.sums["own"]) < float(told.sums["fitted"]) else 0.0
 
     def _take(self, published: Published, share: float) -> None:
         """Put the clusters into the state in the place of clients."""
