@@ -155,9 +155,9 @@ class SummedClient:
 
     def _fitted(self, anchor: Adapter) -> Adapter:
         """Return the anchor with its head fitted to the client's samples, before the class prior."""
-        prior = self.runtime.with_prior(self._name, anchor).head - anchor.head
-        features, labels = self._features(anchor)
-        return Adapter(anchor.low_rank, own_head(anchor.head + prior, features, labels) - prior)
+        with_prior = self.runtime.with_prior(self._name, anchor).head
+        change = own_head(with_prior, *self._features(anchor)) - with_prior
+        return Adapter(anchor.low_rank, anchor.head + change)
 
     def _statistics(self, anchor: Adapter) -> ClassStatistics:
         features, labels = self._features(anchor)

@@ -24,7 +24,7 @@ def worth_it(mask: Tensor) -> bool:
 
 
 def run_in_rows(run: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, mask: Tensor) -> Tensor:
-    """Return what ``run`` makes of each text, zeros at padding.
+    """Return what ``run`` makes of each text, (n, s, d) with zeros at padding.
 
     Args:
         run: of the hidden states of a row (1, t, d) and what is added to its attention, (1, 1, t, t).
@@ -32,7 +32,8 @@ def run_in_rows(run: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, mask: T
         mask: (n, s), 1 at tokens.
     """
     present = mask.bool()
-    tokens, owners = hidden[present], present.nonzero()[:, 0]
+    places = present.nonzero(as_tuple=True)
+    tokens, owners = hidden[places], places[0]
     least = torch.finfo(hidden.dtype).min
     rows = []
     for part in _rows(present.sum(dim=1).tolist()):
@@ -41,7 +42,7 @@ def run_in_rows(run: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, mask: T
         rows.append(run(tokens[part][None], apart[None, None])[0])
     if not rows:
         return torch.zeros_like(hidden)
-    return torch.zeros_like(hidden).index_put(present.nonzero(as_tuple=True), torch.cat(rows))
+    return torch.zeros_like(hidden).index_put(places, torch.cat(rows))
 
 
 def _rows(lengths: list[int]) -> Iterator[slice]:
