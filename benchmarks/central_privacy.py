@@ -86,10 +86,10 @@ class RememberingClient(NoisedClient):
 
     features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def _features(self, anchor: Adapter) -> tuple[Tensor, Tensor]:
+    def _features(self, anchor: Adapter, split: str) -> tuple[Tensor, Tensor]:
         name = self.request.client_id
         if name not in self.features:
-            self.features[name] = super()._features(anchor)
+            self.features[name] = super()._features(anchor, split)
         return self.features[name]
 
 

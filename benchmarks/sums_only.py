@@ -23,10 +23,11 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter, combine
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
+from models.personalization.head_generator import SCALES
 from models.personalization.prior import add_prior
 from models.sums.clusters import Clusters, grow_clusters, membership, moments, spread
 from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
-from models.sums.local_head import PublicHeads
+from models.sums.local_head import LocalHead, PublicHeads
 from models.sums.own_head import own_head
 from models.sums.shared_factor import framed, moved, movement
 from strategies.engine.history import sample_cohort
@@ -181,29 +182,43 @@ class Evaluation:
         return deviations(public.generator, own, public.statistics.groups[group], distances)
 
     def served(self, public: PublicHeads) -> dict[str, Adapter]:
-        """Return what clients make of their clusters' heads, or what they fit alone where that has the lower loss."""
-        own, fitted = {name: self._own(public, name) for name in self.clients.cards}, self.fitted()
-        return own if self.loss(own) < self.loss(fitted) else fitted
+        """Return what clients make of their clusters' heads at the scale of least loss, or of the anchor's alone."""
+        heads = {name: self._head(public, name) for name in self.clients.cards}
+        share, largest = self._settings.head_share, self._settings.head_scale
+        tried = [
+            self._fitted({name: one.mixed(share, largest * scale) for name, one in heads.items()}) for scale in SCALES
+        ]
+        return min([self.fitted(), *tried], key=self.loss)
 
-    def _own(self, public: PublicHeads, name: str) -> Adapter:
-        settings, own = self.clients.config.of(HyperLoraSettings), self.statistics[name]
-        head = public.head(self.vector(name), own)
-        mixed = settings.head_scale * ((1 - settings.head_share) * self.anchor.head + settings.head_share * head)
-        mixed[:, -1] += self.clients.config.prior_strength * public.log_frequencies(own)
-        return Adapter(self.anchor.low_rank, mixed)
+    @property
+    def _settings(self) -> HyperLoraSettings:
+        return self.clients.config.of(HyperLoraSettings)
+
+    def _head(self, public: PublicHeads, name: str) -> LocalHead:
+        own, frequencies = self.statistics[name], self.clients.cards[name].signature.class_frequencies
+        strength = self.clients.config.prior_strength
+        return LocalHead.of(public, self.anchor.head, self.vector(name), own, frequencies, strength)
 
     def plain(self) -> dict[str, Adapter]:
         """Return the anchor with each client's class prior."""
-        cards, strength = self.clients.cards, self.clients.config.prior_strength
-        return {
-            name: add_prior(self.anchor, card.signature.class_frequencies, strength) for name, card in cards.items()
-        }
+        return self._with_prior(dict.fromkeys(self.clients.cards, self.anchor.head))
 
     def fitted(self) -> dict[str, Adapter]:
         """Return the anchor with the head that each client fits to its own samples, told nothing of the others."""
+        return self._fitted(dict.fromkeys(self.clients.cards, self.anchor.head))
+
+    def _fitted(self, heads: Mapping[str, Tensor]) -> dict[str, Adapter]:
+        """Return the anchor with these heads, each fitted to its client's samples beside its class prior."""
         return {
-            name: Adapter(self.anchor.low_rank, own_head(one.head, *self.features[name]["train"]))
-            for name, one in self.plain().items()
+            name: replace(one, head=own_head(one.head, *self.features[name]["train"]))
+            for name, one in self._with_prior(heads).items()
+        }
+
+    def _with_prior(self, heads: Mapping[str, Tensor]) -> dict[str, Adapter]:
+        cards, strength = self.clients.cards, self.clients.config.prior_strength
+        return {
+            name: add_prior(Adapter(self.anchor.low_rank, head), cards[name].signature.class_frequencies, strength)
+            for name, head in heads.items()
         }
 
     def loss(self, served: Mapping[str, Adapter]) -> float:

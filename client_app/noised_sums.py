@@ -33,7 +33,7 @@ class NoisedClient(SummedClient):
         """Tell what the client's own start is worth on its test share."""
         served = self.own_start(question)
         self.runtime.keep_adapter(self.runtime.with_prior(self._name, served))
-        reply = self._scored(served, list(self.runtime.config.evaluation_steps))
+        reply = self._scored(served)
         told: Mapping[str, tuple[Sequence[float], float]] = {
             "accuracy": (reply.test_accuracy, 1.0),
             "loss": (reply.test_loss, LOSS),
@@ -44,7 +44,8 @@ class NoisedClient(SummedClient):
 
     def own_start(self, question: Question) -> Adapter:
         """Return the anchor with the head that the client makes for itself, before its class prior."""
-        return self._fitted(self._anchor(question))
+        anchor = self._anchor(question)
+        return self._fitted(anchor, self._features(anchor, "train"))
 
 
 _ANSWERS: Mapping[str, Callable[[NoisedClient, Question], Answer]] = {

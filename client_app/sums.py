@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from client_app.runtime import ClientRuntime
@@ -20,13 +21,16 @@ from hyperlora.messages.questions import MOST_SAMPLES, Question, Sizes
 from hyperlora.messages.sums import SumRequest
 from models.adapters.adapter import Adapter, check_same_shapes
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
+from models.personalization.head_generator import SCALES
 from models.sums.clusters import membership, moments, spread
 from models.sums.group_statistics import Spread, contribution, deviations, placed
-from models.sums.local_head import PublicHeads, ServedHead
+from models.sums.local_head import LocalHead, PublicHeads
 from models.sums.own_head import own_head
 from models.sums.shared_factor import movement
 
 Answer = dict[str, Tensor]
+Samples = tuple[Tensor, Tensor]
+"""Features (n, d) and labels (n,)."""
 
 
 @dataclass(frozen=True)
@@ -95,28 +99,31 @@ class SummedClient:
     def classes(self, question: Question) -> Answer:
         """Tell class statistics at the place of its cluster."""
         clusters = question.clusters
-        own = self._statistics(self._anchor(question))
+        own = self._statistics(question)
         return contribution(_within(own, MOST_SAMPLES), clusters.nearest(self._vector), len(clusters.counts))
 
     def deviations(self, question: Question) -> Answer:
         """Tell how far its classes lie from what the clusters predict for them."""
-        public, own = PublicHeads.of(question.clusters, question.groups), self._statistics(self._anchor(question))
+        public, own = PublicHeads.of(question.clusters, question.groups), self._statistics(question)
         distances = question.clusters.distances(self._vector)
         group = question.groups.groups[int(distances.argmin())]
         return {"deviations": deviations(public.generator, own, group, distances)}
 
     def losses(self, question: Question) -> Answer:
-        """Tell the validation losses with the anchor's head fitted to the client's samples, and with its cluster's."""
-        fitted, own = self._fitted(self._anchor(question)), self._served(question, share=None)
-        tried = {"fitted": self._scored(fitted, [0], only=True), "own": self._scored(own, [0], only=True)}
-        told = {name: torch.tensor([reply.validation_loss[0]]) for name, reply in tried.items()}
-        return {"count": torch.ones(1), **told}
+        """Tell the validation losses with the anchor's head and with the client's own at every scale, all fitted."""
+        anchor, (share, largest) = self._anchor(question), question.mixture
+        samples, validation = self._features(anchor, "train"), self._features(anchor, "validation")
+        own = self._local_head(question, anchor, samples)
+        heads = [anchor.head, *(own.mixed(share, largest * scale) for scale in SCALES)]
+        fitted = [self._fitted(Adapter(anchor.low_rank, head), samples) for head in heads]
+        losses = [_loss(self.runtime.with_prior(self._name, one).head, *validation) for one in fitted]
+        return {"count": torch.ones(1), "anchor": torch.tensor(losses[:1]), "own": torch.tensor(losses[1:])}
 
     def scores(self, question: Question) -> Answer:
         """Tell what the client's own start is worth on its test share, at the place of its cluster."""
         served = self.own_start(question)
         self.runtime.keep_adapter(self.runtime.with_prior(self._name, served))
-        reply, clusters = self._scored(served, list(self.runtime.config.evaluation_steps)), question.clusters
+        reply, clusters = self._scored(served), question.clusters
         figures = {
             "accuracy": reply.test_accuracy,
             "loss": reply.test_loss,
@@ -133,45 +140,42 @@ class SummedClient:
 
     def own_start(self, question: Question) -> Adapter:
         """Return what the client starts from, made of what is public and of its own samples, before its class prior."""
-        return self._served(question, share=float(question.public["share"][0]))
+        anchor, (share, scale) = self._anchor(question), question.mixture
+        samples = self._features(anchor, "train")
+        head = self._local_head(question, anchor, samples).mixed(share, scale) if share else anchor.head
+        return self._fitted(Adapter(anchor.low_rank, head), samples)
 
     def _anchor(self, question: Question) -> Adapter:
         anchor = question.anchor
         check_same_shapes(anchor, self.runtime.model.fresh_adapter(self.runtime.config.seed))
         return anchor
 
-    def _served(self, question: Question, share: float | None) -> Adapter:
-        """Return what the client makes for itself of what is public; ``share`` of the head, None as it is set."""
-        anchor, settings = self._anchor(question), self.runtime.config
-        if share == 0.0:
-            return self._fitted(anchor)
+    def _local_head(self, question: Question, anchor: Adapter, samples: Samples) -> LocalHead:
+        """Return what the client makes its head of: what is public, and its class statistics."""
         spread = Spread(*map(float, question.public["between clients"]))
         public = replace(PublicHeads.of(question.clusters, question.groups), spread=spread)
-        own, frequencies = self._statistics(anchor), self.runtime.frequencies(self._name)
-        mixed = ServedHead(
-            float(question.public["mixture"][0]), float(question.public["mixture"][1]), settings.prior_strength
-        )
-        return mixed.of(public, anchor, self._vector, own, frequencies)
+        own, frequencies = _statistics(samples, len(anchor.head)), self.runtime.frequencies(self._name)
+        return LocalHead.of(public, anchor.head, self._vector, own, frequencies, self.runtime.config.prior_strength)
 
-    def _fitted(self, anchor: Adapter) -> Adapter:
-        """Return the anchor with its head fitted to the client's samples, before the class prior."""
-        with_prior = self.runtime.with_prior(self._name, anchor).head
-        change = own_head(with_prior, *self._features(anchor)) - with_prior
-        return Adapter(anchor.low_rank, anchor.head + change)
+    def _fitted(self, start: Adapter, samples: Samples) -> Adapter:
+        """Return ``start`` with its head fitted to the client's samples, both before the class prior."""
+        before = self.runtime.with_prior(self._name, start).head
+        return Adapter(start.low_rank, start.head + own_head(before, *samples) - before)
 
-    def _statistics(self, anchor: Adapter) -> ClassStatistics:
-        features, labels = self._features(anchor)
-        return compute_class_statistics(features, labels, num_classes=len(anchor.head), rank=features.shape[1])
+    def _statistics(self, question: Question) -> ClassStatistics:
+        anchor = self._anchor(question)
+        return _statistics(self._features(anchor, "train"), len(anchor.head))
 
-    def _features(self, anchor: Adapter) -> tuple[Tensor, Tensor]:
-        """Return features (n, d) of the training samples behind an adapter, and their labels (n,)."""
-        train, model = self.runtime.tokens(self._name, "train"), self.runtime.model
+    def _features(self, anchor: Adapter, split: str) -> Samples:
+        """Return features (n, d) of the samples of a split behind an adapter, and their labels (n,)."""
+        found, model = self.runtime.tokens(self._name, split), self.runtime.model
         model.load(anchor)
-        features = [model.features(train.tokens[batch].to(model.device)).cpu() for batch in train.batches()]
-        return torch.cat(features), train.labels
+        features = [model.features(found.tokens[batch].to(model.device)).cpu() for batch in found.batches()]
+        return torch.cat([torch.zeros(0, anchor.head.shape[1] - 1), *features]), found.labels
 
-    def _scored(self, adapter: Adapter, steps: list[int], *, only: bool = False) -> EvaluateReply:
-        request = EvaluateRequest(self._name, self.request.server_round, steps, Start(adapter), validation_only=only)
+    def _scored(self, adapter: Adapter) -> EvaluateReply:
+        steps = list(self.runtime.config.evaluation_steps)
+        request = EvaluateRequest(self._name, self.request.server_round, steps, Start(adapter))
         return evaluate_adapter(self.runtime, request, self.keeper)
 
 
@@ -199,6 +203,17 @@ def sizes_of(runtime: ClientRuntime, clients: int) -> Sizes:
         privacy.adapter_clip,
         privacy.least_share,
     )
+
+
+def _statistics(samples: Samples, classes: int) -> ClassStatistics:
+    features, labels = samples
+    return compute_class_statistics(features, labels, num_classes=classes, rank=features.shape[1])
+
+
+def _loss(head: Tensor, features: Tensor, labels: Tensor) -> float:
+    """Return the mean cross-entropy, nats; 0 where there is no sample."""
+    logits = features @ head[:, :-1].mT + head[:, -1]
+    return float(F.cross_entropy(logits, labels)) if len(labels) else 0.0
 
 
 def _within(one: ClassStatistics, most: float) -> ClassStatistics:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from hyperlora.secure_sum.fixed_point import FixedPoint, Part
 from hyperlora.secure_sum.noised_vector import NoisedVector
 from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics
+from models.personalization.head_generator import SCALES
 from models.sums.clusters import FURTHEST, Clusters
 from models.sums.group_statistics import GroupStatistics
 
@@ -86,6 +88,14 @@ class Question:
         if any(one is None for one in parts) or not 1 <= len(parts[2]) <= MOST_GROUPS:  # type: ignore[arg-type]
             raise ProtocolError(f"a sum of '{self.kind}' needs from 1 to {MOST_GROUPS} clusters")
         return Clusters(*parts)  # type: ignore[arg-type]
+
+    @property
+    def mixture(self) -> tuple[float, float]:
+        """Share of a client's own head, from 0 to 1, and the factor on the mixture; raises ProtocolError."""
+        told = self.public.get("mixture")
+        if told is None or told.shape != (2,) or not (0.0 <= told[0] <= 1.0 and 0.0 < told[1] < math.inf):
+            raise ProtocolError(f"a sum of '{self.kind}' needs a share of the head and a scale")
+        return float(told[0]), float(told[1])
 
     @property
     def scored_in(self) -> Tensor:
@@ -202,7 +212,7 @@ def _deviations(question: Question, sizes: Sizes) -> dict[str, Part]:
 
 
 def _losses(question: Question, sizes: Sizes) -> dict[str, Part]:
-    return {"count": Part((1,), 1.0), "fitted": Part((1,), LOSS), "own": Part((1,), LOSS)}
+    return {"count": Part((1,), 1.0), "anchor": Part((1,), LOSS), "own": Part((len(SCALES),), LOSS)}
 
 
 def _scores(question: Question, sizes: Sizes) -> dict[str, Part]:

@@ -36,6 +36,12 @@ from models.personalization.within_class import WithinClass
 RIDGE = 0.01
 """Share of the mean variance within classes that is added to every direction before it is inverted."""
 CONCENTRATIONS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+SCALES = tuple(2.0 ** (-index / 2) for index in range(9))
+"""Factors on a head that clients try, as shares of the largest.
+
+Discriminants of hundreds of classes are far surer of themselves than they are right. One number that divides logits
+mends that (temperature scaling, Guo et al. 2017), here one of the federation.
+"""
 MOST_EXACT = 3000
 """Pairs of client and class that are predicted together."""
 MOST_FITTED, MOST_NUMBERS = 1000, 2**26

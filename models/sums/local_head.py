@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.adapters.adapter import Adapter
 from models.personalization.class_statistics import ClassStatistics
 from models.personalization.head_generator import HeadGenerator
 from models.sums.clusters import Clusters
@@ -74,31 +73,43 @@ class PublicHeads:
 
 
 @dataclass(frozen=True)
-class ServedHead:
-    """How a client mixes its head with the anchor's.
+class LocalHead:
+    """The parts that a client makes its head of.
 
     Attributes:
-        share: of its own head, the rest is the anchor's.
-        scale: factor on the mixture.
-        prior: strength of the class prior that the client adds to the bias; 0 where it adds none.
+        anchor: (C, d + 1) head of the public adapter.
+        own: (C, d + 1) made of what is public of groups and of its own class statistics.
+        bias: (C,) what is added to the class prior of the client's own counts, so that it is the expected one.
     """
 
-    share: float
-    scale: float
-    prior: float
+    anchor: Tensor
+    own: Tensor
+    bias: Tensor
 
+    @classmethod
     def of(
-        self, public: PublicHeads, anchor: Adapter, vector: Tensor, own: ClassStatistics, frequencies: Tensor
-    ) -> Adapter:
-        """Return what a client makes of the anchor, before it adds its class prior.
+        cls,
+        public: PublicHeads,
+        anchor: Tensor,
+        vector: Tensor,
+        own: ClassStatistics,
+        frequencies: Tensor,
+        strength: float,
+    ) -> LocalHead:
+        """Make the parts.
 
         Args:
             public: what the server published.
-            anchor: the public adapter.
+            anchor: (C, d + 1) head of the public adapter.
             vector: the client's, that clusters are of.
             own: its class statistics.
             frequencies: (C,) its smoothed class frequencies, which the federation's counts correct.
+            strength: of the class prior that the client adds; 0 where it adds none.
         """
-        mixed = self.scale * ((1 - self.share) * anchor.head + self.share * public.head(vector, own))
-        mixed[:, -1] += self.prior * (public.log_frequencies(own) - frequencies.log())
-        return Adapter(anchor.low_rank, mixed)
+        return cls(anchor, public.head(vector, own), strength * (public.log_frequencies(own) - frequencies.log()))
+
+    def mixed(self, share: float, scale: float) -> Tensor:
+        """Return scale ((1 - share) anchor + share own), with the bias: the head before the client adds its prior."""
+        mixed = scale * ((1 - share) * self.anchor + share * self.own)
+        mixed[:, -1] += self.bias
+        return mixed

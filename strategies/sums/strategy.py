@@ -28,6 +28,7 @@ from hyperlora.messages.questions import Question, Sizes, public_anchor, public_
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainMetrics
 from models.adapters.adapter import Adapter
+from models.personalization.head_generator import SCALES
 from models.personalization.signature import Signature, Standardizer
 from models.personalization.similarity import signature_vector, vector_groups
 from models.sums.clusters import Clusters, grow_clusters
@@ -46,6 +47,8 @@ from strategies.sums.client_vectors import ClientVectors, NoSumError
 
 log = logging.getLogger(__name__)
 MOST_CLUSTERS = 16
+Mixture = tuple[float, float]
+"""Share of a client's own head, and the factor on it and the anchor's."""
 UNSEEN = "unseen"
 """Name of all clients together that never train."""
 
@@ -192,10 +195,9 @@ class SumsStrategy(LoraStrategy):
         published = self._published(grid, self._channel, names)
         if published is None:
             return None
-        share = self._chosen_share(grid, self._channel, names, published)
-        self._take(published, share)
+        public = self._public(published, self._chosen_mixture(grid, self._channel, names, published))
+        self._take(published, public)
         clusters = torch.arange(float(len(published.clusters.counts)))
-        public = {**self._public(published), "share": torch.tensor([share])}
         return lambda seen: Question(
             "scores", {**public, "scored in": clusters if seen else torch.zeros_like(clusters)}
         )
@@ -216,17 +218,26 @@ class SumsStrategy(LoraStrategy):
         told = channel.ask(grid, names, Question("deviations", {**public, **public_groups(groups)}), self.record)
         return None if told is None else Published(self.clusters, groups, Spread.of(told.sums["deviations"]))
 
-    def _public(self, published: Published) -> dict[str, Tensor]:
-        mixture = torch.tensor([self._hyperlora.head_share, self._hyperlora.head_scale])
-        return {**public_anchor(self.state.served_anchor), **published.tensors(), "mixture": mixture}
+    def _public(self, published: Published, mixture: Mixture) -> dict[str, Tensor]:
+        return {
+            **public_anchor(self.state.served_anchor),
+            **published.tensors(),
+            "mixture": torch.tensor(mixture),
+        }
 
-    def _chosen_share(self, grid: Grid, channel: SumChannel, names: Sequence[str], published: Published) -> float:
-        """Return the share of the heads of clusters: as set, or 0 where clients are better off without them."""
-        share = float(self._hyperlora.head_share)
-        told = channel.ask(grid, names, Question("losses", self._public(published)), self.record)
-        return share if told is None or float(told.sums["own"]) < float(told.sums["fitted"]) else 0.0
+    def _chosen_mixture(self, grid: Grid, channel: SumChannel, names: Sequence[str], published: Published) -> Mixture:
+        """Return share and scale of clients' own heads with the lowest loss, share 0 where the anchor's has it."""
+        share, largest = float(self._hyperlora.head_share), self._hyperlora.head_scale
+        if not share:
+            return 0.0, 1.0
+        asked = Question("losses", self._public(published, (share, largest)))
+        told = channel.ask(grid, names, asked, self.record)
+        if told is None:
+            return share, largest
+        loss, scale = min(zip(told.sums["own"].tolist(), SCALES, strict=True))
+        return (share, largest * scale) if loss < float(told.sums["anchor"]) else (0.0, 1.0)
 
-    def _take(self, published: Published, share: float) -> None:
+    def _take(self, published: Published, public: Mapping[str, Tensor]) -> None:
         """Put the clusters into the state in the place of clients."""
         clusters, groups = published.clusters, published.groups
         named = {f"group-{index}": one for index, one in enumerate(groups.groups, start=1)}
@@ -246,8 +257,8 @@ class SumsStrategy(LoraStrategy):
             training=tuple(named),
             class_statistics=named,
             told_before={},
-            published={**self._public(published), "share": torch.tensor([share])},
-        ).with_service(strength=0.0, share=share, scale=self._hyperlora.head_scale if share else 1.0)
+            published=public,
+        ).with_service(strength=0.0, share=float(public["mixture"][0]), scale=float(public["mixture"][1]))
 
     def _scores(self, told: Summed, *, seen: bool) -> list[ClientScore]:
         """Return the mean scores of each group of clients."""

@@ -18,9 +18,10 @@ from benchmarks.sums_only import Clients, one_factor
 from client_app.app import app
 from client_app.runtime import open_runtime
 from client_app.sums import SummedClient
-from client_app.tasks import NothingKept
+from client_app.tasks import NothingKept, evaluate_adapter
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.data.digits import digits_public
+from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.questions import Question, layout, public_anchor
 from hyperlora.messages.statistics import StatisticsRequest
@@ -30,6 +31,7 @@ from models.adapters.adapter import subtract
 from models.backbones.backbone import Backbone
 from models.backbones.loading import build_backbone
 from models.lowrank.factors import norm
+from models.personalization.head_generator import SCALES
 from models.sums.shared_factor import STEP
 from server_app.run import run
 from strategies.engine.checkpoint import CheckpointStore
@@ -235,6 +237,27 @@ def test_the_anchor_moves_by_what_the_same_clients_make_of_one_factor(sums_run: 
     for kind, one in apart.low_rank.items():
         assert bool((norm(one) < 0.02 * norm(anchor.low_rank[kind])).all())
     torch.testing.assert_close(found.state.anchor.head, anchor.head, rtol=0, atol=2e-3)
+
+
+def test_the_published_mixture_is_that_of_least_loss_over_the_starts_that_clients_make(
+    sums_run: tuple[Path, Recording],
+) -> None:
+    config = RunConfig.parse(json.loads((sums_run[0] / "config.json").read_text()))
+    found = CheckpointStore(sums_run[0] / "checkpoints", keep=1).latest(build_method(config).state_classes)
+    assert found is not None
+    public, runtime = found.state.published, open_runtime(config)
+    names = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
+    clients = {name: SummedClient(runtime, SumRequest(name, 2, "", "masked"), NothingKept()) for name in names}
+    mixtures = [(0.0, 1.0), *((0.5, 0.5 * scale) for scale in SCALES)]
+    questions = [Question("losses", {**public, "mixture": torch.tensor(one)}) for one in mixtures]
+    told = [torch.cat([answer["anchor"], answer["own"]]) for answer in (c.told(questions[1]) for c in clients.values())]
+    least = int(torch.stack(told).sum(dim=0).argmin())
+    assert found.state.published["mixture"].tolist() == pytest.approx(mixtures[least])
+    for index in (0, 1, 5):
+        start = Start(clients[names[0]].own_start(questions[index]))
+        scored = EvaluateRequest(names[0], 2, [0], start, validation_only=True)
+        loss = evaluate_adapter(runtime, scored, NothingKept()).validation_loss[0]
+        assert float(told[0][index]) == pytest.approx(loss, abs=1e-4)
 
 
 def asked(values: dict[str, Any], message: Message) -> Message:

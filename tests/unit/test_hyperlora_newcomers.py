@@ -89,6 +89,21 @@ def test_one_head_generator_serves_all_candidates(monkeypatch: pytest.MonkeyPatc
     told = {card.client_id: make_statistics(card.client_id, counts=(5, 4, 6)) for card in KNOWN}
     state = method.with_statistics(after_one_round(), told)
     tried = method.probe_starts(state, KNOWN, 3)
-    assert all(list(starts) == ["0/0/1", "0/0.5/0.25", "0.5/0.5/0.25", "1/0.5/0.25"] for starts in tried.values())
+    scales = (0.25, 0.0625, 0.015625)
+    names = ["0/0/1", *(f"{strength:g}/0.5/{scale:g}" for strength in STRENGTHS for scale in scales)]
+    assert all(list(starts) == names for starts in tried.values())
     assert all(not torch.equal(starts["0/0/1"].head, starts["0/0.5/0.25"].head) for starts in tried.values())
     assert made == [len(KNOWN)]
+
+
+@pytest.mark.parametrize("best", [0.5, 0.125, 0.03125])
+def test_the_scale_of_heads_with_the_lowest_loss_is_everybodys(best: float) -> None:
+    tried = candidates((0.5, 0.5), deviations=False)
+    told = {name: {one.name: 2.0 + abs(one.scale - best) - one.share for one in tried} for name in "abcde"}
+    method = replace(METHOD, deviations="off", head_share=0.5, head_scale=0.5)
+    statistics = {card.client_id: make_statistics(card.client_id, counts=(5, 4, 6)) for card in KNOWN}
+    state = method.with_statistics(after_one_round(), statistics)
+    after = method.apply_probe_losses(state, told)
+    assert (after.head_share, after.head_scale) == (0.5, best)
+    heads = [method.served(one, [CARDS["g"]])[0].head for one in (after, replace(after, head_scale=2 * best))]
+    torch.testing.assert_close(2 * heads[0][:, :-1], heads[1][:, :-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -101,6 +102,13 @@ def test_a_request_that_is_none_is_refused() -> None:
 def test_a_question_without_what_it_needs_is_refused(kind: str, part: str) -> None:
     with pytest.raises(ProtocolError, match="needs"):
         getattr(Question(kind, {}), part)
+
+
+@pytest.mark.parametrize("mixture", [(-0.1, 1.0), (1.1, 1.0), (0.5, 0.0), (0.5, math.inf), (0.5, math.nan), (0.5,)])
+def test_a_mixture_of_heads_that_is_none_is_refused(mixture: tuple[float, ...]) -> None:
+    assert Question("losses", {"mixture": torch.tensor([0.5, 0.25])}).mixture == (0.5, 0.25)
+    with pytest.raises(ProtocolError, match="needs a share of the head and a scale"):
+        _ = Question("losses", {"mixture": torch.tensor(mixture)}).mixture
 
 
 @pytest.mark.parametrize("kind", [one for one in EXACT_KINDS if one != "scores"])

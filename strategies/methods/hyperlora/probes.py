@@ -1,10 +1,10 @@
 """How clients are served is chosen by clients that try it on as if they were new, on their own validation split.
 
-What is chosen, for everybody: whether clients get heads from class statistics or the anchor's, and how much of a
-start's deviation a client without an entry in the memory gets. What has the lowest trimmed mean loss wins. A quarter of
-the clients is left out at either end, so that a few that lie about their loss cannot choose for everybody; clients
-whose class statistics are not believed are not asked. Where the mean is for the anchor alone and most clients are for
-something else, the median decides.
+What is chosen, for everybody: whether clients get heads from class statistics or the anchor's, the scale of these, and
+how much of a start's deviation a client without an entry in the memory gets. What has the lowest trimmed mean loss
+wins. A quarter of the clients is left out at either end, so that a few that lie about their loss cannot choose for
+everybody; clients whose class statistics are not believed are not asked. Where the mean is for the anchor alone and
+most clients are for something else, the median decides.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean, median
 
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
+from models.personalization.head_generator import SCALES
 from strategies.methods.hyperlora.state import HyperLoraState
 
 
@@ -42,6 +43,8 @@ class Candidate:
 ANCHOR = Candidate(0.0, 0.0, 1.0)
 """What every loss is compared with."""
 STRENGTHS = (0.0, 0.5, 1.0)
+COARSE = 4
+"""Of the scales that many is one that is tried: each is an adapter to send to every client that is asked."""
 LEAST_CLIENTS = 4
 TRIMMED = 0.25
 """Share of the clients that is left out at either end of a candidate's losses."""
@@ -49,15 +52,15 @@ ServedToNewcomers = Callable[[HyperLoraState, Sequence[ClientCard]], Sequence[Ad
 
 
 def candidates(head: tuple[float, float] | None, *, deviations: bool) -> list[Candidate]:
-    """Return what is tried, ``ANCHOR`` first: the head from class statistics, and deviations of every strength with it.
+    """Return what is tried, ``ANCHOR`` first: heads from class statistics, at every scale and strength of deviations.
 
     Args:
-        head: its share and scale; None where clients did not describe their classes.
+        head: its share and largest scale; None where clients did not describe their classes.
         deviations: whether clients are served deviations at all.
     """
-    served = ANCHOR if head is None else Candidate(0.0, *head)
-    strengths = [replace(served, strength=one) for one in STRENGTHS[1:] if deviations]
-    return list(dict.fromkeys([ANCHOR, served, *strengths]))
+    strengths = STRENGTHS if deviations else STRENGTHS[:1]
+    served = [(0.0, 1.0)] if head is None else [(head[0], head[1] * scale) for scale in SCALES[::COARSE]]
+    return list(dict.fromkeys([ANCHOR, *(Candidate(strength, *one) for strength in strengths for one in served)]))
 
 
 def probe_starts(
