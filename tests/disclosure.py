@@ -58,7 +58,7 @@ class Secret:
 def statistics_of(runtime: ClientRuntime, name: str, anchor: Adapter) -> ClassStatistics:
     """Return what a client knows of its classes under an anchor."""
     question = Question("classes", public_anchor(anchor))
-    return SummedClient(runtime, SumRequest(name, 1, "", "masked"), NothingKept())._statistics(question.anchor)
+    return SummedClient(runtime, SumRequest(name, 1, "", "masked"), NothingKept())._statistics(question)
 
 
 def secrets_of(

@@ -35,7 +35,9 @@ class HyperLoraSettings(Section):
         True, "what a client told of its classes counts until it tells anew, as while it is away"
     )
     head_share: Share = key(0.5, "share of that head in what clients are served")
-    head_scale: PositiveFloat = key(0.5, "factor on the served head beside the class prior")
+    head_scale: PositiveFloat = key(
+        0.5, "largest factor on the served head beside the class prior; clients may choose less"
+    )
     temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory")
     self_logit: float = key(0.0, "added to the attention logit of a client's own deviation")
     strength: NonNegativeFloat = key(1.0, "factor on the attended deviations; 0 is no synthesizer")
