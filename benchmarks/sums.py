@@ -54,8 +54,13 @@ ROWS = (OPEN, ANCHOR, FITTED, SAME_ANCHOR, SUMS, AS_CLIENTS, ONE_GROUP)
 GROUPS = ("seen", "unseen")
 
 
-def measured(config: RunConfig) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Return by row the test accuracies of all clients as received, and who of them trains."""
+def measured(config: RunConfig, *, controls: bool = True) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return by row the test accuracies of all clients as received, and who of them trains.
+
+    Args:
+        config: of the run.
+        controls: whether the last two rows are made.
+    """
     with tempfile.TemporaryDirectory(prefix="hyperlora-sums-") as scratch:
         run = finished_run(config, Path(scratch) / "run")
         state, scores = last_state(run), json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
@@ -67,6 +72,8 @@ def measured(config: RunConfig) -> tuple[dict[str, dict[str, float]], list[str]]
     rows[SAME_ANCHOR] = there.accuracies(there.served(there.published(MOST)))
     own = Evaluation.of(clients, anchor_from_sums(clients, one_factor(STEP)))
     rows[SUMS] = own.accuracies(own.served(own.published(MOST)))
+    if not controls:
+        return rows, sorted(clients.training)
     rows[AS_CLIENTS] = own.accuracies(own.served(own.published(MOST, second=False)))
     rows[ONE_GROUP] = own.accuracies(own.served(own.published(1)))
     return rows, sorted(clients.training)
@@ -87,13 +94,14 @@ def main(
     seed: Seeds = None,
     override: Overrides = None,
     to: Target = RESULT,
+    controls: Annotated[bool, typer.Option(help="make the rows without the second sum and of one cluster")] = True,
 ) -> None:
     """Make the runs that are missing, seeds outermost, and print the tables."""
     study, values = Study(to), given(override)
     points = product(seed or SEEDS, setting or SETTINGS)
     for point in study.missing({"setting": name, "seed": one} for one, name in points):
         config = configured(point["setting"], point["seed"], values)
-        rows, seen = measured(config)
+        rows, seen = measured(config, controls=controls)
         study.add(point, {"config": described(config), "rows": rows, "seen": seen})
     study.say(sums_table(study.runs))
 

@@ -23,7 +23,7 @@ from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter, combine
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
-from models.personalization.head_generator import SCALES
+from models.personalization.head_generator import SCALES, at_scale
 from models.personalization.prior import add_prior
 from models.sums.clusters import Clusters, grow_clusters, membership, moments, spread
 from models.sums.group_statistics import GroupStatistics, Spread, contribution, deviations
@@ -184,10 +184,9 @@ class Evaluation:
     def served(self, public: PublicHeads) -> dict[str, Adapter]:
         """Return what clients make of their clusters' heads at the scale of least loss, or of the anchor's alone."""
         heads = {name: self._head(public, name) for name in self.clients.cards}
-        share, largest = self._settings.head_share, self._settings.head_scale
-        tried = [
-            self._fitted({name: one.mixed(share, largest * scale) for name, one in heads.items()}) for scale in SCALES
-        ]
+        mixture = self._settings.head_share, self._settings.head_scale
+        mixed = [{name: one.mixed(*at_scale(*mixture, factor)) for name, one in heads.items()} for factor in SCALES]
+        tried = [self._fitted(one) for one in mixed]
         return min([self.fitted(), *tried], key=self.loss)
 
     @property

@@ -21,7 +21,7 @@ from hyperlora.messages.questions import MOST_SAMPLES, Question, Sizes
 from hyperlora.messages.sums import SumRequest
 from models.adapters.adapter import Adapter, check_same_shapes
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
-from models.personalization.head_generator import SCALES
+from models.personalization.head_generator import SCALES, at_scale
 from models.sums.clusters import membership, moments, spread
 from models.sums.group_statistics import Spread, contribution, deviations, placed
 from models.sums.local_head import LocalHead, PublicHeads
@@ -111,10 +111,10 @@ class SummedClient:
 
     def losses(self, question: Question) -> Answer:
         """Tell the validation losses with the anchor's head and with the client's own at every scale, all fitted."""
-        anchor, (share, largest) = self._anchor(question), question.mixture
+        anchor = self._anchor(question)
         samples, validation = self._features(anchor, "train"), self._features(anchor, "validation")
         own = self._local_head(question, anchor, samples)
-        heads = [anchor.head, *(own.mixed(share, largest * scale) for scale in SCALES)]
+        heads = [anchor.head, *(own.mixed(*at_scale(*question.mixture, factor)) for factor in SCALES)]
         fitted = [self._fitted(Adapter(anchor.low_rank, head), samples) for head in heads]
         losses = [_loss(self.runtime.with_prior(self._name, one).head, *validation) for one in fitted]
         return {"count": torch.ones(1), "anchor": torch.tensor(losses[:1]), "own": torch.tensor(losses[1:])}

@@ -37,7 +37,7 @@ RIDGE = 0.01
 """Share of the mean variance within classes that is added to every direction before it is inverted."""
 CONCENTRATIONS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SCALES = tuple(2.0 ** (-index / 2) for index in range(9))
-"""Factors on a head that clients try, as shares of the largest.
+"""Factors on a generated head that clients try beside the anchor's, which keeps its weight.
 
 Discriminants of hundreds of classes are far surer of themselves than they are right. One number that divides logits
 mends that (temperature scaling, Guo et al. 2017), here one of the federation.
@@ -46,6 +46,12 @@ MOST_EXACT = 3000
 """Pairs of client and class that are predicted together."""
 MOST_FITTED, MOST_NUMBERS = 1000, 2**26
 """Clients that a generator is fitted to, and numbers that its factors hold, at most."""
+
+
+def at_scale(share: float, scale: float, factor: float) -> tuple[float, float]:
+    """Return share and scale of the mixture scale ((1 - share) anchor + factor share generated)."""
+    anchor, generated = scale * (1.0 - share), scale * share * factor
+    return generated / (anchor + generated), anchor + generated
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from hyperlora.messages.questions import Question, Sizes, public_anchor, public_
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainMetrics
 from models.adapters.adapter import Adapter
-from models.personalization.head_generator import SCALES
+from models.personalization.head_generator import SCALES, at_scale
 from models.personalization.signature import Signature, Standardizer
 from models.personalization.similarity import signature_vector, vector_groups
 from models.sums.clusters import Clusters, grow_clusters
@@ -227,15 +227,15 @@ class SumsStrategy(LoraStrategy):
 
     def _chosen_mixture(self, grid: Grid, channel: SumChannel, names: Sequence[str], published: Published) -> Mixture:
         """Return share and scale of clients' own heads with the lowest loss, share 0 where the anchor's has it."""
-        share, largest = float(self._hyperlora.head_share), self._hyperlora.head_scale
-        if not share:
+        mixture = float(self._hyperlora.head_share), self._hyperlora.head_scale
+        if not mixture[0]:
             return 0.0, 1.0
-        asked = Question("losses", self._public(published, (share, largest)))
+        asked = Question("losses", self._public(published, mixture))
         told = channel.ask(grid, names, asked, self.record)
         if told is None:
-            return share, largest
-        loss, scale = min(zip(told.sums["own"].tolist(), SCALES, strict=True))
-        return (share, largest * scale) if loss < float(told.sums["anchor"]) else (0.0, 1.0)
+            return mixture
+        loss, factor = min(zip(told.sums["own"].tolist(), SCALES, strict=True))
+        return at_scale(*mixture, factor) if loss < float(told.sums["anchor"]) else (0.0, 1.0)
 
     def _take(self, published: Published, public: Mapping[str, Tensor]) -> None:
         """Put the clusters into the state in the place of clients."""

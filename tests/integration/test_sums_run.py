@@ -31,7 +31,7 @@ from models.adapters.adapter import subtract
 from models.backbones.backbone import Backbone
 from models.backbones.loading import build_backbone
 from models.lowrank.factors import norm
-from models.personalization.head_generator import SCALES
+from models.personalization.head_generator import SCALES, at_scale
 from models.sums.shared_factor import STEP
 from server_app.run import run
 from strategies.engine.checkpoint import CheckpointStore
@@ -248,7 +248,7 @@ def test_the_published_mixture_is_that_of_least_loss_over_the_starts_that_client
     public, runtime = found.state.published, open_runtime(config)
     names = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
     clients = {name: SummedClient(runtime, SumRequest(name, 2, "", "masked"), NothingKept()) for name in names}
-    mixtures = [(0.0, 1.0), *((0.5, 0.5 * scale) for scale in SCALES)]
+    mixtures = [(0.0, 1.0), *(at_scale(0.5, 0.5, factor) for factor in SCALES)]
     questions = [Question("losses", {**public, "mixture": torch.tensor(one)}) for one in mixtures]
     told = [torch.cat([answer["anchor"], answer["own"]]) for answer in (c.told(questions[1]) for c in clients.values())]
     least = int(torch.stack(told).sum(dim=0).argmin())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.adapters.adapter import Adapter, subtract
-from models.personalization.head_generator import HeadGenerator
+from models.personalization.head_generator import HeadGenerator, at_scale
 from models.personalization.synthesizer import Synthesizer
 from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.probes import STRENGTHS, candidates
@@ -89,21 +89,23 @@ def test_one_head_generator_serves_all_candidates(monkeypatch: pytest.MonkeyPatc
     told = {card.client_id: make_statistics(card.client_id, counts=(5, 4, 6)) for card in KNOWN}
     state = method.with_statistics(after_one_round(), told)
     tried = method.probe_starts(state, KNOWN, 3)
-    scales = (0.25, 0.0625, 0.015625)
-    names = ["0/0/1", *(f"{strength:g}/0.5/{scale:g}" for strength in STRENGTHS for scale in scales)]
+    mixtures = [at_scale(0.5, 0.25, factor) for factor in (1, 0.25, 0.0625)]
+    names = ["0/0/1", *(f"{strength:g}/{share:g}/{scale:g}" for strength in STRENGTHS for share, scale in mixtures)]
     assert all(list(starts) == names for starts in tried.values())
     assert all(not torch.equal(starts["0/0/1"].head, starts["0/0.5/0.25"].head) for starts in tried.values())
     assert made == [len(KNOWN)]
 
 
-@pytest.mark.parametrize("best", [0.5, 0.125, 0.03125])
-def test_the_scale_of_heads_with_the_lowest_loss_is_everybodys(best: float) -> None:
+@pytest.mark.parametrize("best", [1, 2, 3])
+def test_the_weight_of_generated_heads_with_the_lowest_loss_is_everybodys(best: int) -> None:
     tried = candidates((0.5, 0.5), deviations=False)
-    told = {name: {one.name: 2.0 + abs(one.scale - best) - one.share for one in tried} for name in "abcde"}
+    told = {name: {one.name: float(index != best) for index, one in enumerate(tried)} for name in "abcde"}
     method = replace(METHOD, deviations="off", head_share=0.5, head_scale=0.5)
     statistics = {card.client_id: make_statistics(card.client_id, counts=(5, 4, 6)) for card in KNOWN}
     state = method.with_statistics(after_one_round(), statistics)
     after = method.apply_probe_losses(state, told)
-    assert (after.head_share, after.head_scale) == (0.5, best)
-    heads = [method.served(one, [CARDS["g"]])[0].head for one in (after, replace(after, head_scale=2 * best))]
-    torch.testing.assert_close(2 * heads[0][:, :-1], heads[1][:, :-1])
+    anchor, generated = 0.5 * 0.5 * state.served_anchor.head, after.head_generator
+    assert generated is not None
+    own = method.served(replace(state, head_share=1.0, head_scale=1.0), [CARDS["g"]])[0].head
+    expected = anchor + 0.5 * 0.5 * 4.0 ** (1 - best) * own
+    torch.testing.assert_close(method.served(after, [CARDS["g"]])[0].head[:, :-1], expected[:, :-1])

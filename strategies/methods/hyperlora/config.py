@@ -36,7 +36,8 @@ class HyperLoraSettings(Section):
     )
     head_share: Share = key(0.5, "share of that head in what clients are served")
     head_scale: PositiveFloat = key(
-        0.5, "largest factor on the served head beside the class prior; clients may choose less"
+        0.5,
+        "factor on the served head beside the class prior; clients may choose a smaller one on the generated part",
     )
     temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory")
     self_logit: float = key(0.0, "added to the attention logit of a client's own deviation")

@@ -18,7 +18,7 @@ from statistics import fmean, median
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
-from models.personalization.head_generator import SCALES
+from models.personalization.head_generator import SCALES, at_scale
 from strategies.methods.hyperlora.state import HyperLoraState
 
 
@@ -55,11 +55,11 @@ def candidates(head: tuple[float, float] | None, *, deviations: bool) -> list[Ca
     """Return what is tried, ``ANCHOR`` first: heads from class statistics, at every scale and strength of deviations.
 
     Args:
-        head: its share and largest scale; None where clients did not describe their classes.
+        head: its share and scale at full weight; None where clients did not describe their classes.
         deviations: whether clients are served deviations at all.
     """
     strengths = STRENGTHS if deviations else STRENGTHS[:1]
-    served = [(0.0, 1.0)] if head is None else [(head[0], head[1] * scale) for scale in SCALES[::COARSE]]
+    served = [(0.0, 1.0)] if head is None else [at_scale(*head, factor) for factor in SCALES[::COARSE]]
     return list(dict.fromkeys([ANCHOR, *(Candidate(strength, *one) for strength in strengths for one in served)]))
 
 
