@@ -57,6 +57,9 @@ class LoraConfig(Section):
     start: Literal["random", "eva"] = key(
         "random", "lora_A before round 1: random, or eva, the strongest directions of all clients' inputs"
     )
+    head_start: Literal["zeros", "classes"] = key(
+        "zeros", "head before round 1: zeros, or classes, the discriminant of the frozen features of all clients"
+    )
 
     @property
     def scaling(self) -> float:
@@ -89,6 +92,8 @@ class LoraConfig(Section):
         self._check_importance(config)
         if self.start == "eva":
             self._check_start(config)
+        if self.head_start == "classes":
+            self._check_head_start(config)
         self._check_adapter(config)
 
     def _check_adapter(self, config: RunConfig) -> None:
@@ -124,3 +129,9 @@ class LoraConfig(Section):
             raise ConfigError("lora.start = eva gives all clients one lora_A, so lora.ranks must be empty")
         if config.privacy.noised:
             raise ConfigError("lora.start = eva has clients tell moments of their inputs, which no noise bounds")
+
+    def _check_head_start(self, config: RunConfig) -> None:
+        if config.privacy.noised:
+            raise ConfigError("lora.head-start = classes has clients tell class statistics, which carry no noise")
+        if config.model.text_tower or config.data.name == "instructions":
+            raise ConfigError("lora.head-start = classes needs a head of classes, which this model does not have")

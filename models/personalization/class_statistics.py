@@ -7,7 +7,7 @@ head. A head follows from it in closed form (:mod:`models.personalization.head_g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +101,20 @@ def pooled_covariance(statistics: Iterable[ClassStatistics], ridge: float) -> Te
         raise ValueError("no client has two samples of a class, so that nothing is known of the spread within classes")
     covariance = total / freedom
     return covariance + torch.diag(torch.full((len(covariance),), ridge * float(covariance.diagonal().mean()) + 1e-8))
+
+
+def mean_by_class(statistics: Collection[ClassStatistics]) -> Tensor:
+    """Return the mean of each class over clients (C, d); a class that nobody has gets the mean of all samples."""
+    counts = torch.stack([one.counts for one in statistics]).double().sum(dim=0)[:, None]
+    sums = torch.stack([one.sums for one in statistics]).double().sum(dim=0)
+    return torch.where(counts > 0, sums / counts.clamp_min(1.0), sums.sum(dim=0) / counts.sum())
+
+
+def discriminant(means: Tensor, covariance: Tensor) -> Tensor:
+    """Return the head (C, d + 1) of means (C, d): W = M Sigma^-1, b_c = -m_c^T Sigma^-1 m_c / 2, centred."""
+    weight = torch.linalg.solve(covariance, means.mT).mT
+    head = torch.cat([weight, -0.5 * (weight * means).sum(dim=1, keepdim=True)], dim=1)
+    return (head - head.mean(dim=0)).float()
 
 
 def bounded(statistics: Sequence[ClassStatistics]) -> list[ClassStatistics]:

@@ -1,4 +1,4 @@
-"""What clients are asked before an evaluation: to describe their classes, and to score the method's candidates.
+"""What clients are asked before they are served: to describe their classes, and to score candidates.
 
 A client that does not answer costs its own contribution: it is served without its own statistics, and has no say in
 which candidate wins.
@@ -18,6 +18,8 @@ from hyperlora.messages.batch import EvaluateReplies
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
+from models.adapters.adapter import Adapter
+from models.personalization.class_statistics import ClassStatistics
 from strategies.engine.records import RoundRecord
 from strategies.engine.requests import RequestMaker
 from strategies.federation.transport import ask_in_turn
@@ -26,11 +28,11 @@ from strategies.methods.base.server import AsksStatistics, ProbesStarts
 
 @dataclass(frozen=True)
 class Preparation:
-    """The exchanges of one round before its evaluation.
+    """The exchanges of a round before its evaluation, or before round 1.
 
     Attributes:
         requests: makes the messages.
-        cards: of the clients that the evaluation asks.
+        cards: of the clients that can be asked.
         grid: sends them.
         record: of the round; has their bytes, seconds and failures afterwards.
     """
@@ -42,34 +44,39 @@ class Preparation:
 
     def with_statistics(self, state: Any, method: AsksStatistics) -> Any:
         """Return the state that knows what the classes of all clients that answer look like."""
-        began = time.perf_counter()
-        exchanges = self.requests.statistics(state, self.cards, self.record.server_round)
-        answers = ask_in_turn(exchanges, self.grid, self.requests.settings.round_timeout, self._checked)
-        if not answers.asked:
+        anchor, rank = self.requests.method.anchor(state), method.statistics_rank(state)
+        if rank is None or anchor is None:
             return state
+        return method.with_statistics(state, self.statistics(anchor, rank))
+
+    def statistics(self, anchor: Adapter, rank: int) -> dict[str, ClassStatistics]:
+        """Return by client-id what classes look like in the features of ``anchor``, the scatter of rank ``rank``."""
+        began = time.perf_counter()
+        exchanges = self.requests.statistics(anchor, rank, self.cards, self.record.server_round)
+        answers = ask_in_turn(exchanges, self.grid, self.requests.settings.round_timeout, self._checked)
         self.record.note_answers("statistics", answers)
-        statistics = {sent.recipient: reply.statistics for sent, reply in answers.answered}
-        state = method.with_statistics(state, statistics)
         self.record.add_seconds("statistics", time.perf_counter() - began)
-        return state
+        return {sent.recipient: reply.statistics for sent, reply in answers.answered}
 
     def with_probe_losses(self, state: Any, method: ProbesStarts) -> Any:
         """Return the state that knows how the candidates did."""
-        began, exchange = time.perf_counter(), self.requests.probing(state, self.cards, self.record.server_round)
-        if not exchange.sent:
-            return state
+        training = [card for card in self.cards.values() if card.trains]
+        starts = method.probe_starts(state, training, self.record.server_round)
+        return method.apply_probe_losses(state, self.losses(starts)) if starts else state
+
+    def losses(self, starts: Mapping[str, Mapping[str, Adapter]]) -> dict[str, dict[str, float]]:
+        """Return client-id -> candidate -> validation loss of the clients that answer, of what each is to try."""
+        began, exchange = time.perf_counter(), self.requests.probing(starts, self.cards, self.record.server_round)
         answers = exchange.ask(self.grid, self.requests.settings.round_timeout, EvaluateReplies.decode)
         self.record.note_answers("probe", answers)
-        losses = {
+        self.record.add_seconds("probing", time.perf_counter() - began)
+        return {
             sent.recipient: {
                 request.track: reply.validation_loss[0]
                 for request, reply in zip(sent.request.requests, batch.replies, strict=True)
             }
             for sent, batch in answers.answered
         }
-        state = method.apply_probe_losses(state, losses)
-        self.record.add_seconds("probing", time.perf_counter() - began)
-        return state
 
     def _checked(self, content: RecordDict, request: StatisticsRequest) -> StatisticsReply:
         reply = StatisticsReply.decode(content, request)

@@ -94,7 +94,8 @@ class RoundRecord:
 
     def note_answers(self, phase: str, answers: Answers[Any, Any]) -> None:
         """Note the bytes of an exchange, and whose answer is missing or unusable."""
-        self.bytes |= {f"{phase}_down": answers.bytes_down, f"{phase}_up": answers.bytes_up}
+        for name, size in ((f"{phase}_down", answers.bytes_down), (f"{phase}_up", answers.bytes_up)):
+            self.bytes[name] = self.bytes.get(name, 0) + size
         self.note_failures(phase, answers.failures)
 
     def note_failures(self, phase: str, failures: Mapping[str, str]) -> None:

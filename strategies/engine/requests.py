@@ -21,7 +21,7 @@ from models.adapters.rank_budget import NO_WORTH, Worth
 from strategies.engine.settings import RoundSettings
 from strategies.federation.registrar import Registrar
 from strategies.federation.transport import Exchange
-from strategies.methods.base.server import AsksStatistics, Method, OffersAlternatives, ProbesStarts, served_starts
+from strategies.methods.base.server import Method, OffersAlternatives, served_starts
 
 AT_A_TIME = 256
 """Clients whose messages before and in an evaluation are in memory at the same time."""
@@ -86,25 +86,20 @@ class RequestMaker:
         chosen = random.Random(f"evaluation:{self.settings.seed}:{server_round}").sample(sorted(cards), most)
         return {name: cards[name] for name in cards if name in set(chosen)}
 
-    def probing(self, state: Any, cards: Mapping[str, ClientCard], server_round: int) -> Exchange[EvaluateBatch]:
-        """Ask for the scores of the candidates that the method wants probed before an evaluation of ``cards``."""
+    def probing(
+        self, starts: Mapping[str, Mapping[str, Adapter]], cards: Mapping[str, ClientCard], server_round: int
+    ) -> Exchange[EvaluateBatch]:
+        """Ask clients for their validation losses with adapters to try, by client-id and by name."""
         exchange: Exchange[EvaluateBatch] = Exchange()
-        if not isinstance(self.method, ProbesStarts):
-            return exchange
-        training = [card for card in cards.values() if card.trains]
-        for name, adapters in self.method.probe_starts(state, training, server_round).items():
+        for name, adapters in starts.items():
             tracks = self._tracks(cards[name], adapters, server_round)
             self._add(exchange, EvaluateBatch([replace(one, validation_only=True) for one in tracks]))
         return exchange
 
     def statistics(
-        self, state: Any, cards: Mapping[str, ClientCard], server_round: int
+        self, anchor: Adapter, rank: int, cards: Mapping[str, ClientCard], server_round: int
     ) -> Iterator[Exchange[StatisticsRequest]]:
-        """Ask clients for their class statistics in the feature space of the anchor, where the method wants them."""
-        anchor = self.method.anchor(state)
-        rank = self.method.statistics_rank(state) if isinstance(self.method, AsksStatistics) else None
-        if rank is None or anchor is None:
-            return
+        """Ask clients for their class statistics in the feature space of ``anchor``, the scatter of rank ``rank``."""
         for portion in portions(cards):
             exchange: Exchange[StatisticsRequest] = Exchange()
             for name, card in portion.items():

@@ -16,6 +16,7 @@ class RoundSettings:
 
     Attributes:
         start: ``random``, or ``eva`` where the clients' inputs make the adapter before round 1.
+        head_start: ``zeros``, or ``classes`` where the clients' classes make the head before round 1.
         tells_sensitivity: whether clients tell what the loss depends on each module.
         num_rounds: rounds of the run; the last one is evaluated most thoroughly.
         clients_per_round: clients of a cohort.
@@ -49,6 +50,7 @@ class RoundSettings:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     num_rounds: int = 0
     start: str = "random"
+    head_start: str = "zeros"
     tells_sensitivity: bool = False
     evaluate_clients: int = 0
     replies_per_round: int = 0
@@ -73,6 +75,7 @@ class RoundSettings:
             privacy=config.privacy,
             num_rounds=federation.rounds,
             start=config.lora.start,
+            head_start=config.lora.head_start,
             evaluate_clients=federation.evaluate_clients,
             replies_per_round=federation.replies_per_round,
             tells_sensitivity=config.lora.importance == "sensitivity",

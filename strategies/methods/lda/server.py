@@ -18,7 +18,12 @@ from torch import Tensor
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
-from models.personalization.class_statistics import ClassStatistics, pooled_covariance
+from models.personalization.class_statistics import (
+    ClassStatistics,
+    discriminant,
+    mean_by_class,
+    pooled_covariance,
+)
 from strategies.methods.closed_form import ClosedForm, DescribedState, require_no_noise
 from strategies.methods.clustered.division import Division
 from strategies.methods.lda.config import LdaSettings
@@ -66,26 +71,12 @@ class Lda(ClosedForm):
         return shrunk(statistics, towards, self.shrinkage)
 
 
-def mean_by_class(statistics: Collection[ClassStatistics]) -> Tensor:
-    """Return the mean of each class over clients (C, d); a class that nobody has gets the mean of all samples."""
-    counts = torch.stack([one.counts for one in statistics]).double().sum(dim=0)[:, None]
-    sums = torch.stack([one.sums for one in statistics]).double().sum(dim=0)
-    return torch.where(counts > 0, sums / counts.clamp_min(1.0), sums.sum(dim=0) / counts.sum())
-
-
 def shrunk(statistics: Collection[ClassStatistics], towards: Tensor, strength: float) -> Tensor:
     """Return (sum_i n_ic xbar_ic + strength towards_c) / (sum_i n_ic + strength) over some clients, (C, d)."""
     counts, sums = torch.full((len(towards),), strength, dtype=torch.float64), strength * towards
     for one in statistics:
         counts, sums = counts + one.counts, sums + one.sums
     return sums / counts[:, None]
-
-
-def discriminant(means: Tensor, covariance: Tensor) -> Tensor:
-    """Return the head (C, d + 1) of means (C, d): W = M Sigma^-1, b_c = -m_c^T Sigma^-1 m_c / 2, centred."""
-    weight = torch.linalg.solve(covariance, means.mT).mT
-    head = torch.cat([weight, -0.5 * (weight * means).sum(dim=1, keepdim=True)], dim=1)
-    return (head - head.mean(dim=0)).float()
 
 
 def build(config: RunConfig) -> Lda:
