@@ -19,6 +19,7 @@ from client_app.runtime import ClientRuntime
 from client_app.tasks import NothingKept, describe_clients, train_start
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import LocalPlan, Start
+from hyperlora.messages.questions import TRIED_FACTORS
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter, combine
@@ -112,13 +113,24 @@ def one_factor(step: float) -> Move:
 def anchor_from_sums(clients: Clients, move: Move) -> Adapter:
     """Return the anchor that clients are served after all rounds: the running average, as in the open run."""
     share, config = clients.config.of(HyperLoraSettings).averaging, clients.config
-    initial = clients.runtime.model.fresh_adapter(config.seed)
+    initial = start_from_sums(clients)
     anchor, average = initial, None
     for server_round in range(1, config.federation.rounds + 1):
         anchor = move(clients, initial, anchor, server_round)
         mixed = combine([average or anchor, anchor], [1.0 - share, share])
         average = mixed.truncated(anchor.rank).aligned(anchor)
     return average or anchor
+
+
+def start_from_sums(clients: Clients) -> Adapter:
+    """Return what clients begin with: the fresh adapter, with the head that ``lora.head-start`` says."""
+    fresh = clients.runtime.model.fresh_adapter(clients.config.seed)
+    if clients.config.lora.head_start == "zeros":
+        return fresh
+    there = Evaluation.of(clients, fresh)
+    head = GroupStatistics.of(there.classes(dict.fromkeys(clients.training, 0), 1)).discriminant()
+    tried = [replace(there, anchor=replace(fresh, head=factor * head)) for factor in TRIED_FACTORS]
+    return min(tried, key=lambda one: one.loss(one.plain())).anchor
 
 
 @dataclass(frozen=True)
@@ -169,13 +181,16 @@ class Evaluation:
         clusters = grow_clusters(self, least=LEAST, most=most)
         groups, training = len(clusters.counts), list(self.clients.training)
         member = {name: clusters.nearest(self.vector(name)) for name in training}
-        parts = [contribution(self.statistics[name], member[name], groups) for name in training]
-        sums = {part: torch.stack([one[part] for one in parts]).sum(dim=0) for part in parts[0]}
-        public = PublicHeads.of(clusters, GroupStatistics.of(sums))
+        public = PublicHeads.of(clusters, GroupStatistics.of(self.classes(member, groups)))
         if not second:
             return public
         told = [self._deviations(public, name, member[name]) for name in training]
         return replace(public, spread=Spread.of(torch.stack(told).sum(dim=0)))
+
+    def classes(self, member: Mapping[str, int], groups: int) -> dict[str, Tensor]:
+        """Return the sum of the class statistics of the clients that train, by group."""
+        parts = [contribution(self.statistics[name], group, groups) for name, group in member.items()]
+        return {part: torch.stack([one[part] for one in parts]).sum(dim=0) for part in parts[0]}
 
     def _deviations(self, public: PublicHeads, name: str, group: int) -> Tensor:
         distances, own = public.clusters.distances(self.vector(name)), self.statistics[name]

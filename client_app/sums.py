@@ -17,7 +17,7 @@ from client_app.tasks import HostedClient, Keeper, evaluate_adapter
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.movements import MOVEMENTS, moved_factor
 from hyperlora.messages.plan import LocalPlan, Start
-from hyperlora.messages.questions import MOST_SAMPLES, Question, Sizes
+from hyperlora.messages.questions import MOST_SAMPLES, TRIED_FACTORS, Question, Sizes
 from hyperlora.messages.sums import SumRequest
 from models.adapters.adapter import Adapter, check_same_shapes
 from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
@@ -109,6 +109,13 @@ class SummedClient:
         group = question.groups.groups[int(distances.argmin())]
         return {"deviations": deviations(public.generator, own, group, distances)}
 
+    def head_losses(self, question: Question) -> Answer:
+        """Tell the validation losses with the anchor's head times every factor, for the head before round 1."""
+        anchor = self._anchor(question)
+        validation, heads = self._features(anchor, "validation"), [one * anchor.head for one in TRIED_FACTORS]
+        used = [self.runtime.with_prior(self._name, replace(anchor, head=head)).head for head in heads]
+        return {"count": torch.ones(1), "losses": torch.tensor([_loss(head, *validation) for head in used])}
+
     def losses(self, question: Question) -> Answer:
         """Tell the validation losses with the anchor's head and with the client's own at every scale, all fitted."""
         anchor = self._anchor(question)
@@ -187,6 +194,7 @@ _ANSWERS: Mapping[str, Callable[[SummedClient, Question], Answer]] = {
     "classes": SummedClient.classes,
     "deviations": SummedClient.deviations,
     "losses": SummedClient.losses,
+    "head losses": SummedClient.head_losses,
     "scores": SummedClient.scores,
 }
 

@@ -131,7 +131,7 @@ class LoraConfig(Section):
             raise ConfigError("lora.start = eva has clients tell moments of their inputs, which no noise bounds")
 
     def _check_head_start(self, config: RunConfig) -> None:
-        if config.privacy.noised:
+        if config.privacy.noised or config.privacy.noised_sums:
             raise ConfigError("lora.head-start = classes has clients tell class statistics, which carry no noise")
         if config.model.text_tower or config.data.name == "instructions":
             raise ConfigError("lora.head-start = classes needs a head of classes, which this model does not have")

@@ -271,7 +271,6 @@ def _require_sums(config: RunConfig) -> None:
     against = {
         "privacy.signature-noise or privacy.adapter-noise": config.privacy.noised,
         "lora.start = eva": lora.start == "eva",
-        "lora.head-start = classes": lora.head_start == "classes",
         "lora.ranks": bool(lora.client_ranks),
         "lora.budget": bool(lora.client_budgets),
         "federation.domain-rounds": federation.domain_rounds > 0,

@@ -32,8 +32,20 @@ FEATURE, MOVED, LOSS, DEVIATIONS = 64.0, 16.0, 50.0, 16.0
 client lies from its cluster in units of the variance within classes."""
 MOST_SAMPLES = 4096.0
 """Samples that a client counts for at most."""
-EXACT_KINDS = (*MOVEMENTS.values(), "moments", "spread", "members", "classes", "deviations", "losses", "scores")
+EXACT_KINDS = (
+    *MOVEMENTS.values(),
+    "head losses",
+    "moments",
+    "spread",
+    "members",
+    "classes",
+    "deviations",
+    "losses",
+    "scores",
+)
 KINDS = tuple(dict.fromkeys(EXACT_KINDS + NOISED_KINDS))
+TRIED_FACTORS = (0.0, *SCALES)
+"""Factors on the head before round 1 that clients try."""
 MOST_NOISE, MOST_GROUPS = 2.0**20, 256
 """Of a sum, and clusters at most."""
 ANCHOR = "anchor "
@@ -211,6 +223,10 @@ def _deviations(question: Question, sizes: Sizes) -> dict[str, Part]:
     return {"deviations": Part((4,), DEVIATIONS * len(sizes.fresh.head) ** 2)}
 
 
+def _head_losses(question: Question, sizes: Sizes) -> dict[str, Part]:
+    return {"count": Part((1,), 1.0), "losses": Part((len(TRIED_FACTORS),), LOSS)}
+
+
 def _losses(question: Question, sizes: Sizes) -> dict[str, Part]:
     return {"count": Part((1,), 1.0), "anchor": Part((1,), LOSS), "own": Part((len(SCALES),), LOSS)}
 
@@ -232,5 +248,6 @@ _PARTS: Mapping[str, Any] = {
     "classes": _classes,
     "deviations": _deviations,
     "losses": _losses,
+    "head losses": _head_losses,
     "scores": _scores,
 }

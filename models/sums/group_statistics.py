@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 
 from models.personalization.class_means import Observed
-from models.personalization.class_statistics import ClassStatistics
-from models.personalization.head_generator import HeadGenerator
+from models.personalization.class_statistics import (
+    ClassStatistics,
+    discriminant,
+    mean_by_class,
+    pooled_covariance,
+)
+from models.personalization.head_generator import RIDGE, HeadGenerator
 
 SCATTER_RANK = 64
 """Rank of the scatter within classes that is published of a group."""
@@ -72,6 +77,10 @@ class GroupStatistics:
         count = len(sums["clients"])
         groups = tuple(_group({name: part[one] for name, part in sums.items()}) for one in range(count))
         return cls(groups, sums["clients"], float(sums["agreeing"].sum() / sums["clients"].sum()))
+
+    def discriminant(self) -> Tensor:
+        """Return the head (C, d + 1) of the classes of all groups; raises ValueError without two samples of a class."""
+        return discriminant(mean_by_class(self.groups), pooled_covariance(self.groups, RIDGE).double())
 
     def pseudo_counts(self) -> Tensor:
         """Return the parameters (C,) of the Dirichlet distribution of clients' class frequencies."""

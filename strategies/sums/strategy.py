@@ -44,6 +44,7 @@ from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.sums.channel import SumChannel, Summed
 from strategies.sums.client_vectors import ClientVectors, NoSumError
+from strategies.sums.head_start import start_from_sums
 
 log = logging.getLogger(__name__)
 MOST_CLUSTERS = 16
@@ -103,6 +104,8 @@ class SumsStrategy(LoraStrategy):
         self._begin(server_round, grid)
         record, began = self.record, time.perf_counter()
         names = [name for name, card in self.roster.reachable().items() if card.trains]
+        if server_round == 1 and self.settings.head_start == "classes":
+            self.state = self.method.init(start_from_sums(self._fresh, self._channel, grid, names, record))
         record.cohort = self._cohort(names, server_round)
         self.history.note_cohort(server_round, record.cohort)
         self.on_cohort(server_round, record.cohort)

@@ -18,7 +18,7 @@ from benchmarks.sums_only import Clients, one_factor
 from client_app.app import app
 from client_app.runtime import open_runtime
 from client_app.sums import SummedClient
-from client_app.tasks import NothingKept, evaluate_adapter
+from client_app.tasks import NothingKept, describe_classes, evaluate_adapter
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.data.digits import digits_public
 from hyperlora.messages.evaluate import EvaluateRequest
@@ -31,7 +31,8 @@ from models.adapters.adapter import subtract
 from models.backbones.backbone import Backbone
 from models.backbones.loading import build_backbone
 from models.lowrank.factors import norm
-from models.personalization.head_generator import SCALES, at_scale
+from models.personalization.class_statistics import discriminant, mean_by_class, pooled_covariance
+from models.personalization.head_generator import RIDGE, SCALES, at_scale
 from models.sums.shared_factor import STEP
 from server_app.run import run
 from strategies.engine.checkpoint import CheckpointStore
@@ -258,6 +259,22 @@ def test_the_published_mixture_is_that_of_least_loss_over_the_starts_that_client
         scored = EvaluateRequest(names[0], 2, [0], start, validation_only=True)
         loss = evaluate_adapter(runtime, scored, NothingKept()).validation_loss[0]
         assert float(told[0][index]) == pytest.approx(loss, abs=1e-4)
+
+
+def test_the_head_starts_as_the_discriminant_of_all_classes_and_is_told_as_a_sum(tmp_path: Path) -> None:
+    directory, grid = made(tmp_path / "run", **{"lora.head-start": "classes", "federation.rounds": 1})
+    config = RunConfig.parse(json.loads((directory / "config.json").read_text()))
+    sent = [SumRequest.decode(one.content) for one in grid.sent if one.metadata.message_type == "query.sum"]
+    start = next(one.question.anchor for one in sent if one.question and one.question.kind == "movement of B")
+    runtime = open_runtime(config.with_values({"privacy.mode": "open"}))
+    fresh = runtime.model.fresh_adapter(config.seed)
+    training = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
+    requests = [StatisticsRequest(name, 1, 64, Start(fresh)) for name in training]
+    parts = [describe_classes(runtime, one, NothingKept()).statistics for one in requests]
+    whole = discriminant(mean_by_class(parts), pooled_covariance(parts, RIDGE).double())
+    factor = float((start.head * whole).sum() / whole.square().sum())
+    torch.testing.assert_close(start.head, factor * whole, rtol=0, atol=0.05 * float(factor * whole.abs().max()))
+    assert min(abs(factor / one - 1) for one in SCALES) < 0.05
 
 
 def asked(values: dict[str, Any], message: Message) -> Message:
