@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Context, Message
 from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
-from benchmarks.sums_only import Clients, one_factor
+from benchmarks.sums_only import Clients, one_factor, start_from_sums
 from client_app.app import app
 from client_app.runtime import open_runtime
 from client_app.sums import SummedClient
@@ -275,6 +275,8 @@ def test_the_head_starts_as_the_discriminant_of_all_classes_and_is_told_as_a_sum
     factor = float((start.head * whole).sum() / whole.square().sum())
     torch.testing.assert_close(start.head, factor * whole, rtol=0, atol=0.05 * float(factor * whole.abs().max()))
     assert min(abs(factor / one - 1) for one in SCALES) < 0.05
+    in_the_open = start_from_sums(Clients.of(runtime)).head
+    torch.testing.assert_close(start.head, in_the_open, rtol=0, atol=0.01 * float(in_the_open.abs().max()))
 
 
 def asked(values: dict[str, Any], message: Message) -> Message:
