@@ -127,7 +127,7 @@ def start_from_sums(clients: Clients) -> Adapter:
     fresh = clients.runtime.model.fresh_adapter(clients.config.seed)
     if clients.config.lora.head_start == "zeros":
         return fresh
-    there = Evaluation.of(clients, fresh)
+    there = Evaluation.of(clients, fresh, rank=fresh.head.shape[1] - 1)
     head = GroupStatistics.of(there.classes(dict.fromkeys(clients.training, 0), 1)).discriminant()
     tried = [replace(there, anchor=replace(fresh, head=factor * head)) for factor in TRIED_FACTORS]
     return min(tried, key=lambda one: one.loss(one.plain())).anchor
@@ -143,10 +143,10 @@ class Evaluation:
     features: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]
 
     @classmethod
-    def of(cls, clients: Clients, anchor: Adapter) -> Evaluation:
-        """Compute the features of all clients behind ``anchor``."""
+    def of(cls, clients: Clients, anchor: Adapter, rank: int | None = None) -> Evaluation:
+        """Compute the features of all clients behind ``anchor``; the scatter has the rank of an open run by default."""
         clients.runtime.model.load(anchor)
-        rank = clients.config.of(HyperLoraSettings).statistics_rank
+        rank = rank or clients.config.of(HyperLoraSettings).statistics_rank
         features = {
             name: {split: features_of(clients.runtime, name, split) for split in ("train", "validation", "test")}
             for name in clients.cards
