@@ -142,7 +142,7 @@ class HeadGenerator:
         classes = len(parts[0].counts)
         clients = list(statistics)
         looked_at = evenly(len(parts), min(MOST_FITTED, int((MOST_NUMBERS / classes) ** 0.5))).tolist()
-        kept = [looked_at[one] for one in _believed([parts[one] for one in looked_at])]
+        kept = [looked_at[one] for one in believed([parts[one] for one in looked_at])]
         disbelieved = frozenset(clients[one] for one in set(looked_at) - set(kept))
         names, distances = [clients[one] for one in kept], distances[kept][:, kept].double()
         parts = [parts[one] for one in kept]
@@ -215,8 +215,8 @@ class HeadGenerator:
         return updated
 
 
-def _believed(statistics: Sequence[ClassStatistics]) -> list[int]:
-    """Return the indices of the clients that are fitted to."""
+def believed(statistics: Sequence[ClassStatistics]) -> list[int]:
+    """Return the indices of clients whose statistics can be, of what is likely of the spread and the means of all."""
     likely = with_likely_spread(statistics)
     chosen = [statistics[one] for one in likely]
     observed = Whitening.of(chosen).observed(chosen)

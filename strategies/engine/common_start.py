@@ -20,7 +20,7 @@ from models.adapters.adapter import Adapter
 from models.adapters.input_moments import common_start
 from models.adapters.rank_budget import Worth
 from models.personalization.class_statistics import bounded, discriminant, mean_by_class, pooled_covariance
-from models.personalization.head_generator import RIDGE, SCALES
+from models.personalization.head_generator import RIDGE, SCALES, believed
 from strategies.engine.preparation import Preparation
 from strategies.engine.records import RoundRecord
 from strategies.federation.registrar import Registrar
@@ -75,7 +75,8 @@ def start_from_classes(start: Adapter, preparation: Preparation, seed: int) -> A
     """Return ``start`` with the linear discriminant of its features, as sure of itself as clients find best.
 
     Every factor of the discriminant, 0 among them, is tried by some clients on their validation share; that of the
-    lowest median of their losses, each seen from the client's own with 0, is taken.
+    lowest median of their losses, each seen from the client's own with 0, is taken. Who tells statistics that cannot be
+    (:mod:`models.personalization.plausible`) has no say in the discriminant.
 
     Args:
         start: what clients would begin with.
@@ -90,6 +91,7 @@ def start_from_classes(start: Adapter, preparation: Preparation, seed: int) -> A
         raise FederationError("lora.head-start is classes, and no client told what its classes look like")
     parts = bounded(list(told.values()))
     try:
+        parts = [parts[one] for one in believed(parts)]
         head = discriminant(mean_by_class(parts), pooled_covariance(parts, RIDGE).double())
     except ValueError as error:
         log.warning("the head starts at zero: %s", error)

@@ -25,8 +25,14 @@ from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.train import TrainRequest
 from models.adapters.adapter import Adapter
 from models.adapters.input_moments import common_start
-from models.personalization.class_statistics import discriminant, mean_by_class, pooled_covariance
-from models.personalization.head_generator import RIDGE, SCALES
+from models.personalization.class_statistics import (
+    ClassStatistics,
+    bounded,
+    discriminant,
+    mean_by_class,
+    pooled_covariance,
+)
+from models.personalization.head_generator import RIDGE, SCALES, believed
 from server_app.run import run
 from strategies.engine.common_start import COARSE, SCATTER_RANK
 from strategies.engine.preparation import Preparation
@@ -62,7 +68,7 @@ def test_all_clients_begin_with_the_start_that_their_inputs_make(tmp_path: Path)
     assert [one.get("inputs_up", 0) > 0 for one in rounds] == [True, False]
 
 
-def sent_heads(directory: Path, **values: str) -> tuple[list[str], list[Tensor]]:
+def sent_heads(directory: Path, **values: str | float) -> tuple[list[str], list[Tensor]]:
     """Return who was asked for class statistics before round 1, and the heads that its cohort was sent."""
     config = RunConfig.parse({**SMALL, "lora.head-start": "classes", "run.output-dir": str(directory), **values})
     grid = LocalGrid(client_app, config.flat(), 2)
@@ -84,7 +90,8 @@ def test_all_clients_begin_with_the_discriminant_of_their_classes_at_the_scale_o
     training = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
     assert asked == training
     requests = [StatisticsRequest(name, 1, SCATTER_RANK, Start(fresh)) for name in training]
-    parts = [describe_classes(runtime, one, NothingKept()).statistics for one in requests]
+    parts = bounded([describe_classes(runtime, one, NothingKept()).statistics for one in requests])
+    parts = [parts[one] for one in believed(parts)]
     whole = discriminant(mean_by_class(parts), pooled_covariance(parts, RIDGE).double())
     factor = float((heads[0] * whole).sum() / whole.square().sum())
     assert factor == pytest.approx(min(SCALES[::COARSE], key=lambda one: abs(one - factor)), rel=1e-3)
@@ -112,6 +119,22 @@ def test_where_no_discriminant_is_better_than_none_the_head_starts_at_zero(
     monkeypatch.setattr(Preparation, "losses", worse)
     _, heads = sent_heads(tmp_path / "run")
     assert not any(head.any() for head in heads)
+
+
+def test_a_client_that_lies_about_its_classes_does_not_bend_the_head_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, liars = Preparation.statistics, list[str]()
+
+    def lied(self: Preparation, anchor: Adapter, rank: int) -> dict[str, ClassStatistics]:
+        told = asked(self, anchor, rank)
+        return {name: replace(one, sums=-100.0 * one.sums) if name in liars else one for name, one in told.items()}
+
+    monkeypatch.setattr(Preparation, "statistics", lied)
+    names, honest = sent_heads(tmp_path / "honest", **{"data.clients-per-domain": 4})
+    liars.append(names[0])
+    _, bent = sent_heads(tmp_path / "bent", **{"data.clients-per-domain": 4})
+    assert float(torch.cosine_similarity(honest[0].flatten(), bent[0].flatten(), dim=0)) > 0.8
 
 
 @pytest.mark.parametrize(
