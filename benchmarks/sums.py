@@ -40,6 +40,7 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, Scalar]]] = {
     "Dirichlet 0.1": ("pacs", {"data.dirichlet-alpha": 0.1}),
     "120 clients": ("pacs_many", {"data.dirichlet-alpha": 0.5}),
     "CLINC150": ("clinc", {}),
+    "CLINC150, head from data": ("clinc", {"lora.head-start": "classes"}),
 }
 OPEN, SUMS, SAME_ANCHOR, ONE_GROUP, AS_CLIENTS, ANCHOR, FITTED = (
     "open",

@@ -18,7 +18,7 @@ from statistics import fmean, median
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter
-from models.personalization.head_generator import SCALES, at_scale
+from models.personalization.head_generator import at_scale
 from strategies.methods.hyperlora.state import HyperLoraState
 
 
@@ -43,8 +43,9 @@ class Candidate:
 ANCHOR = Candidate(0.0, 0.0, 1.0)
 """What every loss is compared with."""
 STRENGTHS = (0.0, 0.5, 1.0)
-COARSE = 4
-"""Of the scales that many is one that is tried: each is an adapter to send to every client that is asked."""
+FACTORS = (1.0, 0.25)
+"""On a generated head beside the anchor's: as set, and where discriminants of many classes are far too sure. What is
+smaller still may have the lower loss, and is less often right."""
 LEAST_CLIENTS = 4
 TRIMMED = 0.25
 """Share of the clients that is left out at either end of a candidate's losses."""
@@ -59,7 +60,7 @@ def candidates(head: tuple[float, float] | None, *, deviations: bool) -> list[Ca
         deviations: whether clients are served deviations at all.
     """
     strengths = STRENGTHS if deviations else STRENGTHS[:1]
-    served = [(0.0, 1.0)] if head is None else [at_scale(*head, factor) for factor in SCALES[::COARSE]]
+    served = [(0.0, 1.0)] if head is None else [at_scale(*head, factor) for factor in FACTORS]
     return list(dict.fromkeys([ANCHOR, *(Candidate(strength, *one) for strength in strengths for one in served)]))
 
 
