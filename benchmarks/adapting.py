@@ -1,11 +1,12 @@
 """Budgets of use, tried on what a run ends with: nothing is trained again for them but what a client does at use.
 
-Seen clients adapt their last start at each rate and are scored by their validation shares after each number of steps,
-with the code and what they keep (:class:`client_app.tasks.Keeper`) as in the run's own evaluation.
+Seen clients adapt their last start at each rate and are scored by their validation shares before and after each number
+of steps, with the code and what they keep (:class:`client_app.tasks.Keeper`) as in the run's own evaluation.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from benchmarks.grid import AdaptingGrid
-from client_app.runtime import open_runtime
+from client_app.runtime import ClientRuntime, open_runtime
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.batch import EvaluateBatch
 from hyperlora.messages.evaluate import START_TRACK
@@ -34,7 +35,7 @@ class AdaptingApp:
         app: the app that answers.
         config: of the run.
         grid: the budgets.
-        losses: (rate, steps) -> validation losses of the seen clients; filled by the run.
+        losses: (rate, steps) -> validation losses of the seen clients that try; filled by the run.
     """
 
     app: App
@@ -48,16 +49,19 @@ class AdaptingApp:
         if message.metadata.message_type == EvaluateBatch.TYPE and not reply.has_error():
             asked = message.content.config_records[START]
             last = asked["server_round"] == self.config.federation.rounds
-            if last and asked["track"] == START_TRACK and self._trains(str(asked["client_id"])):
+            if last and asked["track"] == START_TRACK and str(asked["client_id"]) in self._trying:
                 self._try(message, context)
         return reply
 
-    def _trains(self, client_id: str) -> bool:
-        return open_runtime(self.config).client(client_id).trains
+    @functools.cached_property
+    def _trying(self) -> frozenset[str]:
+        runtime = open_runtime(self.config)
+        return self.grid.drawn(seen_clients(runtime), self.config.seed)
 
     def _try(self, message: Message, context: Context) -> None:
         asked = message.content.config_records[START]
-        steps, asked["steps"] = asked["steps"], list(self.grid.steps)
+        before = {name: asked[name] for name in ("steps", "validation_only")}
+        asked["steps"], asked["validation_only"] = list(self.grid.scored), True
         try:
             for rate in self.grid.rates:
                 other = copy(context)
@@ -65,14 +69,20 @@ class AdaptingApp:
                 reply = self.app(message, other)
                 self.note(rate, reply.content.metric_records[SCORES]["validation_loss"])
         finally:
-            asked["steps"] = steps
+            for name, value in before.items():
+                asked[name] = value
 
     def note(self, rate: float, losses: Any) -> None:
         """Take over the validation losses of one client after each number of steps."""
-        for steps, loss in zip(self.grid.steps, losses, strict=True):
+        for steps, loss in zip(self.grid.scored, losses, strict=True):
             self.losses.setdefault((rate, steps), []).append(float(loss))
 
 
+def seen_clients(runtime: ClientRuntime) -> list[str]:
+    """Return the ids of the clients that train."""
+    return [name for name in runtime.federation.client_ids if runtime.client(name).trains]
+
+
 def mean_losses(losses: Mapping[tuple[float, int], list[float]]) -> list[dict[str, float]]:
-    """Return what a result keeps: the mean validation loss over the seen clients for every budget."""
+    """Return what a result keeps: the mean validation loss of those that try, for every budget and before any."""
     return [{"rate": rate, "steps": steps, "loss": mean(found)} for (rate, steps), found in losses.items()]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.adapting import RATE, mean_losses
+from benchmarks.adapting import RATE, mean_losses, seen_clients
 from benchmarks.grid import AdaptingGrid
 from benchmarks.result import job_result, write_json
 from benchmarks.suite import Job
@@ -51,15 +51,15 @@ def run_centralised(job: Job, target: Path) -> None:
 def adapting_losses(
     runtime: ClientRuntime, adapter: Adapter, grid: AdaptingGrid
 ) -> dict[tuple[float, int], list[float]]:
-    """Return by rate and steps of use the validation losses of the seen clients."""
+    """Return by rate and steps of use the validation losses of the seen clients that try them."""
     losses: dict[tuple[float, int], list[float]] = {}
-    seen = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
-    for rate, name in product(grid.rates, seen):
+    trying = sorted(grid.drawn(seen_clients(runtime), runtime.config.seed))
+    for rate, name in product(grid.rates, trying):
         other = replace(runtime, config=runtime.config.with_values({RATE: rate}))
-        request = EvaluateRequest(name, runtime.config.federation.rounds, grid.steps, Start(adapter))
-        for steps, loss in zip(
-            grid.steps, evaluate_adapter(other, request, NothingKept()).validation_loss, strict=True
-        ):
+        last, start = runtime.config.federation.rounds, Start(adapter)
+        request = EvaluateRequest(name, last, grid.scored, start, validation_only=True)
+        told = evaluate_adapter(other, request, NothingKept()).validation_loss
+        for steps, loss in zip(grid.scored, told, strict=True):
             losses.setdefault((rate, steps), []).append(loss)
     return losses
 

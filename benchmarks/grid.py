@@ -2,12 +2,14 @@
 
 ``[grid]`` has keys and their values; every combination is a trial of every variant. ``[grids.NAME]`` is a variant's
 own grid in its place, for a method that has settings beside the rate; it must have as many trials as the others have.
-``[adapting]`` has the rates and the numbers of steps of use: they are tried without training again.
+``[adapting]`` has the rates and the numbers of steps of use: they are tried without training again, by all seen clients
+or by so many ``clients`` of them, the same for every row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -26,16 +28,31 @@ class AdaptingGrid:
     Attributes:
         rates: learning rates.
         steps: numbers of steps, ascending, without 0.
+        clients: how many seen clients try them; 0 for all.
     """
 
     rates: tuple[float, ...]
     steps: tuple[int, ...]
+    clients: int = 0
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> AdaptingGrid | None:
         """Return what a suite has under ``adapting``, None where it has nothing."""
         own = table.get("adapting")
-        return cls(tuple(map(float, own["rates"])), tuple(sorted(own["steps"]))) if own else None
+        if not own:
+            return None
+        return cls(tuple(map(float, own["rates"])), tuple(sorted(own["steps"])), int(own.get("clients", 0)))
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """Numbers of steps after which a client is scored: before any, since its gain is what counts."""
+        return (0, *self.steps)
+
+    def drawn(self, seen: Iterable[str], seed: int) -> frozenset[str]:
+        """Return those of the ``seen`` clients that try the budgets; the seed alone says which."""
+        names = sorted(seen)
+        some = bool(self.clients) and self.clients < len(names)
+        return frozenset(random.Random(f"adapting:{seed}").sample(names, self.clients) if some else names)
 
 
 def trials(table: Mapping[str, Any], variant: str) -> list[dict[str, Scalar]]:

@@ -2,7 +2,8 @@
 
 The settings of rounds are those of the trial with the lowest loss, as received or after the best budget of use,
 whichever is lower; the budget of use (rate and number of steps, 0 where adapting helps nowhere) is the best of that
-trial. A trial's loss is the mean over the suite's seeds and settings, infinite where a run is missing.
+trial. A trial's loss is the mean over the suite's seeds and settings, infinite where a run is missing. Where only some
+of the seen clients tried the budgets, a budget's loss is all clients' as received plus what it changed for those.
 """
 
 from __future__ import annotations
@@ -96,9 +97,17 @@ def _trial(settings: Mapping[str, Scalar], runs: Sequence[Mapping[str, Any]], wa
         mean(_number(one[name]["mean"]) for one in figures if one)
         for name in ("zero_step_validation_loss", "k_step_validation_loss")
     )
-    tables = [{(one["rate"], one["steps"]): _number(one["loss"]) for one in run.get("adapting", [])} for run in runs]
+    tables = [_adapted(run.get("adapting", []), received) for run in runs]
     shared = [budget for budget in tables[0] if all(budget in table for table in tables)]
     return Trial(settings, received, {budget: mean(table[budget] for table in tables) for budget in shared}, rounds)
+
+
+def _adapted(tried: Sequence[Mapping[str, Any]], received: float) -> dict[Budget, float]:
+    """Return by budget the loss of a run; the change is added where the same clients were scored before any step."""
+    losses = {(one["rate"], one["steps"]): _number(one["loss"]) for one in tried}
+    before = {rate: loss for (rate, steps), loss in losses.items() if not steps}
+    changes = {(rate, steps): received - before[rate] for rate, steps in losses if rate in before}
+    return {budget: loss + changes.get(budget, 0.0) for budget, loss in losses.items() if budget[1]}
 
 
 def _number(value: float) -> float:

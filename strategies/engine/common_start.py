@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -18,11 +19,12 @@ from flwr.serverapp import Grid
 from hyperlora.messages.inputs import InputsReply, InputsRequest, widest
 from models.adapters.adapter import Adapter
 from models.adapters.input_moments import common_start
-from models.adapters.rank_budget import Worth
+from models.adapters.rank_budget import NO_WORTH, Worth
 from models.personalization.class_statistics import bounded, discriminant, mean_by_class, pooled_covariance
 from models.personalization.head_generator import RIDGE, SCALES, believed
 from strategies.engine.preparation import Preparation
 from strategies.engine.records import RoundRecord
+from strategies.engine.requests import RequestMaker
 from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError
 from strategies.federation.transport import Exchange
@@ -34,6 +36,28 @@ COARSE = 2
 """Of the scales that many is one that is tried: each is an adapter to send to every client that tries."""
 ROWS_PER_RANK = 4
 """Rows of each covariance that a client sends for each rank of the adapter."""
+
+
+def start_from_data(fresh: Adapter, requests: RequestMaker, grid: Grid, record: RoundRecord) -> tuple[Adapter, Worth]:
+    """Return the start that the run's settings ask for, and what its components are worth under a budget of bytes.
+
+    Args:
+        fresh: the adapter that it is made of; returned itself where nothing is to be made of data.
+        requests: whose registrar and settings say who is asked, and what.
+        grid: sends the messages.
+        record: of round 1; has their seconds, bytes and failures afterwards.
+
+    Raises:
+        FederationError: nobody answered.
+    """
+    began, start, worth, settings = time.perf_counter(), fresh, NO_WORTH, requests.settings
+    if settings.start == "eva":
+        start, worth = start_from_inputs(start, requests.registrar, grid, record, timeout=settings.round_timeout)
+        record.add_seconds("inputs", time.perf_counter() - began)
+    if settings.head_start == "classes":
+        training = {name: card for name, card in requests.registrar.roster.reachable().items() if card.trains}
+        start = start_from_classes(start, Preparation(requests, training, grid, record), settings.seed)
+    return start, worth
 
 
 def start_from_inputs(

@@ -17,7 +17,7 @@ from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter
 from models.adapters.rank_budget import NO_WORTH, Worth, in_proportion
 from strategies.engine.checkpoint import Checkpoint, capture, restore
-from strategies.engine.common_start import start_from_classes, start_from_inputs
+from strategies.engine.common_start import start_from_data
 from strategies.engine.drift import note_returned, take_over
 from strategies.engine.evaluation import Evaluation, means_of
 from strategies.engine.history import History, sample_cohort
@@ -123,7 +123,10 @@ class LoraStrategy(Strategy):
         """Draw the cohort and make for each of its clients a message with a start of its own."""
         self._begin(server_round, grid)
         if server_round == 1:
-            self._start_from_data(grid)
+            start, self._explained = start_from_data(self._fresh, self._requests, grid, self.record)
+            if start is not self._fresh:
+                self.state = self.method.init(start)
+                self._register()
         changed = self.roster.take_changed()
         for name in changed:
             self.history.note_signature(name)  # it was released again
@@ -186,20 +189,6 @@ class LoraStrategy(Strategy):
         self._evaluation = self._scoring.exchange(self.state, self._scoring.cards)
         self._sent_at = time.perf_counter()
         return self._evaluation.messages()
-
-    def _start_from_data(self, grid: Grid) -> None:
-        """Begin with what clients' inputs and classes make of the fresh adapter, where that is set."""
-        began, start, timeout = time.perf_counter(), self._fresh, self.settings.round_timeout
-        if self.settings.start == "eva":
-            start, self._explained = start_from_inputs(start, self.registrar, grid, self.record, timeout=timeout)
-            self.record.add_seconds("inputs", time.perf_counter() - began)
-        if self.settings.head_start == "classes":
-            training = {name: card for name, card in self.roster.reachable().items() if card.trains}
-            preparation = Preparation(self._requests, training, grid, self.record)
-            start = start_from_classes(start, preparation, self.settings.seed)
-        if start is not self._fresh:
-            self.state = self.method.init(start)
-            self._register()
 
     def _prepared(self, grid: Grid, *, last: bool) -> Evaluation:
         """Have clients describe their classes and score candidates, and return the evaluation that follows."""

@@ -14,6 +14,7 @@ from client_app.app import app as client_app
 from hyperlora.config.schema import RunConfig
 from server_app.run import run
 from tests.browser import open_browser
+from tests.sums_runs import Recording, made
 
 SHORT = {
     "federation.rounds": 3,
@@ -32,6 +33,12 @@ def make_short_run(directory: Path, **overrides: bool | float | str) -> Path:
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run; not to be written to."""
     return make_short_run(tmp_path_factory.mktemp("short") / "run")
+
+
+@pytest.fixture(scope="session")
+def sums_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recording]:
+    """The directory of a finished run of sums, and the grid that it ran on; neither is to be changed."""
+    return made(tmp_path_factory.mktemp("sums") / "run")
 
 
 @pytest.fixture(scope="module")

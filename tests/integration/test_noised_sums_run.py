@@ -17,7 +17,7 @@ from hyperlora.cli.main import app as command_line
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.data.sample import write_sample
 from server_app.run import run
-from tests.integration.test_sums_run import CLIENTS, SUMS, Recording, made, records, without_times
+from tests.sums_runs import CLIENTS, SUMS, Recording, made, records, without_times
 
 BARELY = 1e4
 """An epsilon with so little noise that eight clients learn something."""

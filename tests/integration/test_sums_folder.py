@@ -28,7 +28,7 @@ from strategies.engine.checkpoint import CheckpointStore
 from strategies.methods.hyperlora.state import HyperLoraState
 from strategies.methods.registry import build_method
 from tests.disclosure import Secret, in_files, occurs, secrets_of
-from tests.integration.test_sums_run import SUMS, records, without_times
+from tests.sums_runs import SUMS, records, without_times
 
 CLIENTS = 4
 SMALL = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ from flwr.app import ConfigRecord, Context, Message
 from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
-from benchmarks.sums_only import Clients, one_factor, start_from_sums
+from benchmarks.sums_only import Clients, one_factor
 from client_app.app import app
 from client_app.runtime import open_runtime
 from client_app.sums import SummedClient
-from client_app.tasks import NothingKept, describe_classes, evaluate_adapter
+from client_app.tasks import NothingKept
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.data.digits import digits_public
-from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.questions import Question, layout, public_anchor
 from hyperlora.messages.statistics import StatisticsRequest
@@ -31,66 +30,12 @@ from models.adapters.adapter import subtract
 from models.backbones.backbone import Backbone
 from models.backbones.loading import build_backbone
 from models.lowrank.factors import norm
-from models.personalization.class_statistics import discriminant, mean_by_class, pooled_covariance
-from models.personalization.head_generator import RIDGE, SCALES, at_scale
 from models.sums.shared_factor import STEP
 from server_app.run import run
 from strategies.engine.checkpoint import CheckpointStore
 from strategies.engine.history import sample_cohort
 from strategies.methods.registry import build_method
-from tests.integration.conftest import SHORT
-
-SUMS = {
-    **SHORT,
-    "privacy.mode": "sums",
-    "privacy.least-clients": 3,
-    "data.clients-per-domain": 2,
-    "federation.rounds": 2,
-    "federation.evaluate-every": 2,
-    "federation.clients-per-round": 5,
-    "train.local-steps": 2,
-    "train.adapt-steps": 0,
-    "run.checkpoint-every": 1,
-}
-CLIENTS = 8
-Step = tuple[str, str]
-
-
-class Recording(LocalGrid):
-    """Keeps every reply."""
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.replies: list[Message] = []
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        replies = list(super().pull_messages(list(message_ids)))
-        self.replies += replies
-        return replies
-
-
-def breaking(broken: Step) -> Callable[[Message, Context], Message]:
-    """Return the app with a client that fails in a step of every sum."""
-
-    def answer(message: Message, context: Context) -> Message:
-        config = message.content["config"]
-        assert isinstance(config, ConfigRecord)
-        if (config.get("client_id"), config.get("step")) == broken:
-            raise RuntimeError("its power was cut")
-        return app(message, context)
-
-    return answer
-
-
-def made(directory: Path, broken: Step = ("", ""), **overrides: Any) -> tuple[Path, Recording]:
-    values = RunConfig.parse({**SUMS, "run.output-dir": str(directory), **overrides}).flat()
-    grid = Recording(breaking(broken), values, CLIENTS)
-    return run(grid, values), grid
-
-
-@pytest.fixture(scope="module")
-def sums_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recording]:
-    return made(tmp_path_factory.mktemp("sums") / "run")
+from tests.sums_runs import CLIENTS, SUMS, Recording, made, records, without_times
 
 
 def fresh_backbone() -> Backbone:
@@ -98,17 +43,6 @@ def fresh_backbone() -> Backbone:
     return build_backbone(
         name=model.name, weights="", image_size=model.image_size, num_classes=10, pretraining=digits_public
     )
-
-
-def records(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(directory: Path) -> list[dict[str, Any]]:
-    """Return the records without seconds, and without bytes: the length of sealed shares varies a little."""
-    return [
-        {name: value for name, value in one.items() if name not in ("seconds", "bytes")} for one in records(directory)
-    ]
 
 
 def test_the_server_is_handed_masked_vectors_and_keys_only(sums_run: tuple[Path, Recording]) -> None:
@@ -238,45 +172,6 @@ def test_the_anchor_moves_by_what_the_same_clients_make_of_one_factor(sums_run: 
     for kind, one in apart.low_rank.items():
         assert bool((norm(one) < 0.02 * norm(anchor.low_rank[kind])).all())
     torch.testing.assert_close(found.state.anchor.head, anchor.head, rtol=0, atol=2e-3)
-
-
-def test_the_published_mixture_is_that_of_least_loss_over_the_starts_that_clients_make(
-    sums_run: tuple[Path, Recording],
-) -> None:
-    config = RunConfig.parse(json.loads((sums_run[0] / "config.json").read_text()))
-    found = CheckpointStore(sums_run[0] / "checkpoints", keep=1).latest(build_method(config).state_classes)
-    assert found is not None
-    public, runtime = found.state.published, open_runtime(config)
-    names = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
-    clients = {name: SummedClient(runtime, SumRequest(name, 2, "", "masked"), NothingKept()) for name in names}
-    mixtures = [(0.0, 1.0), *(at_scale(0.5, 0.5, factor) for factor in SCALES)]
-    questions = [Question("losses", {**public, "mixture": torch.tensor(one)}) for one in mixtures]
-    told = [torch.cat([answer["anchor"], answer["own"]]) for answer in (c.told(questions[1]) for c in clients.values())]
-    least = int(torch.stack(told).sum(dim=0).argmin())
-    assert found.state.published["mixture"].tolist() == pytest.approx(mixtures[least])
-    for index in (0, 1, 5):
-        start = Start(clients[names[0]].own_start(questions[index]))
-        scored = EvaluateRequest(names[0], 2, [0], start, validation_only=True)
-        loss = evaluate_adapter(runtime, scored, NothingKept()).validation_loss[0]
-        assert float(told[0][index]) == pytest.approx(loss, abs=1e-4)
-
-
-def test_the_head_starts_as_the_discriminant_of_all_classes_and_is_told_as_a_sum(tmp_path: Path) -> None:
-    directory, grid = made(tmp_path / "run", **{"lora.head-start": "classes", "federation.rounds": 1})
-    config = RunConfig.parse(json.loads((directory / "config.json").read_text()))
-    sent = [SumRequest.decode(one.content) for one in grid.sent if one.metadata.message_type == "query.sum"]
-    start = next(one.question.anchor for one in sent if one.question and one.question.kind == "movement of B")
-    runtime = open_runtime(config.with_values({"privacy.mode": "open"}))
-    fresh = runtime.model.fresh_adapter(config.seed)
-    training = [name for name in runtime.federation.client_ids if runtime.client(name).trains]
-    requests = [StatisticsRequest(name, 1, 64, Start(fresh)) for name in training]
-    parts = [describe_classes(runtime, one, NothingKept()).statistics for one in requests]
-    whole = discriminant(mean_by_class(parts), pooled_covariance(parts, RIDGE).double())
-    factor = float((start.head * whole).sum() / whole.square().sum())
-    torch.testing.assert_close(start.head, factor * whole, rtol=0, atol=0.05 * float(factor * whole.abs().max()))
-    assert min(abs(factor / one - 1) for one in SCALES) < 0.05
-    in_the_open = start_from_sums(Clients.of(runtime)).head
-    torch.testing.assert_close(start.head, in_the_open, rtol=0, atol=0.01 * float(in_the_open.abs().max()))
 
 
 def asked(values: dict[str, Any], message: Message) -> Message:

@@ -26,7 +26,7 @@ from benchmarks.suite import (
 )
 from benchmarks.table import accuracy_table, paired_table, steps_table
 from benchmarks.tracks import domain_table, target_table
-from benchmarks.tuning import choose
+from benchmarks.tuning import choose, tried_of
 from hyperlora.config.schema import ConfigError, RunConfig
 
 SUITES = sorted(path.stem for path in (HERE / "suites").glob("*.toml"))
@@ -169,6 +169,15 @@ def test_rate_of_rounds_and_budget_of_use_are_chosen_apart(tmp_path: Path, monke
     assert load_jobs("pacs/feature", {}, [10], ["local"])[0].config.evaluation_steps == (0,)
 
 
+def test_what_a_budget_changes_for_some_clients_is_added_to_what_all_receive() -> None:
+    jobs = load_jobs("pacs-tune", {}, [], ["fedit"])
+    run = _validated(0.5)
+    run["adapting"] = [{"rate": 0.1, "steps": 0, "loss": 2.0}, {"rate": 0.1, "steps": 5, "loss": 1.75}]
+    trial = tried_of(jobs, {"pacs-tune": {"fedit @ 0.001": [run]}})["fedit"][0]
+    assert (trial.as_received, trial.adapted) == (1.5, {(0.1, 5): 1.25})
+    assert (trial.budget, trial.loss) == ((0.1, 5), 1.25)
+
+
 def test_the_main_table_gives_the_class_prior_to_every_row_and_hetloras_clients_several_ranks() -> None:
     jobs = load_jobs("pacs", {}, [10], [])
     assert {job.config.prior_strength for job in jobs} == {1.0}
@@ -209,21 +218,34 @@ def test_no_suite_reports_on_seeds_that_it_was_tuned_on(suite: str) -> None:
 def test_budgets_of_use_are_tried_on_what_a_run_ends_with_and_change_nothing_of_it(tmp_path: Path) -> None:
     values = {"federation.rounds": 1, "federation.evaluate-every": 1, "train.local-steps": 2}
     (plain,) = load_jobs("smoke", values, [0], ["fedsa-lora"])
-    tried = replace(plain, adapting=AdaptingGrid((0.001, 0.1), (2, 4)))
+    tried = replace(plain, adapting=AdaptingGrid((0.001, 0.1), (2, 4), clients=2))
     for name, job in (("plain", plain), ("tried", tried)):
         run_federation(job, tmp_path / f"{name}.json")
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "tried"))
     assert one["clients"] == two["clients"]
     budgets = [(entry["rate"], entry["steps"]) for entry in two["adapting"]]
     assert budgets == [
+        (0.001, 0),
         (0.001, 2),
         (0.001, 4),
+        (0.1, 0),
         (0.1, 2),
         (0.1, 4),
     ]
-    same = [entry["loss"] for entry in two["adapting"]]
-    assert same[0] != same[2]
+    losses = [entry["loss"] for entry in two["adapting"]]
+    assert losses[0] == losses[3]
+    assert losses[1] != losses[4]
     assert one["fingerprint"] == two["fingerprint"] == product_fingerprint()
+
+
+def test_clients_that_try_budgets_are_the_same_for_every_row_and_of_all_in_any_order() -> None:
+    grid, names = AdaptingGrid((0.1,), (2,), clients=3), [f"client-{index}" for index in range(10)]
+    drawn = grid.drawn(names, 0)
+    assert len(drawn) == 3
+    assert drawn == grid.drawn(reversed(names), 0)
+    assert any(grid.drawn(names, seed) != drawn for seed in range(1, 5))
+    assert AdaptingGrid((0.1,), (2,)).drawn(names, 0) == set(names)
+    assert AdaptingGrid((0.1,), (2,), clients=20).drawn(names, 0) == set(names)
 
 
 def test_the_fingerprint_is_that_of_what_the_code_does(tmp_path: Path) -> None:
