@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from benchmarks.grid import AdaptingGrid
 from client_app.runtime import ClientRuntime, open_runtime
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.batch import EvaluateBatch
+from hyperlora.messages.batch import EvaluateBatch, bundled, unbundled
 from hyperlora.messages.evaluate import START_TRACK
 
 App = Callable[[Message, Context], Message]
@@ -59,18 +59,17 @@ class AdaptingApp:
         return self.grid.drawn(seen_clients(runtime), self.config.seed)
 
     def _try(self, message: Message, context: Context) -> None:
-        asked = message.content.config_records[START]
-        before = {name: asked[name] for name in ("steps", "validation_only")}
-        asked["steps"], asked["validation_only"] = list(self.grid.scored), True
-        try:
-            for rate in self.grid.rates:
-                other = copy(context)
-                other.run_config = {**context.run_config, RATE: rate}
-                reply = self.app(message, other)
-                self.note(rate, reply.content.metric_records[SCORES]["validation_loss"])
-        finally:
-            for name, value in before.items():
-                asked[name] = value
+        """Ask for the start alone, without the adapters that a client scores beside it, on validation samples."""
+        alone = copy(message)
+        start = RecordDict(unbundled(message.content)[0])
+        asked = {**start.config_records["config"], "steps": list(self.grid.scored), "validation_only": True}
+        start["config"] = ConfigRecord(asked)
+        alone.content = RecordDict({**bundled([start]), "config": message.content["config"]})
+        for rate in self.grid.rates:
+            other = copy(context)
+            other.run_config = {**context.run_config, RATE: rate}
+            reply = self.app(alone, other)
+            self.note(rate, reply.content.metric_records[SCORES]["validation_loss"])
 
     def note(self, rate: float, losses: Any) -> None:
         """Take over the validation losses of one client after each number of steps."""
