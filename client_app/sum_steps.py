@@ -9,29 +9,38 @@ made, and goes into no further sum where that would exceed its epsilon, whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+import torch
 from flwr.app import ConfigRecord, Context
+from torch import Tensor
 
 from client_app.noised_sums import NoisedClient
 from client_app.peers import Peers
+from client_app.release_ledger import open_ledger
 from client_app.runtime import ClientRuntime
+from client_app.site import read_site
 from client_app.sums import SummedClient
 from client_app.tasks import Keeper
 from hyperlora.accounting import composed_epsilon
 from hyperlora.config.schema import RunConfig
+from hyperlora.data.federation import DataError
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.questions import Question, layout
 from hyperlora.messages.sums import SumReply, SumRequest
-from hyperlora.secure_sum.fixed_point import Vector
-from hyperlora.secure_sum.noised_vector import NoisedVector, needed
+from hyperlora.secure_sum.fixed_point import Part, Vector
+from hyperlora.secure_sum.noised_vector import NoisedVector, Unit, needed
 from hyperlora.secure_sum.participant import Participant
 from hyperlora.secure_sum.public_keys import PublicKeys, SecureSumError
 
 SPENT = "precision"
 """Name of the sum of 1/z^2 over a client's answers with noise of multiplier z."""
 ROUNDING = 1e-6
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,14 +110,15 @@ class SumSteps:
         client = kind(runtime, request, self.keeper)
         form = layout(question, client.sizes())
         if isinstance(form, NoisedVector):
-            self._spend(runtime, request.client_id, question)
+            self._spend(request.client_id, question)
             draw = runtime.noise("sum", request.client_id, request.name)
-            told = form.encode(client.told(question), draw, participants)
+            told = form.encode(answer_or_zeros(client, question, form.units), draw, participants)
         else:
-            told = form.encode(client.told(question))
-        return one.masked(request.sealed, told, question.digest(request.clients))
+            told = form.encode(answer_or_zeros(client, question, form.parts))
+        beside = request.server_round, runtime.model.backbone.fingerprint, self.config.digest()
+        return one.masked(request.sealed, told, question.digest(request.clients, *beside))
 
-    def _spend(self, runtime: ClientRuntime, client_id: str, question: Question) -> None:
+    def _spend(self, client_id: str, question: Question) -> None:
         """Count an answer before it is made; raises ProtocolError where it would cost more than the client has."""
         privacy, place = self.config.privacy, f"spent {client_id}"
         record = self.context.state.get(place)
@@ -121,8 +131,9 @@ class SumSteps:
                 f"the run promises this client an epsilon of {privacy.epsilon:g} (privacy.epsilon), and with this "
                 f"answer it would have spent {cost:.4g}: it tells nothing more"
             )
-        if runtime.ledger is not None:
-            runtime.ledger.reserve("sum", question.noise, runtime.run_id)
+        ledger = open_ledger(read_site(self.context.node_config))
+        if ledger is not None:
+            ledger.reserve("sum", question.noise, self.context.run_id)
         self.context.state[place] = ConfigRecord({SPENT: precision})
 
     def _kept(self, place: str, name: str) -> Participant:
@@ -142,3 +153,28 @@ class SumSteps:
                 f"{count} of {len(one.public)} clients answered, and {least} (privacy.least-share) is the least whose "
                 "noise together is enough"
             )
+
+
+def answer_or_zeros(
+    client: SummedClient, question: Question, parts: Mapping[str, Part] | Mapping[str, Unit]
+) -> dict[str, Tensor]:
+    """Return the client's answer, or zeros, which add nothing, where it cannot be computed or is not finite.
+
+    Whether it can depends on the client's data, and a server could choose what is public so that it tells of them: a
+    client that failed would be seen to fail.
+
+    Raises:
+        ProtocolError: the question is not a whole one, which does not depend on data.
+        DataError: the client has no data.
+    """
+    who = client.request.client_id, question.kind
+    try:
+        told = client.told(question)
+        if all(bool(torch.isfinite(one).all()) for one in told.values()):
+            return told
+        log.warning("client '%s' tells zeros in a sum of '%s': its answer is not finite", *who)
+    except (ProtocolError, DataError):
+        raise
+    except Exception:
+        log.exception("client '%s' tells zeros in a sum of '%s'", *who)
+    return {name: torch.zeros(part.shape) for name, part in parts.items()}

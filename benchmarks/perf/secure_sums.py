@@ -88,7 +88,7 @@ def _unmasking(clients: int, *, complete: bool = False) -> Callable[[], object]:
     for name in public:
         holders = server.graph.holders(name)
         shares = _shares(seed if name in server.added else private, server.graph.least(name), len(holders))
-        told = [one for holder, one in zip(holders, shares, strict=True) if holder in server.added]
+        told = {holder: one for holder, one in zip(holders, shares, strict=True) if holder in server.added}
         server.shares[name] = told
     return server.unmasked
 

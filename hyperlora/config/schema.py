@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
@@ -30,6 +32,7 @@ from hyperlora.config.section import (
 
 __all__ = ["PATH_KEYS", "ConfigError", "ConfigKey", "RunConfig", "Scalar", "config_keys"]
 
+OF_ONE_MACHINE = ("train.device", "train.embedding-cache-mb", "train.prefix-cache-mb")
 PATH_KEYS = ("data.path", "model.weights", "run.output-dir", "federation.allowed-clients", "run.signing-key")
 DEFAULT_METHOD = "hyperlora"
 MethodName = Annotated[str, Rule(lambda value: bool(find_method(value)), METHOD_NAMES)]
@@ -112,6 +115,11 @@ class RunConfig(Section):
     def public(self) -> dict[str, Scalar]:
         """Return :meth:`flat` without paths of a machine: what may stand in what is handed on."""
         return {name: value for name, value in self.flat().items() if name not in PATH_KEYS}
+
+    def digest(self) -> str:
+        """Return by what the settings that all parties of a run share are known again: all but those of one machine."""
+        shared = {name: value for name, value in self.public().items() if name not in OF_ONE_MACHINE}
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
     def _sections(self) -> Iterator[tuple[str, Section]]:
         yield "", self

@@ -207,7 +207,7 @@ class PrivacyConfig(Section):
         0.0, "noise on trained adapters, in units of their sensitivity to a client's data; 0 is none"
     )
     adapter_clip: PositiveFloat = key(1.0, "L2 norm that a client's movement is clipped to where there is noise")
-    delta: PositiveFloat = key(1e-5, "delta of the privacy that the accountant tells")
+    delta: Annotated[float, Field(gt=0, lt=1)] = key(1e-5, "delta of the privacy that the accountant tells")
     epsilon: NonNegativeFloat = key(
         0.0,
         "budget of a client: when it is spent, the client trains no more; 0 is none. In a run of sums their noise is "

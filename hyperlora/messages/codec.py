@@ -59,12 +59,12 @@ def decode_tensors(record: ArrayRecord, expected: Shapes) -> dict[str, Tensor]:
 def _decode_tensor(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
     if tuple(array.shape) != shape or array.dtype not in ("float32", "float16"):
         raise ProtocolError(f"array '{name}': expected float {shape}, got {array.dtype} {tuple(array.shape)}")
-    values = torch.from_numpy(_values(name, array).astype(np.float32))
+    values = torch.from_numpy(read_array(name, array).astype(np.float32))
     require_moderate({name: values})
     return values
 
 
-def _values(name: str, array: Array) -> np.typing.NDArray[Any]:
+def read_array(name: str, array: Array) -> np.typing.NDArray[Any]:
     """Return the finite numbers of an array, of the shape and dtype that it declares."""
     try:
         values = array.numpy()
@@ -96,7 +96,7 @@ def decode_packed(record: ArrayRecord, shapes: Shapes, wire: str = "float32") ->
         array = record[name]
         if tuple(array.shape) != shape or array.dtype != dtype:
             raise ProtocolError(f"array '{name}': expected {dtype} {shape}, got {array.dtype} {tuple(array.shape)}")
-        packed[name] = torch.from_numpy(_values(name, array).copy())
+        packed[name] = torch.from_numpy(read_array(name, array).copy())
     values = unpack(packed, wire, shapes)
     require_moderate(values)
     return values

@@ -72,9 +72,14 @@ class Question:
         if not 0.0 <= self.noise < MOST_NOISE or self.kind not in (NOISED_KINDS if self.noise else EXACT_KINDS):
             raise ProtocolError(f"a sum of '{self.kind}' cannot have noise of {self.noise}")
 
-    def digest(self, clients: int) -> bytes:
-        """Return by what the question, asked of so many clients, is known again at all of them."""
-        told = hashlib.sha256(json.dumps([self.kind, self.noise, clients]).encode())
+    def digest(self, clients: int, *beside: int | str) -> bytes:
+        """Return by what the question, asked of so many clients, is known again at all of them.
+
+        Args:
+            clients: that are asked.
+            beside: what else an answer depends on, alike for all: round, backbone, settings of the run.
+        """
+        told = hashlib.sha256(json.dumps([self.kind, self.noise, clients, *beside]).encode())
         for name, one in sorted(self.public.items()):
             told.update(json.dumps([name, list(one.shape)]).encode())
             told.update(one.detach().cpu().float().contiguous().numpy().tobytes())

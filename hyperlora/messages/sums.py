@@ -12,7 +12,15 @@ import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
-from hyperlora.messages.codec import ProtocolError, arrays_of, checked_config, config_record, encode_tensors, require
+from hyperlora.messages.codec import (
+    ProtocolError,
+    arrays_of,
+    checked_config,
+    config_record,
+    encode_tensors,
+    read_array,
+    require,
+)
 from hyperlora.messages.questions import Question
 from hyperlora.secure_sum.fixed_point import Vector
 from hyperlora.secure_sum.public_keys import PublicKeys
@@ -87,17 +95,23 @@ class SumRequest:
         clients = require(config, "clients", int)
         if not 0 <= clients <= 2**20:
             raise ProtocolError(f"a sum over {clients} clients cannot be asked for")
+        try:
+            public = {name: PublicKeys.from_hex(own) for name, own in body["public"].items()}
+            sealed, answered = (_all_bytes(body[key]) for key in ("sealed", "answered"))
+            dropped = tuple(map(str, body["dropped"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ProtocolError(f"the body of a step of a sum is not as it should be: {error}") from error
         return cls(
             require(config, "client_id", str),
             require(config, "server_round", int),
             require(config, "name", str),
             step,
-            {name: PublicKeys.from_hex(own) for name, own in body["public"].items()},
-            {name: _bytes(one) for name, one in body["sealed"].items()},
+            public,
+            sealed,
             clients,
             Question(kind, _tensors(arrays_of(content)), require(config, "noise", float)) if kind else None,
-            {name: _bytes(one) for name, one in body["answered"].items()},
-            tuple(body["dropped"]),
+            answered,
+            dropped,
         )
 
 
@@ -133,7 +147,7 @@ class SumReply:
         told = tuple(require(config, entry, str) for entry in ("client_id", "name", "step"))
         if told != (request.client_id, request.name, request.step):
             raise ProtocolError(f"expected an answer to step '{request.step}' of '{request.name}', got one to another")
-        texts = {name: _bytes(one) for name, one in _body(require(config, "body", str)).items()}
+        texts = _all_bytes(_body(require(config, "body", str)))
         if request.step == "keys" and texts.keys() != {one.name for one in fields(PublicKeys)}:
             raise ProtocolError("expected two public keys, one for signatures, the digest of a seed and a signature")
         return cls(*told, texts, _masked(content) if request.step == "masked" else None)
@@ -143,10 +157,7 @@ def _masked(content: RecordDict) -> Vector:
     record = arrays_of(content)
     if set(record) != {"masked"} or record["masked"].dtype != "uint32" or len(record["masked"].shape) != 1:
         raise ProtocolError("expected one masked vector of integers")
-    try:
-        return record["masked"].numpy().copy()
-    except ValueError as error:
-        raise ProtocolError("the masked vector cannot be read") from error
+    return read_array("masked", record["masked"]).copy()
 
 
 def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
@@ -155,9 +166,7 @@ def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
     for name, array in record.items():
         if array.dtype != "float32":
             raise ProtocolError(f"array '{name}': expected float32, got {array.dtype}")
-        tensors[name] = torch.from_numpy(array.numpy().copy())
-        if not bool(torch.isfinite(tensors[name]).all()):
-            raise ProtocolError(f"array '{name}' is not finite")
+        tensors[name] = torch.from_numpy(read_array(name, array).copy())
     return tensors
 
 
@@ -169,6 +178,10 @@ def _body(text: str) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise ProtocolError("the body of a step of a sum cannot be read")
     return told
+
+
+def _all_bytes(texts: Mapping[str, object]) -> dict[str, bytes]:
+    return {name: _bytes(one) for name, one in texts.items()}
 
 
 def _bytes(text: object) -> bytes:

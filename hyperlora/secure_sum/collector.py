@@ -19,11 +19,15 @@ import numpy as np
 from hyperlora.secure_sum import keys
 from hyperlora.secure_sum.fixed_point import Vector
 from hyperlora.secure_sum.graph import Graph
-from hyperlora.secure_sum.public_keys import PublicKeys, SecureSumError, masked_with, summed
+from hyperlora.secure_sum.public_keys import SIGNATURE_BYTES, PublicKeys, SecureSumError, masked_with, summed
 
-MOST_TRIALS = 200
+MOST_TRIALS = 2000
 """Choices of shares that are put together until one gives what they are said to be shares of."""
-SIGNATURE = keys.SIGNATURE_BYTES // 4
+LONGEST_SEALED = 1024
+"""Bytes of two sealed shares at most; they take some 400."""
+SHARE_NUMBER = 4
+"""Bytes in front of a share that say whose it is."""
+SIGNATURE = SIGNATURE_BYTES // 4
 """Entries after a masked vector that are its sender's signature."""
 
 
@@ -51,7 +55,8 @@ class Collector:
         total: sum of the masked vectors.
         added: who is in it, with their signatures under who sent shares.
         agreed: who signed who is in the sum, with their signatures.
-        shares: by participant the shares of its seed or of its key.
+        shares: by participant the shares of its seed or of its key, by who told them.
+        liars: who told a wrong share; nothing of them is believed.
         asked: digest of the question that the vectors answer.
     """
 
@@ -61,7 +66,8 @@ class Collector:
     total: Vector = field(default_factory=lambda: np.zeros(0, np.uint32))
     added: dict[str, bytes] = field(default_factory=dict)
     agreed: dict[str, bytes] = field(default_factory=dict)
-    shares: dict[str, list[bytes]] = field(default_factory=dict)
+    shares: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    liars: set[str] = field(default_factory=set)
     asked: bytes = b""
     _used: set[bytes] = field(default_factory=set)
 
@@ -84,12 +90,21 @@ class Collector:
         """Who is whose neighbour, once all keys are there."""
         return Graph.of(self.public)
 
+    @cached_property
+    def _numbers(self) -> dict[str, dict[str, int]]:
+        """By participant and holder the number of the share."""
+        return {owner: {by: n for n, by in enumerate(self.graph.holders(owner), start=1)} for owner in self.public}
+
     def take_shares(self, sealed: Mapping[str, Mapping[str, bytes]]) -> None:
         """Take what the participants that answered step 2 sealed for their neighbours."""
         self.total = np.zeros(self.length, np.uint32)
         neighbours = self.graph.neighbours
         self.sealed = {
-            to: {by: sealed[by][to] for by in sorted(neighbours[to] & sealed.keys()) if to in sealed[by]}
+            to: {
+                by: sealed[by][to]
+                for by in sorted(neighbours[to] & sealed.keys())
+                if len(sealed[by].get(to, b"")) in range(1, LONGEST_SEALED + 1)
+            }
             for to in sorted(sealed)
         }
 
@@ -136,10 +151,12 @@ class Collector:
         """By who is in the sum its signature under that, empty where it did not sign."""
         return {name: self.agreed.get(name, b"") for name in self.added}
 
-    def take_unmasking(self, shares: Mapping[str, bytes]) -> None:
-        """Take the shares that one participant tells in step 5."""
+    def take_unmasking(self, name: str, shares: Mapping[str, bytes]) -> None:
+        """Take the shares that a participant tells in step 5: its own of each of those that gave it one."""
         for owner in self.sealed.keys() & shares.keys():
-            self.shares.setdefault(owner, []).append(shares[owner])
+            number = self._numbers[owner].get(name, 0)
+            if number and shares[owner][:SHARE_NUMBER] in (b"", number.to_bytes(SHARE_NUMBER, "big")):
+                self.shares.setdefault(owner, {})[name] = shares[owner]
 
     def unmasked(self) -> Vector:
         """Return the sum of the vectors of those in ``added``, modulo 2^32.
@@ -160,25 +177,37 @@ class Collector:
         """Return what the masks with a participant that dropped out add to the sum."""
         left = np.zeros(self.length, np.uint32)
         for other in sorted(self.graph.neighbours[name] & self.added.keys()):
-            pair = keys.mask(self.graph.mask_seed(private, self.public[other]), self.length)
+            pair = keys.mask(self.graph.mask_seed(private, name, other, self.public[other]), self.length)
             left = left + pair if other < name else left - pair
         return left
 
     def _secret(self, name: str, published: Callable[[bytes], bytes], known: bytes) -> bytes:
         """Return that of ``name`` whose ``published`` form is ``known``; wrong shares of it are left out."""
-        every, least = self.shares.get(name, []), self.graph.least(name)
-        told = [share for share in every if share]
-        for some in _choices(told, least):
+        every, least = self.shares.get(name, {}), self.graph.least(name)
+        told = {by: share for by, share in every.items() if share and by not in self.liars}
+        for tries, some in enumerate(_choices(sorted(told), least)):
             with suppress(ValueError):
-                if published(found := keys.join_secret(some)) == known:
+                if published(found := keys.join_secret([told[by] for by in some])) == known:
+                    if tries:
+                        self._find_liars(told, some, found)
                     return found
         reason = f"{len(told)} shares of what hides '{name}' do not give it, {least} right ones do"
-        raise UnmaskableError(name, reason, at_fault=len(every) >= least)
+        fault = len(every) >= least and comb(len(told), least) <= MOST_TRIALS
+        raise UnmaskableError(name, reason, at_fault=fault)
+
+    def _find_liars(self, told: Mapping[str, bytes], right: Sequence[str], secret: bytes) -> None:
+        """Note who told a share that does not give the secret together with all but one of the right ones."""
+        rest = [told[by] for by in right[1:]]
+        for by in told.keys() - set(right):
+            with suppress(ValueError):
+                if keys.join_secret([told[by], *rest]) == secret:
+                    continue
+            self.liars.add(by)
 
 
-def _choices(shares: Sequence[bytes], count: int) -> Iterator[Sequence[bytes]]:
-    """Yield choices of ``count`` shares: all, or so many by chance that a few wrong ones are missed."""
-    if comb(len(shares), count) <= MOST_TRIALS:
-        yield from combinations(shares, count)
+def _choices(tellers: Sequence[str], count: int) -> Iterator[Sequence[str]]:
+    """Yield choices of ``count`` tellers: all, or so many by chance that a few who lie are missed."""
+    if comb(len(tellers), count) <= MOST_TRIALS:
+        yield from combinations(tellers, count)
     else:
-        yield from (SystemRandom().sample(shares, count) for _ in range(MOST_TRIALS))
+        yield from (SystemRandom().sample(tellers, count) for _ in range(MOST_TRIALS))

@@ -9,6 +9,7 @@ chance; a server that chooses who drops out cuts such a ring by leaving out some
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,13 +50,26 @@ class Graph:
         """Return how many of :meth:`holders` give what hides a participant."""
         return least_answers(len(self.neighbours[name]) + 1)
 
-    def mask_seed(self, private: bytes, other: PublicKeys) -> bytes:
-        """Return the seed of the mask between the owner of ``private`` and another, in this sum and in no other."""
-        return keys.agreed_key(private, other.masks, f"mask {self.digest.hex()}")
+    def mask_seed(self, private: bytes, name: str, other: str, public: PublicKeys) -> bytes:
+        """Return the seed of the mask between two participants, in this sum and in no other.
 
-    def seal_key(self, private: bytes, other: PublicKeys) -> bytes:
+        Their names are in it: a key can be written in several ways, so that one who takes another's key as its own,
+        differently written, would else have the same masks with everybody, and cancel them.
+
+        Args:
+            private: private key for masks of ``name``.
+            name: the one.
+            other: the other.
+            public: keys of the other.
+        """
+        return keys.agreed_key(private, public.masks, self._purpose("mask", name, other))
+
+    def seal_key(self, private: bytes, name: str, other: str, public: PublicKeys) -> bytes:
         """Return the key of what the two seal for each other, who cannot open it where they are told of other sums."""
-        return keys.agreed_key(private, other.seals, f"seal {self.digest.hex()}")
+        return keys.agreed_key(private, public.seals, self._purpose("seal", name, other))
+
+    def _purpose(self, kind: str, name: str, other: str) -> str:
+        return json.dumps([kind, self.digest.hex(), *sorted((name, other))])
 
     def flaw(self, answered: Collection[str], dropped: Collection[str]) -> str:
         """Return why no sum of who answered may be unmasked, in one sentence; empty where it may.

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hyperlora.secure_sum.fixed_point import Vector
 from hyperlora.secure_sum.interpolation import values_at_zero
 
-SEED_BYTES, HALF, SIGNATURE_BYTES = 32, 16, 64
+SEED_BYTES, HALF = 32, 16
 
 
 def key_pair() -> tuple[bytes, bytes]:

@@ -75,8 +75,7 @@ class Participant:
         mine = dict(zip(holders, zip(of_seed, of_key, strict=True), strict=True))
         self.shares = {self.name: mine.pop(self.name)}
         return {
-            other: keys.seal(graph.seal_key(self.private[1], self.public[other]), _packed(self.name, *pair))
-            for other, pair in mine.items()
+            other: keys.seal(self._seal_key(graph, other), _packed(self.name, *pair)) for other, pair in mine.items()
         }
 
     def _checked(self, public: Mapping[str, PublicKeys]) -> None:
@@ -115,7 +114,7 @@ class Participant:
         total = vector + keys.mask(self.seed, len(vector))
         for other in self.shares:
             if other != self.name:
-                pair = keys.mask(graph.mask_seed(self.private[0], self.public[other]), len(vector))
+                pair = keys.mask(graph.mask_seed(self.private[0], self.name, other, self.public[other]), len(vector))
                 total = total + pair if self.name < other else total - pair
         signature = keys.sign(self.private[2], masked_with(graph.digest, self.shared, asked))
         return np.concatenate([total, np.frombuffer(signature, "<u4").astype(np.uint32)])
@@ -128,9 +127,12 @@ class Participant:
         elif text:
             raise SecureSumError(f"'{other}' is said to have sealed shares for this client, and is no neighbour of it")
 
+    def _seal_key(self, graph: Graph, other: str) -> bytes:
+        return graph.seal_key(self.private[1], self.name, other, self.public[other])
+
     def _opened(self, graph: Graph, other: str, text: bytes) -> tuple[bytes, bytes]:
         try:
-            return _unpacked(other, keys.unseal(graph.seal_key(self.private[1], self.public[other]), text))
+            return _unpacked(other, keys.unseal(self._seal_key(graph, other), text))
         except (InvalidToken, ValueError, KeyError, TypeError):
             return b"", b""
 

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
+KEY_BYTES, SIGNATURE_BYTES, MOST_VOUCHED = 32, 64, 256
+
 
 class SecureSumError(ValueError):
     """What a party will not do, in one sentence."""
@@ -27,6 +29,13 @@ class PublicKeys:
     signs: bytes
     seed: bytes
     vouched: bytes = b""
+
+    def __post_init__(self) -> None:
+        """Check the lengths, since every participant gets the keys of all; raises SecureSumError."""
+        if any(len(one) != KEY_BYTES for one in (self.masks, self.seals, self.signs, self.seed)):
+            raise SecureSumError(f"a public key, or the digest of a seed, is not of {KEY_BYTES} bytes")
+        if len(self.vouched) > MOST_VOUCHED:
+            raise SecureSumError(f"a site's signature has more than {MOST_VOUCHED} bytes")
 
     def as_hex(self) -> dict[str, str]:
         """Return them in hexadecimal digits, by name."""

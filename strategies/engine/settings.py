@@ -34,6 +34,7 @@ class RoundSettings:
         min_replies: usable replies without which a round changes nothing.
         replies_per_round: replies after which a round goes on; 0 waits for all.
         privacy: noise, clipping and budget of the clients.
+        digest: of the run's settings, as clients have it.
     """
 
     clients_per_round: int
@@ -55,6 +56,7 @@ class RoundSettings:
     evaluate_clients: int = 0
     replies_per_round: int = 0
     domain_rounds: int = 0
+    digest: str = ""
 
     @classmethod
     def of(cls, config: RunConfig, *, min_clients: int) -> RoundSettings:
@@ -80,4 +82,5 @@ class RoundSettings:
             replies_per_round=federation.replies_per_round,
             tells_sensitivity=config.lora.importance == "sensitivity",
             domain_rounds=federation.domain_rounds,
+            digest=config.digest(),
         )

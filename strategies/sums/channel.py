@@ -44,6 +44,7 @@ class SumChannel:
         sizes: what the layout of answers follows from.
         timeout: seconds for each of the five exchanges.
         least: fewest clients of a sum.
+        agreed: digest of the run's settings, which clients sign beside what they were asked.
         distrusted: clients whose shares did not give what hides their parts.
     """
 
@@ -51,6 +52,7 @@ class SumChannel:
     sizes: Sizes
     timeout: float
     least: int
+    agreed: str
     distrusted: set[str] = field(default_factory=set)
     _asked: int = 0
 
@@ -75,6 +77,8 @@ class SumChannel:
                     break
                 self.distrusted.add(error.name)
                 record.note_failures("sum", {error.name: f"{error}; it is asked for no further sum"})
+                if question.noised:
+                    break  # clients have counted the answer, and the noise was planned for one
         return None
 
     def _tried(self, grid: Grid, names: Sequence[str], question: Question, record: RoundRecord) -> Summed:
@@ -82,7 +86,8 @@ class SumChannel:
         _require(len(names), self.least)
         form = layout(question, replace(self.sizes, clients=len(names)))
         steps = _Steps(self, grid, record, f"{record.server_round}.{self._asked}.{question.kind}")
-        return _summed(steps, names, question, Collector(form.length, asked=question.digest(len(names))), form.decode)
+        asked = question.digest(len(names), record.server_round, self.registrar.fingerprint, self.agreed)
+        return _summed(steps, names, question, Collector(form.length, asked=asked), form.decode)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def _summed(
     _require(len(collector.agreed), least)
     last = replace(agree, step="unmask", answered=collector.signatures)
     asked = [replace(last, client_id=name) for name in sorted(collector.agreed)]
-    steps.send(asked, lambda name, reply: collector.take_unmasking(reply.texts))
+    steps.send(asked, lambda name, reply: collector.take_unmasking(name, reply.texts))
     return Summed(read(collector.unmasked()), sorted(collector.added))
 
 

@@ -14,6 +14,9 @@ from models.sums.clusters import Clusters
 from strategies.engine.records import RoundRecord
 from strategies.sums.channel import SumChannel
 
+HALF = 0.5
+"""Of a client: what rounding may add to a number of clients is far less."""
+
 
 class NoSumError(RuntimeError):
     """A sum that clusters need was not to be had."""
@@ -39,7 +42,7 @@ class ClientVectors:
 
     def moments(self) -> Tensor:
         """Return the sum of moments (2 k + 1,)."""
-        told = self._ask("moments", {})
+        told = self._ask("moments", {}, "count")
         return torch.cat([told["count"], told["sum"], told["squares"]])
 
     def spread(self, clusters: Clusters, directions: Tensor) -> Tensor:
@@ -48,11 +51,19 @@ class ClientVectors:
 
     def members(self, clusters: Clusters) -> Tensor:
         """Return the sum of memberships (K, 1 + k)."""
-        told = self._ask("members", public_clusters(clusters))
+        told = self._ask("members", public_clusters(clusters), "counts")
         return torch.cat([told["counts"], told["sums"]], dim=1)
 
-    def _ask(self, kind: str, public: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _ask(self, kind: str, public: Mapping[str, Tensor], counts: str = "") -> dict[str, Tensor]:
+        """Return the sums; ``counts`` names the one that counts clients, which a client that lies may have changed."""
         told = self.channel.ask(self.grid, self.names, Question(kind, public), self.record)
         if told is None:
             raise NoSumError(kind)
+        if counts and not self._possible(told.sums[counts], len(told.clients)):
+            self.record.failures[f"sum {kind}"] = "it counts clients that are not in it: one of them does not tell 1"
+            raise NoSumError(kind)
         return {name: one.float() for name, one in told.sums.items()}
+
+    def _possible(self, counts: Tensor, clients: int) -> bool:
+        """Tell whether numbers of clients can be those of so many; who had no finite answer counts for none."""
+        return bool((counts > -HALF).all()) and HALF < float(counts.sum()) < clients + HALF

@@ -92,7 +92,7 @@ class SumsStrategy(LoraStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Refuse: a sum takes four exchanges, which Flower's own loop does not make.
+        """Refuse: a sum takes five exchanges, which Flower's own loop does not make.
 
         Raises:
             FederationError: always.
@@ -100,7 +100,7 @@ class SumsStrategy(LoraStrategy):
         raise FederationError("a run of sums is driven by its own loop (start), and not by Flower's")
 
     def _make_round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
-        """Make a round: two sums over its cohort."""
+        """Make a round: one sum over its cohort."""
         self._begin(server_round, grid)
         record, began = self.record, time.perf_counter()
         names = [name for name, card in self.roster.reachable().items() if card.trains]
@@ -146,7 +146,7 @@ class SumsStrategy(LoraStrategy):
 
     @functools.cached_property
     def _channel(self) -> SumChannel:
-        return SumChannel(self.registrar, self._sizes, self.settings.round_timeout, self.least)
+        return SumChannel(self.registrar, self._sizes, self.settings.round_timeout, self.least, self.settings.digest)
 
     def _asked(self, kind: str, public: Mapping[str, Tensor]) -> Question:
         """Return a question of one kind."""
@@ -157,9 +157,17 @@ class SumsStrategy(LoraStrategy):
         side = "B" if self.record.server_round % 2 else "A"
         start = framed(self.state.anchor, self._fresh, side)
         told = channel.ask(grid, cohort, self._asked(MOVEMENTS[side], public_anchor(start)), self.record)
-        if told is None:
+        if told is None or not self._counts(told):
             return None
         return moved(start, self._mean(told), side, STEP), len(told.clients)
+
+    def _counts(self, told: Summed) -> bool:
+        """Tell whether a sum of movements has an average; the log says where it has none."""
+        weight = told.sums.get("weight")
+        if weight is None or float(weight) > 0.0:
+            return True
+        log.warning("round %d changes nothing: its clients count for nothing together", self.record.server_round)
+        return False
 
     def _mean(self, told: Summed) -> dict[str, Tensor]:
         """Return the average of movements, by the clients' samples."""
@@ -178,7 +186,12 @@ class SumsStrategy(LoraStrategy):
         names = {
             flag: [n for n, card in self.roster.reachable().items() if card.trains == flag] for flag in (True, False)
         }
-        question = self._prepare_scores(grid, names[True])
+        try:
+            question = self._prepare_scores(grid, names[True])
+        except (ValueError, RuntimeError) as error:  # a client that lies has a say in every sum
+            self.record.failures["round"] = f"the sums of the evaluation cannot be those of honest clients: {error}"
+            log.warning("round %d: %s", self.record.server_round, self.record.failures["round"])
+            return None
         if question is None:
             return None
         self.scores = []

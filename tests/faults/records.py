@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import RecordDict
 
@@ -17,9 +18,12 @@ from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import LocalPlan, Start, core_shapes
+from hyperlora.messages.questions import Question
 from hyperlora.messages.signature import SignatureReply, SignatureRequest
 from hyperlora.messages.statistics import StatisticsReply, StatisticsRequest
+from hyperlora.messages.sums import SumReply, SumRequest
 from hyperlora.messages.train import TrainReply, TrainRequest
+from hyperlora.secure_sum.participant import Participant
 from models.adapters.adapter import Adapter
 from models.adapters.weight_gradient import gradient_shapes
 from strategies.federation.client_list import ClientList, ClientListError
@@ -68,10 +72,24 @@ def decoders() -> list[Decoder]:
             cards.encode,
             lambda content: SignatureReply.decode(content, signature_size=SIGNATURE_SIZE, num_classes=CLASSES),
         ),
+        *_sum_decoders(),
         Decoder("EvaluateRequest", asked.encode, lambda content: EvaluateBatch.decode(content, FRESH)),
         Decoder("EvaluateReplies", scored.encode, lambda content: EvaluateReplies.decode(content, asked)),
         *(one for kind, request in train_requests().items() for one in _train_decoders(kind, request)),
     ]
+
+
+def _sum_decoders() -> Iterator[Decoder]:
+    own = Participant("a", 3).keys()
+    question = Question("moments", {"anchor head": torch.ones(2, 3)})
+    asked = SumRequest("a", 3, "one", "masked", {"a": own}, {"b": b"sealed"}, 5, question, {"b": b"signed"}, ("c",))
+    keys, masked = SumRequest("a", 3, "one", "keys"), SumRequest("a", 3, "one", "masked", clients=5)
+    vector = SumReply("a", "one", "masked", masked=np.arange(7, dtype=np.uint32))
+    yield Decoder("SumRequest", asked.encode, SumRequest.decode)
+    yield Decoder(
+        "SumReply, keys", SumReply("a", "one", "keys", asdict(own)).encode, lambda c: SumReply.decode(c, keys)
+    )
+    yield Decoder("SumReply, masked", vector.encode, lambda content: SumReply.decode(content, masked))
 
 
 def _naming_a_backbone() -> RecordDict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,16 @@ import torch
 
 from benchmarks.sums_only import Clients, start_from_sums
 from client_app.runtime import open_runtime
+from client_app.sum_steps import answer_or_zeros
 from client_app.sums import SummedClient
 from client_app.tasks import NothingKept, describe_classes, evaluate_adapter
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.evaluate import EvaluateRequest
 from hyperlora.messages.plan import Start
-from hyperlora.messages.questions import Question
+from hyperlora.messages.questions import Question, layout, public_anchor
 from hyperlora.messages.statistics import StatisticsRequest
 from hyperlora.messages.sums import SumRequest
+from hyperlora.secure_sum.fixed_point import FixedPoint
 from models.personalization.class_statistics import discriminant, mean_by_class, pooled_covariance
 from models.personalization.head_generator import RIDGE, SCALES, at_scale
 from strategies.engine.checkpoint import CheckpointStore
@@ -62,3 +65,18 @@ def test_the_head_starts_as_the_discriminant_of_all_classes_and_is_told_as_a_sum
     assert min(abs(factor / one - 1) for one in SCALES) < 0.05
     in_the_open = start_from_sums(Clients.of(runtime)).head
     torch.testing.assert_close(start.head, in_the_open, rtol=0, atol=0.01 * float(in_the_open.abs().max()))
+
+
+def test_a_public_head_that_makes_losses_overflow_for_some_does_not_show_for_whom(
+    sums_run: tuple[Path, Recording],
+) -> None:
+    config = RunConfig.parse(json.loads((sums_run[0] / "config.json").read_text()))
+    runtime = open_runtime(config)
+    anchor = runtime.model.fresh_adapter(config.seed)
+    question = Question("head losses", public_anchor(replace(anchor, head=torch.full_like(anchor.head, 1e38))))
+    name = runtime.federation.client_ids[0]
+    client = SummedClient(runtime, SumRequest(name, 1, "", "masked", clients=5), NothingKept())
+    assert not client.told(question)["losses"].isfinite().all()
+    form = layout(question, client.sizes())
+    assert isinstance(form, FixedPoint)
+    assert not form.encode(answer_or_zeros(client, question, form.parts)).any()

@@ -17,6 +17,7 @@ from benchmarks.local_grid import LocalGrid
 from benchmarks.sums_only import Clients, one_factor
 from client_app.app import app
 from client_app.runtime import open_runtime
+from client_app.site import clients_of
 from client_app.sums import SummedClient
 from client_app.tasks import NothingKept
 from hyperlora.config.schema import ConfigError, RunConfig
@@ -152,6 +153,18 @@ def test_a_client_that_seals_nonsense_costs_its_own_part(tmp_path: Path) -> None
     assert record["training"]["clients"] == 4
     assert f"what hides '{liar}'" in record["failures"][f"sum {liar}"]
     assert record["evaluation"]["seen"]["zero_step"]["mean"] > 0.3
+
+
+def test_a_client_that_was_given_other_settings_is_in_no_sum(tmp_path: Path) -> None:
+    values = RunConfig.parse({**SUMS, "federation.rounds": 1, "run.output-dir": str(tmp_path / "run")}).flat()
+    grid, odd = LocalGrid(app, values, CLIENTS), first_of_the_cohort()
+    for context in grid._contexts.values():
+        names = clients_of(context.node_config, open_runtime(RunConfig.parse(SUMS)).federation.client_ids)
+        if names == [odd]:
+            context.run_config = {**values, "train.local-steps": 0}
+    record = records(run(grid, values))[0]
+    assert record["training"]["clients"] == 4
+    assert "what it answers" in record["failures"][f"sum {odd}"]
 
 
 def first_of_the_cohort() -> str:

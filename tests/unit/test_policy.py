@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,21 @@ def test_a_site_of_sums_takes_part_in_runs_of_sums_over_as_many_clients_as_it_wa
     assert policy.objection(kind, RunConfig.parse(SUMS | {"privacy.least-clients": 5}), 0.0) is None
     fewer = policy.objection(kind, RunConfig.parse(SUMS | {"privacy.least-clients": 4}), 0.0)
     assert fewer == "its sums are over 5 clients at least, and privacy.least-clients is less"
+
+
+def test_the_policies_of_the_page_answer_the_runs_that_they_are_for_and_no_others(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    blocks = [one for one in re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL) if one.startswith("answers")]
+    policies = []
+    for index, text in enumerate(blocks):
+        path = tmp_path / f"{index}.toml"
+        path.write_text(text)
+        policies.append(read_policy(Site(client_id="clean-0", policy=str(path))))
+    noised, sums = policies
+    runs = RunConfig.parse(NOISED), RunConfig.parse({"privacy.mode": "sums", "privacy.least-clients": 10})
+    for kind in ("signature", "train", "evaluate"):
+        assert noised.objection(kind, runs[0], noised.maximum_epsilon) is None
+        assert noised.objection(kind, RunConfig(), noised.maximum_epsilon)
+    for kind in ("signature", "sum"):
+        assert sums.objection(kind, runs[1], sums.maximum_epsilon) is None
+        assert sums.objection(kind, runs[0], sums.maximum_epsilon)

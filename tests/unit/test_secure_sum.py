@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from hyperlora.secure_sum import keys
 from hyperlora.secure_sum.collector import Collector, UnmaskableError
 from hyperlora.secure_sum.fixed_point import FixedPoint, Part, Vector
-from hyperlora.secure_sum.participant import Participant, PublicKeys, SecureSumError
+from hyperlora.secure_sum.graph import Graph
+from hyperlora.secure_sum.participant import Participant, SecureSumError
 
 LAYOUT = FixedPoint({"counts": Part((3,), 100.0), "sums": Part((3, 2), 10.0)}, clients=8)
 NAMES = ["anna", "ben", "cleo", "dora", "emil"]
@@ -69,7 +71,7 @@ def unmask(
         server.take_agreement(name, clients[name].agreement(server.added, server.dropped)[name])
     clients = {name: kept(one) for name, one in clients.items()}
     for name in sorted(server.agreed.keys() - set(no_unmasking)):
-        server.take_unmasking(clients[name].unmasking(server.signatures, server.dropped))
+        server.take_unmasking(name, clients[name].unmasking(server.signatures, server.dropped))
 
 
 def plain(names: Collection[str]) -> Vector:
@@ -155,7 +157,7 @@ def test_no_client_is_asked_twice() -> None:
 
 def test_no_client_takes_part_in_a_sum_over_too_few() -> None:
     anna = Participant("anna", least=5)
-    public = {name: PublicKeys(*map(str.encode, (name, name + "-", name + "+", ""))) for name in NAMES[1:4]}
+    public = {name: Participant(name, least=5).keys() for name in NAMES[1:4]}
     public["anna"] = anna.keys()
     with pytest.raises(SecureSumError, match="a sum over 4 clients tells too much of each: 5 is the least"):
         anna.sealed_shares(public)
@@ -199,15 +201,24 @@ def test_a_client_that_tells_wrong_shares_of_others_changes_nothing() -> None:
         server.take_agreement(name, clients[name].agreement(server.added, ["emil"])[name])
     for name in NAMES[:4]:
         shares = clients[name].unmasking(server.signatures, ["emil"])
-        server.take_unmasking({to: bytes(len(one)) for to, one in shares.items()} if name == "anna" else shares)
+        server.take_unmasking(name, {to: bytes(len(one)) for to, one in shares.items()} if name == "anna" else shares)
     np.testing.assert_array_equal(server.unmasked(), plain(NAMES[:4]))
 
 
-@pytest.mark.parametrize("key", [b"", bytes(32), b"short"])
-def test_a_public_key_that_is_none_costs_its_own_client(key: bytes) -> None:
+@pytest.mark.parametrize("key", [b"", b"short", bytes(33)])
+def test_keys_of_another_length_are_none(key: bytes) -> None:
+    good = Participant("anna", 3).keys()
+    for name in ("masks", "seals", "signs", "seed"):
+        with pytest.raises(SecureSumError, match="is not of 32 bytes"):
+            replace(good, **{name: key})
+    with pytest.raises(SecureSumError, match="more than 256 bytes"):
+        replace(good, vouched=bytes(257))
+
+
+def test_a_public_key_that_is_none_costs_its_own_client() -> None:
     server, good = Collector(1), Participant("anna", 3).keys()
     with pytest.raises(SecureSumError, match="has a public key that is none"):
-        server.take_keys("ben", PublicKeys(key, good.seals, good.signs, good.seed))
+        server.take_keys("ben", replace(good, masks=bytes(32)))
     server.take_keys("anna", good)
     with pytest.raises(SecureSumError, match="used already"):
         server.take_keys("ben", good)
@@ -258,3 +269,59 @@ def test_no_sum_of_as_many_clients_overflows() -> None:
 def test_what_does_not_fit_is_refused(tensors: dict[str, torch.Tensor], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         FixedPoint({"x": Part((1,), 1.0)}, 5).encode(tensors)
+
+
+def test_one_who_writes_anothers_key_differently_has_other_masks_with_everybody() -> None:
+    anna, ben = Participant("anna", 3), Participant("ben", 3)
+    public = {"anna": anna.keys(), "ben": ben.keys()}
+    same = bytes([*public["ben"].masks[:31], public["ben"].masks[31] ^ 0x80])  # X25519 passes the highest bit over
+    assert keys.agreed_key(anna.private[0], same, "one") == keys.agreed_key(anna.private[0], public["ben"].masks, "one")
+    public["mallory"] = replace(Participant("mallory", 3).keys(), masks=same)
+    graph = Graph.of(public)
+    seeds = {graph.mask_seed(anna.private[0], "anna", other, public[other]) for other in ("ben", "mallory")}
+    assert len(seeds) == 2
+
+
+@pytest.mark.parametrize("liars", [1, 4])
+def test_liars_are_found_by_their_first_wrong_share_and_ban_nobody(liars: int) -> None:
+    names = [f"client-{index:02}" for index in range(24)]
+    clients, server = {name: Participant(name, 5) for name in names}, Collector(2)
+    for name, one in clients.items():
+        server.take_keys(name, one.keys())
+    server.take_shares({name: one.sealed_shares(server.public) for name, one in clients.items()})
+    vectors = {name: np.array([index, 7], np.uint32) for index, name in enumerate(names)}
+    for name in names:
+        server.add(name, clients[name].masked(server.sealed_for(name), vectors[name]))
+    for name in names:
+        server.take_agreement(name, clients[name].agreement(server.added, [])[name])
+    for name in names:
+        shares = clients[name].unmasking(server.signatures, [])
+        wrong = {owner: share[:4] + bytes(32) for owner, share in shares.items()}
+        server.take_unmasking(name, wrong if name in names[:liars] else shares)
+    np.testing.assert_array_equal(server.unmasked(), sum(vectors.values()))
+    assert server.liars == set(names[:liars])
+
+
+def test_a_share_of_anothers_number_or_of_one_who_holds_none_is_not_taken() -> None:
+    clients, server = {name: Participant(name, 3) for name in NAMES}, Collector(1)
+    for name, one in clients.items():
+        server.take_keys(name, one.keys())
+    server.take_shares({name: one.sealed_shares(server.public) for name, one in clients.items()})
+    anna, ben = NAMES[:2]
+    server.take_unmasking(anna, {ben: (2).to_bytes(4, "big") + bytes(32), "nobody": bytes(36)})
+    server.take_unmasking("stranger", {ben: (1).to_bytes(4, "big") + bytes(32)})
+    assert not server.shares
+    server.take_unmasking(anna, {ben: (1).to_bytes(4, "big") + bytes(32)})
+    assert list(server.shares[ben]) == [anna]
+
+
+def test_sealed_texts_that_are_far_too_long_are_not_passed_on() -> None:
+    clients, server = {name: Participant(name, 3) for name in NAMES}, Collector(1)
+    for name, one in clients.items():
+        server.take_keys(name, one.keys())
+    sealed = {name: one.sealed_shares(server.public) for name, one in clients.items()}
+    anna, ben = NAMES[:2]
+    assert max(map(len, sealed[anna].values())) < 600
+    sealed[anna][ben] = bytes(2000)
+    server.take_shares(sealed)
+    assert server.sealed_for(ben)[anna] == b""

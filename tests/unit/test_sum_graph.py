@@ -89,7 +89,7 @@ def test_the_sum_is_right_with_dropouts_in_every_step_and_one_that_lies(shared: 
     for name in NAMES[11:]:
         shares = clients[name].unmasking(server.signatures, server.dropped)
         lies = name == NAMES[30]
-        server.take_unmasking({to: share[:-1] + b"?" for to, share in shares.items()} if lies else shares)
+        server.take_unmasking(name, {to: share[:-1] + b"?" for to, share in shares.items()} if lies else shares)
     plain = np.stack([VECTORS[name] for name in NAMES[6:]]).sum(axis=0, dtype=np.uint32)
     np.testing.assert_array_equal(server.unmasked(), plain)
 

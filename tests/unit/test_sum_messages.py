@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from hyperlora.config.schema import RunConfig
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.questions import EXACT_KINDS, Question, Sizes, layout, public_anchor, public_clusters
 from hyperlora.messages.sums import SumReply, SumRequest
@@ -135,3 +136,22 @@ def test_a_question_is_known_again_by_its_digest_and_no_other_is() -> None:
         replace(one, public={"anchor head": torch.arange(6.0).reshape(2, 3) + 1e-3}),
     ]
     assert len({one.digest(7), one.digest(8), *(other.digest(7) for other in others)}) == 6
+    assert len({one.digest(7), one.digest(7, 1, "a", "b"), one.digest(7, 2, "a", "b"), one.digest(7, 1, "a", "c")}) == 4
+
+
+def test_settings_of_a_run_are_known_again_by_their_digest_but_for_those_of_one_machine() -> None:
+    plain = RunConfig()
+    machine = {"data.path": "/data", "model.weights": "/w", "train.device": "cpu", "run.output-dir": "/out"}
+    assert plain.with_values(machine).digest() == plain.digest()
+    others = {"train.local-steps": 0, "lora.rank": 2, "seed": 5, "privacy.least-clients": 3}
+    assert len({plain.with_values({name: value}).digest() for name, value in others.items()} | {plain.digest()}) == 5
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 of an archive", b"\x93NUMPY\x01\x00", b"nothing like it"])
+@pytest.mark.parametrize("stype", ["numpy.ndarray", "something else"])
+def test_a_masked_vector_that_is_none_costs_its_own_client(data: bytes, stype: str) -> None:
+    request = SumRequest("anna", 1, "one", "masked", clients=5)
+    content = SumReply("anna", "one", "masked", masked=np.zeros(3, np.uint32)).encode()
+    content["arrays"] = ArrayRecord({"masked": Array(dtype="uint32", shape=(3,), stype=stype, data=data)})
+    with pytest.raises(ProtocolError):
+        SumReply.decode(content, request)

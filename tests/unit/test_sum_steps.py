@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from client_app.peers import Peers, read_peers
 from client_app.runtime import ClientRuntime
 from client_app.site import Site, read_site
-from client_app.sum_steps import SumSteps
+from client_app.sum_steps import SumSteps, answer_or_zeros
 from client_app.tasks import NothingKept
 from hyperlora.cli.certs import allow, node
 from hyperlora.config.schema import ConfigError, RunConfig
+from hyperlora.data.federation import DataError
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.questions import Question
 from hyperlora.messages.sums import SumRequest
+from hyperlora.secure_sum.fixed_point import FixedPoint, Part
 from hyperlora.secure_sum.participant import Participant
 from hyperlora.secure_sum.public_keys import PublicKeys
 from hyperlora.storage.allow_list import AllowList
@@ -149,3 +153,50 @@ def test_peers_need_a_key_and_a_key_needs_peers(home: Path) -> None:
             read_site({"client-id": "anna", name: str(home / "anna")})
     assert read_peers(read_site({"client-id": "anna"}), RUN) is None
     assert read_peers(None, RUN) is None
+
+
+class Answering:
+    """A client whose answer is given."""
+
+    request = SumRequest("anna", 1, SUM, "masked")
+
+    def __init__(self, answer: dict[str, torch.Tensor] | Exception) -> None:
+        self.answer = answer
+
+    def told(self, question: Question) -> dict[str, torch.Tensor]:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+PARTS = {"count": Part((1,), 1.0), "sum": Part((2,), 8.0)}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"count": torch.ones(1), "sum": torch.tensor([1.0, math.nan])},
+        {"count": torch.ones(1), "sum": torch.tensor([-math.inf, 0.0])},
+        ValueError("not positive definite"),
+        RuntimeError("the solver failed"),
+        OverflowError("too large"),
+    ],
+)
+def test_a_client_that_cannot_answer_tells_zeros_so_that_nobody_sees_whose_data_are_like_that(
+    answer: dict[str, torch.Tensor] | Exception,
+) -> None:
+    told = answer_or_zeros(Answering(answer), Question("moments", {}), PARTS)  # type: ignore[arg-type]
+    assert told.keys() == PARTS.keys()
+    assert not any(one.any() for one in told.values())
+    assert FixedPoint(PARTS, 5).encode(told).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("error", [ProtocolError("half a question"), DataError("no data")])
+def test_what_does_not_depend_on_data_is_refused_as_ever(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        answer_or_zeros(Answering(error), Question("moments", {}), PARTS)  # type: ignore[arg-type]
+
+
+def test_a_finite_answer_is_told_as_it_is() -> None:
+    answer = {"count": torch.ones(1), "sum": torch.tensor([1.0, 2.0])}
+    assert answer_or_zeros(Answering(answer), Question("moments", {}), PARTS) is answer  # type: ignore[arg-type]
