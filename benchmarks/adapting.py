@@ -61,7 +61,7 @@ class AdaptingApp:
     def _try(self, message: Message, context: Context) -> None:
         """Ask for the start alone, without the adapters that a client scores beside it, on validation samples."""
         alone = copy(message)
-        start = RecordDict(unbundled(message.content)[0])
+        start = RecordDict(dict(unbundled(message.content)[0]))
         asked = {**start.config_records["config"], "steps": list(self.grid.scored), "validation_only": True}
         start["config"] = ConfigRecord(asked)
         alone.content = RecordDict({**bundled([start]), "config": message.content["config"]})

@@ -9,8 +9,11 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MEASURED = ("strategies", "models", "client_app", "hyperlora", "benchmarks/rivals")
-MEASURED_FILES = ("benchmarks/run_job.py", "benchmarks/local_grid.py", "benchmarks/centralised.py")
+MEASURED = ("strategies", "models", "client_app", "hyperlora")
+MEASURED_FILES = tuple(
+    f"benchmarks/{name}.py"
+    for name in ("run_job", "local_grid", "centralised", "adapting", "attacks", "liars", "robust_rules")
+)
 APART = ("hyperlora/cli", "hyperlora/reporting", "hyperlora/storage")
 
 

@@ -98,9 +98,7 @@ def attacked_run(seed: int, rounds: int, shadows: int) -> dict[str, Any]:
 
 def _epsilon(release: str) -> float | None:
     """Return the epsilon of one release; None for one without noise."""
-    kind, _, amount = release.partition(", noise ")
-    if kind == "signature" and amount:
-        return composed_epsilon([(float(amount), 1)], DELTA)
+    amount = release.partition(", noise ")[2]
     return composed_epsilon([(float(amount), 1)], DELTA) if amount else None
 
 

@@ -13,12 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from hyperlora.storage.files import StorageError, home_directory, private_directory
+from hyperlora.storage.files import CACHE, OFF, StorageError, cache_directory, private_directory
 from hyperlora.storage.state import StateError, read_state, write_state
 from models.adapters.training import TokenSet
 
-PLACE, OFF = "HYPERLORA_CACHE", "off"
-"""Environment variable with the cache directory in place of ``$XDG_CACHE_HOME/hyperlora``, or ``off``."""
 VERSION = 1
 """Count up when the same key would give other embeddings."""
 log = logging.getLogger(__name__)
@@ -76,19 +74,10 @@ class EmbeddingCache:
 
 def open_embedding_cache(megabytes: int) -> EmbeddingCache | None:
     """Return the cache of this machine with at most so many MiB; None where it is off or has no place."""
-    place = os.environ.get(PLACE, "")
-    if not megabytes or place == OFF:
+    if not megabytes or os.environ.get(CACHE) == OFF:
         return None
     try:
         return EmbeddingCache(private_directory(cache_directory() / "embeddings"), megabytes * 2**20)
     except StorageError as error:
         log.warning("embeddings are not kept: %s", error)
         return None
-
-
-def cache_directory() -> Path:
-    """Return where this program keeps what it can make again; raises StorageError where nothing says where."""
-    place = os.environ.get(PLACE)
-    if place:
-        return Path(place)
-    return Path(os.environ.get("XDG_CACHE_HOME") or home_directory() / ".cache") / "hyperlora"

@@ -87,7 +87,7 @@ _MADE: dict[tuple[str, bool], ClientRuntime] = {}
 
 
 def app_around(provide: ProvideRuntime, settings: Settings) -> ClientApp:
-    """Return a ClientApp that answers signature, train and evaluate messages with the runtime it is provided.
+    """Return a ClientApp that answers all messages of a run with the runtime it is provided.
 
     Args:
         provide: gives the runtime.

@@ -5,16 +5,17 @@ Answers are tensors without noise; they are shortened and get noise on the way o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
-
-from client_app.sums import Answer, SummedClient
+from client_app.sums import Answer, SummedClient, figures_of
 from hyperlora.messages.movements import MOVEMENTS
 from hyperlora.messages.noised_questions import LOSS
 from hyperlora.messages.questions import Question
 from models.adapters.adapter import Adapter
+
+MOST = {"accuracy": 1.0, "loss": LOSS, "validation": LOSS, "calibration": 1.0}
+"""Bounds of the scores of a client."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,8 @@ class NoisedClient(SummedClient):
 
     def noised_scores(self, question: Question) -> Answer:
         """Tell what the client's own start is worth on its test share."""
-        served = self.own_start(question)
-        self.runtime.keep_adapter(self.runtime.with_prior(self._name, served))
-        reply = self._scored(served)
-        told: Mapping[str, tuple[Sequence[float], float]] = {
-            "accuracy": (reply.test_accuracy, 1.0),
-            "loss": (reply.test_loss, LOSS),
-            "validation": (reply.validation_loss, LOSS),
-            "calibration": (reply.calibration_error, 1.0),
-        }
-        return {name: torch.tensor(list(values)).clamp(0.0, most) for name, (values, most) in told.items()}
+        figures = figures_of(self.served(question))
+        return {name: one.clamp(0.0, MOST[name]) for name, one in figures.items()}
 
     def own_start(self, question: Question) -> Adapter:
         """Return the anchor with the head that the client makes for itself, before its class prior."""

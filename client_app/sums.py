@@ -20,7 +20,7 @@ from hyperlora.messages.plan import LocalPlan, Start
 from hyperlora.messages.questions import MOST_SAMPLES, TRIED_FACTORS, Question, Sizes
 from hyperlora.messages.sums import SumRequest
 from models.adapters.adapter import Adapter, check_same_shapes
-from models.personalization.class_statistics import ClassStatistics, compute_class_statistics
+from models.personalization.class_statistics import ClassStatistics, at_most, compute_class_statistics
 from models.personalization.head_generator import SCALES, at_scale
 from models.sums.clusters import membership, moments, spread
 from models.sums.group_statistics import Spread, contribution, deviations, placed
@@ -100,7 +100,7 @@ class SummedClient:
         """Tell class statistics at the place of its cluster."""
         clusters = question.clusters
         own = self._statistics(question)
-        return contribution(_within(own, MOST_SAMPLES), clusters.nearest(self._vector), len(clusters.counts))
+        return contribution(at_most(own, MOST_SAMPLES), clusters.nearest(self._vector), len(clusters.counts))
 
     def deviations(self, question: Question) -> Answer:
         """Tell how far its classes lie from what the clusters predict for them."""
@@ -128,18 +128,8 @@ class SummedClient:
 
     def scores(self, question: Question) -> Answer:
         """Tell what the client's own start is worth on its test share, at the place of its cluster."""
-        served = self.own_start(question)
-        self.runtime.keep_adapter(self.runtime.with_prior(self._name, served))
-        reply, clusters = self._scored(served), question.clusters
-        figures = {
-            "accuracy": reply.test_accuracy,
-            "loss": reply.test_loss,
-            "validation": reply.validation_loss,
-            "calibration": reply.calibration_error,
-        }
-        told = {name: torch.tensor(list(values)) for name, values in figures.items()}
-        told |= {"clients": torch.tensor(1.0), "tests": torch.tensor(float(reply.num_test))}
-        group = question.scored_in
+        reply, clusters, group = self.served(question), question.clusters, question.scored_in
+        told = {**figures_of(reply), "clients": torch.tensor(1.0), "tests": torch.tensor(float(reply.num_test))}
         return {
             name: placed(one, int(group[clusters.nearest(self._vector)]), int(group.max()) + 1)
             for name, one in told.items()
@@ -180,6 +170,12 @@ class SummedClient:
         features = [model.features(found.tokens[batch].to(model.device)).cpu() for batch in found.batches()]
         return torch.cat([torch.zeros(0, anchor.head.shape[1] - 1), *features]), found.labels
 
+    def served(self, question: Question) -> EvaluateReply:
+        """Score the client's own start, and leave it on the site's disk."""
+        start = self.own_start(question)
+        self.runtime.keep_adapter(self.runtime.with_prior(self._name, start))
+        return self._scored(start)
+
     def _scored(self, adapter: Adapter) -> EvaluateReply:
         steps = list(self.runtime.config.evaluation_steps)
         request = EvaluateRequest(self._name, self.request.server_round, steps, Start(adapter))
@@ -213,6 +209,17 @@ def sizes_of(runtime: ClientRuntime, clients: int) -> Sizes:
     )
 
 
+def figures_of(reply: EvaluateReply) -> dict[str, Tensor]:
+    """Return what an evaluation tells of a client's start, after each number of local steps."""
+    figures = {
+        "accuracy": reply.test_accuracy,
+        "loss": reply.test_loss,
+        "validation": reply.validation_loss,
+        "calibration": reply.calibration_error,
+    }
+    return {name: torch.tensor(list(values)) for name, values in figures.items()}
+
+
 def _statistics(samples: Samples, classes: int) -> ClassStatistics:
     features, labels = samples
     return compute_class_statistics(features, labels, num_classes=classes, rank=features.shape[1])
@@ -222,9 +229,3 @@ def _loss(head: Tensor, features: Tensor, labels: Tensor) -> float:
     """Return the mean cross-entropy, nats; 0 where there is no sample."""
     logits = features @ head[:, :-1].mT + head[:, -1]
     return float(F.cross_entropy(logits, labels)) if len(labels) else 0.0
-
-
-def _within(one: ClassStatistics, most: float) -> ClassStatistics:
-    """Return statistics of at most ``most`` samples."""
-    share = min(1.0, most / max(float(one.counts.sum()), 1.0))
-    return ClassStatistics(share * one.counts, share * one.sums, share**0.5 * one.scatter, share * one.remainder)

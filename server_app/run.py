@@ -111,18 +111,17 @@ def build_strategy(config: RunConfig, model: AdaptedModel) -> LoraStrategy:
     allowed = AllowListFile(Path(federation.allowed_clients)) if federation.allowed_clients else None
     shipment = Shipment(model.backbone.fingerprint, partial(backbone_file, config.data, config.model))
     initial = model.fresh_adapter(config.seed)
-    rank = required_rank(config, initial.rank)
     return _kind_of(config.privacy)(
         build_method(config),
         initial=initial,
         registrar=Registrar.of(
             model,
             num_classes,
-            allowed,
-            shipment if config.model.ship else None,
-            rank,
-            federation.clients_per_node,
-            least_bytes(initial, config.wire.dtype),
+            allowed=allowed,
+            shipment=shipment if config.model.ship else None,
+            required_rank=required_rank(config, initial.rank),
+            most_clients=federation.clients_per_node,
+            least_bytes=least_bytes(initial, config.wire.dtype),
         ),
         settings=replace(
             RoundSettings.of(config, min_clients=federation.min_clients or expected_clients(config.data)),

@@ -18,7 +18,7 @@ import psutil
 import typer
 
 from hyperlora.cli.output import OutputFormat, print_table, reports_errors, say
-from hyperlora.storage.files import home_directory
+from hyperlora.storage.files import CACHE, cache_directory
 
 FLOWER = "1.41."
 INSTALL, FLOWER_PACKAGE = f"{sys.executable} -m pip install", "'flwr[simulation]>=1.41,<1.42'"
@@ -140,7 +140,8 @@ def check_device() -> Finding:
 
 def check_disk() -> Iterator[Finding]:
     """Tell the free disk where runs and caches go."""
-    for name, path, flag in (("runs", Path.cwd(), "--output-dir"), ("cache", home_directory(), "XDG_CACHE_HOME")):
+    cache = next(one for one in (cache_directory(), *cache_directory().absolute().parents) if one.is_dir())
+    for name, path, flag in (("runs", Path.cwd(), "--output-dir"), ("cache", cache, CACHE)):
         free = shutil.disk_usage(path).free
         fix = f"free some, or name another disk with {flag}" if free < LEAST_DISK else ""
         yield Finding(f"disk for {name}", f"{free / GIB:.1f} GiB free at {path}", fix)

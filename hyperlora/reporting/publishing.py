@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from hyperlora.config.schema import RunConfig
@@ -18,6 +19,7 @@ from hyperlora.reporting.state_view import open_checkpoint
 from hyperlora.storage.files import write_bytes, write_json, write_text
 from hyperlora.storage.run_names import BACKBONE, SHARED_STATE, STATEMENT
 from models.backbones.weights import weights_bytes
+from models.personalization.class_statistics import ClassStatistics
 from strategies.engine.checkpoint import Checkpoint, share
 from strategies.engine.records import RoundRecord
 from strategies.methods.base.server import Method
@@ -39,11 +41,16 @@ clients:
 
 - its name, its domain, its number of samples and its signature: means and deviations of the frozen backbone's
   features, and the frequencies of its classes ({noise});
-- what the method `{method}` remembers of its trained adapter, in `state.safetensors` ({adapters}).
+{statistics}- what the method `{method}` remembers of its trained adapter, in `state.safetensors` ({adapters}).
 
-Both say something of the client's data: whoever has the same backbone can compare a sample with them. Noise at the
+All of it says something of the client's data: whoever has the same backbone can compare a sample with it. Noise at the
 client (`privacy.signature-noise`, `privacy.adapter-noise`) bounds what they tell; without it there is no bound. Ask
 the clients before you hand this on.
+"""
+
+TEXT_OF_STATISTICS = """\
+- its class statistics, in `state.safetensors`: for each class the number of its samples and the sum of their
+  features, and the scatter within classes (without noise); of a class with one sample that is the sample's features;
 """
 
 TEXT_OF_SUMS = """# What these files tell of the clients
@@ -83,7 +90,7 @@ def publish_run(run: RunFiles, target: Path, license_name: str, *, with_backbone
         if weights is not None:
             write_bytes(made / BACKBONE, weights)
         _write_files(run, made, method, found)
-        _write_texts(run, made, len(clients.cards), license_name)
+        _write_texts(run, made, len(clients.cards), license_name, tells=_has_statistics(found.state))
     return made
 
 
@@ -105,13 +112,13 @@ def _backbone(run: RunFiles) -> bytes:
     return weights_bytes(run.rebuild_model().peft_model.unload())
 
 
-def _write_texts(run: RunFiles, target: Path, clients: int, license_name: str) -> None:
+def _write_texts(run: RunFiles, target: Path, clients: int, license_name: str, *, tells: bool) -> None:
     figures = accuracy_of_federation(run)
     title = f"federation of {clients} clients"
     write_card(
         run, target, title, figures=figures, loading=USE.format(directory=target.name), license_name=license_name
     )
-    write_text(target / STATEMENT, _statement(run.config, clients))
+    write_text(target / STATEMENT, _statement(run.config, clients, tells_statistics=tells))
     anchor = run.path / "adapters" / ANCHOR
     if anchor.is_dir():
         (target / ANCHOR).mkdir()
@@ -120,12 +127,19 @@ def _write_texts(run: RunFiles, target: Path, clients: int, license_name: str) -
         write_card(run, target / ANCHOR, ANCHOR, figures=accuracy_of_anchor(run), license_name=license_name)
 
 
-def _statement(config: RunConfig, clients: int) -> str:
+def _statement(config: RunConfig, clients: int, *, tells_statistics: bool) -> str:
     if config.privacy.mode == "sums":
         return TEXT_OF_SUMS.format(clusters=clients, least=config.privacy.least_clients)
     noise = config.privacy.signature_noise, config.privacy.adapter_noise
     words = [f"with noise of {amount:g} times its sensitivity" if amount else "without noise" for amount in noise]
-    return TEXT.format(clients=clients, method=config.method, noise=words[0], adapters=words[1])
+    told = TEXT_OF_STATISTICS if tells_statistics else ""
+    return TEXT.format(clients=clients, method=config.method, noise=words[0], adapters=words[1], statistics=told)
+
+
+def _has_statistics(state: object) -> bool:
+    """Tell whether a method's state holds class statistics of clients."""
+    maps = [part.values() for part in vars(state).values() if isinstance(part, Mapping)]
+    return any(isinstance(one, ClassStatistics) for values in maps for one in values)
 
 
 def _json_line(record: dict[str, object]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+CACHE, OFF = "HYPERLORA_CACHE", "off"
 PRIVATE_DIRECTORY, PRIVATE_FILE, ORDINARY_FILE = 0o700, 0o600, 0o666
 UNFINISHED = ".*.tmp"
 """Pattern of the temporary files that a killed process leaves."""
@@ -104,6 +105,18 @@ def home_directory() -> Path:
         return Path.home()
     except RuntimeError as error:
         raise StorageError("this user has no home directory: set HOME") from error
+
+
+def cache_directory() -> Path:
+    """Return where this program keeps what it can make again; raises StorageError where nothing says where.
+
+    ``HYPERLORA_CACHE`` names it (``off`` there is about embeddings alone), else it is ``hyperlora`` in
+    ``XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    place = os.environ.get(CACHE, "")
+    if place and place != OFF:
+        return Path(place)
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_directory() / ".cache") / "hyperlora"
 
 
 def remove_unfinished(directory: Path) -> None:

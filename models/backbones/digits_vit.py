@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from hyperlora.progress import counted
-from hyperlora.storage.files import StorageError, write_bytes
+from hyperlora.storage.files import StorageError, cache_directory, write_bytes
 from models.backbones.backbone import BackboneError, Pretraining
 from models.backbones.weights import fingerprint, misfit, read_weights, weights_bytes
 
@@ -110,18 +109,18 @@ def pretrain(
 
 
 def cache_path(images: Tensor, labels: Tensor) -> Path:
-    """Return the file that caches the weights made from this data, under ``XDG_CACHE_HOME`` or ``~/.cache``.
+    """Return the file that caches the weights made from this data, in the directory of caches.
 
     Raises:
-        BackboneError: if neither that variable nor a home directory is known.
+        BackboneError: nothing says where that is.
     """
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
+        root = cache_directory()
+    except StorageError as error:
         raise BackboneError(f"no directory for cached weights; set XDG_CACHE_HOME ({error})") from error
     digest = hashlib.sha256(repr((ARCHITECTURE, RECIPE, VERSION)).encode())
     digest.update(images.numpy().tobytes() + labels.numpy().tobytes())
-    return root / "hyperlora" / f"{NAME}-{digest.hexdigest()[:16]}.safetensors"
+    return root / f"{NAME}-{digest.hexdigest()[:16]}.safetensors"
 
 
 def _read_cache(path: Path) -> VisionTransformer | None:

@@ -130,12 +130,12 @@ def bounded(statistics: Sequence[ClassStatistics]) -> list[ClassStatistics]:
     most = MOST_SAMPLES * torch.stack([one.counts.sum() for one in statistics]).median()
     widest = WIDEST_SPREAD * spreads.median()
     return [
-        _scaled(one, float(most), float(widest / spread.clamp_min(1e-12)))
+        at_most(one, float(most), float(widest / spread.clamp_min(1e-12)))
         for one, spread in zip(statistics, spreads, strict=True)
     ]
 
 
-def _scaled(one: ClassStatistics, most: float, spread: float) -> ClassStatistics:
+def at_most(one: ClassStatistics, most: float, spread: float = 1.0) -> ClassStatistics:
     """Return statistics of at most ``most`` samples, the scatter times ``spread`` where that is below 1."""
     weight = min(1.0, most / max(float(one.counts.sum()), 1.0))
     narrow = min(1.0, spread) * weight

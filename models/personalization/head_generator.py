@@ -172,7 +172,7 @@ class HeadGenerator:
     def expected_means(self, distances: Tensor, own: ClassStatistics | None) -> Tensor:
         """Return the whitened means (C, d) of the classes of a client at ``distances`` (N,), given its own besides."""
         means, spread = self.expected(distances)
-        return means if own is None else self._updated(means, spread, self.whitening.observed([own]))
+        return means if own is None else updated(means, spread, self.whitening.observed([own]))
 
     def heard(self, name: str, distances: Tensor, own: ClassStatistics | None) -> tuple[Tensor, ClassStatistics | None]:
         """Return distances with clients infinitely far whose classes contradict a newcomer's own, and what it sent."""
@@ -207,12 +207,19 @@ class HeadGenerator:
             spread[block.labels[:, None], block.labels] -= explained
         return means, spread
 
-    def _updated(self, means: Tensor, spread: Tensor, own: Observed) -> Tensor:
-        """Return ``means`` given the client's own observations as well (Bayes' rule for Gaussians)."""
-        seen = own.label
-        gain = torch.linalg.solve(spread[seen][:, seen] + torch.diag(own.noise), own.means - means[seen])
-        updated: Tensor = means + spread[:, seen] @ gain
-        return updated
+
+def updated(means: Tensor, spread: Tensor, own: Observed) -> Tensor:
+    """Return expected class means given a client's own observations as well (Bayes' rule for Gaussians).
+
+    Args:
+        means: (C, d), expected without them.
+        spread: (C, C), their covariance.
+        own: what the client observed of some classes.
+    """
+    seen = own.label
+    gain = torch.linalg.solve(spread[seen][:, seen] + torch.diag(own.noise), own.means - means[seen])
+    found: Tensor = means + spread[:, seen] @ gain
+    return found
 
 
 def believed(statistics: Sequence[ClassStatistics]) -> list[int]:

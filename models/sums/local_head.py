@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.personalization.class_statistics import ClassStatistics
-from models.personalization.head_generator import HeadGenerator
+from models.personalization.head_generator import HeadGenerator, updated
 from models.sums.clusters import Clusters
 from models.sums.group_statistics import GroupStatistics, Spread
 
@@ -32,7 +32,7 @@ class PublicHeads:
     @classmethod
     def of(cls, clusters: Clusters, statistics: GroupStatistics) -> PublicHeads:
         """Fit to groups; raises ValueError where no group has two samples of a class."""
-        named = {f"group-{index}": one for index, one in enumerate(statistics.groups)}
+        named = {f"group-{index}": one for index, one in enumerate(statistics.groups, start=1)}
         return cls(clusters, statistics, HeadGenerator.fit(named, clusters.between()))
 
     def head(self, vector: Tensor, own: ClassStatistics | None) -> Tensor:
@@ -53,11 +53,7 @@ class PublicHeads:
             return means
         if self.spread is not None:
             spread = self._clients_spread(spread)
-        mine = generator.whitening.observed([own])
-        seen = mine.label
-        gain = torch.linalg.solve(spread[seen][:, seen] + torch.diag(mine.noise), mine.means - means[seen])
-        updated: Tensor = means + spread[:, seen] @ gain
-        return updated
+        return updated(means, spread, generator.whitening.observed([own]))
 
     def _clients_spread(self, groups: Tensor) -> Tensor:
         """Return how clients lie around the prediction (C, C); where no group has a class, nothing is known of it."""

@@ -19,8 +19,9 @@ class HyperLoraStrategy(LoraStrategy):
         num_classes: classes of the task.
         min_clients: clients to wait for before round 1.
         config: method, cohort size, local budget, seed and the method's settings; HyperLoRA with the defaults where it
-            is None. What is under ``data``, ``model``, ``lora`` and ``run`` is not read: the model and the caller
-            decide these.
+            is None. Model, adapter and data are the caller's: of ``data``, ``model`` and ``lora`` it is read only how a
+            run starts, what clients tell and what the method asks about, of ``run`` where its memory spills. A run of
+            sums (``privacy.mode``) is made by ``hyperlora run`` alone.
     """
 
     def __init__(

@@ -64,15 +64,16 @@ class RoundRecord:
     Attributes:
         training: figures over the cohort, from the clients' validation shares.
         evaluation: figures over seen and unseen clients, from their test splits; empty where not evaluated.
-        bytes: content sent ("down") and received ("up"), measured on the messages, for training and evaluation.
-        failures: client-id -> why its contribution is missing.
+        bytes: content sent ("down") and received ("up"), measured on the messages, by kind of message.
+        failures: why a contribution is missing, by ``<phase> <client-id>``; in a run of sums why there is none, by
+            ``sum <kind of question>``; ``round`` where the round as a whole changes nothing.
         clipped: client-id -> share that was kept of a movement far longer than the others'.
         late: client-id -> by how many rounds its reply was late.
         drift: client-id -> how far the signature of a client whose data changed moved, in standard deviations.
         method: what the method reports of its state.
         privacy: epsilon and delta of the client that told most so far; empty where no client adds noise.
         seconds: "training" summed over clients; "waiting" from first send to last reply; "aggregating" all server
-            work on adapters; "evaluating" and "probing" wall time.
+            work on adapters; "inputs", "statistics", "probing" and "evaluating" wall time.
     """
 
     server_round: int

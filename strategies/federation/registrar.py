@@ -50,13 +50,24 @@ class Registrar:
         cls,
         model: AdaptedModel,
         num_classes: int,
+        *,
         allowed: AllowListFile | None = None,
         shipment: Shipment | None = None,
         required_rank: int = 0,
         most_clients: int = 1,
         least_bytes: int = 0,
     ) -> Registrar:
-        """Return a registrar with an empty roster for clients that have the backbone of ``model``."""
+        """Return a registrar with an empty roster for clients that have the backbone of ``model``.
+
+        Args:
+            model: the frozen backbone with an adapter on it.
+            num_classes: classes of the task.
+            allowed: which node may be which client; None lets any.
+            shipment: the backbone for nodes that lack it; None ships none.
+            required_rank: rank that every client must train; 0 where a client may declare a lower one.
+            most_clients: clients of one node at most.
+            least_bytes: of the factors in a message at rank 1.
+        """
         signature_size = 2 * model.backbone.embed_dim + num_classes + 1
         roster = Roster(allowed, most_clients=most_clients)
         return cls(

@@ -18,14 +18,19 @@ class FlexLoRA(SharedAdapterMethod):
 
     def aggregate(self, state: Adapter, updates: Sequence[ClientUpdate]) -> Adapter:
         """Average in product space, truncate, and keep the gauge of the last round."""
-        total = sum_for(state, len(updates))
-        for update, weight in zip(updates, example_weights(updates), strict=True):
-            total.add(update.end, weight)
-        return total.truncated(state.rank).aligned(state)
+        return averaged(updates, state)
 
     def taker(self, state: Adapter, clients: int) -> Callable[[Adapter], None]:
         """Return what deals the adapters of a large round out as they arrive."""
         return taker_for(state, clients)
+
+
+def averaged(updates: Sequence[ClientUpdate], before: Adapter) -> Adapter:
+    """Return T_r( sum_i w_i B_i A_i ) with the averaged head, in the gauge of ``before``."""
+    total = sum_for(before, len(updates))
+    for update, weight in zip(updates, example_weights(updates), strict=True):
+        total.add(update.end, weight)
+    return total.truncated(before.rank).aligned(before)
 
 
 def build(config: RunConfig) -> FlexLoRA:

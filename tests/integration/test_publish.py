@@ -80,7 +80,10 @@ def test_it_tells_of_no_path_machine_or_time_and_no_clients_accuracy(short_run: 
     records = [json.loads(line) for line in (published / "metrics.jsonl").read_text().splitlines()]
     assert [record["cohort"] for record in records] == [[], [], []]
     assert all(not record["seconds"] and not record["failures"] for record in records)
-    assert "without noise" in (published / "PRIVACY.md").read_text()
+    statement = (published / "PRIVACY.md").read_text()
+    assert "without noise" in statement
+    assert "its class statistics, in `state.safetensors`" in statement
+    assert "its class statistics, in `state.safetensors`" in (DEMO / "PRIVACY.md").read_text()
     assert "license: apache-2.0" in (published / "README.md").read_text()
 
 

@@ -1,8 +1,8 @@
 """FedDPA: a global adapter by FedIT and a private one of each client, mixed at use (arXiv 2403.19211, eq. 7-9).
 
-y = W_0 x + (1 - lambda) dW_global x + lambda dW_own x. A client trains the global adapter and its own, which never
-leaves it. The paper weighs each instance by its similarity to a few local samples; here lambda
-is the mean of that over the client's samples (:mod:`strategies.methods.feddpa.client`).
+A client trains the global adapter and its own, which never leaves it. The paper weighs each instance by its similarity
+to a few local samples; here lambda is the mean of that over the client's samples
+(:mod:`strategies.methods.feddpa.client`, which has the mixture).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class FedRepClient(FedPerClient):
         body = client.train(Composition(head.end, composition.base), steps - first, trains="body")
         before = head.metrics
         metrics = replace(body.metrics, start_loss=before.start_loss, start_accuracy=before.start_accuracy)
-        return replace(body, metrics=metrics, gradient=head.gradient)
+        return replace(body, metrics=metrics)
 
 
 class FedBabuClient(ClientHalf):

@@ -20,10 +20,10 @@ from hyperlora.messages.plan import PLAIN_PLAN, LocalPlan
 from hyperlora.messages.signature import ClientCard
 from hyperlora.seeds import derive_seed
 from models.adapters.adapter import Adapter, combine
-from models.adapters.adapter_sum import sum_for
 from models.lowrank.factors import Factors
-from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights, without
+from strategies.methods.base.server import BaseMethod, ClientUpdate, without
 from strategies.methods.clustered.division import projected_signatures
+from strategies.methods.flexlora import averaged
 from strategies.methods.hilora.clustering import clusters_of, smoothed, subspace_distances
 from strategies.methods.hilora.config import HiLoraSettings
 from strategies.methods.merging import without_head
@@ -157,14 +157,6 @@ class HiLora(BaseMethod):
 
     def _at_leaves(self, state: HiLoraState) -> bool:
         return state.rounds >= self.root_rounds + self.cluster_rounds
-
-
-def averaged(updates: Sequence[ClientUpdate], before: Adapter) -> Adapter:
-    """Return T_r( sum_i w_i B_i A_i ) with the averaged head, in the gauge of ``before``."""
-    total = sum_for(before, len(updates))
-    for update, weight in zip(updates, example_weights(updates), strict=True):
-        total.add(update.end, weight)
-    return total.truncated(before.rank).aligned(before)
 
 
 def orthonormal(factors: Factors) -> Factors:
