@@ -28,7 +28,7 @@ from models.adapters.optimizers import OptimizerSpec
 from models.adapters.sensitivity import SensitivityMeter
 from models.adapters.training import LocalTrainer, Scores, TokenSet, evaluate, evaluate_samples, hits_by_class
 from models.personalization.class_statistics import compute_class_statistics
-from models.personalization.prior import remove_prior
+from models.personalization.prior import add_prior, remove_prior
 from models.personalization.signature import Signature
 from strategies.methods.base.client import Composition, MakePenalty, Trained
 
@@ -79,7 +79,7 @@ class HostedClient:
 
     def with_prior(self, adapter: Adapter) -> Adapter:
         """Return the adapter with the client's class prior in the bias of the head."""
-        return self.runtime.with_prior(self.client_id, adapter)
+        return add_prior(adapter, self.runtime.frequencies(self.client_id), self.runtime.config.prior_strength)
 
     def kept(self) -> Adapter | None:
         """Return the adapter that the client kept last, or None."""
