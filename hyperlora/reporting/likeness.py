@@ -22,8 +22,8 @@ class Likeness:
 
     Attributes:
         nearest: its client-id.
-        distance: root mean square difference of feature means and deviations, each at the scale of its spread over
-            the clients.
+        distance: root mean square difference of feature means and standard deviations, each at the scale of its
+            spread over the clients.
         usual: the largest distance of any client to the client nearest to it.
     """
 

@@ -39,8 +39,8 @@ TEXT = """# What these files tell of the clients
 Written by `hyperlora publish`. No sample, path or machine of a client is in it. In it are, for each of {clients}
 clients:
 
-- its name, its domain, its number of samples and its signature: means and deviations of the frozen backbone's
-  features, and the frequencies of its classes ({noise});
+- its name, its domain, its number of samples and its signature: means and standard deviations of the frozen
+  backbone's features, and the frequencies of its classes ({noise});
 {statistics}- what the method `{method}` remembers of its trained adapter, in `state.safetensors` ({adapters}).
 
 All of it says something of the client's data: whoever has the same backbone can compare a sample with it. Noise at the

@@ -26,7 +26,10 @@ TERMS = (
         "by validation",
         "its own adapter or the anchor, whichever has the lower loss on the validation share",
     ),
-    ("signature", "what a client tells of its data: means and deviations of frozen features, class frequencies, size"),
+    (
+        "signature",
+        "what a client tells of its data: means and standard deviations of frozen features, class frequencies, size",
+    ),
     (
         "probing",
         "before an evaluation some clients score candidates, among which the server chooses",
