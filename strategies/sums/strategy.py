@@ -188,7 +188,7 @@ class SumsStrategy(LoraStrategy):
         }
         try:
             question = self._prepare_scores(grid, names[True])
-        except (ValueError, RuntimeError) as error:  # a client that lies has a say in every sum
+        except (ValueError, RuntimeError, LookupError) as error:  # a client that lies has a say in every sum
             self.record.failures["round"] = f"the sums of the evaluation cannot be those of honest clients: {error}"
             log.warning("round %d: %s", self.record.server_round, self.record.failures["round"])
             return None
