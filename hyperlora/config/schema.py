@@ -117,8 +117,12 @@ class RunConfig(Section):
         return {name: value for name, value in self.flat().items() if name not in PATH_KEYS}
 
     def digest(self) -> str:
-        """Return by what the settings that all parties of a run share are known again: all but those of one machine."""
-        shared = {name: value for name, value in self.public().items() if name not in OF_ONE_MACHINE}
+        """Return by what the settings that all parties of a run share are known again.
+
+        Those of one machine are not among them, nor what the server writes (``run.*``).
+        """
+        own = (*PATH_KEYS, *OF_ONE_MACHINE)
+        shared = {name: value for name, value in self.flat().items() if name not in own and not name.startswith("run.")}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
     def _sections(self) -> Iterator[tuple[str, Section]]:

@@ -22,6 +22,7 @@ from hyperlora.messages.batch import EvaluateBatch
 from hyperlora.messages.codec import ProtocolError
 from hyperlora.messages.signature import SignatureRequest
 from hyperlora.messages.statistics import StatisticsRequest
+from hyperlora.messages.sums import SumRequest
 from hyperlora.messages.train import TrainRequest
 from strategies.engine.strategy import LoraStrategy
 from strategies.federation.roster import FederationError
@@ -143,5 +144,5 @@ def _refusal(app: ClientApp, decoder: Decoder, context: Context, chance: random.
     return "a request was answered without a computation"
 
 
-TYPES = {one.__name__: one.TYPE for one in (TrainRequest, SignatureRequest, StatisticsRequest)}
+TYPES = {one.__name__: one.TYPE for one in (TrainRequest, SignatureRequest, StatisticsRequest, SumRequest)}
 TYPES["EvaluateRequest"] = EvaluateBatch.TYPE

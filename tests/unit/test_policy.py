@@ -26,6 +26,7 @@ NOISED: dict[str, Any] = {
     "privacy.signature-noise": 2.0,
     "privacy.adapter-noise": 3.0,
 }
+SUMS_OF_TEN = {"privacy.mode": "sums", "privacy.least-clients": 10, "federation.clients-per-round": 12}
 
 
 def site_with(directory: Path, policy: str) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def test_the_policies_of_the_page_answer_the_runs_that_they_are_for_and_no_other
         path.write_text(text)
         policies.append(read_policy(Site(client_id="clean-0", policy=str(path))))
     noised, sums = policies
-    runs = RunConfig.parse(NOISED), RunConfig.parse({"privacy.mode": "sums", "privacy.least-clients": 10})
+    runs = RunConfig.parse(NOISED), RunConfig.parse(SUMS_OF_TEN)
     for kind in ("signature", "train", "evaluate"):
         assert noised.objection(kind, runs[0], noised.maximum_epsilon) is None
         assert noised.objection(kind, RunConfig(), noised.maximum_epsilon)
