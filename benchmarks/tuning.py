@@ -107,7 +107,7 @@ def _adapted(tried: Sequence[Mapping[str, Any]], received: float) -> dict[Budget
     losses = {(one["rate"], one["steps"]): _number(one["loss"]) for one in tried}
     before = {rate: loss for (rate, steps), loss in losses.items() if not steps}
     changes = {(rate, steps): received - before[rate] for rate, steps in losses if rate in before}
-    return {budget: loss + changes.get(budget, 0.0) for budget, loss in losses.items() if budget[1]}
+    return {budget: _number(loss + changes.get(budget, 0.0)) for budget, loss in losses.items() if budget[1]}
 
 
 def _number(value: float) -> float:

@@ -163,6 +163,11 @@ def answer_or_zeros(
     Whether it can depends on the client's data, and a server could choose what is public so that it tells of them: a
     client that failed would be seen to fail.
 
+    Args:
+        client: who answers.
+        question: what is asked.
+        parts: by name the shape of each tensor of an answer.
+
     Raises:
         ProtocolError: the question is not a whole one, which does not depend on data.
         DataError: the client has no data.

@@ -65,7 +65,7 @@ def _decode_tensor(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
 
 
 def read_array(name: str, array: Array) -> np.typing.NDArray[Any]:
-    """Return the finite numbers of an array, of the shape and dtype that it declares."""
+    """Return the finite numbers of an array, of the shape and dtype that it declares; raises ProtocolError."""
     try:
         values = array.numpy()
     except Exception as error:

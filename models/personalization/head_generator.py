@@ -172,7 +172,7 @@ class HeadGenerator:
     def expected_means(self, distances: Tensor, own: ClassStatistics | None) -> Tensor:
         """Return the whitened means (C, d) of the classes of a client at ``distances`` (N,), given its own besides."""
         means, spread = self.expected(distances)
-        return means if own is None else updated(means, spread, self.whitening.observed([own]))
+        return means if own is None else posterior_means(means, spread, self.whitening.observed([own]))
 
     def heard(self, name: str, distances: Tensor, own: ClassStatistics | None) -> tuple[Tensor, ClassStatistics | None]:
         """Return distances with clients infinitely far whose classes contradict a newcomer's own, and what it sent."""
@@ -208,7 +208,7 @@ class HeadGenerator:
         return means, spread
 
 
-def updated(means: Tensor, spread: Tensor, own: Observed) -> Tensor:
+def posterior_means(means: Tensor, spread: Tensor, own: Observed) -> Tensor:
     """Return expected class means given a client's own observations as well (Bayes' rule for Gaussians).
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.personalization.class_statistics import ClassStatistics
-from models.personalization.head_generator import HeadGenerator, updated
+from models.personalization.head_generator import HeadGenerator, posterior_means
 from models.sums.clusters import Clusters
 from models.sums.group_statistics import GroupStatistics, Spread
 
@@ -53,7 +53,7 @@ class PublicHeads:
             return means
         if self.spread is not None:
             spread = self._clients_spread(spread)
-        return updated(means, spread, generator.whitening.observed([own]))
+        return posterior_means(means, spread, generator.whitening.observed([own]))
 
     def _clients_spread(self, groups: Tensor) -> Tensor:
         """Return how clients lie around the prediction (C, C); where no group has a class, nothing is known of it."""

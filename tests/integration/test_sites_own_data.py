@@ -63,12 +63,11 @@ def test_every_site_trains_on_its_own_folder_and_gets_its_own_adapter(finished: 
     scores = json.loads((finished / "evaluation.json").read_text())
     assert {one["client_id"] for one in scores} == set(HOSPITALS)
     assert all(one["num_test"] and one["zero_step"] > 0.5 for one in scores)
-    heads = [
+    states = [
         PeftModel.from_pretrained(fresh_backbone().module, str(finished / "adapters" / name)).state_dict()
         for name in HOSPITALS
     ]
-    changed = [name for name in heads[0] if not heads[0][name].equal(heads[1][name])]
-    assert changed
+    assert any(not states[0][name].equal(states[1][name]) for name in states[0])
 
 
 def test_a_site_whose_folder_is_missing_is_left_out_by_name_of_the_fault(finished: Path) -> None:
