@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flwr.app import Context, Message
 
+from client_app.backbone_store import backbone_store, with_shipped
 from client_app.handlers import app_around
 from client_app.runtime import ClientRuntime, open_runtime
 from client_app.site import read_site
-from client_app.site_store import backbone_store, with_shipped
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.backbone import BackbonePart, BackboneReceipt
 from hyperlora.messages.codec import ProtocolError

@@ -12,11 +12,11 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
+from client_app.backbone_store import BackboneMissingError
 from client_app.gate import Settings, site_gate
 from client_app.peers import read_peers
 from client_app.runtime import ClientRuntime
 from client_app.site import clients_of, read_site
-from client_app.site_store import BackboneMissingError
 from client_app.sum_steps import SumSteps
 from client_app.tasks import describe_classes, describe_clients, describe_inputs, evaluate_adapter, train_start
 from client_app.token_cache import TokenCache

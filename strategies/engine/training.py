@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainReply, TrainRequest
+from hyperlora.storage.tensor_store import TensorStore
 from models.adapters.adapter import Adapter
 from models.adapters.sensitivity import agreed
 from strategies.engine.drift import described
@@ -19,10 +21,11 @@ from strategies.engine.history import History
 from strategies.engine.late import LateReplies, discounted
 from strategies.engine.records import RoundRecord
 from strategies.engine.requests import RequestMaker
-from strategies.federation.transport import Exchange, Intake, Sent, replies_as_they_come
+from strategies.federation.transport import Exchange, Sent, replies_as_they_come
 from strategies.methods.base.server import ClientUpdate, TakesAdapters
 
 Answered = Sequence[tuple[Sent[TrainRequest], TrainReply]]
+ADAPTERS_IN_RAM = 2**28
 log = logging.getLogger(__name__)
 
 
@@ -116,3 +119,28 @@ class Training:
 def _update(cards: Mapping[str, ClientCard], sent: Sent[TrainRequest], reply: TrainReply) -> ClientUpdate:
     card, start = described(cards[sent.recipient], reply), sent.request.start.adapter
     return ClientUpdate(card, start, reply.end, reply.metrics, reply.gradient, reply.core)
+
+
+class Intake:
+    """Decodes train replies; of a round's adapters ``ADAPTERS_IN_RAM`` bytes stay in RAM, the others go to disk.
+
+    Args:
+        take: is given every reply once it is decoded.
+
+    Attributes:
+        seconds: spent on decoding.
+    """
+
+    def __init__(self, take: Callable[[TrainReply], None]) -> None:
+        self._store, self._take, self.seconds = TensorStore(ram_limit=ADAPTERS_IN_RAM), take, 0.0
+
+    def decode(self, content: RecordDict, request: TrainRequest) -> TrainReply:
+        """Return the reply to ``request``; raises ProtocolError as :meth:`TrainReply.decode`."""
+        began = time.perf_counter()
+        try:
+            reply = TrainReply.decode(content, request)
+            kept = replace(reply, end=Adapter.from_tensors(self._store.put(reply.end.tensors()).tensors()))
+            self._take(kept)
+            return kept
+        finally:
+            self.seconds += time.perf_counter() - began

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from flwr.app import Message, Metadata, RecordDict
@@ -14,9 +14,6 @@ from flwr.serverapp import Grid
 
 from hyperlora.messages.backbone import name_backbone
 from hyperlora.messages.codec import ProtocolError, count_bytes, printable
-from hyperlora.messages.train import TrainReply, TrainRequest
-from hyperlora.storage.tensor_store import TensorStore
-from models.adapters.adapter import Adapter
 
 TIMED_OUT = "no reply within the time limit"
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
@@ -36,7 +33,6 @@ MOST_RECORDS, LEAST_QUOTA, QUOTA = 8, 2**26, 32
 """Records of a reply, at most twice those of its request where that is more; its bytes, at most ``QUOTA`` times those
 of its request where that is more."""
 MOST_SENTENCE = 400
-ADAPTERS_IN_RAM = 2**28
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
 
 
@@ -272,28 +268,3 @@ def _replies(grid: Grid, waiting: list[str], deadline: float, enough: int) -> It
         if waiting:
             pause = FIRST_PAUSE if answered else min(2 * pause, LONGEST_PAUSE)
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-
-
-class Intake:
-    """Decodes train replies; of a round's adapters ``ADAPTERS_IN_RAM`` bytes stay in RAM, the others go to disk.
-
-    Args:
-        take: is given every reply once it is decoded.
-
-    Attributes:
-        seconds: spent on decoding.
-    """
-
-    def __init__(self, take: Callable[[TrainReply], None]) -> None:
-        self._store, self._take, self.seconds = TensorStore(ram_limit=ADAPTERS_IN_RAM), take, 0.0
-
-    def decode(self, content: RecordDict, request: TrainRequest) -> TrainReply:
-        """Return the reply to ``request``; raises ProtocolError as :meth:`TrainReply.decode`."""
-        began = time.perf_counter()
-        try:
-            reply = TrainReply.decode(content, request)
-            kept = replace(reply, end=Adapter.from_tensors(self._store.put(reply.end.tensors()).tensors()))
-            self._take(kept)
-            return kept
-        finally:
-            self.seconds += time.perf_counter() - began

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from client_app.site_store import BackboneStore
+from client_app.backbone_store import BackboneStore
 from hyperlora.config.schema import ConfigError, RunConfig
 from hyperlora.messages.backbone import BackbonePart, BackboneReceipt, name_backbone, named_backbone
 from hyperlora.messages.codec import ProtocolError
