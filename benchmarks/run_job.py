@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.result import job_result, run_file, write_json
 from benchmarks.suite import Job
+from hyperlora.storage.run_names import ENVIRONMENT, EVALUATION, METRICS
 
 NODES = 4
 
@@ -77,14 +78,14 @@ def run_federation(job: Job, target: Path) -> None:
         values = {**job.config.flat(), "run.output-dir": str(Path(scratch) / "run"), "run.checkpoint-every": 0}
         tried = AdaptingApp(client, job.config, job.adapting) if job.adapting else None
         directory = run(LocalGrid(tried or client, values, NODES, remembers=False), values)
-        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (directory / METRICS).read_text(encoding="utf-8").splitlines()
         rounds = [json.loads(line) for line in lines]
         if not job.attack:
             require_all_clients(rounds)
         result = job_result(
             job,
-            environment=json.loads((directory / "environment.json").read_text(encoding="utf-8")),
-            clients=json.loads((directory / "evaluation.json").read_text(encoding="utf-8")),
+            environment=json.loads((directory / ENVIRONMENT).read_text(encoding="utf-8")),
+            clients=json.loads((directory / EVALUATION).read_text(encoding="utf-8")),
             rounds=rounds,
             seconds=time.perf_counter() - began,
             attackers=sorted(attackers),

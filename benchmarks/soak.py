@@ -25,6 +25,7 @@ from benchmarks.perf.measure import machine
 from benchmarks.table import markdown
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.messages.train import TrainRequest
+from hyperlora.storage.run_names import EVALUATION, METRICS
 
 RESULT = Path(__file__).parent / "results" / "soak.json"
 NODES, DOMAINS = 4, 4
@@ -109,8 +110,8 @@ def soak_run(rounds: int, clients: int, share: float, seed: int) -> SoakRun:
         grid = SampledGrid(app, values, NODES, at_random(share, seed, faults))
         grid.samples = []
         directory = run(grid, values)
-        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        scores = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
+        lines = (directory / METRICS).read_text(encoding="utf-8").splitlines()
+        scores = json.loads((directory / EVALUATION).read_text(encoding="utf-8"))
     return SoakRun(grid.samples, _failures(lines), _accuracies(scores), time.perf_counter() - began)
 
 

@@ -31,6 +31,7 @@ from client_app.runtime import open_runtime
 from hyperlora.cli.settings import flatten, read_toml
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.messages.evaluate import START_TRACK
+from hyperlora.storage.run_names import EVALUATION
 from models.sums.shared_factor import STEP
 
 RESULT = HERE / "results" / "sums.json"
@@ -64,7 +65,7 @@ def measured(config: RunConfig, *, controls: bool = True) -> tuple[dict[str, dic
     """
     with tempfile.TemporaryDirectory(prefix="hyperlora-sums-") as scratch:
         run = finished_run(config, Path(scratch) / "run")
-        state, scores = last_state(run), json.loads((run.path / "evaluation.json").read_text(encoding="utf-8"))
+        state, scores = last_state(run), json.loads((run.path / EVALUATION).read_text(encoding="utf-8"))
         clients = Clients(open_runtime(config), run.require_clients().cards)
     rows = {OPEN: {one["client_id"]: one["zero_step"] for one in scores if one["track"] == START_TRACK}}
     there = Evaluation.of(clients, state.served_anchor)

@@ -37,6 +37,7 @@ from hyperlora.messages.evaluate import START_TRACK
 from hyperlora.messages.signature import ClientCard
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.seeds import derive_seed
+from hyperlora.storage.run_names import EVALUATION
 from models.adapters.adapted_model import AdaptedModel
 from models.personalization.class_statistics import compute_class_statistics
 from models.personalization.described import told_frequencies
@@ -204,7 +205,7 @@ def _newcomer(runtime: ClientRuntime, card: ClientCard) -> Newcomer:
 
 def scored(setting: Setting, seed: int, data: Path, overrides: Sequence[str], place: Path) -> list[dict[str, Any]]:
     """Make a run in ``place``, unless it is there, and return by what they say the accuracies of its newcomers."""
-    if not (place / "run" / "evaluation.json").exists():
+    if not (place / "run" / EVALUATION).exists():
         place.mkdir(parents=True, exist_ok=True)
         path = without_domains(data, setting.left_out, seed, place) if setting.left_out else data
         values = {**setting.values, "seed": str(seed), "data.name": '"parquet"', "data.path": f'"{path}"'}

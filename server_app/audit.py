@@ -55,6 +55,7 @@ class RunAudit:
             round=record.server_round,
             cohort=record.cohort,
             failures=record.failures,
+            missing_sums=record.missing_sums,
             clipped=record.clipped,
             drift=record.drift,
             privacy=record.privacy,

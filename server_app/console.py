@@ -13,7 +13,6 @@ from rich.console import Console
 
 from hyperlora.clock import clock
 from hyperlora.config.schema import RunConfig
-from hyperlora.messages.questions import KINDS
 from hyperlora.reporting.verdict import choice_sentence
 from hyperlora.storage.files import StorageError, append_bytes
 from models.adapters.adapter import NO_FORM
@@ -116,8 +115,8 @@ class RunConsole:
                 )
         if noise := record.method.get("score_noise"):
             self._say(f"these accuracies have noise of a standard deviation of {100 * noise:.1f} points")
-        for kind in (one for one in KINDS if f"sum {one}" in record.failures):
-            self._say(f"there was no sum of '{kind}' in the last round: {record.failures[f'sum {kind}']}")
+        for kind, reason in record.missing_sums.items():
+            self._say(f"there was no sum of '{kind}' in the last round: {reason}")
         if chosen := choice_sentence([asdict(score) for score in scores]):
             self._say(chosen)
         self._say(f"figure {directory / 'accuracy.png'}, metrics {directory / 'metrics.jsonl'}")

@@ -11,9 +11,9 @@ from typing import Any
 from hyperlora.config.schema import ConfigError
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.storage.files import storage_errors
-from server_app.run_directory import EVALUATION, RunDirectory, open_checkpoints
+from hyperlora.storage.run_names import CLIENTS, EVALUATION
+from server_app.run_directory import RunDirectory, open_checkpoints
 from strategies.engine.checkpoint import Checkpoint
-from strategies.federation.client_list import FILE_NAME as CLIENTS
 from strategies.federation.client_list import ClientList
 from strategies.methods.base.server import Forgets, Method
 from strategies.methods.registry import build_method

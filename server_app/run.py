@@ -22,6 +22,7 @@ from hyperlora.reporting.panels import save_accuracy
 from hyperlora.reporting.run_files import RunFiles
 from hyperlora.storage.allow_list import AllowListFile
 from hyperlora.storage.files import private_files
+from hyperlora.storage.run_names import CLIENTS, CONSOLE, ENVIRONMENT, EVALUATION, LEFT_OUT, METRICS
 from hyperlora.task import backbone_file, build_model, cohort_size, data_set_info, expected_clients
 from models.adapters.adapted_model import AdaptedModel
 from models.adapters.rank_budget import least_bytes
@@ -30,10 +31,6 @@ from server_app.audit import AuditedGrid, RunAudit, digest_of_settings
 from server_app.console import RunConsole
 from server_app.progress import Pace, ProgressGrid
 from server_app.run_directory import (
-    ENVIRONMENT,
-    EVALUATION,
-    LEFT_OUT,
-    METRICS,
     RunDirectory,
     describe_environment,
     open_checkpoints,
@@ -43,7 +40,6 @@ from strategies.engine.checkpoint import CheckpointStore
 from strategies.engine.records import RoundRecord
 from strategies.engine.settings import RoundSettings
 from strategies.engine.strategy import LoraStrategy
-from strategies.federation.client_list import FILE_NAME as CLIENTS
 from strategies.federation.client_list import ClientList
 from strategies.federation.registrar import Registrar
 from strategies.federation.shipping import Shipment
@@ -71,7 +67,7 @@ def run(grid: Grid, values: Mapping[str, Scalar], *, echo: bool = False) -> Path
     with directory.held(), directory.recording_errors():
         config = RunConfig.parse({**values, "run.output-dir": str(directory.path)})
         torch.set_num_threads(SERVER_THREADS)
-        console = RunConsole(directory.path / "console.log", pace=_pace(config), echo=echo)
+        console = RunConsole(directory.path / CONSOLE, pace=_pace(config), echo=echo)
         console.opening(config, directory.path)
         with told_to(console.progress):
             model = build_model(config.data, config.model, config.lora)

@@ -30,6 +30,7 @@ from hyperlora.storage.files import (
     write_json,
     write_text,
 )
+from hyperlora.storage.run_names import ASKED, CONFIG, ERROR, EVALUATION, METRICS
 from hyperlora.storage.signing import SigningKey
 from server_app.tightening import tightens
 from strategies.engine.checkpoint import CheckpointStore
@@ -37,10 +38,6 @@ from strategies.engine.checkpoint import CheckpointStore
 log = logging.getLogger(__name__)
 LOCK, PATIENCE = ".lock", 10.0
 """Who writes to a run directory holds this file's lock; a run that is just being ended gets so many seconds."""
-CONFIG, METRICS, EVALUATION = "config.json", "metrics.jsonl", "evaluation.json"
-ASKED = "asked.jsonl"
-"""One line for every cohort that was sent a message; nothing is ever taken from it, for what was sent is released."""
-ENVIRONMENT, LEFT_OUT, ERROR = "environment.json", "left_out.json", "error.txt"
 PACKAGES = ("hyperlora", "flwr", "ray", "torch", "torchvision", "timm", "peft", "transformers", "datasets", "numpy")
 MAY_CHANGE = (
     "run.",

@@ -12,6 +12,7 @@ from PIL import Image
 
 from benchmarks.gpu.bench import Bench, Case, Figures
 from benchmarks.gpu.vit import CLASSES, NAME, RANK, SIDE, TINY_NAME, TINY_SIDE, random_samples, random_weights
+from hyperlora.storage.run_names import METRICS
 
 CLIENTS, TINY_CLIENTS, SAMPLES, TINY_SAMPLES, ROUNDS, WARM = 10, 3, 64, 24, 3, 1
 
@@ -34,7 +35,7 @@ def _run(bench: Bench, method: str) -> Figures:
     directory = bench.scratch / method
     values = RunConfig.parse(_settings(bench, method, directory)).flat()
     run(LocalGrid(app, values, NODES, remembers=False), values)
-    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (directory / METRICS).read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     require_all_clients(records)
     phases = {name: median(one["seconds"].get(name, 0.0) for one in records[WARM:]) for name in records[0]["seconds"]}

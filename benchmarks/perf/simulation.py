@@ -24,6 +24,7 @@ from hyperlora.cli import flower
 from hyperlora.cli.output import CommandError
 from hyperlora.cli.superlink import local_superlink, simulation_size
 from hyperlora.config.schema import RunConfig, Scalar
+from hyperlora.storage.run_names import METRICS
 
 HERE = Path(__file__).parent
 DOMAINS, CLASSES, IMAGES, CLIENTS, SIDE = 4, 7, 100, 100, 96
@@ -70,7 +71,7 @@ def _ours(root: Path) -> Mapping[str, float]:
         "run.output-dir": str(root / "ours"),
     }
     _simulate(HERE.parents[1], RunConfig.parse(values).flat(), root / "ours.log")
-    lines = (root / "ours" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (root / "ours" / METRICS).read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines][WARM : ROUNDS - 1]
     return {
         "training": mean(one["training"] for one in seconds),

@@ -18,6 +18,7 @@ from typing import IO, Any
 from hyperlora.cli.output import CommandError, one_line
 from hyperlora.config.schema import Scalar
 from hyperlora.storage.files import write_text
+from hyperlora.storage.run_names import ERROR
 
 NO_DETAILS = ("", "N/A")
 LOOK_EVERY, ASK_EVERY = 0.2, 3.0
@@ -149,7 +150,7 @@ def failure(state: RunStatus, output_dir: Path | None, since: float) -> str:
 
     The ServerApp's own ``error.txt``, if it was written after ``since``, knows best; then Flower's details.
     """
-    written = output_dir / "error.txt" if output_dir else None
+    written = output_dir / ERROR if output_dir else None
     if written and written.is_file() and written.stat().st_mtime >= since:
         reason = written.read_text(encoding="utf-8", errors="replace").strip()
         if reason:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from hyperlora.cli.output import CommandError, say
 from hyperlora.cli.settings import require_inputs
 from hyperlora.config.schema import RunConfig
+from hyperlora.storage.run_names import EVALUATION, METRICS
 
 if TYPE_CHECKING:
     from hyperlora.data.federation import Federation
@@ -60,7 +61,7 @@ def check_directory(directory: Path, config: RunConfig) -> None:
     with _unlocked(directory, COMMAND_LOCK, patience=0), _unlocked(directory, RUN_LOCK, patience=PATIENCE):
         if config.run.resume:
             _check_rounds(directory, config)
-        elif (directory / "metrics.jsonl").exists():
+        elif (directory / METRICS).exists():
             raise CommandError(
                 f"run directory '{directory}' already holds a run: name a new one, or go on with --resume {directory}"
             )
@@ -104,7 +105,7 @@ def _free(lock: FileLock) -> bool:
 
 def rounds_made(directory: Path) -> int:
     """Return the last round in the metrics of a run; 0 where there is none. A line that was cut off does not count."""
-    last, path = 0, directory / "metrics.jsonl"
+    last, path = 0, directory / METRICS
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             last = max(last, int(json.loads(line)["server_round"]))
@@ -115,7 +116,7 @@ def rounds_made(directory: Path) -> int:
 
 def _check_rounds(directory: Path, config: RunConfig) -> None:
     made, rounds = rounds_made(directory), config.federation.rounds
-    if made > rounds or (made == rounds and (directory / "evaluation.json").exists()):
+    if made > rounds or (made == rounds and (directory / EVALUATION).exists()):
         raise CommandError(
             f"{made} rounds of the run in '{directory}' are made and federation.rounds is {rounds}: for more of them, "
             f"hyperlora run --resume {directory} -c federation.rounds={2 * made}"

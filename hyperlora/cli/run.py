@@ -22,7 +22,7 @@ from hyperlora.cli.settings import Settings, new_output_dir, read_settings
 from hyperlora.cli.superlink import federation_size, local_superlink, simulation_size
 from hyperlora.config.schema import RunConfig, Scalar
 from hyperlora.storage.files import PRIVATE_DIRECTORY
-from hyperlora.storage.run_names import point_to
+from hyperlora.storage.run_names import CONSOLE, point_to
 
 
 @reports_errors
@@ -106,7 +106,7 @@ def simulate(settings: Settings, size: str, ray_address: str | None = None) -> N
 def _simulate(
     app_dir: Path, values: Mapping[str, Scalar], size: str, output_dir: Path, ray_address: str | None
 ) -> RunStatus:
-    log, tail = output_dir / "flower.log", Tail(output_dir / "console.log")
+    log, tail = output_dir / "flower.log", Tail(output_dir / CONSOLE)
     with waiting("starting Flower simulation") as spinner_off, local_superlink(log, ray_address) as connection:
         run_id = flower.submit(connection, app_dir, values, size)
         with log.open("ab") as sink, flower.log_stream(connection, run_id, sink) as stream:

@@ -14,7 +14,7 @@ from typing import Any
 from hyperlora.cli.output import CommandError
 from hyperlora.config.renamed import current_names
 from hyperlora.config.schema import PATH_KEYS, RunConfig, Scalar
-from hyperlora.storage.run_names import followed, is_published
+from hyperlora.storage.run_names import CONFIG, followed, is_published
 
 INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients", "run.signing-key")
 
@@ -66,7 +66,7 @@ def settings_of_run(directory: Path) -> dict[str, Scalar]:
     if is_published(directory):
         raise CommandError(f"'{directory}' was published to make adapters from, and cannot be gone on with")
     try:
-        values: dict[str, Scalar] = dict(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+        values: dict[str, Scalar] = dict(json.loads((directory / CONFIG).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CommandError(f"'{directory}' holds no run to go on with: its config.json cannot be read") from error
     return {**current_names(values), "run.output-dir": str(directory.absolute()), "run.resume": True}

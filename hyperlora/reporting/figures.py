@@ -96,6 +96,8 @@ def failures(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for who, reason in record["failures"].items():
             phase, _, client = who.partition(" ")
             found.setdefault((phase, reason), []).append((client, record["server_round"]))
+        for kind, reason in record.get("missing_sums", {}).items():
+            found.setdefault((f"sum of {kind}", reason), []).append(("", record["server_round"]))
         for client in record.get("clipped", {}):
             found.setdefault(("train", CLIPPED), []).append((client, record["server_round"]))
     return [

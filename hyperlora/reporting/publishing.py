@@ -17,7 +17,7 @@ from hyperlora.reporting.model_card import accuracy_of_anchor, accuracy_of_feder
 from hyperlora.reporting.run_files import RunFiles, RunFilesError, new_directory, require_new
 from hyperlora.reporting.state_view import open_checkpoint
 from hyperlora.storage.files import write_bytes, write_json, write_text
-from hyperlora.storage.run_names import BACKBONE, SHARED_STATE, STATEMENT
+from hyperlora.storage.run_names import BACKBONE, CLIENTS, CONFIG, ENVIRONMENT, METRICS, SHARED_STATE, STATEMENT
 from models.backbones.weights import weights_bytes
 from models.personalization.class_statistics import ClassStatistics
 from strategies.engine.checkpoint import Checkpoint, share
@@ -98,11 +98,11 @@ def _write_files(run: RunFiles, target: Path, method: Method, found: Checkpoint)
     bare = Checkpoint(found.server_round, found.state, found.cards)
     share(bare, target / SHARED_STATE, method.state_classes)
     records = [RoundRecord(**{key: record[key] for key in KEPT_OF_ROUND}).as_json() for record in run.records]
-    write_text(target / "metrics.jsonl", "".join(_json_line(record) for record in records))
-    write_json(target / "config.json", run.config.public())
-    write_json(target / "clients.json", run.require_clients().as_json())
+    write_text(target / METRICS, "".join(_json_line(record) for record in records))
+    write_json(target / CONFIG, run.config.public())
+    write_json(target / CLIENTS, run.require_clients().as_json())
     kept = {name: run.environment[name] for name in ("seed", "backbone_fingerprint", "packages", "python")}
-    write_json(target / "environment.json", kept)
+    write_json(target / ENVIRONMENT, kept)
 
 
 def _backbone(run: RunFiles) -> bytes:

@@ -16,11 +16,21 @@ from safetensors import SafetensorError, safe_open
 
 from hyperlora.config.schema import RunConfig
 from hyperlora.storage.files import storage_errors
-from hyperlora.storage.run_names import BACKBONE, is_published, located
+from hyperlora.storage.run_names import (
+    BACKBONE,
+    CLIENTS,
+    CONFIG,
+    ENVIRONMENT,
+    EVALUATION,
+    LEFT_OUT,
+    METRICS,
+    is_published,
+    located,
+)
 from hyperlora.task import build_model
 from models.adapters.adapted_model import AdaptedModel
 from strategies.engine.records import RoundRecord
-from strategies.federation.client_list import FILE_NAME, ClientList, ClientListError
+from strategies.federation.client_list import ClientList, ClientListError
 
 
 class RunFilesError(ValueError):
@@ -50,9 +60,9 @@ class RunFiles:
             ConfigError: its configuration cannot be read by this version.
         """
         path = located(path)
-        config = _json_of(path / "config.json", dict[str, bool | int | float | str])
+        config = _json_of(path / CONFIG, dict[str, bool | int | float | str])
         try:
-            records = read_records(path / "metrics.jsonl")
+            records = read_records(path / METRICS)
         except OSError as error:
             raise RunFilesError(f"the run in '{path}' has no round yet: it has no metrics.jsonl") from error
         if not records:
@@ -71,19 +81,19 @@ class RunFiles:
     @cached_property
     def scores(self) -> list[dict[str, Any]]:
         """The last evaluation of every client; empty where the run has not ended."""
-        path = self.path / "evaluation.json"
+        path = self.path / EVALUATION
         return list(_json_of(path, list[Score])) if path.exists() else []
 
     @cached_property
     def left_out(self) -> dict[str, str]:
         """Nodes and clients that take no part, and why."""
-        path = self.path / "left_out.json"
+        path = self.path / LEFT_OUT
         return dict(_json_of(path, dict[str, str])) if path.exists() else {}
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, seed, fingerprint and machine."""
-        return dict(_json_of(self.path / "environment.json", Environment))
+        return dict(_json_of(self.path / ENVIRONMENT, Environment))
 
     @property
     def fingerprint(self) -> str:
@@ -93,7 +103,7 @@ class RunFiles:
     @cached_property
     def clients(self) -> ClientList | None:
         """The clients with their signatures, or None where the run keeps no list of them (yet)."""
-        path = self.path / FILE_NAME
+        path = self.path / CLIENTS
         if not path.exists():
             return None
         try:
@@ -109,7 +119,7 @@ class RunFiles:
         """
         if self.clients is None:
             raise RunFilesError(
-                f"the run in '{self.path}' has no {FILE_NAME}, which comes with its first checkpoint; "
+                f"the run in '{self.path}' has no {CLIENTS}, which comes with its first checkpoint; "
                 f"go on with: hyperlora run --resume {self.path}"
             )
         return self.clients

@@ -1,4 +1,4 @@
-"""Where a run lies that is named: ``runs/latest``, ``demo``, ``hf:owner/name`` or its directory."""
+"""Where a run lies that is named (``latest``, ``demo``, ``hf:owner/name``, its path), and what its files are called."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 from uuid import uuid4
 
 NAME = "latest"
+CONFIG, ENVIRONMENT = "config.json", "environment.json"
+METRICS, EVALUATION = "metrics.jsonl", "evaluation.json"
+CLIENTS, LEFT_OUT, ASKED = "clients.json", "left_out.json", "asked.jsonl"
+"""``ASKED`` grows with every cohort that is sent a message; nothing is taken off it, for what was sent is released."""
+CONSOLE, ERROR = "console.log", "error.txt"
 STATEMENT = "PRIVACY.md"
 """Stands in a run that was published, and in no other."""
 BACKBONE = "backbone.safetensors"

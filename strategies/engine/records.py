@@ -65,8 +65,9 @@ class RoundRecord:
         training: figures over the cohort, from the clients' validation shares.
         evaluation: figures over seen and unseen clients, from their test splits; empty where not evaluated.
         bytes: content sent ("down") and received ("up"), measured on the messages, by kind of message.
-        failures: why a contribution is missing, by ``<phase> <client-id>``; in a run of sums why there is none, by
-            ``sum <kind of question>``; ``round`` where the round as a whole changes nothing.
+        failures: why a contribution is missing, by ``<phase> <client-id>``; ``round`` where the round as a whole
+            changes nothing.
+        missing_sums: in a run of sums why there is no sum, by kind of question.
         clipped: client-id -> share that was kept of a movement far longer than the others'.
         late: client-id -> by how many rounds its reply was late.
         drift: client-id -> how far the signature of a client whose data changed moved, in standard deviations.
@@ -82,6 +83,7 @@ class RoundRecord:
     evaluation: dict[str, Any] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    missing_sums: dict[str, str] = field(default_factory=dict)
     clipped: dict[str, float] = field(default_factory=dict)
     late: dict[str, int] = field(default_factory=dict)
     drift: dict[str, float] = field(default_factory=dict)
@@ -104,6 +106,11 @@ class RoundRecord:
         self.failures |= {f"{phase} {name}": reason for name, reason in failures.items()}
         for name, reason in failures.items():
             log.warning("round %d: %s of client '%s' is left out: %s", self.server_round, phase, name, reason)
+
+    def note_missing_sum(self, kind: str, reason: str) -> None:
+        """Note why there is no sum of a kind of question, in the log too."""
+        self.missing_sums[kind] = reason
+        log.warning("round %d: there is no sum of '%s': %s", self.server_round, kind, reason)
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         """Add wall or client seconds to a phase."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from hyperlora.messages.signature import ClientCard
+from hyperlora.storage.run_names import CLIENTS
 from models.personalization.signature import Signature
 
-FILE_NAME = "clients.json"
 FORMAT = 1
 
 
@@ -40,12 +40,12 @@ class ClientList:
         """
         if not isinstance(value, Mapping) or value.get("format") != FORMAT:
             found = value.get("format") if isinstance(value, Mapping) else None
-            raise ClientListError(f"{FILE_NAME} is of format {found}, this program reads format {FORMAT}")
+            raise ClientListError(f"{CLIENTS} is of format {found}, this program reads format {FORMAT}")
         try:
             names = tuple(str(name) for name in value["class_names"])
             cards = [_card_from_json(one, len(names)) for one in value["clients"]]
         except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            raise ClientListError(f"{FILE_NAME} is damaged ({type(error).__name__}: {error})") from error
+            raise ClientListError(f"{CLIENTS} is damaged ({type(error).__name__}: {error})") from error
         return cls(names, {card.client_id: card for card in cards})
 
 

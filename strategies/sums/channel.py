@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +23,6 @@ from strategies.federation.transport import Answers, Exchange
 
 MOST_TRIES = 3
 """How often a question is asked, each time without a client whose part could not be unmasked."""
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,7 @@ class SumChannel:
                 return self._tried(grid, trusted, question, record)
             except SecureSumError as error:
                 if not (isinstance(error, UnmaskableError) and error.at_fault):
-                    record.failures[f"sum {question.kind}"] = str(error)
-                    log.warning("round %d: there is no sum of '%s': %s", record.server_round, question.kind, error)
+                    record.note_missing_sum(question.kind, str(error))
                     break
                 self.distrusted.add(error.name)
                 record.note_failures("sum", {error.name: f"{error}; it is asked for no further sum"})

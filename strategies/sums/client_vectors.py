@@ -60,7 +60,7 @@ class ClientVectors:
         if told is None:
             raise NoSumError(kind)
         if counts and not self._possible(told.sums[counts], len(told.clients)):
-            self.record.failures[f"sum {kind}"] = "it counts clients that are not in it: one of them does not tell 1"
+            self.record.note_missing_sum(kind, "it counts clients that are not in it: one of them does not tell 1")
             raise NoSumError(kind)
         return {name: one.float() for name, one in told.sums.items()}
 

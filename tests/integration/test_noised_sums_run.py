@@ -114,28 +114,28 @@ def silencing(count: int) -> Callable[[Message, Context], Message]:
     return answer
 
 
-def failures(directory: Path, answer: Callable[[Message, Context], Message]) -> dict[str, str]:
-    """Return the failures of a run of one round."""
+def one_round(directory: Path, answer: Callable[[Message, Context], Message]) -> dict[str, dict[str, str]]:
+    """Return the record of a run of one round."""
     values = RunConfig.parse(
         {**SUMS, **NOISED, "privacy.epsilon": 8.0, "federation.rounds": 1, "run.output-dir": str(directory)}
     ).flat()
-    told: dict[str, str] = records(run(Recording(answer, values, CLIENTS), values))[-1]["failures"]
+    told: dict[str, dict[str, str]] = records(run(Recording(answer, values, CLIENTS), values))[-1]
     return told
 
 
 def test_a_client_tells_nothing_that_would_cost_more_than_it_was_promised(tmp_path: Path) -> None:
-    found = failures(tmp_path / "run", changed(noise=0.01))
+    found = one_round(tmp_path / "run", changed(noise=0.01))["failures"]
     assert any("promises this client an epsilon of 8" in reason for reason in found.values())
 
 
 def test_a_client_of_a_run_with_noise_tells_nothing_without(tmp_path: Path) -> None:
-    found = failures(tmp_path / "run", changed(kind="moments", noise=0.0))
+    found = one_round(tmp_path / "run", changed(kind="moments", noise=0.0))["failures"]
     assert any("is none of this run: privacy.epsilon" in reason for reason in found.values())
 
 
 def test_fewer_than_the_least_share_are_no_sum(tmp_path: Path) -> None:
-    found = failures(tmp_path / "run", silencing(2))
-    assert "3 clients are left, and 4 is the least for a sum" in found["sum movement of B"]
+    found = one_round(tmp_path / "run", silencing(2))["missing_sums"]
+    assert "3 clients are left, and 4 is the least for a sum" in found["movement of B"]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_the_documented_line_makes_a_run_over_the_three_sites_and_one_that_is_lo
 ) -> None:
     records = made(tmp_path, "federation.rounds=3", lost_in=2)  # in round 3 it would rest, were there enough without it
     assert [one["training"].get("clients") for one in records] == [3, None, 3]
-    assert records[1]["failures"]["sum movement of A"] == "2 clients are left, and 3 is the least for a sum"
+    assert records[1]["missing_sums"]["movement of A"] == "2 clients are left, and 3 is the least for a sum"
     assert f"sum {sites()[0].client_id}" in records[1]["failures"]
     assert records[2]["failures"] == {}
     assert records[2]["evaluation"]["seen"]["zero_step"]["mean"] > 0.2

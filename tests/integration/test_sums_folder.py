@@ -177,7 +177,7 @@ def test_a_run_without_a_sum_in_any_evaluation_ends_and_says_so(tmp_path: Path, 
     grid = LocalGrid(answering(lambda config: of_sum(config, "moments")), values, CLIENTS)
     directory = run(grid, values)
     assert json.loads((directory / "evaluation.json").read_text()) == []
-    assert "0 clients are left, and 3 is the least for a sum" in records(directory)[-1]["failures"]["sum moments"]
+    assert "0 clients are left, and 3 is the least for a sum" in records(directory)[-1]["missing_sums"]["moments"]
     assert "there was no sum of 'moments' in the last round: 0 clients" in (directory / "console.log").read_text()
     assert (directory / "adapters" / "anchor").is_dir()
     assert CliRunner().invoke(command_line, ["report", str(directory)]).exit_code == 0

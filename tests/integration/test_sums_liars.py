@@ -49,7 +49,7 @@ def test_one_that_counts_as_many_or_less_than_none_costs_the_evaluation_and_not_
     directory, _ = made(tmp_path / "run", **{"federation.rounds": 1})
     record = records(directory)[0]
     assert record["training"]["clients"] == 5
-    assert "counts clients that are not in it" in record["failures"]["sum moments"]
+    assert "counts clients that are not in it" in record["missing_sums"]["moments"]
     assert json.loads((directory / "evaluation.json").read_text()) == []
 
 

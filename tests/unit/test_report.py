@@ -231,11 +231,12 @@ def test_one_signature_alone_can_be_projected() -> None:
 def test_failures_are_counted_by_reason() -> None:
     records = [
         {"server_round": 1, "failures": {"train b": "late", "evaluate a": "late"}},
-        {"server_round": 2, "failures": {"train a": "late"}},
+        {"server_round": 2, "failures": {"train a": "late"}, "missing_sums": {"moments": "too few"}},
     ]
     assert failures(records) == [
         {"phase": "train", "reason": "late", "count": 2, "clients": ["a", "b"], "rounds": [1, 2]},
         {"phase": "evaluate", "reason": "late", "count": 1, "clients": ["a"], "rounds": [1]},
+        {"phase": "sum of moments", "reason": "too few", "count": 1, "clients": [], "rounds": [2]},
     ]
 
 
