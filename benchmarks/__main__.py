@@ -11,7 +11,6 @@ from rich.console import Console
 
 from benchmarks.claims import check, read_claims, repository_texts
 from benchmarks.cost import cost_of
-from benchmarks.grid import SuiteError
 from benchmarks.pages import FIGURES, MORE_TABLES, TABLES, fill_pages, hours, tables_of
 from benchmarks.perf.run import run_perf
 from benchmarks.result import load_results, load_settings, missing_jobs, pack_runs
@@ -25,6 +24,7 @@ from benchmarks.suite import (
     suite_title,
     tuning_suite,
 )
+from benchmarks.trials import SuiteError
 from benchmarks.tuning import choose
 from hyperlora.cli.output import CommandError
 from hyperlora.cli.settings import parse_override, with_absolute_paths

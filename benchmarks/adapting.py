@@ -15,7 +15,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from benchmarks.grid import AdaptingGrid
+from benchmarks.trials import AdaptingGrid
 from client_app.runtime import ClientRuntime, open_runtime
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.batch import EvaluateBatch, bundled, unbundled

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.adapting import RATE, mean_losses, seen_clients
-from benchmarks.grid import AdaptingGrid
 from benchmarks.result import job_result, write_json
 from benchmarks.suite import Job
+from benchmarks.trials import AdaptingGrid
 from client_app.runtime import ClientRuntime, open_runtime
 from client_app.tasks import NothingKept, evaluate_adapter
 from hyperlora.messages.evaluate import EvaluateRequest

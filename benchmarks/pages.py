@@ -25,7 +25,6 @@ from benchmarks.cost import cost_page
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.forgetting import forgetting_table
 from benchmarks.gpu.table import gpu_table
-from benchmarks.grid import SuiteError
 from benchmarks.head_parts import head_parts_table
 from benchmarks.language_table import language_table
 from benchmarks.lira_sums import lira_sums_table
@@ -38,6 +37,7 @@ from benchmarks.sum_movements import sum_movements_table
 from benchmarks.sums import sums_table
 from benchmarks.table import accuracy_table, cost_table, paired_table, parts_table, side_by_side, steps_table
 from benchmarks.tracks import domain_table, target_table
+from benchmarks.trials import SuiteError
 from benchmarks.verdicts import verdicts
 from benchmarks.wire_deltas import wire_deltas_table
 from benchmarks.wire_table import bytes_table, draw_bytes

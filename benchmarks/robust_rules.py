@@ -22,7 +22,7 @@ from flwr.serverapp.strategy.multikrum import select_multikrum
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.grid import SuiteError
+from benchmarks.trials import SuiteError
 from hyperlora.config.schema import RunConfig
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors

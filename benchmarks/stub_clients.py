@@ -14,7 +14,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from benchmarks.perf.vit import made_up_adapter
+from benchmarks.perf.made_up_adapters import made_up_adapter
 from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
 from hyperlora.messages.evaluate import EvaluateReply
 from hyperlora.messages.signature import ClientCard, SignatureReply

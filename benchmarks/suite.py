@@ -2,7 +2,7 @@
 
 A suite file has ``seeds`` and ``variants`` (or ``variants-of``: those of another suite, ``only`` some of them), and may
 have a ``title``, a ``preset``, a ``base`` of settings for all runs, ``fewer-seeds``: which ``variants`` have fewer
-``seeds``, a grid (:mod:`benchmarks.grid`), ``tuned``: the suite whose grid chose settings for each variant
+``seeds``, a grid (:mod:`benchmarks.trials`), ``tuned``: the suite whose grid chose settings for each variant
 (:mod:`benchmarks.tuning`), and ``minutes``: how long a run is believed to take on one core, until one has been made.
 
 It may also have ``axes``; every combination of one choice on each axis is then a setting: ``[axes.backbone.vit]`` and
@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.grid import AdaptingGrid, SuiteError, trial_name, trials
+from benchmarks.trials import AdaptingGrid, SuiteError, trial_name, trials
 from hyperlora.cli.settings import flatten
 from hyperlora.config.schema import RunConfig, Scalar
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu.bench import Bench, Case, Figures
 from benchmarks.gpu.vit import RANK
-from benchmarks.perf.vit import DEIT_TINY, VIT_B, made_up_adapter
+from benchmarks.perf.made_up_adapters import DEIT_TINY, VIT_B, made_up_adapter
 from models.adapters.adapter import Adapter, combine
 from models.adapters.adapter_sum import AdapterSum
 from models.lowrank.factors import Factors

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.perf.made_up_adapters import VIT_B, made_up_adapter
 from benchmarks.perf.measure import Comparison, in_turns
-from benchmarks.perf.vit import VIT_B, made_up_adapter
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
 from models.lowrank.product_sum import RAM_LIMIT, ProductSum

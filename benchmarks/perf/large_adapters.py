@@ -18,8 +18,8 @@ from typing import IO
 import torch
 
 from benchmarks.perf.aggregation import peak_memory
+from benchmarks.perf.made_up_adapters import made_up_adapter
 from benchmarks.perf.measure import Comparison
-from benchmarks.perf.vit import made_up_adapter
 from models.adapters.adapter import Adapter
 from models.adapters.adapter_sum import AdapterSum
 

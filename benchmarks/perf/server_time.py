@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.perf.made_up_adapters import DEIT_TINY, made_up_adapter
 from benchmarks.perf.measure import Comparison, in_turns
-from benchmarks.perf.vit import DEIT_TINY, made_up_adapter
 from hyperlora.config.schema import RunConfig
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard

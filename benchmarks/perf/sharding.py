@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from benchmarks.perf.large_adapters import LLAMA_8B, RANK
+from benchmarks.perf.made_up_adapters import made_up_adapter
 from benchmarks.perf.measure import Comparison, in_turns
-from benchmarks.perf.vit import made_up_adapter
 from models.adapters.adapter import Adapter
 from models.adapters.adapter_sum import AdapterSum
 from models.lowrank.shards import ShardedProductSum, ShardPool

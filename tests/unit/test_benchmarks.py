@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks.cost import cost_of
 from benchmarks.fingerprint import product_fingerprint
-from benchmarks.grid import AdaptingGrid, trials
 from benchmarks.pages import FIGURES, hours
 from benchmarks.result import is_run, load_results, missing_jobs, pack_runs, packed_file, run_file, write_json
 from benchmarks.run_job import require_all_clients, run_federation
@@ -26,6 +25,7 @@ from benchmarks.suite import (
 )
 from benchmarks.table import accuracy_table, paired_table, steps_table
 from benchmarks.tracks import domain_table, target_table
+from benchmarks.trials import AdaptingGrid, trials
 from benchmarks.tuning import choose, tried_of
 from hyperlora.config.schema import ConfigError, RunConfig
 

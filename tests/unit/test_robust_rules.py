@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.grid import SuiteError
 from benchmarks.robust_rules import RULES, RobustFlexLoRA, robust
+from benchmarks.trials import SuiteError
 from hyperlora.config.schema import RunConfig
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
