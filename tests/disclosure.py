@@ -148,15 +148,25 @@ def in_files(folders: Iterable[Path], secrets: Sequence[Secret]) -> dict[str, se
     return {path: names for path, names in found.items() if names}
 
 
-def in_memory(process: int, secrets: Sequence[Secret]) -> set[str]:
-    """Return the secrets that stand in the memory that a process may write to, of which parts come and go (Linux)."""
-    found: set[str] = set()
-    with Path(f"/proc/{process}/mem").open("rb", buffering=0) as memory:
+def copy_memory(process: int, copy: Path) -> None:
+    """Write the memory that a process may write to into a file (Linux); what comes and goes meanwhile may be missing.
+
+    A copy takes seconds where a search takes minutes, in which the process may have ended.
+    """
+    with Path(f"/proc/{process}/mem").open("rb", buffering=0) as memory, copy.open("wb") as kept:
         for begin, end in _writable(process):
             for start in range(begin, end, AT_ONCE):
                 with suppress(OSError):
                     memory.seek(start)
-                    found |= occurs(memory.read(min(AT_ONCE, end - start)), secrets, aligned=True)
+                    kept.write(memory.read(min(AT_ONCE, end - start)))
+
+
+def in_memory(copy: Path, secrets: Sequence[Secret]) -> set[str]:
+    """Return the secrets that stand in a copy of a process's memory, as numbers in their place."""
+    found: set[str] = set()
+    with copy.open("rb") as kept:
+        while piece := kept.read(AT_ONCE):
+            found |= occurs(piece, secrets, aligned=True)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from strategies.engine.checkpoint import CheckpointStore
 from strategies.methods.hyperlora.state import HyperLoraState
 from strategies.methods.registry import build_method
 from tests.deployment import Deployment
-from tests.disclosure import Secret, in_files, in_memory, secrets_of, statistics_of
+from tests.disclosure import Secret, copy_memory, in_files, in_memory, secrets_of, statistics_of
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 SITES, PARTS = ("site-0", "site-1", "site-2"), 4
@@ -71,22 +72,30 @@ def server_processes(deployment: Deployment) -> list[int]:
 
 @dataclass
 class Watch:
-    """Kills a site while the first masked answer is worked on, and reads memories two sums later."""
+    """Kills a site while the first masked answer is worked on, and copies memories two sums later."""
 
     deployment: Deployment
     directory: Path
-    secrets: Sequence[Secret]
-    at_server: set[str] = field(default_factory=set)
-    at_site: set[str] = field(default_factory=set)
+    copies: Path
+    at_server: list[Path] = field(default_factory=list)
+    at_site: list[Path] = field(default_factory=list)
 
     def __call__(self) -> None:
         sent = asked(self.directory)
         if sent > 2 * CLIENTS and LOST in self.deployment.processes:  # keys and shares are there, from all
             self.deployment.stop(LOST, kill=True)
         if sent > 3 * CLIENTS + 9 * LEFT and not self.at_server:
-            for process in server_processes(self.deployment):
-                self.at_server |= in_memory(process, self.secrets)
-            self.at_site = in_memory(self.deployment.processes[SITES[0]].pid, self.secrets)
+            self.at_server = [self._copied(process) for process in server_processes(self.deployment)]
+            self.at_site = [self._copied(self.deployment.processes[SITES[0]].pid)]
+
+    def _copied(self, process: int) -> Path:
+        copy = self.copies / str(process)
+        copy_memory(process, copy)
+        return copy
+
+
+def found_in(copies: Sequence[Path], secrets: Sequence[Secret]) -> set[str]:
+    return {name for copy in copies for name in in_memory(copy, secrets)}
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="memory of a process is read in Linux's way")
@@ -97,7 +106,9 @@ def test_a_site_is_lost_in_the_middle_of_a_sum_and_the_server_has_no_clients_vec
     public = Secret("the fresh adapter, which is public", next(iter(start.low_rank.values())).A.flatten().numpy())
     own = [one for one in secrets_of(runtime, names, CLIENTS, start, start) if "class" not in one.name]
     deployment = Deployment(tmp_path / "deployment", tls=False)
-    watch = Watch(deployment, directory, [*own, public])
+    copies = tmp_path / "memory"
+    copies.mkdir()
+    watch = Watch(deployment, directory, copies)
     try:
         deployment.start_superlink()
         for index, site in enumerate(SITES):
@@ -108,8 +119,9 @@ def test_a_site_is_lost_in_the_middle_of_a_sum_and_the_server_has_no_clients_vec
     finally:
         left = deployment.close()
     assert left == [], "processes that did not end by themselves"
-    assert watch.at_server == {public.name}
-    assert watch.at_site == {public.name}
+    assert found_in(watch.at_server, [*own, public]) == {public.name}
+    assert found_in(watch.at_site, [*own, public]) == {public.name}
+    shutil.rmtree(copies)
 
     record = json.loads((directory / "metrics.jsonl").read_text())
     assert record["cohort"] == names
