@@ -15,6 +15,8 @@ from hyperlora.storage.chained_log import ChainedLog
 from server_app.run import run
 from tests.sites import SiteGrid
 
+pytestmark = pytest.mark.usefixtures("every_site_keeps_its_parts")
+
 IDS = ("clean-0", "inverted-0", "noisy-0")
 SETTINGS: dict[str, Any] = {
     "method": "fedit",

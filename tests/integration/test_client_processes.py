@@ -41,19 +41,18 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-@pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[BasicActorPool]:
-    """Two processes, one CPU each, in a pool that is mended."""
-    for name in METHODS:
-        monkeypatch.setattr(BasicActorPool, name, getattr(BasicActorPool, name))  # undone after the test
-    monkeypatch.setitem(sys.modules, SIMULATION, sys)
-    with mended_client_processes() as mended:
-        assert mended
-        made = BasicActorPool(Worker, {"num_cpus": 1}, {})  # type: ignore[arg-type]
-        made.add_actors_to_pool(2)
-        yield made
-    for actor in made.pool:
-        ray.kill(actor)
+@pytest.fixture(scope="module")
+def pool(cluster: None) -> Iterator[BasicActorPool]:
+    """Two processes, one CPU each, in a pool that is mended; every test leaves it whole."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in METHODS:
+            patched.setattr(BasicActorPool, name, getattr(BasicActorPool, name))  # undone after the tests
+        patched.setitem(sys.modules, SIMULATION, sys)
+        with mended_client_processes() as mended:
+            assert mended
+            made = BasicActorPool(Worker, {"num_cpus": 1}, {})  # type: ignore[arg-type]
+            made.add_actors_to_pool(2)
+            yield made
 
 
 def asked(pool: BasicActorPool, job: Job) -> tuple[Any, Any]:
@@ -151,6 +150,7 @@ def test_after_the_run_nobody_waits_for_a_process(pool: BasicActorPool) -> None:
     with pytest.raises(RuntimeError, match="or the run has ended"):
         asked(pool, process_id)
     pool.pool = idle
+    client_processes.ended.clear()
 
 
 def test_only_the_pool_that_is_known_is_mended(

@@ -62,17 +62,15 @@ def test_with_tls_and_keys_intruders_are_left_out_and_change_nothing(tmp_path: P
 
 def keep_intruders_out(deployment: Deployment, tmp_path: Path) -> None:
     allowed = tmp_path / "allowed.json"
-    for name in (*SITES, "impostor", "expired-ca", "stranger"):
-        public = deployment.make_key(name)
-        if name in SITES:
-            certs("allow", allowed, name, public)
-        if name != "stranger":
-            deployment.register(public)
+    publics = {name: deployment.make_key(name) for name in (*SITES, "impostor", "expired-ca", "stranger")}
+    for name in SITES:
+        certs("allow", allowed, name, publics[name])
+    deployment.register(*(public for name, public in publics.items() if name != "stranger"))
     for name in SITES:
         deployment.start_node(name, node_config(deployment, name))
     deployment.start_node("impostor", {"client-id": SITES[0]})
-    deployment.start_node("expired-ca", {"client-id": "rotated-0"}, ca=expired_ca(deployment))
-    deployment.start_node("stranger", {"client-id": "rotated-0"})
+    deployment.start_node("expired-ca", {"client-id": "rotated-0"}, ca=expired_ca(deployment), works=False)
+    deployment.start_node("stranger", {"client-id": "rotated-0"}, works=False)
     deployment.await_nodes(*SITES, "impostor")
 
     own = {"federation.rounds": 1, "federation.evaluate-every": 1}

@@ -56,6 +56,7 @@ def test_vectors_reach_the_server_in_the_step_of_masked_ones_alone(noised_run: t
         )
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_the_same_seed_gives_the_same_run(noised_run: tuple[Path, Recording], tmp_path: Path) -> None:
     assert without_times(made(tmp_path / "again", **NOISED)[0]) == without_times(noised_run[0])
 
@@ -67,6 +68,7 @@ def test_an_evaluation_is_one_sum_of_the_clients_that_train(noised_run: tuple[Pa
     assert sum(one.endswith("noised scores") for one in sums) == 1  # the unseen are too few
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_budget_that_leaves_nothing_but_noise_costs_no_more(tmp_path: Path) -> None:
     directory, _ = made(tmp_path / "run", **NOISED | {"privacy.epsilon": 1.0, "federation.rounds": 1})
     last = records(directory)[-1]
@@ -123,16 +125,19 @@ def one_round(directory: Path, answer: Callable[[Message, Context], Message]) ->
     return told
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_client_tells_nothing_that_would_cost_more_than_it_was_promised(tmp_path: Path) -> None:
     found = one_round(tmp_path / "run", changed(noise=0.01))["failures"]
     assert any("promises this client an epsilon of 8" in reason for reason in found.values())
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_client_of_a_run_with_noise_tells_nothing_without(tmp_path: Path) -> None:
     found = one_round(tmp_path / "run", changed(kind="moments", noise=0.0))["failures"]
     assert any("is none of this run: privacy.epsilon" in reason for reason in found.values())
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_fewer_than_the_least_share_are_no_sum(tmp_path: Path) -> None:
     found = one_round(tmp_path / "run", silencing(2))["missing_sums"]
     assert "3 clients are left, and 4 is the least for a sum" in found["movement of B"]

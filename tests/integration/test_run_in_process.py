@@ -87,11 +87,14 @@ def test_clients_have_different_adapters(finished: Path) -> None:
     assert len(set(files)) == len(files)
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_the_same_seed_gives_the_same_metrics_and_another_does_not(finished: Path, tmp_path: Path) -> None:
     assert metrics_without_times(make_run(tmp_path / "again")) == metrics_without_times(finished)
-    assert metrics_without_times(make_run(tmp_path / "other", seed=1)) != metrics_without_times(finished)
+    other = make_run(tmp_path / "other", seed=1, **{"federation.rounds": 1})
+    assert metrics_without_times(other)[0]["training"] != metrics_without_times(finished)[0]["training"]
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_local_steps_of_an_evaluation_reach_neither_server_nor_later_evaluations(finished: Path) -> None:
     """Evaluating every round instead of every second one changes no training figure and no last score."""
     often = make_run(finished.parent / "often", **{"federation.evaluate-every": 1})
@@ -101,9 +104,12 @@ def test_local_steps_of_an_evaluation_reach_neither_server_nor_later_evaluations
     assert metrics_without_times(often)[-1] == metrics_without_times(finished)[-1]
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_prior_of_strength_zero_is_no_prior(tmp_path: Path) -> None:
-    off = make_run(tmp_path / "off", **{"prior.use": "off"})
-    zero = make_run(tmp_path / "zero", **{"prior.gamma": 0.0})
+    few = {"data.clients-per-domain": 2, "data.unseen-fraction": 0.5, "federation.clients-per-round": 3}
+    few |= {"federation.rounds": 1, "train.local-steps": 2}
+    off = make_run(tmp_path / "off", **few, **{"prior.use": "off"})
+    zero = make_run(tmp_path / "zero", **few, **{"prior.gamma": 0.0})
     assert metrics_without_times(off) == metrics_without_times(zero)
 
 
@@ -150,6 +156,7 @@ def test_what_a_run_writes_is_its_owners_alone(finished: Path) -> None:
     assert [path for path in written if path.stat().st_mode & 0o077] == []
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(finished: Path, tmp_path: Path) -> None:
     stopped = make_run(tmp_path / "stopped", **{"federation.rounds": 2, "run.checkpoint-every": 1})
     with (stopped / "metrics.jsonl").open("a") as file:
@@ -159,6 +166,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_was_not(finished: P
     assert [record["server_round"] for record in metrics_without_times(resumed)] == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(finished: Path, tmp_path: Path) -> None:
     stopped = make_run(tmp_path / "stopped", **{"run.checkpoint-every": 2, "federation.rounds": 1})
     shutil.rmtree(stopped / "checkpoints")
@@ -166,6 +174,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(finishe
 
 
 @pytest.mark.parametrize("stopped_in", [1, 2])
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_round_that_is_made_again_costs_privacy_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_in: int
 ) -> None:
@@ -205,6 +214,7 @@ def test_a_run_that_was_stopped_while_it_wrote_its_results_writes_them(finished:
     assert metrics_without_times(stopped) == metrics_without_times(finished)
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_run_of_a_version_with_fewer_keys_goes_on(finished: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(finished, tmp_path / "old"))
     config = json.loads((old / "config.json").read_text())
@@ -232,17 +242,21 @@ def test_a_directory_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
         make_run(tmp_path / "nothing", **{"run.resume": True})
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_memory_on_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_memory = make_run(tmp_path / "memory", **{"hyperlora.deviations": "rounds"})
+    own = {"hyperlora.deviations": "rounds", "train.local-steps": 2, "train.adapt-steps": 0}
+    in_memory = make_run(tmp_path / "memory", **own)
     written, write = [], TensorStore._written
     monkeypatch.setattr(TensorStore, "_written", lambda store, tensors: written.append(1) or write(store, tensors))
-    on_disk = make_run(tmp_path / "disk", **{"hyperlora.memory-limit": 2, "hyperlora.deviations": "rounds"})
+    on_disk = make_run(tmp_path / "disk", **own, **{"hyperlora.memory-limit": 2})
     assert len(written) >= 6
     assert metrics_without_times(on_disk) == metrics_without_times(in_memory)
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_probing_deviations_changes_what_newcomers_get_and_nothing_else(tmp_path: Path) -> None:
     own = {"hyperlora.deviations": "serving", "hyperlora.statistics": False}
+    own |= {"train.local-steps": 2, "train.adapt-steps": 0}
     probed = metrics_without_times(make_run(tmp_path / "probed", **own))
     plain = metrics_without_times(make_run(tmp_path / "run", **own, **{"hyperlora.probe-clients": 0}))
     assert plain[-1]["method"]["newcomer_strength"] == 1.0
@@ -251,8 +265,9 @@ def test_probing_deviations_changes_what_newcomers_get_and_nothing_else(tmp_path
     assert probed[-1]["evaluation"]["seen"] == plain[-1]["evaluation"]["seen"]
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_heads_from_class_statistics_are_served_and_never_trained(finished: Path, tmp_path: Path) -> None:
-    own = {"hyperlora.statistics": False}
+    own = {"hyperlora.statistics": False, "train.adapt-steps": 0}
     served, plain = metrics_without_times(finished), metrics_without_times(make_run(tmp_path / "plain", **own))
     assert [one["bytes"].get("statistics_up", 0) > 0 for one in served] == [False, True, True]
     assert [one["training"] for one in served] == [one["training"] for one in plain]
@@ -267,8 +282,9 @@ def test_a_method_says_what_is_off(finished: Path) -> None:
     assert "off: synthesizer, LoRA generator, corrector" in (finished / "console.log").read_text()
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_the_generator_that_puts_out_factors_runs(tmp_path: Path) -> None:
-    own = {"generator.kind": "mlp", "generator.rank": 4, "hyperlora.deviations": "rounds"}
+    own = {"generator.kind": "mlp", "generator.rank": 4, "hyperlora.deviations": "rounds", "train.adapt-steps": 0}
     last = metrics_without_times(make_run(tmp_path / "mlp", **own))[-1]
     assert last["evaluation"]["unseen generator"]["zero_step"]["mean"] > 0.2
 

@@ -40,6 +40,7 @@ def test_the_last_lines_say_accuracy_results_and_how_to_go_on(simulated: tuple[P
     assert "accuracy of 4 unseen clients" in flat
     assert directory.name in flat
     assert "hyperlora run --help" in flat
+    assert output.splitlines()[-1].startswith("results: /")
 
 
 @pytest.mark.slow
@@ -49,7 +50,7 @@ def test_the_two_nodes_of_a_bare_flwr_run_give_the_same_metrics(short_run: Path,
     assert metrics_without_times(tmp_path / "second") == metrics_without_times(short_run)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_that_fails_ends_with_status_one_and_its_sentence(tmp_path: Path) -> None:
     failed = simulate(tmp_path / "failed", "-c", "lora.rank=65")
     assert failed.returncode == 1

@@ -14,6 +14,7 @@ from flwr.app import Message
 from peft import PeftModel
 
 from benchmarks.local_grid import LocalGrid
+from client_app import runtime
 from client_app.app import app as client_app
 from hyperlora.config.schema import RunConfig
 from hyperlora.config.settings import DataConfig
@@ -29,6 +30,7 @@ from tests.builders import same_products
 from tests.integration.test_run_in_process import fresh_backbone, metrics_without_times
 from tests.sites import SiteGrid
 
+pytestmark = pytest.mark.usefixtures("every_site_keeps_its_parts")
 IDS = ("clean-0", "inverted-0", "noisy-0", "rotated-0")
 SETTINGS: dict[str, Any] = {
     "data.clients-per-domain": 1,
@@ -85,6 +87,7 @@ def test_what_lies_on_the_sites_disk_changes_nothing(finished: Path, tmp_path: P
     before = {path: path.stat().st_mtime_ns for path in state.glob("*/*.state")}
     assert len(before) == 3 * 4  # a signature and three splits for each client
     values = settings(tmp_path / "again")
+    runtime._open_parts.cache_clear()  # so that the disk is read
     again = run(site_grid(values, IDS[:3], state), values)
     assert metrics_without_times(again) == metrics_without_times(finished)
     assert {path: path.stat().st_mtime_ns for path in state.glob("*/*.state")} == before
@@ -100,6 +103,7 @@ def test_each_site_has_its_last_adapter_as_the_server_saved_it(finished: Path) -
         assert all(torch.allclose(mine[key], theirs[key], atol=1e-3) for key in theirs)
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_node_without_a_client_id_is_left_out_and_the_run_goes_on(tmp_path: Path) -> None:
     values = settings(tmp_path / "run")
     node_configs = [{"client-id": name} for name in IDS[:3]] + [{"data-path": "/mnt"}, {"client-id": "rotated-7"}]
@@ -155,6 +159,7 @@ def parts_sent(grid: SiteGrid) -> list[int]:
     return [one.metadata.dst_node_id for one in grid.sent if one.metadata.message_type == BackbonePart.TYPE]
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_sites_get_the_servers_own_backbone_once_and_train_on_it(tmp_path: Path, own_backbone: Path) -> None:
     weights = {"model.weights": str(own_backbone)}
     by_path = settings(tmp_path / "by-path", **weights)
@@ -172,6 +177,7 @@ def test_sites_get_the_servers_own_backbone_once_and_train_on_it(tmp_path: Path,
     assert all(accuracies(one) == accuracies(unshipped) for one in runs)
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_site_with_weights_of_its_own_that_are_others_is_left_out_before_anything_is_trained(
     tmp_path: Path, own_backbone: Path
 ) -> None:

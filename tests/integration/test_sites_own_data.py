@@ -17,6 +17,8 @@ from server_app.run import run
 from tests.integration.test_run_in_process import fresh_backbone
 from tests.sites import SiteGrid
 
+pytestmark = pytest.mark.usefixtures("every_site_keeps_its_parts")
+
 HOSPITALS = ("north", "east", "south")
 CLASSES = tuple(str(digit) for digit in range(10))
 SETTINGS: dict[str, Any] = {

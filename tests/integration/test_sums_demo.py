@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from flwr.app import Message
 from flwr.common.config import parse_config_args
 
 from benchmarks.local_grid import expired
-from client_app import runtime
 from client_app.site import Site, read_site
 from hyperlora.cli.certs import allow, node
 from hyperlora.cli.settings import read_settings
@@ -96,13 +94,7 @@ def made(directory: Path, *more: str, lost_in: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in written.read_text().splitlines()]
 
 
-@pytest.fixture(autouse=True)
-def three_sites_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the parts of all three sites, as their own processes would; two are kept otherwise."""
-    parts = lru_cache(maxsize=3)(runtime._open_parts.__wrapped__)
-    monkeypatch.setattr(runtime, "_open_parts", parts)
-
-
+@pytest.mark.usefixtures("every_site_keeps_its_parts")
 def test_the_documented_line_makes_a_run_over_the_three_sites_and_one_that_is_lost_costs_one_round(
     tmp_path: Path,
 ) -> None:

@@ -188,6 +188,7 @@ class ServerKilledError(BaseException):
     """Stands for SIGKILL: nothing of the server handles it."""
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_server_killed_in_the_middle_of_a_sum_goes_on_as_if_it_had_not_been(finished: Path, tmp_path: Path) -> None:
     killed: list[bool] = []
 
@@ -209,6 +210,7 @@ def test_a_server_killed_in_the_middle_of_a_sum_goes_on_as_if_it_had_not_been(fi
     assert without_times(directory) == without_times(finished)
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_client_that_falls_silent_in_an_evaluation_is_waited_for_once(tmp_path: Path) -> None:
     values = values_of(tmp_path / "run")
     gone, asked = next(iter(open_runtime(RunConfig.parse(SMALL)).federation.client_ids)), []

@@ -41,6 +41,7 @@ def lying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
 
 
 @pytest.mark.parametrize("clients", [-float(ASKED), 0.9 * ASKED])
+@pytest.mark.usefixtures("metrics_alone")
 def test_one_that_counts_as_many_or_less_than_none_costs_the_evaluation_and_not_the_run(
     clients: float, lying: Callable[[int, float], None], tmp_path: Path
 ) -> None:

@@ -109,11 +109,13 @@ def test_adapters_of_groups_load_with_peft(sums_run: tuple[Path, Recording]) -> 
         PeftModel.from_pretrained(fresh_backbone().module, str(directory / "adapters" / name))
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_the_same_seed_gives_the_same_run(sums_run: tuple[Path, Recording], tmp_path: Path) -> None:
     directory, _ = sums_run
     assert without_times(made(tmp_path / "again")[0]) == without_times(directory)
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(sums_run: tuple[Path, Recording], tmp_path: Path) -> None:
     directory, _ = sums_run
     made(tmp_path / "run", **{"federation.rounds": 1})
@@ -127,6 +129,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(sums_run: tuple[Path, Recor
 
 
 @pytest.mark.parametrize("step", ["shares", "masked", "agree", "unmask"])
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_client_that_breaks_off_costs_its_own_part(step: str, tmp_path: Path) -> None:
     directory, grid = made(tmp_path / "run", (first_of_the_cohort(), step), **{"federation.rounds": 1})
     record = records(directory)[0]
@@ -136,6 +139,7 @@ def test_a_client_that_breaks_off_costs_its_own_part(step: str, tmp_path: Path) 
     assert grid.replies
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_client_that_seals_nonsense_costs_its_own_part(tmp_path: Path) -> None:
     liar = first_of_the_cohort()
 
@@ -155,6 +159,7 @@ def test_a_client_that_seals_nonsense_costs_its_own_part(tmp_path: Path) -> None
     assert record["evaluation"]["seen"]["zero_step"]["mean"] > 0.3
 
 
+@pytest.mark.usefixtures("metrics_alone")
 def test_a_client_that_was_given_other_settings_is_in_no_sum(tmp_path: Path) -> None:
     values = RunConfig.parse({**SUMS, "federation.rounds": 1, "run.output-dir": str(tmp_path / "run")}).flat()
     grid, odd = LocalGrid(app, values, CLIENTS), first_of_the_cohort()
