@@ -36,8 +36,8 @@ NEEDED = {
     "evaluate": ("adapter_noise",),
     "backbone": (),
 }
-"""The noise that an answer needs to be bounded: a train reply may hold a new signature, an evaluation tells no scores
-where adapters have noise. What is not in it has none."""
+"""Kind of message -> the noise settings under which its answer is differentially private. A train reply may carry a new
+signature; an evaluation sends no scores where adapters have noise. The answers to other kinds carry no noise."""
 Kinds = Annotated[str, names_out_of(KINDS)]
 
 
@@ -95,7 +95,10 @@ class SitePolicy(Section):
             if told < least[name]:
                 return f"it needs privacy.{shown} of at least {least[name]:g}, and this run has {told:g}"
             if budget and not told:
-                return f"it has a budget of epsilon {budget:g}, and without noise (privacy.{shown} is 0) is no bound"
+                return (
+                    f"it has a budget of epsilon {budget:g}, and without noise (privacy.{shown} is 0) "
+                    "its answer has no bound"
+                )
         return None
 
     def _against_figures(self, kind: str, privacy: PrivacyConfig) -> str | None:
@@ -104,7 +107,7 @@ class SitePolicy(Section):
         if kind not in ("signature", "train", "statistics", "inputs") or privacy.mode == "sums":
             return None
         if not self.exact_counts and not privacy.keeps_counts:
-            return "it does not tell how many samples it has (they stay with it where signatures have noise)"
+            return "it does not reveal how many samples it has (with privacy.signature-noise the number is not sent)"
         if not self.exact_label_frequencies and (kind == "statistics" or not privacy.signature_noise):
             return "it does not tell its label frequencies without noise (privacy.signature-noise)"
         return None

@@ -60,8 +60,8 @@ class ReleaseLedger:
         with self._log.held():
             if self.budget and (cost := self.spent(noise)) > self.budget:
                 raise BudgetError(
-                    f"this site's own budget is epsilon {self.budget:g} over all runs, and with this {kind} it would "
-                    f"have released {cost:.4g}: nothing is computed"
+                    f"this site's own privacy budget is epsilon {self.budget:g} over all runs, and this {kind} would "
+                    f"bring its spending to {cost:.4g}: the request is refused"
                 )
             moment = datetime.now(UTC).isoformat(timespec="seconds")
             self._log.append([{"time": moment, "run": str(run_id), "kind": kind, "noise": noise}])

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
 
 UNTOLD_EXAMPLES = 100
-"""What every client tells in place of its number of samples where that stays with it; smoothing is of this size too."""
+"""Sample count that every client reports if it keeps the true one private; frequencies are smoothed as for so many."""
 log = logging.getLogger(__name__)
 
 
@@ -106,7 +106,7 @@ class ClientRuntime:
         return simulated_noise(derive_seed(self.config.seed, "noise", *purpose))
 
     def _require_memory(self) -> None:
-        """Raise ConfigError at a site that would draw new noise for every message, which averaging takes off."""
+        """Raise ConfigError at a site without a state-dir: new noise in every message could be averaged away."""
         if self.at_site and self.config.privacy.signature_noise:
             raise ConfigError(
                 "privacy.signature-noise needs a 'state-dir' in the node config: noise is drawn once only"
@@ -132,7 +132,7 @@ class ClientRuntime:
 
     @property
     def _noise_of_signature(self) -> tuple[float, ...]:
-        """What of ``privacy`` a signature is made with; nothing else may draw its noise anew. Empty without noise."""
+        """The privacy settings a signature depends on: only a change of these draws new noise. Empty without noise."""
         own = self.config.privacy
         return (own.signature_noise, own.signature_clip, float(own.keeps_counts)) if own.signature_noise else ()
 

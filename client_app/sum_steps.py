@@ -128,8 +128,8 @@ class SumSteps:
         cost = composed_epsilon([(precision**-0.5, 1)], privacy.delta)
         if cost > privacy.epsilon * (1 + ROUNDING):
             raise ProtocolError(
-                f"the run promises this client an epsilon of {privacy.epsilon:g} (privacy.epsilon), and with this "
-                f"answer it would have spent {cost:.4g}: it tells nothing more"
+                f"the run promises this client an epsilon of {privacy.epsilon:g} (privacy.epsilon), and this answer "
+                f"would bring its spending to {cost:.4g}: the client answers no further questions"
             )
         ledger = open_ledger(read_site(self.context.node_config))
         if ledger is not None:
@@ -160,8 +160,8 @@ def answer_or_zeros(
 ) -> dict[str, Tensor]:
     """Return the client's answer, or zeros, which add nothing, where it cannot be computed or is not finite.
 
-    Whether it can depends on the client's data, and a server could choose what is public so that it tells of them: a
-    client that failed would be seen to fail.
+    Whether an answer can be computed depends on the client's data. A malicious server could choose the public tensors
+    such that a visible failure reveals something about the data, so a failure must look like an ordinary answer.
 
     Args:
         client: who answers.

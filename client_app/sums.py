@@ -1,6 +1,7 @@
-"""What a client of a run of sums does: it finds its cluster, trains, describes and scores for itself, and tells sums.
+"""A client under secure aggregation (``privacy.mode = sums``): it finds its cluster, trains and evaluates locally.
 
-Nothing of it leaves but behind masks. What a client makes between two steps stays in the node's Flower context.
+Its answers are the terms of sums and leave the client only under masks. What it keeps between two steps stays in the
+node's Flower context.
 """
 
 from __future__ import annotations

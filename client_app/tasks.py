@@ -170,7 +170,7 @@ def untold_card(client_id: str, trains: bool, width: int, classes: int) -> Clien
 
 
 def in_turn(values: Sequence[int], place: int) -> int:
-    """Return what the client at this place of the list takes of values that go round; 0 where there are none."""
+    """Return the value of the client at index ``place`` when ``values`` are assigned in turn; 0 if there are none."""
     return values[place % len(values)] if values else 0
 
 
@@ -266,8 +266,8 @@ def _noised(runtime: ClientRuntime, request: TrainRequest, reply: TrainReply) ->
 def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: Keeper) -> EvaluateReply:
     """Score the received adapter on the client's test and validation splits after each number of local steps.
 
-    What is trained here stays here. Where scores are kept back, nothing is computed and the reply has none. Where the
-    validation split alone is asked for, the reply is on no test samples.
+    The adapters trained here are not sent. If the client keeps its scores private, nothing is computed and the reply
+    has none. If only the validation split is asked for, the reply covers no test samples.
     """
     if runtime.config.privacy.keeps_scores:
         return EvaluateReply.without_scores(request)

@@ -30,7 +30,7 @@ class RunConsole:
         self._path, self._pace = path, pace
         self._screen = Console(highlight=False, quiet=not echo)
         self._began, self._counted = time.perf_counter(), "{} clients"
-        self._served, self._noised = "client", False
+        self._served, self._noised, self._rival = "client", False, "fedit"
 
     @property
     def elapsed(self) -> float:
@@ -45,6 +45,7 @@ class RunConsole:
             f"{config.train.batch_size}, LoRA rank {config.lora.rank}, seed {config.seed}"
         )
         self._say(f"results go to {directory}")
+        self._rival = "hyperlora" if config.method == "fedit" else "fedit"
         if config.privacy.mode == "sums":
             self._counted, self._served = "clusters of {} clients", "cluster"
             self._say(
@@ -125,7 +126,7 @@ class RunConsole:
         self._say(written if adapters.is_dir() else NO_FORM)
         if not self._noised:  # its noise is planned for its rounds
             self._say(f"more rounds: hyperlora run --resume {directory} -c federation.rounds={2 * self._pace.rounds}")
-        self._say("compare: hyperlora run --method fedit; other settings: hyperlora run --help")
+        self._say(f"compare: hyperlora run --method {self._rival}; other settings: hyperlora run --help")
 
     def _say(self, line: str) -> None:
         self._screen.print(line, markup=False, soft_wrap=True)

@@ -19,11 +19,11 @@ from strategies.methods.base.server import Forgets, Method
 from strategies.methods.registry import build_method
 
 STAYS = (
-    "the shared adapter and what was learned with it: the client moved them, and its share cannot be told from others'",
-    "the adapters of the other clients were made with its help, and they may have copies",
-    "metrics.jsonl and asked.jsonl name it: figures of rounds, and who was asked, which costs privacy for good",
-    "audit.jsonl names it: what was sent and received, in a chain that a line cannot be taken out of",
-    "reports that were written before, trackers, copies of this directory and the client's own disk are not touched",
+    "the shared adapter and what was learned with it: the client's contribution cannot be separated from the others'",
+    "the other clients' adapters, which its contributions influenced; clients may have copies of them",
+    "metrics.jsonl and asked.jsonl, which name it: figures of rounds, and who was asked (privacy that is spent)",
+    "audit.jsonl, which names it in a hash chain from which no line can be removed",
+    "reports written before, experiment trackers, copies of this directory and the client's own disk",
 )
 
 

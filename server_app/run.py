@@ -230,7 +230,7 @@ class _Run:
             return 0
         method, cards = self.strategy.method, self.strategy.known_cards.values()
         if any(method.plan(self.strategy.state, card).personal for card in cards):
-            log.warning("clients kept adapters of their own, which are lost: the run goes on, not as if never stopped")
+            log.warning("adapters that clients kept locally are lost: the run differs from one that was never stopped")
         return found.server_round
 
     def _keep_clients(self) -> None:

@@ -27,13 +27,13 @@ def audit() -> None:
 def verify(
     path: Annotated[Path, typer.Argument(help="A log, a run directory, or a site's folder STATE-DIR/CLIENT.")],
     known: Annotated[
-        list[str] | None, typer.Option(help="A last digest that was written down earlier and must be there; repeat it.")
+        list[str] | None, typer.Option(help="A digest from an earlier check that must still be in the log; repeatable.")
     ] = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="How the result is printed.")] = OutputFormat.TEXT,
 ) -> None:
-    """Check that no line of a log was changed, taken out or moved; ends with status 1 where one was.
+    """Check that no line of a log was changed, removed or reordered; exit with status 1 if one was.
 
-    Lines that were cut off the end, and a log that was written anew, are noticed with --known only.
+    Lines cut off the end, and a log rewritten from scratch, are detected only with --known.
 
     Examples:
 

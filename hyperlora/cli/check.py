@@ -27,14 +27,14 @@ GIB, MIB, KIB = 2**30, 2**20, 2**10
 
 @reports_errors
 def check(
-    config: Annotated[list[Path] | None, typer.Argument(help="TOML files, as for run --config.")] = None,
-    override: Annotated[list[str] | None, typer.Option("-c", help="One value, as key=value.")] = None,
+    config: Annotated[list[Path] | None, typer.Argument(help="TOML files, as for 'hyperlora run --config'.")] = None,
+    override: Annotated[list[str] | None, typer.Option("-c", help="Override a setting, key=value; repeatable.")] = None,
     app_dir: Annotated[
-        Path | None, typer.Option(help="Directory of the Flower app; this one, or HyperLoRA's own app.")
+        Path | None, typer.Option(help="Flower app to use; default: the current directory, else HyperLoRA's own app.")
     ] = None,
-    cost: Annotated[bool, typer.Option(help="Measure a batch to tell time, memory and bytes.")] = True,
+    cost: Annotated[bool, typer.Option(help="Time one batch to estimate run time, memory and traffic.")] = True,
 ) -> None:
-    """Look at the data of a run before it starts: samples per client and class, bad files, time, memory and bytes.
+    """Check a run's data before it starts: samples per client and class, unreadable files, and the estimated cost.
 
     Examples:
 
@@ -57,7 +57,7 @@ def check(
     if cost and held:
         from client_app.runtime import open_runtime  # brings the models' libraries
 
-        for line in _costs(open_runtime(settings), sum(map(_size, held))):
+        for line in _costs(open_runtime(settings), [client.client_id for client in held], sum(map(_size, held))):
             say(line)
 
 
@@ -91,15 +91,16 @@ def _row(client: ClientData, names: Sequence[str]) -> list[str]:
     return [client.client_id, "yes" if client.trains else "never", *(str(len(part)) for part in parts), *few]
 
 
-def _costs(runtime: ClientRuntime, samples: int) -> Iterator[str]:
+def _costs(runtime: ClientRuntime, client_ids: Sequence[str], samples: int) -> Iterator[str]:
     """Yield what the run will cost, as far as one batch tells."""
     from hyperlora.task import cohort_size
 
     config = runtime.config
     cohort, rounds = cohort_size(config.data, config.federation.clients_per_round), config.federation.rounds
-    found = estimate(runtime, samples, cohort)
-    evaluations = -(-rounds // config.federation.evaluate_every)
-    total = clock(found.total_seconds(rounds, evaluations))
+    found = estimate(runtime, client_ids, samples, cohort)
+    asked = min(1.0, (config.federation.evaluate_clients or len(client_ids)) / len(client_ids))
+    before_the_last = -(-rounds // config.federation.evaluate_every) - 1
+    total = clock(found.total_seconds(rounds, asked * before_the_last + 1))
     yield (
         f"embedding {found.embedding:.0f} s once, a round {found.round_seconds:.1f} s, an evaluation "
         f"{found.evaluation_seconds:.0f} s: {rounds} rounds take about {total} of one core on "

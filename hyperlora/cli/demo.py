@@ -18,7 +18,7 @@ def demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8642,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Serve a page on this machine alone: draw or drop digits, see what a federation makes for them.
+    """Open a local demo page: draw digits or drop image files, and see the adapter that is generated for them.
 
     Examples:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Figures of a run; seconds are of one core, at the speed of one batch just now.
+    """Estimated cost of a run; times are seconds on one core, extrapolated from one measured batch.
 
     Attributes:
-        kept_bytes: what the frozen prefix makes of all samples, in memory and on disk.
-        embedding: seconds to make that, once.
+        kept_bytes: size of the cached prefix activations of all samples, in memory and on disk.
+        embedding: seconds to compute those activations, once.
         round_seconds: local training of one cohort.
-        evaluation_seconds: one evaluation of all clients, with their local steps.
-        adapter_bytes: of one adapter, as it travels without compression.
-        process_bytes: most memory that this process has taken: libraries, model, all clients' samples and a batch.
-            A client process of a simulation takes about as much, and so does the server's.
-        processes: clients that a simulation has at work at once.
+        evaluation_seconds: one evaluation of all clients, including their local steps.
+        adapter_bytes: size of one adapter in a message, uncompressed.
+        process_bytes: peak memory of this process: libraries, model, all clients' samples and one batch. A client
+            process of a simulation takes about as much, and so does the server.
+        processes: clients that a simulation runs in parallel.
     """
 
     kept_bytes: int
@@ -46,17 +46,18 @@ class Estimate:
         """Memory of a simulation: its client processes, the server's, and Flower's."""
         return (self.processes + 1) * self.process_bytes + FLOWER_BYTES
 
-    def total_seconds(self, rounds: int, evaluations: int) -> float:
-        """Return the seconds of a whole run."""
+    def total_seconds(self, rounds: int, evaluations: float) -> float:
+        """Return the seconds of a whole run; an evaluation of some of the clients is a part of one."""
         return self.embedding + rounds * self.round_seconds + evaluations * self.evaluation_seconds
 
 
-def estimate(runtime: ClientRuntime, samples: int, cohort: int) -> Estimate:
+def estimate(runtime: ClientRuntime, client_ids: Sequence[str], samples: int, cohort: int) -> Estimate:
     """Measure one batch of the first client's samples.
 
     Args:
         runtime: model and data.
-        samples: of all clients.
+        client_ids: the clients that can take part.
+        samples: of all of these clients.
         cohort: clients in a round.
 
     Raises:
@@ -66,9 +67,9 @@ def estimate(runtime: ClientRuntime, samples: int, cohort: int) -> Estimate:
     from models.adapters.training import LocalTrainer, TokenSet, evaluate
 
     model, config = runtime.model, runtime.config.train
-    train = runtime.client(runtime.federation.client_ids[0]).train
+    train = runtime.client(client_ids[0]).train
     inputs = model.backbone.prepare(train.inputs[:BATCH])
-    count, clients = len(inputs), len(runtime.federation.client_ids)
+    count, clients, scorings = len(inputs), len(client_ids), len(runtime.config.evaluation_steps)
     tokens, embedding = _timed(lambda: model.embed(inputs))
     batch = TokenSet(tokens, model.backbone.targets(inputs, train.labels[:count]))
     adapter = model.fresh_adapter(runtime.config.seed)
@@ -79,7 +80,7 @@ def estimate(runtime: ClientRuntime, samples: int, cohort: int) -> Estimate:
     _, scoring = _timed(lambda: evaluate(model, batch))
     step *= config.batch_size / count
     held_out = runtime.config.data.test_fraction + runtime.config.data.validation_fraction
-    scored = (1 + bool(config.steps_of_use)) * scoring / count * held_out * samples
+    scored = scorings * scoring / count * held_out * samples
     return Estimate(
         kept_bytes=tokens.nbytes // count * samples,
         embedding=embedding / count * samples,

@@ -27,12 +27,14 @@ CONFIG, WEIGHTS = PEFT_FILES = ("adapter_config.json", "adapter_model.safetensor
 @reports_errors
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
-    client: Annotated[str | None, typer.Option(help="Client whose adapter is exported; by default the anchor.")] = None,
-    merged: Annotated[bool, typer.Option("--merged", help="Add it into the backbone (timm, transformers).")] = False,
+    client: Annotated[
+        str | None, typer.Option(help="Client whose adapter to export; default: the shared anchor.")
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="Merge it into the backbone (timm, transformers).")] = False,
     to: Annotated[Path | None, typer.Option(help="New directory; RUN/exports/<name> by default.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Backbone weights (file or directory), if they moved.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Cut every module to this rank.")] = None,
-    size: Annotated[str | None, typer.Option("--bytes", help="Cut to a file of at most so many bytes, as 50k.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Truncate every module to this rank.")] = None,
+    size: Annotated[str | None, typer.Option("--bytes", help="Truncate to at most this file size, as 50k.")] = None,
 ) -> None:
     """Write an adapter (PEFT) or a merged model (timm, transformers) with a model card that holds no data.
 
@@ -49,9 +51,9 @@ def export(
     from hyperlora.reporting.run_files import RunFiles  # torch takes seconds to import
 
     if rank and size:
-        raise CommandError("--rank and --bytes both say how small the adapter becomes: give one of them")
+        raise CommandError("--rank and --bytes both set the size of the adapter: give one of them")
     if merged and (rank or size):
-        raise CommandError("--merged has the size of the backbone at any rank: leave out --rank and --bytes")
+        raise CommandError("a merged model always has the size of the backbone: leave out --rank and --bytes")
     most = _bytes_of(size) if size else 0
     opened = RunFiles.open(run)
     if rank or most:

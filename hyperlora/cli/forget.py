@@ -14,14 +14,14 @@ from hyperlora.cli.output import OutputFormat, reports_errors, say
 
 @reports_errors
 def forget(
-    run: Annotated[Path, typer.Argument(help="Run directory; no run may be writing to it.")],
+    run: Annotated[Path, typer.Argument(help="Directory of a run that is stopped.")],
     client: Annotated[str, typer.Argument(help="Client-id.")],
     output: Annotated[OutputFormat, typer.Option("--format", help="How the result is printed.")] = OutputFormat.TEXT,
 ) -> None:
-    """Drop what a run holds of a client, and say what cannot be unlearned.
+    """Remove a client from a stopped run, and report what cannot be unlearned.
 
-    The run then goes on with: hyperlora run --resume RUN. End the client's permission first (delete its entry from the
-    allow-list), or it joins again.
+    To continue the run afterwards: hyperlora run --resume RUN. Revoke the client's permission first (delete its entry
+    from the allow-list), or it will join again.
 
     Examples:
 

@@ -26,7 +26,7 @@ USER_ERRORS = {
     "models.backbones.backbone": "BackboneError",
     "hyperlora.storage.allow_list": "AllowListError",
 }
-"""Module -> its error for the user. None is imported for this: it takes seconds, and what is not loaded raised none."""
+"""Module -> its exception with messages for the user. None is imported for this: an unloaded module has raised none."""
 
 UNBOUNDED = 10_000
 """Columns of an output that is no terminal."""
@@ -123,7 +123,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of the layers below whose sentence is for the user, of modules that are loaded by now."""
+    """Return the exceptions of ``USER_ERRORS`` whose modules are loaded; their messages are meant for the user."""
     return tuple(getattr(sys.modules[module], name) for module, name in USER_ERRORS.items() if module in sys.modules)
 
 

@@ -29,20 +29,20 @@ def personalize(
     data: Annotated[
         Path | None, typer.Argument(help="Your images, as FOLDER/<class>/*.jpg or *.png; or a table of texts.")
     ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="First write digits that no client had to DATA.")] = False,
-    steps: Annotated[int | None, typer.Option(min=0, help="Local steps K; by default as many as in the run.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="First write digits in a new style to DATA.")] = False,
+    steps: Annotated[int | None, typer.Option(min=0, help="Local training steps K; default: as in the run.")] = None,
     to: Annotated[Path | None, typer.Option(help="New directory; RUN/personal/<name> by default.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapter; by default that of the data.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Backbone weights (safetensors), if they moved.")] = None,
-    words: Annotated[str | None, typer.Option(help="What your data are, in a sentence, in place of DATA.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Your classes, of the run's, as a,b or a=30,b=70.")] = None,
+    words: Annotated[str | None, typer.Option(help="Describe your data in a sentence, instead of DATA.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Those of the run's classes you have: a,b or a=30,b=70.")] = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="How the result is printed.")] = OutputFormat.TEXT,
 ) -> None:
     """Make an adapter for your own data: no server, no federation, nothing leaves this machine.
 
-    A part of the data is held out to score it: as generated, and after K local steps on the rest. The anchor that all
-    clients of the run share is scored beside it, and a validation part says which adapter to use.
+    A part of the data is held out for testing. The adapter is scored as generated and after K local training steps on
+    the rest, next to the anchor that all clients of the run share. The loss on a validation split decides which to use.
 
     Examples:
 
@@ -60,7 +60,7 @@ def personalize(
         raise CommandError(f"--device must be auto, cpu or cuda, got '{device}'")
     if words is not None or classes is not None:
         if data is not None or sample or steps is not None:
-            raise CommandError("--words and --classes stand in place of data: leave DATA, --sample and --steps out")
+            raise CommandError("--words and --classes replace data: leave DATA, --sample and --steps out")
         made = _from_words(
             run, words, classes, {"name": name or "", "device": device, "weights": weights, "target": to}
         )
@@ -112,10 +112,10 @@ def _class_share(part: str) -> tuple[str, float]:
 
 def _print_description(made: MadeFromWords) -> None:
     shares = [f"{name or 'no name'} {100 * share:.0f} %" for name, share in list(made.domains.items())[:SHOWN]]
-    say(f"no sample was seen; what you say is taken for a mixture of the run's domains: {', '.join(shares)}")
+    say(f"no data were used; your description was matched to a mixture of the run's domains: {', '.join(shares)}")
     if not made.personal:
         say(
-            "what this run serves is the same for all clients, whatever they say, but for the class prior",
+            "this run gives every client the same adapter, whatever the description, apart from the class prior",
             style="yellow",
         )
     say(f"PEFT directory in {made.directory}; use generated")
@@ -160,8 +160,8 @@ def _print_warnings(made: Personalized, hint: str) -> None:
         say(f"nearest client: {found.nearest}, at a distance of {found.distance:.2f} ({scale})")
         if found.unlike:
             say(
-                f"your data are unlike those of every client: what is generated may be worth little; {hint}",
+                f"your data are unlike those of every client: the generated adapter may perform poorly; {hint}",
                 style="yellow",
             )
     if max(made.accuracy) <= made.majority_accuracy:
-        say("no better than always saying one class: these adapters have not learned your data", style="yellow")
+        say("no better than always predicting one class: these adapters do not fit your data", style="yellow")

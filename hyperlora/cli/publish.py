@@ -14,12 +14,12 @@ from hyperlora.cli.output import reports_errors, say
 def publish(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     to: Annotated[Path | None, typer.Option(help="New directory; RUN/published by default.")] = None,
-    license_name: Annotated[str, typer.Option("--license", help="Of the files, as the hub names it.")] = "other",
-    with_backbone: Annotated[bool, typer.Option("--with-backbone", help="Put the frozen weights in as well.")] = False,
+    license_name: Annotated[str, typer.Option("--license", help="License of the files, by its hub name.")] = "other",
+    with_backbone: Annotated[bool, typer.Option("--with-backbone", help="Include the backbone's weights.")] = False,
 ) -> None:
-    """Pack what `personalize` needs of a run, with a model card and a statement of what the files tell of clients.
+    """Package a run for `personalize`, with a model card and a statement of what the files reveal about clients.
 
-    The directory may be copied to others or to the Hugging Face hub, from where `personalize hf:owner/name` reads it.
+    You can hand the directory on or upload it to the Hugging Face hub, where `personalize hf:owner/name` reads it.
 
     Examples:
 

@@ -37,6 +37,7 @@ def report(
     from hyperlora.reporting.report import report_page
     from hyperlora.reporting.run_files import RunFiles
 
+    _check_output(to, output)
     if to and len(runs) > 1:
         raise CommandError("--to names one file: give one run, or compare several with: hyperlora compare")
     base = RunFiles.open(against) if against else None
@@ -52,10 +53,12 @@ def report(
 @reports_errors
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two or more run directories.")],
-    to: Annotated[Path | None, typer.Option(help="Page to write; without it the table is all.")] = None,
+    to: Annotated[Path | None, typer.Option(help="HTML page to write besides the printed table.")] = None,
     output: Annotated[OutputFormat, typer.Option("--format", help="json prints the figures only.")] = OutputFormat.TEXT,
 ) -> None:
-    """Compare runs: prints a table and, with --to, writes a page. Gains are over the first FedIT run, else the first.
+    """Compare runs in a table and, with --to, on an HTML page.
+
+    Gains are relative to the first FedIT run or, if there is none, to the first run.
 
     Examples:
 
@@ -67,6 +70,7 @@ def compare(
     from hyperlora.reporting.figures import comparison_figures
     from hyperlora.reporting.run_files import RunFiles
 
+    _check_output(to, output)
     runs = _each_once(runs)
     if len(runs) < 2:
         raise CommandError("a comparison needs two runs or more; for the page of a single run: hyperlora report")
@@ -80,6 +84,11 @@ def compare(
         say(note, style="yellow", stderr=True)
     if to:
         _write_page(to, comparison_page(opened))
+
+
+def _check_output(to: Path | None, output: OutputFormat) -> None:
+    if to and output is OutputFormat.JSON:
+        raise CommandError("--format json prints figures and writes no page: leave out --to")
 
 
 def _each_once(runs: list[Path]) -> list[Path]:

@@ -28,15 +28,15 @@ from hyperlora.storage.run_names import CONSOLE, point_to
 @reports_errors
 def run(
     app_dir: Annotated[
-        Path | None, typer.Argument(help="Directory of the Flower app; this one, or HyperLoRA's own app.")
+        Path | None, typer.Argument(help="Flower app to run; default: the current directory, else HyperLoRA's own.")
     ] = None,
-    config: Annotated[list[Path] | None, typer.Option(help="TOML file whose values replace those of the app.")] = None,
-    override: Annotated[list[str] | None, typer.Option("-c", help="One value, as key=value.")] = None,
-    method: Annotated[str | None, typer.Option(help="Federated method.")] = None,
+    config: Annotated[list[Path] | None, typer.Option(help="TOML file with settings; repeatable, last wins.")] = None,
+    override: Annotated[list[str] | None, typer.Option("-c", help="Override a setting, key=value; repeatable.")] = None,
+    method: Annotated[str | None, typer.Option(help="Federated learning method.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="Run directory; by default a new one under ./runs.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
-    supernodes: Annotated[int | None, typer.Option(min=1, help="Simulated nodes.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume the run in this directory.")] = None,
+    supernodes: Annotated[int | None, typer.Option(min=1, help="Simulated nodes; default: one per client.")] = None,
     cpus_per_client: Annotated[int, typer.Option(min=1, help="CPUs for each client.")] = 1,
     gpus_per_client: Annotated[float, typer.Option(min=0, help="Share of a GPU for each client.")] = 0,
     ray_address: Annotated[
@@ -61,6 +61,8 @@ def run(
     with app_directory(app_dir) as place:
         settings = read_settings(place, config or [], override or [], options, resume)
         if superlink:
+            if not supernodes and (cpus_per_client, gpus_per_client) != (1, 0):
+                raise CommandError("on a SuperLink --cpus-per-client and --gpus-per-client need --supernodes as well")
             size = federation_size(supernodes, cpus_per_client, gpus_per_client) if supernodes else None
             submit_elsewhere(settings, superlink, size)
         else:
@@ -149,7 +151,7 @@ def submit_elsewhere(settings: Settings, superlink: str, size: str | None) -> No
     output_dir = Path(settings.config.run.output_dir) if settings.config.run.output_dir else None
     with stoppable(f"the results so far lie in {output_dir or 'the run directory of the SuperLink'}"):
         run_id = flower.submit(connection, settings.app_dir, settings.values, size)
-        say(f"run {run_id} on {superlink}; paths that it names are those of its own machine or container")
+        say(f"run {run_id} on {superlink}; the paths it prints are on that machine or in its container")
         state = _follow_elsewhere(connection, run_id)
     if not state.completed:
         raise CommandError(failure(state, output_dir, since))

@@ -151,7 +151,7 @@ def require_declared(values: Mapping[str, Scalar], defaults: Mapping[str, Scalar
 
 
 def require_inputs(config: RunConfig) -> None:
-    """Refuse a file that is named and is not on this machine, and a signing key that is none.
+    """Check that the configured files exist on this machine and that the signing key is valid.
 
     Raises:
         CommandError: a path does not exist.

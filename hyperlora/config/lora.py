@@ -37,28 +37,30 @@ class LoraConfig(Section):
     adapter: Literal["lora", "miss", "fly", "dora", "vera", "randlora", "ia3"] = key(
         "lora", "kind of adapter: lora, or miss or fly with method = ffa-lora; the others are refused with the reason"
     )
-    active: PositiveInt = key(4, "components of an adapter that each token uses where lora.adapter is fly")
+    active: PositiveInt = key(4, "rank-1 components that each token activates if lora.adapter is fly")
     rank: PositiveInt = key(4, "rank r of every adapted module")
-    ranks: StepList = key("", "ranks of the clients in turn, as 2,4; empty gives rank to all, none may be above it")
+    ranks: StepList = key("", "ranks assigned to clients in turn, as 2,4, none above lora.rank; empty uses lora.rank")
     budget: SizeList = key(
         "",
-        "most bytes of the LoRA factors in one message, of the clients in turn, as 20k,80k: modules share them out by"
+        "maximum bytes of LoRA factors per message, assigned to clients in turn, as 20k,80k; divided among modules by"
         " their singular values; empty sets no limit",
     )
     importance: Literal["spectrum", "sensitivity"] = key(
         "spectrum",
-        "what shares a lora.budget out over modules: their singular values, or the sensitivity of the loss to each"
-        " that clients measure (AdaLoRA)",
+        "how lora.budget is divided among modules: by their singular values (spectrum), or by the sensitivity of the"
+        " loss to each module, which clients measure (AdaLoRA)",
     )
     alpha: PositiveFloat = key(8.0, "numerator of scaling = alpha / rank")
-    rslora: bool = key(False, "scale by alpha / sqrt(rank) instead (rsLoRA), which a higher rank makes no smaller")
+    rslora: bool = key(False, "scale by alpha / sqrt(rank) instead (rsLoRA), so a higher rank does not weaken updates")
     last_blocks: PositiveInt = key(2, "number of last transformer blocks that are adapted")
-    nested: bool = key(False, "train the first b components of every product, b drawn anew for each step (DyLoRA)")
+    nested: bool = key(
+        False, "train only the first b rank components of each module, with b drawn at random in each step (DyLoRA)"
+    )
     start: Literal["random", "eva"] = key(
-        "random", "lora_A before round 1: random, or eva, the strongest directions of all clients' inputs"
+        "random", "initial lora_A: random, or eva, the leading principal directions of all clients' inputs (EVA)"
     )
     head_start: Literal["zeros", "classes"] = key(
-        "zeros", "head before round 1: zeros, or classes, the discriminant of the frozen features of all clients"
+        "zeros", "initial head: zeros, or classes, a linear discriminant of all clients' frozen features"
     )
 
     @property
@@ -119,8 +121,16 @@ class LoraConfig(Section):
     def _check_importance(self, config: RunConfig) -> None:
         if self.importance == "sensitivity" and not self.budget:
             raise ConfigError("lora.importance = sensitivity shares out a budget: set lora.budget as well")
+        if self.importance == "sensitivity" and not config.train.local_steps:
+            raise ConfigError(
+                "lora.importance = sensitivity is measured in training, and train.local-steps is 0: set "
+                "lora.importance = spectrum"
+            )
         if self.importance == "sensitivity" and config.privacy.noised:
-            raise ConfigError("lora.importance = sensitivity has clients tell sensitivities, which no noise bounds")
+            raise ConfigError(
+                "lora.importance = sensitivity makes clients send sensitivities, which no noise bounds: turn "
+                "privacy.signature-noise and privacy.adapter-noise off, or set lora.importance = spectrum"
+            )
 
     def _check_start(self, config: RunConfig) -> None:
         if find_method(config.method).own_start:
@@ -128,7 +138,10 @@ class LoraConfig(Section):
         if self.client_ranks:
             raise ConfigError("lora.start = eva gives all clients one lora_A, so lora.ranks must be empty")
         if config.privacy.noised:
-            raise ConfigError("lora.start = eva has clients tell moments of their inputs, which no noise bounds")
+            raise ConfigError(
+                "lora.start = eva makes clients send moments of their inputs, which no noise bounds: turn "
+                "privacy.signature-noise and privacy.adapter-noise off, or set lora.start = random"
+            )
 
     def _check_head_start(self, config: RunConfig) -> None:
         if config.privacy.noised or config.privacy.noised_sums:

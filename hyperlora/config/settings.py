@@ -33,26 +33,32 @@ StepsOrSame = Annotated[int, Field(ge=-1)]
 class DataConfig(Section):
     """Which data the clients hold and how a simulation divides it."""
 
-    name: DataName = key("digits", "digits (embedded), a kind of own data (folder, csv, ...) or a known set")
-    path: str = key("", "absolute path of own data or a local copy; empty loads a known set from the hub")
-    revision: Commit = key(
-        "", "commit of a known set's repository on the hub; empty takes the commit that is known for it"
+    name: DataName = key("digits", "built-in digits, a format of your own data (folder, csv, ...) or a public data set")
+    path: str = key(
+        "", "absolute path of your own data or of a local copy; empty downloads a public data set from the hub"
     )
-    classes: str = key("", "names of the classes, separated by commas; empty takes those that the data have")
-    first_classes: NonNegativeInt = key(0, "classes that are used, those of the lowest labels; 0 is all")
-    text_column: str = key("text", "column of the texts in a table")
-    label_column: str = key("label", "column of their classes")
-    domain_column: str = key("domain", "column of their domains, which a table need not have")
+    revision: Commit = key(
+        "", "commit of a data set's repository on the hub; empty takes the commit pinned here, if there is one"
+    )
+    classes: str = key("", "names of the classes, separated by commas; empty takes all classes found in the data")
+    first_classes: NonNegativeInt = key(0, "number of classes to use, those with the lowest labels; 0 uses all")
+    text_column: str = key("text", "table column with the texts")
+    label_column: str = key("label", "table column with the class labels")
+    domain_column: str = key("domain", "table column with the domains; optional")
     partition: Literal["dirichlet", "iid", "pathological", "natural"] = key(
         "dirichlet", "how a domain's samples are divided over clients"
     )
     split: Literal["hash", "official"] = key(
-        "hash", "parts of a client by a hash of each sample, or tested on the set's official test split"
+        "hash",
+        "how a client's test samples are chosen: by a hash of each sample (hash), or from the data set's own test split"
+        " (official)",
     )
-    classes_per_client: PositiveInt = key(2, "classes of a client where data.partition is pathological")
-    max_samples: NonNegativeInt = key(0, "most samples of a client, the others are left alone; 0 is all")
-    clients_per_domain: PositiveInt = key(5, "clients that share one domain's samples")
-    dirichlet_alpha: NonNegativeFloat = key(0.5, "label skew inside a domain; 0 divides evenly")
+    classes_per_client: PositiveInt = key(2, "classes per client if data.partition is pathological")
+    max_samples: NonNegativeInt = key(0, "maximum number of samples per client, the rest is ignored; 0 sets no limit")
+    clients_per_domain: PositiveInt = key(5, "number of clients that each domain is divided among")
+    dirichlet_alpha: NonNegativeFloat = key(
+        0.5, "concentration of the Dirichlet label skew within a domain; 0 divides evenly"
+    )
     unseen_fraction: Fraction = key(0.2, "share of each domain's clients that never train")
     validation_fraction: Fraction = key(0.15, "share of a client's samples held out for validation")
     test_fraction: Fraction = key(0.25, "share of a client's samples held out for its own test")
@@ -67,20 +73,22 @@ class ModelConfig(Section):
     image_size: PositiveInt = key(16, "side of square images in pixels")
     max_length: PositiveInt = key(128, "most tokens of a text; longer ones are truncated")
     prompt: Prompt = key("a photo of a {}.", "text of a class for CLIP, {} is its name")
-    text_tower: bool = key(False, "adapt the text tower of CLIP or SigLIP too and have it make the head")
-    ship: bool = key(False, "send the backbone to sites with a state-dir, once; for digits-vit and timm models")
+    text_tower: bool = key(False, "also adapt the text tower of CLIP or SigLIP, and let it compute the head")
+    ship: bool = key(
+        False, "send the backbone's weights once to every site with a state-dir; for digits-vit and timm models"
+    )
 
     def check(self, config: RunConfig) -> None:
         """Refuse to send a model that is a directory."""
         if self.ship and self.name.startswith("hf:"):
             raise ConfigError(
-                "model.ship sends one safetensors file, a transformers model has a directory: "
-                "copy it to the sites and name it by 'weights' in their node config"
+                "model.ship sends a single safetensors file, but a transformers model has a directory: "
+                "copy it to the sites and set 'weights' in their node config"
             )
 
 
 class TrainConfig(Section):
-    """The local budget and the local optimiser: of training rounds, and of a client that adapts what it uses."""
+    """Local training: steps and optimiser in training rounds, and for a client's own fine-tuning afterwards."""
 
     local_steps: NonNegativeInt = key(10, "optimiser steps K a client makes per round")
     batch_size: PositiveInt = key(16, "samples per local step")
@@ -90,19 +98,23 @@ class TrainConfig(Section):
     )
     learning_rate: PositiveFloat = key(3e-3, "local learning rate")
     adapt_steps: StepsOrSame = key(
-        -1, "steps of a client that adapts an adapter to use it, apart from rounds; -1 takes train.local-steps"
+        -1, "local steps with which a client fine-tunes the adapter it received for use; -1 takes train.local-steps"
     )
-    adapt_learning_rate: NonNegativeFloat = key(0.0, "learning rate of those steps; 0 takes train.learning-rate")
+    adapt_learning_rate: NonNegativeFloat = key(
+        0.0, "learning rate of the train.adapt-steps; 0 takes train.learning-rate"
+    )
     weight_decay: NonNegativeFloat = key(0.0, "local weight decay")
-    prefix_cache_mb: NonNegativeInt = key(1024, "most MiB of frozen-prefix activations a client process keeps")
+    prefix_cache_mb: NonNegativeInt = key(
+        1024, "maximum MiB of activations of the frozen blocks that a client process keeps in memory"
+    )
     embedding_cache_mb: NonNegativeInt = key(
-        4096, "most MiB of them on the disk of a simulation, for later runs; 0 keeps none"
+        4096, "maximum MiB of these activations that a simulation keeps on disk for later runs; 0 keeps none"
     )
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "auto, cpu or cuda; cuda fails where no GPU is given to the client"
     )
     precision: Literal["float32", "bfloat16"] = key(
-        "float32", "of matrix products in local training and scoring; weights and what is sent stay float32"
+        "float32", "precision of matrix products in local training and evaluation; weights and messages stay float32"
     )
 
     @property
@@ -119,14 +131,16 @@ class TrainConfig(Section):
 class PriorConfig(Section):
     """The class prior of a client in the bias of its head."""
 
-    use: Literal["method", "on", "off"] = key("method", "method (as the method declares), on or off")
-    gamma: NonNegativeFloat = key(1.0, "strength of the log class frequencies")
+    use: Literal["method", "on", "off"] = key(
+        "method", "whether clients add their class prior to the head's bias: on, off, or as the method says (method)"
+    )
+    gamma: NonNegativeFloat = key(1.0, "weight of the log class frequencies in the head's bias")
 
 
 class SignatureConfig(Section):
-    """What a client tells of its data."""
+    """The signature: summary statistics that a client sends of its data."""
 
-    max_samples: PositiveInt = key(512, "most local training samples behind one signature")
+    max_samples: PositiveInt = key(512, "maximum number of training samples that a signature is computed from")
     smoothing: PositiveFloat = key(1.0, "pseudo-count added to every class frequency")
 
 
@@ -136,15 +150,15 @@ class FederationConfig(Section):
     rounds: PositiveInt = key(30, "training rounds")
     clients_per_round: PositiveInt = key(8, "clients in the cohort of a round")
     domain_rounds: NonNegativeInt = key(
-        0, "rounds in which clients of one domain train, then those of the next; 0 draws cohorts from all"
+        0, "rounds in a row in which only one domain's clients train, then the next one's; 0 samples from all domains"
     )
     evaluate_every: PositiveInt = key(5, "rounds between evaluations; the last round is always evaluated")
     evaluate_clients: NonNegativeInt = key(
-        0, "clients that an evaluation asks, drawn anew for each but the last, which asks all; 0 always asks all"
+        0, "clients sampled for each evaluation; the last one always covers all clients, and with 0 every one does"
     )
     evaluate_steps: StepList = key(
         "",
-        "numbers of local steps after which a client is scored, as 0,1,5; 0 and train.adapt-steps are among them",
+        "numbers of local steps after which clients are scored, as 0,1,5; 0 and train.adapt-steps are always included",
     )
     allowed_clients: str = key(
         "", "absolute path, at the server, of the list of clients and their node keys; empty admits every node"
@@ -153,13 +167,13 @@ class FederationConfig(Section):
         1, "most clients that one SuperNode may speak for; the nodes of a simulation host any number"
     )
     min_clients: NonNegativeInt = key(0, "clients to wait for before round 1; 0 means all that the data set defines")
-    min_replies: PositiveInt = key(1, "usable replies without which a round changes nothing")
+    min_replies: PositiveInt = key(1, "minimum number of usable replies; a round with fewer changes nothing")
     replies_per_round: NonNegativeInt = key(
         0,
-        "replies after which a round goes on without its other clients, whose replies count in a later round, weighted"
-        " down by their delay (FedBuff); 0 waits for all",
+        "replies after which a round ends (FedBuff); later replies count in a later round, with less weight the later"
+        " they are; 0 waits for all clients",
     )
-    join_timeout: PositiveFloat = key(120.0, "seconds to wait for them")
+    join_timeout: PositiveFloat = key(120.0, "seconds to wait for federation.min-clients")
     round_timeout: PositiveFloat = key(600.0, "seconds after which a missing reply is given up")
 
     def check(self, config: RunConfig) -> None:
@@ -167,7 +181,7 @@ class FederationConfig(Section):
         if self.min_replies > self.clients_per_round:
             raise ConfigError(
                 f"federation.min-replies is {self.min_replies}, "
-                f"but federation.clients-per-round asks {self.clients_per_round} clients for one"
+                f"but a round has only {self.clients_per_round} clients (federation.clients-per-round)"
             )
         if self.replies_per_round and not self.min_replies <= self.replies_per_round <= self.clients_per_round:
             raise ConfigError(
@@ -182,47 +196,49 @@ class FederationConfig(Section):
 
 
 class DefenceConfig(Section):
-    """What the server does about updates that lie apart from the cohort's."""
+    """What the server does about outliers among the client updates."""
 
     norm_rule: Literal["clip", "reject", "off"] = key(
-        "clip", "a movement far longer than the others': clip, reject or off"
+        "clip", "what to do with an update whose norm is far above the others': clip, reject or off"
     )
     factor: PositiveFloat = key(
-        5.0, "how far: the bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last norms"
+        5.0, "the norm bound is median + factor * max(1.4826 MAD, 0.2 median) of all clients' last update norms"
     )
     aggregation: Literal["mean", "median", "trimmed"] = key(
-        "mean", "mean, median (weights of the geometric median) or trimmed (those farthest from it are left out)"
+        "mean", "mean, median (geometric median) or trimmed (mean without the updates farthest from that median)"
     )
-    trim: Fraction = key(0.3, "share of a cohort that trimmed leaves out")
+    trim: Fraction = key(0.3, "fraction of the cohort that defence.aggregation = trimmed leaves out")
 
 
 class PrivacyConfig(Section):
     """Differential privacy at the clients; the accountant is in :mod:`hyperlora.accounting`."""
 
     signature_noise: NonNegativeFloat = key(
-        0.0, "noise on signatures, in units of their sensitivity to one sample; 0 is none"
+        0.0, "noise multiplier of signatures (sensitivity: one sample replaced); 0 adds no noise"
     )
-    signature_clip: PositiveFloat = key(1.0, "root mean square that the features of a sample are clipped to")
+    signature_clip: PositiveFloat = key(1.0, "root mean square to which the features of a sample are clipped")
     adapter_noise: NonNegativeFloat = key(
-        0.0, "noise on trained adapters, in units of their sensitivity to a client's data; 0 is none"
+        0.0, "noise multiplier of trained adapters (sensitivity: a client's data replaced); 0 adds no noise"
     )
-    adapter_clip: PositiveFloat = key(1.0, "L2 norm that a client's movement is clipped to where there is noise")
-    delta: Annotated[float, Field(gt=0, lt=1)] = key(1e-5, "delta of the privacy that the accountant tells")
+    adapter_clip: PositiveFloat = key(1.0, "L2 norm to which a client's update is clipped before noise is added")
+    delta: Annotated[float, Field(gt=0, lt=1)] = key(1e-5, "delta of the (epsilon, delta) privacy guarantee")
     epsilon: NonNegativeFloat = key(
         0.0,
-        "budget of a client: when it is spent, the client trains no more; 0 is none. In a run of sums their noise is "
-        "made such that the whole run costs as much",
+        "privacy budget of each client: a client that has spent it trains no more; 0 sets no limit. With privacy.mode "
+        "= sums the noise on the sums is chosen such that the whole run costs this epsilon",
     )
     exact_figures: bool = key(
         False,
-        "tell counts and scores exactly beside what has noise, to measure in a simulation; no epsilon has them",
+        "send sample counts and scores without noise, for measurements in a simulation; epsilon does not cover them",
     )
     mode: Literal["open", "sums"] = key(
-        "open", "what the server sees of clients: all they send (open), or nothing but sums over several (sums)"
+        "open", "what the server sees: every client's messages (open), or only sums by secure aggregation (sums)"
     )
-    least_clients: Annotated[int, Field(ge=3)] = key(5, "fewest clients of a sum that a client takes part in")
+    least_clients: Annotated[int, Field(ge=3)] = key(
+        5, "minimum number of clients in a secure sum; a client takes part in no smaller one"
+    )
     least_share: Annotated[float, Field(gt=0.5, le=1.0)] = key(
-        0.8, "share of the clients of a sum with noise that must be in it: the noise of so many is enough"
+        0.8, "minimum fraction of clients whose answers must be in a sum with noise; their noise alone is enough"
     )
 
     @property
@@ -294,11 +310,14 @@ class RunDirectoryConfig(Section):
     """Where results go."""
 
     output_dir: str = key("", "absolute path of the run directory; empty makes a new one under ~/hyperlora-runs")
-    resume: bool = key(False, "go on from the last checkpoint in run.output-dir")
-    checkpoint_every: NonNegativeInt = key(1, "rounds between checkpoints; the last round always has one; 0 makes none")
-    checkpoints_kept: PositiveInt = key(2, "newest checkpoints that are kept")
+    resume: bool = key(False, "resume from the last checkpoint in run.output-dir")
+    checkpoint_every: NonNegativeInt = key(
+        1, "rounds between checkpoints; the last round always writes one; 0 writes none at all"
+    )
+    checkpoints_kept: PositiveInt = key(2, "number of newest checkpoints to keep")
     signing_key: str = key(
-        "", "Ed25519 key (PEM) that signs checkpoints; a run goes on only from what it signed; empty signs none"
+        "",
+        "path of an Ed25519 key (PEM) that signs checkpoints; a run resumes only from signed ones; empty signs none",
     )
     sinks: SinkList = key(
         "auto", "where live metrics go besides metrics.jsonl: auto (TensorBoard if installed), names, or empty"

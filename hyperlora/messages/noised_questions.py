@@ -1,7 +1,7 @@
-"""What the server of a run of noised sums may ask, and what of each answer has length 1 (:mod:`hyperlora.secure_sum`).
+"""Questions of secure sums with differential privacy, and the units in which an answer has a norm of at most 1.
 
-Losses are cut off at ``LOSS`` nats. Scores are put into units in which no client's can be longer than 1; those of
-movements are what most clients' are shorter than, and longer ones are shortened.
+See :mod:`hyperlora.secure_sum`. Losses are cut off at ``LOSS`` nats. Scores are scaled such that no client's answer can
+have a norm above 1. The unit of a movement (a client's update) is the clipping norm; longer ones are clipped to it.
 """
 
 from __future__ import annotations

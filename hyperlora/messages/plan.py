@@ -1,8 +1,8 @@
-"""What a method asks of a client beyond "train all of it", and how a start travels together with that plan.
+"""The local plan, by which a method says how clients train, and the start: the adapter that is sent with that plan.
 
-The default plan is plain LoRA: both factors and the head are sent, trained and sent back. This is the one place where
-the rank of a client, its budget of bytes and the rounding of the number format are applied to a start:
-:meth:`Start.fitted` on the server gives what the client decodes.
+The default plan is plain LoRA: both factors and the head are sent, trained and sent back. Only this module applies a
+client's rank, its byte budget and the rounding of the number format to a start: :meth:`Start.fitted` returns on the
+server exactly what the client will decode.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ class Start:
     def fitted(self, rank: int, most_bytes: int = 0, worth: Worth = NO_WORTH) -> Start:
         """Return the start exactly as a client of LoRA rank ``rank`` decodes it (0: any rank).
 
-        A lower rank is the best approximation (Eckart-Young), and so is what a budget of ``most_bytes`` for the factors
-        leaves of it (0: no budget; :mod:`models.adapters.rank_budget`); what travels is rounded to the number format,
-        so that rounding is not mistaken for a movement of the client.
+        The adapter is truncated to the client's rank and to its budget of ``most_bytes`` for the factors (0: no budget;
+        :mod:`models.adapters.rank_budget`), each time by the best low-rank approximation (Eckart-Young). What is sent
+        is also rounded to the number format, so that rounding errors are not mistaken for an update by the client.
         """
         adapter = self.adapter.truncated(rank) if 0 < rank < self.adapter.rank else self.adapter
         ranks = self.ranks

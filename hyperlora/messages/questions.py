@@ -1,7 +1,7 @@
-"""What the server of a run of sums may ask: kinds of questions, what is public of each, and how the answers add up.
+"""The questions that the server may ask under secure aggregation (``privacy.mode = sums``), and their answers' layout.
 
-Both sides make the layout of an answer from the question and what they share (backbone, classes, number of clients), so
-that an answer has no shape of its own choosing. Bounds are of single clients: what is larger is cut off at the client.
+Both sides derive the layout of an answer from the question and from what they share (backbone, classes, number of
+clients), so a client cannot choose the shape of its answer. Bounds hold for a single client, which clips larger values.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Question:
             raise ProtocolError(f"a sum of '{self.kind}' cannot have noise of {self.noise}")
 
     def digest(self, clients: int, *beside: int | str) -> bytes:
-        """Return by what the question, asked of so many clients, is known again at all of them.
+        """Return a digest that all clients of a sum share only if they were asked the same question.
 
         Args:
             clients: that are asked.

@@ -36,14 +36,15 @@ class SumRequest:
     Attributes:
         client_id: the client.
         server_round: the round, from 1.
-        name: of the sum; no two of a run have the same.
-        step: one of ``STEPS``.
-        public: ``shares``: public keys of all participants.
-        sealed: ``masked``: by participant that sent shares what it sealed for this client; empty if it is no neighbour.
-        clients: ``masked``: how many were asked, which the layout of the answer follows from.
-        question: ``masked``: what is asked.
-        answered: ``agree`` and ``unmask``: who is in the sum, with their signatures of the step before.
-        dropped: who sent shares and is not.
+        name: of the sum, unique within the run.
+        step: one of ``STEPS``; each attribute below is used in the steps that it names.
+        public: (``shares``) public keys of all participants.
+        sealed: (``masked``) participant -> the shares that it encrypted for this client; empty if the two are not
+            neighbours.
+        clients: (``masked``) number of clients that were asked, which determines the layout of the answer.
+        question: (``masked``) what is asked.
+        answered: (``agree``, ``unmask``) clients in the sum, with their signatures of the step before.
+        dropped: (``agree``, ``unmask``) clients that sent shares but are not in the sum.
     """
 
     TYPE: ClassVar[str] = "query.sum"

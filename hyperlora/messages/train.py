@@ -44,7 +44,7 @@ class TrainRequest:
         local_steps: optimiser steps to make.
         start: adapter and plan, as :meth:`hyperlora.messages.plan.Start.fitted` made them for this client.
         signature_digest: of the signature that the server holds; a client whose data changed sends a new signature.
-        tells_sensitivity: have the client tell what the loss depends on each module.
+        tells_sensitivity: whether the client reports the sensitivity of the loss to each module.
     """
 
     TYPE: ClassVar[str] = "train"
@@ -118,8 +118,8 @@ class TrainMetrics:
 class TrainReply:
     """A trained adapter, its prior taken off, and what the client measured on its validation share.
 
-    Of ``end`` only the parts ``up`` travel; ``core`` is the trained R by kind where the plan was to train one;
-    ``sensitivity`` is kind -> (blocks,), what the loss depends on each module, where the request asks for it.
+    Only the parts ``up`` of ``end`` are sent. ``core`` is kind -> the trained R, if the plan trains one.
+    ``sensitivity`` is kind -> (blocks,), the sensitivity of the loss to each module, if the request asks for it.
     """
 
     client_id: str

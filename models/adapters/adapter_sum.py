@@ -122,10 +122,10 @@ def sum_for(adapter: Adapter, clients: int) -> AdapterSum:
 
 
 def taker_for(adapter: Adapter, clients: int) -> Callable[[Adapter], None]:
-    """Return what is given each adapter of a round as it arrives, before it is known what it weighs in the sum.
+    """Return a callback that takes each adapter of a round as it arrives, before its weight in the sum is known.
 
-    Where the sum of so many clients would be dealt out, an adapter goes to the actors at once, and only its weight
-    later; else nothing is done with it.
+    If the sum over so many clients is distributed to Ray actors (:func:`sum_for`), the callback sends the adapter to
+    them at once, and only its weight follows later; otherwise the callback does nothing.
     """
     for earlier in _pools.values():
         earlier.drop_parked()

@@ -1,12 +1,12 @@
-"""Ranks of modules under a budget of bytes, by what a singular value of their products is worth for a byte.
+"""Allocate ranks to modules under a byte budget: components are kept in the order of their value per byte.
 
-One more singular value of a module with weights m x n costs m + n numbers and takes its square off the squared error
-of the adapter, so values are kept in the order of sigma^2 / bytes (a greedy knapsack).
+Keeping one more singular value sigma of a module with weights m x n costs m + n numbers and lowers the squared error
+of the adapter by sigma^2, so components are kept in the order of sigma^2 / bytes (a greedy knapsack).
 
-That opens no direction that nobody has trained: a product of rank 2 has no third singular value. Where the sensitivity
-S of the loss to each module is known (:mod:`models.adapters.sensitivity`), its k-th component is worth S / k instead,
-by which ranks come out in proportion to S / bytes (D'Hondt's rule). In round 1 there may be the share of the inputs'
-variance that a component explains (:mod:`models.adapters.input_moments`).
+This never adds a direction that has not been trained: a product of rank 2 has no third singular value. If the
+sensitivity S of the loss to each module is known (:mod:`models.adapters.sensitivity`), a module's k-th component is
+worth S / k instead, which makes ranks proportional to S / bytes (D'Hondt's rule). In round 1, its worth may be the
+share of the inputs' variance that it explains (:mod:`models.adapters.input_moments`).
 """
 
 from __future__ import annotations

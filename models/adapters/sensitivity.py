@@ -62,8 +62,8 @@ class SensitivityMeter:
 def agreed(told: Sequence[Mapping[str, Tensor]], before: Mapping[str, float]) -> dict[str, float]:
     """Return module (``<kind> <block>``) -> share of the sensitivity, as the clients of a cohort see it.
 
-    Of what each client tells only the shares count, of those the median over clients, so that fewer than half of them
-    cannot move it at will. Rounds are smoothed as AdaLoRA smooths steps.
+    Each client's sensitivities are normalised to shares, and the median over clients is taken, so that fewer than half
+    of them cannot move it at will. Rounds are smoothed as AdaLoRA smooths steps.
 
     Args:
         told: kind -> (blocks,) sensitivities of 0 or more, of each client.

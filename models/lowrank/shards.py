@@ -26,7 +26,7 @@ from models.lowrank.product_sum import ProductSum
 
 log = logging.getLogger(__name__)
 IN_FLIGHT, MOST_EARLY = 4, 32
-"""What is on its way to one actor at the same time: where its sender waits for room, and where it goes on without."""
+"""Calls in flight to one actor: from the first number on an ``add`` waits; from the second on a ``park`` is skipped."""
 MOST_RESTARTS = 3
 PARKED_IN_RAM = 2**26
 """Bytes of what is parked in an actor that stay in RAM; the others lie on its machine's disk."""

@@ -118,11 +118,11 @@ def discriminant(means: Tensor, covariance: Tensor) -> Tensor:
 
 
 def bounded(statistics: Sequence[ClassStatistics]) -> list[ClassStatistics]:
-    """Return the statistics of clients with what no honest client is likely to have cut to what the others have.
+    """Return the statistics of clients, with implausibly large values clipped relative to the other clients.
 
     A spread within classes is at most ``WIDEST_SPREAD`` times the median one, and a client counts for at most
-    ``MOST_SAMPLES`` times the median number of samples. With fewer than three clients there is no telling. Class means
-    are looked at where they can be compared (:mod:`models.personalization.plausible`).
+    ``MOST_SAMPLES`` times the median number of samples. Fewer than three clients are left as they are. Class means are
+    checked where they can be compared (:mod:`models.personalization.plausible`).
     """
     if len(statistics) < 3:
         return list(statistics)

@@ -175,7 +175,10 @@ class HeadGenerator:
         return means if own is None else posterior_means(means, spread, self.whitening.observed([own]))
 
     def heard(self, name: str, distances: Tensor, own: ClassStatistics | None) -> tuple[Tensor, ClassStatistics | None]:
-        """Return distances with clients infinitely far whose classes contradict a newcomer's own, and what it sent."""
+        """Return a client's distances and own statistics; for a newcomer, contradicting clients are infinitely far.
+
+        The own statistics are None for a client that the generator was fitted to, since the fit contains them already.
+        """
         distances = distances.double()
         if own is None or name in self.names:
             return distances, None
@@ -223,7 +226,7 @@ def posterior_means(means: Tensor, spread: Tensor, own: Observed) -> Tensor:
 
 
 def believed(statistics: Sequence[ClassStatistics]) -> list[int]:
-    """Return the indices of clients whose statistics can be, of what is likely of the spread and the means of all."""
+    """Return the indices of clients with plausible statistics, judged by the spread and the class means of all."""
     likely = with_likely_spread(statistics)
     chosen = [statistics[one] for one in likely]
     observed = Whitening.of(chosen).observed(chosen)

@@ -1,9 +1,9 @@
 """Whom a generated head leans on: how much of its class means comes from the client itself and from each other client.
 
-The prediction of :mod:`models.personalization.head_generator` is linear in the class means observed, so it can be taken
-apart exactly. With the variances as they are fitted: if all class means of client j moved by delta, the means expected
-of a client's classes would move by w_j delta, on average over the classes. It is w_j that stands here. Weights
-can be below zero, as those of any kriging can, and together they are nearly 1: the federation's mean is hardly shrunk.
+The prediction of :mod:`models.personalization.head_generator` is linear in the observed class means, so it can be
+decomposed exactly. With the fitted variances held fixed, shifting all class means of client j by delta shifts the
+predicted class means of a client by w_j delta, on average over the classes; w_j is the weight reported here. As in any
+kriging, weights can be negative. They sum to nearly 1, since the federation's mean is hardly shrunk.
 """
 
 from __future__ import annotations

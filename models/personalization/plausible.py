@@ -1,7 +1,8 @@
-"""Which clients' class statistics are believed by others: what few liars say must not cost everybody their head.
+"""Find implausible class statistics: a few malicious clients must not spoil the heads of all others.
 
-Cutting a lie to what is likely leaves a lie of that size at every liar, so a client that cannot be right is left out of
-what others learn. It is then served as one that was never asked: from its own statistics and from what others tell.
+Clipping a false value to a plausible size would still leave an error of that size, so a client with implausible
+statistics is excluded from what the others learn from. It still gets a head, as a client outside the fit does: from its
+own statistics and from the other clients'.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch import Tensor
 from models.personalization.class_statistics import ClassStatistics, pooled_covariance
 
 LARGEST_SPREAD, FARTHEST_CLIENT, FARTHEST_CLASS = 3.0, 4.0, 4.0
-"""How much of a spread within classes, and how far away by most of its classes or by one, a client may be; in units of
-the median client's. Honest clients of the digits are at up to 1.9, 1.9 and 3.0."""
+"""Limits of a client, in units of the median client: its spread within classes, the median distance of its class means,
+and the distance of a single class mean. Honest clients of the digits reach 1.9, 1.9 and 3.0."""
 WIDEST_DIRECTION = 6.0
 """How much more than the median client's a client's widest direction may be, each against the median spread along it.
 Honest clients of PACS and the digits are at up to 3.5."""

@@ -100,11 +100,11 @@ def drift(before: Signature, after: Signature, known: Sequence[Signature]) -> fl
 
 @dataclass(frozen=True)
 class Standardizer:
-    """Brings the coordinates of signatures to comparable scale, and no signature moves another one far.
+    """Robust standardisation of signatures: no single one can change much what the others are scaled to.
 
     Center and scale are the median and the median absolute deviation, which fewer than half of the clients cannot move
-    beyond what the others tell; values further out than ``FURTHEST`` are drawn in to it. A coordinate that more than
-    half of the clients share (the frequency of a rare class) has no such scale and takes mean and standard deviation.
+    outside the range of the others; values beyond ``FURTHEST`` are clipped. A coordinate that is the same for more than
+    half of the clients (the frequency of a rare class) has no such scale and takes mean and standard deviation.
 
     Attributes:
         center: (k,) of the signatures that it was fitted to.

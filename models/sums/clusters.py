@@ -1,6 +1,6 @@
-"""Clusters of clients that nobody has to show its signature for: k-means whose every step is a sum over clients.
+"""Cluster clients without seeing any client's signature: k-means in which every step is a sum over clients.
 
-A client finds its own cluster among public centroids, and tells a vector that is zero but for that cluster's part.
+A client finds its own cluster among public centroids and contributes a vector that is zero outside that cluster's part.
 Clusters are split along their direction of largest variance (Linde, Buzo and Gray 1980), which is found by a few power
 iterations, each of them a sum as well, and moved by Lloyd's steps. None has fewer than ``least`` clients.
 """

@@ -1,9 +1,9 @@
-"""Adapters that share a factor, so that the average of the other is the average of B A and one sum carries a movement.
+"""Train one LoRA factor at a time: with the other one shared, averaging it averages B A exactly, by a single sum.
 
-In one round clients train B and the head, A being everybody's, in the next A and the head (RoLoRA; Chen et al. 2024).
-Of a movement a client tells the trained factor and the head: m r or n r numbers a module in place of the (m + n) r of a
-product, which matters where every number gets noise. Since every factor moves in every second round only, it moves
-``STEP`` times the average.
+In one round clients train B and the head with a common A, in the next A and the head with a common B (RoLoRA; Chen et
+al. 2024). A client sends the change of the trained factor and of the head, its movement: m r or n r numbers per module
+instead of the (m + n) r of both factors, which matters when every number gets noise. Since each factor is trained in
+every second round only, it moves by ``STEP`` times the average.
 """
 
 from __future__ import annotations

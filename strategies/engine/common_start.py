@@ -1,8 +1,8 @@
-"""The start that all clients share, of what those that train are asked once, before round 1.
+"""The initial adapter of all clients, computed from what the training clients send once, before round 1.
 
-Its factors follow from what their modules read (``lora.start = eva``), its head from what their classes look like
-(``lora.head-start = classes``): a head that knows nothing has the first rounds move the features before it fits them
-(Kumar et al. 2022), which a discriminant of frozen features does not (FedNCM; Legate et al. 2023).
+Its factors follow from the inputs of the adapted modules (``lora.start = eva``), its head from class statistics
+(``lora.head-start = classes``). With an untrained head, the first rounds distort the features before the head fits them
+(Kumar et al. 2022); a linear discriminant on frozen features avoids this (FedNCM; Legate et al. 2023).
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ def start_from_inputs(
 
 
 def start_from_classes(start: Adapter, preparation: Preparation, seed: int) -> Adapter:
-    """Return ``start`` with the linear discriminant of its features, as sure of itself as clients find best.
+    """Return ``start`` with a linear discriminant as its head, scaled by the factor that works best for clients.
 
-    Every factor of the discriminant, 0 among them, is tried by some clients on their validation share; that of the
-    lowest median of their losses, each seen from the client's own with 0, is taken. Who tells statistics that cannot be
-    (:mod:`models.personalization.plausible`) has no say in the discriminant.
+    Some clients try every factor, including 0, on their validation split. The factor with the lowest median loss is
+    taken, where each client's losses count relative to its own loss with factor 0. Clients with implausible statistics
+    (:mod:`models.personalization.plausible`) do not enter the discriminant.
 
     Args:
         start: what clients would begin with.

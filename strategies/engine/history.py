@@ -29,10 +29,10 @@ class History:
     Attributes:
         cohorts: round -> the client-ids that were asked to train.
         signatures: client-id -> how many it released, where it was more than one.
-        lengths: client-id -> length of its last movement, as it was sent.
-        trained: client-id -> what it trained in that movement (:class:`~hyperlora.messages.plan.LocalPlan`).
-        sensitivity: module -> share of what the loss depends on all of them; empty where clients do not tell it.
-        forgotten: client-id -> how often it was asked in rounds that were made again; they cost privacy all the same.
+        lengths: client-id -> norm of its last update, before clipping.
+        trained: client-id -> what was trained in that update (:class:`~hyperlora.messages.plan.LocalPlan`).
+        sensitivity: module -> its share of the sensitivity of the loss; empty if clients do not report it.
+        forgotten: client-id -> how often it was asked in rounds that were repeated later; these spent privacy as well.
     """
 
     cohorts: dict[int, Sequence[str]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class History:
         self.trained |= dict.fromkeys(lengths, trains)
 
     def lengths_of(self, trains: str) -> dict[str, float]:
-        """Return the lengths of last movements that say how long others should be: those that trained the same."""
+        """Return the norms of last updates that others can be compared with: those that trained the same parts."""
         return {name: one for name, one in self.lengths.items() if self.trained.get(name, trains) == trains}
 
     def note_signature(self, client_id: str) -> None:

@@ -1,10 +1,10 @@
-"""Which updates of a round are believed, and how far: checks against the card and against the rest of the cohort.
+"""Robust screening of a round's updates: each is checked against the client's card and against other clients' updates.
 
-A client's movement is dW_end - dW_start in product space, over all modules and the head. One that is far longer than
-the others' (median and median absolute deviation, MAD) is cut short or left out before any method sees it. The others
-are the cohort and the clients of former rounds, with their last movements where these trained the same, for a head
-alone moves less than factors do: a cohort of eight may happen to hold five attackers. Robust rules leave out or weigh
-down what lies far from the geometric median of the movements.
+A client's update, its movement, is dW_end - dW_start, with dW = B A, over all modules and the head. One whose norm is
+far above the others' (by median and median absolute deviation, MAD) is clipped or rejected before any method sees it.
+The norms compared are those of the cohort and, since a cohort of eight may contain five attackers, the last ones of
+clients in earlier rounds, as far as the same parts were trained: a head alone moves less than the factors do. Robust
+aggregation rules reject or down-weight updates far from the geometric median.
 
 The weighted geometric median minimises sum_i w_i ||x_i - v||; it stays bounded while less than half of the weight is
 corrupted (Minsker 2015; as robust federated aggregation, RFA: Pillutla, Kakade, Harchaoui 2022, algorithm 2, smoothed

@@ -21,11 +21,10 @@ class FederationError(RuntimeError):
 
 @dataclass
 class Patience:
-    """Which nodes are worth asking: one that does not answer rests, for twice as many rounds each time.
+    """Exponential back-off for silent nodes: one that does not answer is skipped, for twice as many rounds each time.
 
-    A node that is silent in round 1 and whenever it is asked is asked in rounds 3, 6, 11, 20, ...: it delays some
-    log2(rounds) rounds by the time limit, and not all of them. An answer of any kind makes its next rest short again.
-    Rests are counted in rounds of ``clock``.
+    A node that never answers is asked in rounds 1, 3, 6, 11, 20, ...: it delays about log2(rounds) rounds by the time
+    limit instead of all of them. Any answer resets the back-off. Rounds are counted by ``clock``.
     """
 
     clock: int = 0
@@ -68,8 +67,8 @@ class Roster:
         patience: which nodes are not asked for a while.
         most_clients: how many clients one node with a key of its own may host; simulated nodes host any number.
         changed: client-id -> the signature that was known, for clients that came (back) with another one.
-        least: clients that train, and clients that do not, without which there is no round; where fewer of them are
-            left, those that rest are asked as well, but none that fell silent in this very round.
+        least: minimum number of clients in each of two groups, those that train and those that do not; if fewer are
+            available, resting clients are asked as well, except those that fell silent in this very round.
     """
 
     allowed: AllowList | AllowListFile | None = None

@@ -1,8 +1,8 @@
-"""How much noise every sum of a run gets, so that a client that is in all it may be in spends its epsilon and no more.
+"""Noise multipliers of all sums of a run, such that a client that takes part as often as possible spends its epsilon.
 
-Gaussian mechanisms of multipliers z_j together are one of 1/z^2 = sum 1/z_j^2 (:mod:`hyperlora.accounting`): a budget
-is a sum of precisions 1/z^2, and what each kind of sum gets of it is a share. Nothing is counted for the chance that a
-client is not in a cohort: the server knows whom it asked, and epsilon is to hold against the server too.
+Gaussian mechanisms with multipliers z_j compose to a single one with 1/z^2 = sum 1/z_j^2 (:mod:`hyperlora.accounting`).
+The budget is therefore a total precision 1/z^2, and each kind of sum gets a share of it. No amplification by
+subsampling is claimed: the server knows whom it asked, and epsilon has to hold against the server as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHARES: Mapping[str, float] = {
     MOVEMENT: 0.94,
     "noised scores": 0.06,
 }
-"""Of the budget, by kind of question, movements of both factors being one: for all times that a client is asked it."""
+"""Kind of question -> share of the budget for all its sums; the movements of both factors count as one kind."""
 
 
 @functools.lru_cache(maxsize=64)

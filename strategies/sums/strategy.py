@@ -1,10 +1,10 @@
-"""The round loop of a run of sums: what HyperLoRA does, of sums over clients (``privacy.mode = "sums"``).
+"""The round loop under secure aggregation: HyperLoRA computed from sums over clients (``privacy.mode = "sums"``).
 
-Clients start from the anchor and train one factor of it, in the next round the other, so that one sum carries the
-average in product space (:mod:`models.sums.shared_factor`). Before an evaluation clients tell what their classes look
-like, as sums over clusters of at least ``privacy.least-clients`` of them, and each makes its head for itself. To the
-state, to checkpoints and to reports a cluster is what a client is in an open run: the server knows clusters by name,
-and single clients by no more than that they take part.
+Clients start from the anchor (the global adapter) and train one LoRA factor, in the next round the other. With the
+other factor shared, one sum gives the exact average of the products B A (:mod:`models.sums.shared_factor`). Before an
+evaluation, clients send class statistics, summed over clusters of at least ``privacy.least-clients`` clients, and each
+client computes its own head. In the state, in checkpoints and in reports, clusters take the place that clients have in
+an open run: of a single client, the server knows only that it takes part.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class SumsStrategy(LoraStrategy):
     def _make_round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
         """Make a round: one sum over its cohort."""
         self._begin(server_round, grid)
-        record, began = self.record, time.perf_counter()
+        record, began, self._channel.timeout = self.record, time.perf_counter(), timeout
         names = [name for name, card in self.roster.reachable().items() if card.trains]
         if server_round == 1 and self.settings.head_start == "classes":
             self.state = self.method.init(start_from_sums(self._fresh, self._channel, grid, names, record))
@@ -182,7 +182,7 @@ class SumsStrategy(LoraStrategy):
 
     def _evaluate(self, grid: Grid, timeout: float, *, last: bool) -> MetricRecord | None:
         """Ask for class statistics by cluster, publish them, and have clients score what they make of them."""
-        began = time.perf_counter()
+        began, self._channel.timeout = time.perf_counter(), timeout
         names = {
             flag: [n for n, card in self.roster.reachable().items() if card.trains == flag] for flag in (True, False)
         }

@@ -62,7 +62,7 @@ def test_what_a_run_would_refuse_is_refused(photos: Path) -> None:
 
 def test_bytes_and_memory_are_those_of_the_model() -> None:
     runtime = open_runtime(RunConfig.parse({"lora.rank": 3}))
-    found = estimate(runtime, samples=1000, cohort=8)
+    found = estimate(runtime, runtime.federation.client_ids, samples=1000, cohort=8)
     adapter = runtime.model.fresh_adapter(0)
     assert found.adapter_bytes == sum(tensor.nbytes for tensor in adapter.tensors().values())
     tokens = runtime.tokens("clean-0", "train").tokens

@@ -129,6 +129,7 @@ def test_the_command_passes_the_settings_and_the_size_on(app_dir, no_run, monkey
         (["app", "-c", "train.batch-size=1"], "'train.batch-size' is not declared in"),
         (["app", "--method", "magic"], "must be one of 'hyperlora'"),
         (["app", "--cpus-per-client", "9999"], "--cpus-per-client 9999 exceeds the"),
+        (["app", "--superlink", "far", "--cpus-per-client", "2"], "need --supernodes as well"),
         (["app", "-c", "data.path=gone"], "/gone' does not exist"),
         (["app", "-c", "data.name=folder", "-c", "data.path=empty"], "there are no images in"),
         (["app", "-c", "data.name=folder", "-c", "data.path=gone"], "/gone'"),

@@ -65,6 +65,13 @@ def invoke(*arguments: object, status: int = 0) -> str:
     return outcome.output
 
 
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_figures_are_printed_or_a_page_is_written(command: str, run: RunFiles, tmp_path: Path) -> None:
+    said = invoke(command, run.path, "--format", "json", "--to", tmp_path / "page.html", status=1)
+    assert "leave out --to" in said
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_a_run_of_100_clients_and_100_rounds_makes_a_page_under_3_megabytes(tmp_path: Path) -> None:
     directory = make_synthetic_run(tmp_path / "large", clients=100, rounds=100)
     invoke("report", directory)

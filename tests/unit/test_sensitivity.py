@@ -109,8 +109,10 @@ def test_sensitivities_travel_where_they_are_asked_for_and_none_is_negative() ->
         TrainReply.decode(lie.encode(request), request)
 
 
-def test_sensitivity_needs_a_budget_and_no_privacy() -> None:
+def test_sensitivity_needs_a_budget_training_and_no_privacy() -> None:
     with pytest.raises(ConfigError, match=r"set lora\.budget as well"):
         RunConfig.parse({"lora.importance": "sensitivity"})
+    with pytest.raises(ConfigError, match=r"train\.local-steps is 0"):
+        RunConfig.parse({"lora.importance": "sensitivity", "lora.budget": "20k", "train.local-steps": 0})
     with pytest.raises(ConfigError, match="which no noise bounds"):
         RunConfig.parse({"lora.importance": "sensitivity", "lora.budget": "20k", "privacy.adapter-noise": 1.0})

@@ -14,8 +14,8 @@ class Fed3RSettings(Section):
 
     prefix: ClassVar[str] = "fed3r"
     ridge: PositiveFloat = key(0.01, "weight of the squared length of the weights")
-    temperature: PositiveFloat = key(0.1, "what the outputs of weights of length 1 are divided by to be logits")
-    adapts: Literal["all", "head"] = key("all", "what a client trains that adapts the classifier")
+    temperature: PositiveFloat = key(0.1, "softmax temperature of the classifier, whose class weights have norm 1")
+    adapts: Literal["all", "head"] = key("all", "what a client trains when it fine-tunes: all parameters, or the head")
 
 
 SECTIONS = (Fed3RSettings,)

@@ -16,7 +16,7 @@ class FedSBSettings(Section):
     """The core and the factors that it stands between."""
 
     prefix: ClassVar[str] = "fed-sb"
-    rank: NonNegativeInt = key(0, "r of the r x r cores; 0 takes that at which they have as many numbers as LoRA")
+    rank: NonNegativeInt = key(0, "r of the r x r cores; 0 chooses r such that they have as many parameters as LoRA")
     basis: Literal["gradient", "sign"] = key(
         "gradient", "singular vectors of the average gradient, or of its sign as the authors take"
     )

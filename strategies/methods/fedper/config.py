@@ -16,7 +16,7 @@ class FedPerSettings(Section):
 
     prefix: ClassVar[str] = "fedper"
     form: Literal["fedper", "fedrep", "fedbabu"] = key(
-        "fedper", "of method = fedper: head and LoRA at once, first the head and then LoRA, or LoRA under a fixed head"
+        "fedper", "train head and LoRA together (fedper), the head and then LoRA (fedrep), or LoRA alone (fedbabu)"
     )
     head_share: Share = key(0.5, "share of a client's local steps that train the head where fedper.form is fedrep")
     newcomer_head: Literal["average", "fresh"] = key(

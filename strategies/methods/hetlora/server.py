@@ -19,7 +19,7 @@ from hyperlora.config.schema import RunConfig
 from hyperlora.messages.signature import ClientCard
 from models.adapters.adapter import Adapter, resized
 from models.lowrank.factors import Factors, norm
-from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights
+from strategies.methods.base.server import BaseMethod, ClientUpdate, example_weights, without
 from strategies.methods.fedit import average_factors
 from strategies.methods.hetlora.config import HetLoraSettings
 from strategies.methods.hetlora.pruning import kept_rank, tail_size
@@ -62,6 +62,10 @@ class HetLora(BaseMethod):
         average = average_factors(ends, norm_weights(ends, updates) or examples)
         adapter = Adapter(average.low_rank, average_factors(ends, examples).head)
         return HetLoraState(adapter, {**state.ranks, **ranks})
+
+    def forget(self, state: HetLoraState, client_id: str) -> HetLoraState:
+        """Drop the rank that the client pruned itself to."""
+        return HetLoraState(state.adapter, without(state.ranks, client_id))
 
     def anchor(self, state: HetLoraState) -> Adapter:
         """Return the average."""

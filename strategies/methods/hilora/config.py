@@ -18,11 +18,13 @@ class HiLoraSettings(Section):
     """The three tiers and the clusters."""
 
     prefix: ClassVar[str] = "hilora"
-    root_share: Fraction = key(0.3, "share of the rounds that train the adapter of all, one round at least")
-    cluster_share: Fraction = key(0.4, "share that trains those of the clusters; the rest trains each client's own")
-    max_clusters: Clusters = key(8, "most clusters, out of which the eigengap chooses")
-    smoothing: Fraction = key(0.9, "share of the past in the mean of a client's lora_B, which clients are compared by")
-    penalty: NonNegativeFloat = key(0.1, "weight of what a tier's lora_B shares with the tiers below it")
+    root_share: Fraction = key(0.3, "fraction of the rounds that train the root adapter of all clients, at least one")
+    cluster_share: Fraction = key(
+        0.4, "fraction of the rounds that train the cluster adapters; the rest trains each client's own adapter"
+    )
+    max_clusters: Clusters = key(8, "maximum number of clusters; the eigengap chooses how many")
+    smoothing: Fraction = key(0.9, "decay of the moving average of a client's lora_B, by which clients are clustered")
+    penalty: NonNegativeFloat = key(0.1, "weight of the penalty that keeps a tier's lora_B orthogonal to lower tiers'")
 
     def check(self, config: RunConfig) -> None:
         """Refuse shares that leave no round to the clients' own adapters."""

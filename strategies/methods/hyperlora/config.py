@@ -24,28 +24,36 @@ class HyperLoraSettings(Section):
 
     deviations: Deviations = key(
         "off",
-        "where starts hold attended and generated deviations: in rounds and at use (rounds), at use alone, or off",
+        "when clients get personal deviations from the anchor: in training rounds and in use (rounds), only in"
+        " use (serving), or never (off)",
     )
     averaging: PositiveShare = key(
-        0.3, "weight of a round's anchor in the running average that clients are served; 1 serves the last anchor"
+        0.3, "weight of the newest anchor in the running average that clients get; 1 gives them the newest one"
     )
-    statistics: bool = key(True, "clients describe their classes before an evaluation, for a head in closed form")
-    statistics_rank: PositiveInt = key(16, "rank of the scatter within classes that clients send")
+    statistics: bool = key(
+        True, "clients send class statistics before an evaluation, from which their heads are computed in closed form"
+    )
+    statistics_rank: PositiveInt = key(16, "rank of the within-class scatter that clients send")
     remember_statistics: bool = key(
-        True, "what a client told of its classes counts until it tells anew, as while it is away"
+        True, "keep a client's last class statistics until it sends new ones, for example while it is offline"
     )
-    head_share: Share = key(0.5, "share of that head in what clients are served")
+    head_share: Share = key(0.5, "weight of the closed-form head in a client's head; the rest is the anchor's")
     head_scale: PositiveFloat = key(
         0.5,
-        "factor on the served head beside the class prior; clients may choose a smaller one on the generated part",
+        "factor on a client's head before its class prior is added; probing clients may choose a smaller one for the"
+        " closed-form part",
     )
-    temperature: PositiveFloat = key(0.3, "temperature of the attention over the memory")
+    temperature: PositiveFloat = key(0.3, "temperature of the attention over remembered deviations")
     self_logit: float = key(0.0, "added to the attention logit of a client's own deviation")
-    strength: NonNegativeFloat = key(1.0, "factor on the attended deviations; 0 is no synthesizer")
-    server_step: PositiveFloat = key(1.0, "step of the anchor along the averaged movements")
-    memory_limit: NonNegativeInt = key(0, "clients whose deviations stay in RAM, the others lie on disk; 0 is all")
+    strength: NonNegativeFloat = key(1.0, "factor on the attended deviations; 0 turns the attention off")
+    server_step: PositiveFloat = key(1.0, "server learning rate: step of the anchor along the averaged updates")
+    memory_limit: NonNegativeInt = key(
+        0, "number of clients whose deviations are kept in RAM, the rest is kept on disk; 0 keeps all in RAM"
+    )
     probe_clients: NonNegativeInt = key(
-        16, "clients that score before an evaluation whether these heads and deviations beat the anchor; 0 is none"
+        16,
+        "clients that check on their validation data before an evaluation whether closed-form heads and deviations beat"
+        " the anchor; 0 skips the check",
     )
 
     def check(self, config: RunConfig) -> None:
@@ -61,13 +69,13 @@ class GeneratorSettings(Section):
 
     kind: GeneratorKind = key("atoms", "variant of the generator, or off")
     rank: PositiveInt = key(16, "learned atoms (or rank) per module")
-    hidden: PositiveInt = key(64, "width of its hidden layers")
-    inputs: PositiveInt = key(16, "numbers that a signature is reduced to")
-    steps: NonNegativeInt = key(20, "optimiser steps of its distillation per round")
-    learning_rate: PositiveFloat = key(0.01, "of its distillation")
-    virtual_samples: NonNegativeInt = key(48, "mixed and noised signatures per distillation")
-    share: Share = key(0.12, "share of the generator in what starts take beyond the anchor, the rest is attended to")
-    noise: NonNegativeFloat = key(0.2, "standard deviation of their noise, in standardised units")
+    hidden: PositiveInt = key(64, "width of the generator's hidden layers")
+    inputs: PositiveInt = key(16, "dimension to which a signature is projected before it enters the generator")
+    steps: NonNegativeInt = key(20, "optimiser steps per round with which the generator is distilled")
+    learning_rate: PositiveFloat = key(0.01, "learning rate of the distillation")
+    virtual_samples: NonNegativeInt = key(48, "synthetic signatures per distillation: mixtures of real ones plus noise")
+    share: Share = key(0.12, "weight of the generator in a client's deviation; the rest comes from attention")
+    noise: NonNegativeFloat = key(0.2, "standard deviation of the noise on synthetic signatures, in standardised units")
 
 
 class CorrectorSettings(Section):
@@ -75,8 +83,8 @@ class CorrectorSettings(Section):
 
     prefix: ClassVar[str] = "corrector"
 
-    rank: NonNegativeInt = key(0, "most rank that is carried of what truncation cut off; 0 is no corrector")
-    share: Share = key(0.5, "share of it that enters the anchor again in the next round; 1 loses nothing")
+    rank: NonNegativeInt = key(0, "maximum rank of the truncation residual kept for error feedback; 0 turns it off")
+    share: Share = key(0.5, "fraction of the residual added back to the anchor each round; 1 loses nothing")
 
 
 SECTIONS = (HyperLoraSettings, GeneratorSettings, CorrectorSettings)

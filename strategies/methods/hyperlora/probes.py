@@ -1,10 +1,9 @@
-"""How clients are served is chosen by clients that try it on as if they were new, on their own validation split.
+"""Choose how clients are served: some of them score the candidates on their validation split, as if they were new.
 
-What is chosen, for everybody: whether clients get heads from class statistics or the anchor's, the scale of these, and
-how much of a start's deviation a client without an entry in the memory gets. What has the lowest trimmed mean loss
-wins. A quarter of the clients is left out at either end, so that a few that lie about their loss cannot choose for
-everybody; clients whose class statistics are not believed are not asked. Where the mean is for the anchor alone and
-most clients are for something else, the median decides.
+The choice holds for all clients: heads from class statistics or the anchor's head, the scale of these heads, and the
+strength of the deviation for a client without an entry in the memory. The candidate with the lowest trimmed mean loss
+wins. A quarter of the clients is trimmed at either end, so that a few false losses cannot decide for everybody, and
+clients with implausible class statistics are not asked. If the trimmed mean favours the anchor, the median decides.
 """
 
 from __future__ import annotations

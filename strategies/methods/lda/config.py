@@ -13,7 +13,7 @@ class LdaSettings(Section):
     """How a client's class means are shrunk."""
 
     prefix: ClassVar[str] = "lda"
-    shrinkage: PositiveFloat = key(30.0, "samples of a class at a client that count as much as those of all others")
+    shrinkage: PositiveFloat = key(30.0, "samples of a class at which a client's mean weighs as much as the global one")
     ridge: NonNegativeFloat = key(0.3, "share of the mean variance within classes that is added to every direction")
     clusters: NonNegativeInt = key(0, "clusters of clients between a client and all of them; 0 is none")
 

@@ -13,9 +13,9 @@ class PFedHNSettings(Section):
     """The hypernetwork."""
 
     prefix: ClassVar[str] = "pfedhn-lora"
-    learning_rate: PositiveFloat = key(0.01, "of the hypernetwork")
-    hidden: PositiveInt = key(64, "width of its hidden layers")
-    inputs: PositiveInt = key(16, "numbers that a signature is reduced to")
+    learning_rate: PositiveFloat = key(0.01, "learning rate of the hypernetwork")
+    hidden: PositiveInt = key(64, "width of the hypernetwork's hidden layers")
+    inputs: PositiveInt = key(16, "dimension to which a signature is projected before it enters the hypernetwork")
 
 
 SECTIONS = (PFedHNSettings,)
