@@ -117,7 +117,7 @@ class Channel:
     def _told(self, name: str, question: Question, server_round: int, form: NoisedVector) -> dict[str, Tensor]:
         request = SumRequest(name, server_round, "", "masked")
         client = RememberingClient(self.runtime, request, NothingKept(), self.features)
-        told = client.told(question)
+        told = client.answer(question)
         if question.kind == "noised scores":
             self.accuracies[name] = float(told["accuracy"][0])
         return form.decode(form.encode(told, lambda shape: torch.zeros(*shape).double(), form.clients))

@@ -188,7 +188,7 @@ class Target:
                 clip=self.runtime.config.privacy.signature_clip,
                 noise=noise,
                 draw=simulated_noise(derive_seed("lira", self.name, draw, str(noise))),
-                told_examples=len(chosen),
+                reported_examples=len(chosen),
             )
             yield f"signature, noise {noise:g}", noised
 

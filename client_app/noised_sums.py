@@ -22,7 +22,7 @@ MOST = {"accuracy": 1.0, "loss": LOSS, "validation": LOSS, "calibration": 1.0}
 class NoisedClient(SummedClient):
     """One client while it answers a question of a run with ``privacy.epsilon``."""
 
-    def told(self, question: Question) -> Answer:
+    def answer(self, question: Question) -> Answer:
         """Return the client's own part of a sum; raises ProtocolError where the question is not a whole one."""
         return _ANSWERS[question.kind](self, question)
 

@@ -38,7 +38,7 @@ from strategies.methods.base.client import ClientHalf
 if TYPE_CHECKING:
     from models.adapters.adapted_model import AdaptedModel
 
-UNTOLD_EXAMPLES = 100
+HIDDEN_EXAMPLES = 100
 """Sample count that every client reports if it keeps the true one private; frequencies are smoothed as for so many."""
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ class ClientRuntime:
             self.cache.signatures[place] = self._recall(client_id)
         return self.cache.signatures[place]
 
-    def told_examples(self, client_id: str) -> int:
+    def reported_examples(self, client_id: str) -> int:
         """Return the number of training samples that a client tells; the same for all where it is kept back."""
-        return UNTOLD_EXAMPLES if self.config.privacy.keeps_counts else len(self.client(client_id).train)
+        return HIDDEN_EXAMPLES if self.config.privacy.keeps_counts else len(self.client(client_id).train)
 
     def with_prior(self, client_id: str, adapter: Adapter) -> Adapter:
         """Return the adapter as the client uses it: with its own class prior in the bias of the head."""
@@ -154,7 +154,7 @@ class ClientRuntime:
                 clip=privacy.signature_clip,
                 noise=privacy.signature_noise,
                 draw=self.noise(client_id, "signature"),
-                told_examples=self.told_examples(client_id),
+                reported_examples=self.reported_examples(client_id),
             )
         except ValueError as error:
             raise DataError(f"client '{client_id}' takes no part: {error}") from error

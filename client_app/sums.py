@@ -66,7 +66,7 @@ class SummedClient:
         """Return what the layout of answers follows from."""
         return sizes_of(self.runtime, self.request.clients)
 
-    def told(self, question: Question) -> Answer:
+    def answer(self, question: Question) -> Answer:
         """Return the client's own part of a sum; raises ProtocolError where the question is not a whole one."""
         return _ANSWERS[question.kind](self, question)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from client_app.privacy import private
-from client_app.runtime import UNTOLD_EXAMPLES, ClientRuntime
+from client_app.runtime import HIDDEN_EXAMPLES, ClientRuntime
 from client_app.token_cache import PREFIX_BATCH
 from hyperlora.data.federation import DataError
 from hyperlora.messages.codec import ProtocolError
@@ -152,21 +152,21 @@ def describe_clients(runtime: ClientRuntime, client_ids: Sequence[str]) -> Signa
 def _card(runtime: ClientRuntime, client_id: str) -> ClientCard:
     client = runtime.client(client_id)
     if runtime.config.privacy.mode == "sums":
-        return untold_card(
+        return uninformative_card(
             client_id, client.trains, runtime.model.backbone.embed_dim, len(runtime.federation.class_names)
         )
     signature = runtime.signature(client_id)
     lora, place = runtime.config.lora, runtime.federation.client_ids.index(client_id)
     rank, most_bytes = in_turn(lora.client_ranks, place), in_turn(lora.client_budgets, place)
-    told = runtime.told_examples(client_id)
+    told = runtime.reported_examples(client_id)
     return ClientCard(client_id, client.domain, client.trains, told, signature, rank, most_bytes)
 
 
-def untold_card(client_id: str, trains: bool, width: int, classes: int) -> ClientCard:
+def uninformative_card(client_id: str, trains: bool, width: int, classes: int) -> ClientCard:
     """Return the card of a client that tells nothing of its data: the same for all but for the name."""
     flat = torch.full((classes,), 1 / classes)
-    signature = Signature(torch.zeros(width), torch.zeros(width), flat, math.log(UNTOLD_EXAMPLES))
-    return ClientCard(client_id, "", trains, UNTOLD_EXAMPLES, signature)
+    signature = Signature(torch.zeros(width), torch.zeros(width), flat, math.log(HIDDEN_EXAMPLES))
+    return ClientCard(client_id, "", trains, HIDDEN_EXAMPLES, signature)
 
 
 def in_turn(values: Sequence[int], place: int) -> int:
@@ -230,7 +230,7 @@ def train_start(runtime: ClientRuntime, request: TrainRequest, keeper: Keeper) -
         trained.end,
         replace(
             trained.metrics,
-            num_examples=runtime.told_examples(request.client_id),
+            num_examples=runtime.reported_examples(request.client_id),
             seconds=time.perf_counter() - began,
         ),
         trained.gradient,

@@ -84,7 +84,7 @@ def _secrets_of(
     client = SummedClient(runtime, SumRequest(name, 1, "", "masked", clients=asked), NothingKept())
     start = framed(start, start, "B")
     question = Question(MOVEMENTS["B"], public_anchor(start))
-    told = client.told(question)
+    told = client.answer(question)
     end = moved(start, {part: one / told["weight"] for part, one in told.items()}, "B")
     one = next(iter(end.low_rank.values()))
     common = int((having * (own.counts > 0)).argmax())  # a class that it alone has is told by the sum, as the docs say

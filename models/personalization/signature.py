@@ -170,14 +170,14 @@ def private_signature(
     clip: float,
     noise: float,
     draw: Draw,
-    told_examples: int,
+    reported_examples: int,
 ) -> Signature:
     """Return a signature by which a training sample and any other in its place can hardly be told apart.
 
     The Gaussian mechanism (Dwork and Roth, "The Algorithmic Foundations of Differential Privacy", theorem A.1; exact
     epsilon by Balle and Wang, 2018) on the mean features, their mean squares and the label frequencies at once.
     Neighbours differ in one sample that is replaced. Standard deviations and frequencies are computed from the noised
-    moments and ``told_examples``, which costs no more privacy.
+    moments and ``reported_examples``, which costs no more privacy.
 
     Args:
         features: (M, d) pooled features of at most M samples.
@@ -187,7 +187,7 @@ def private_signature(
         clip: root mean square that a sample's features are clipped to; squares are clipped to sqrt 2 of what is left.
         noise: standard deviation of the noise in units of the sensitivity (the noise multiplier).
         draw: makes the noise; :func:`hyperlora.noise.secret_noise` where it shall protect.
-        told_examples: number of samples that the signature tells and smooths by: n, or any other that hides it.
+        reported_examples: number of samples that the signature tells and smooths by: n, or any other that hides it.
 
     Raises:
         ValueError: a feature is not finite, so that it cannot be clipped.
@@ -205,12 +205,12 @@ def private_signature(
     second = noised(squares.mean(dim=0), step * squares_bound, draw)
     noisy = noised(frequencies, step, draw).clamp_min(0.0)
     noisy = noisy / noisy.sum().clamp_min(1e-6)
-    smooth = noisy * told_examples + smoothing
+    smooth = noisy * reported_examples + smoothing
     return Signature(
         feature_mean=mean,
         feature_std=(second - mean.square()).clamp_min(0.0).sqrt(),
         class_frequencies=smooth / smooth.sum(),
-        log_num_examples=math.log(told_examples),
+        log_num_examples=math.log(reported_examples),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from hyperlora.messages.train import TrainRequest
 from strategies.engine.records import RoundRecord
-from strategies.engine.screening import cut_short
+from strategies.engine.screening import scaled_end
 from strategies.federation.transport import Exchange
 from strategies.methods.base.server import ClientUpdate
 
@@ -66,6 +66,6 @@ def discounted(updates: Sequence[ClientUpdate], begun: Mapping[str, int], record
     delays = [record.server_round - begun[one.card.client_id] for one in updates]
     record.late = {one.card.client_id: delay for one, delay in zip(updates, delays, strict=True) if delay}
     return [
-        replace(update, end=cut_short(update.start, update.end, share_of(delay))) if delay else update
+        replace(update, end=scaled_end(update.start, update.end, share_of(delay))) if delay else update
         for update, delay in zip(updates, delays, strict=True)
     ]

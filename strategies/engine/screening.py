@@ -162,7 +162,7 @@ class Screen:
         """
         share = bound / length
         for _ in range(MOST_CUTS if self.norm_rule == "clip" and not update.core else 0):
-            shorter = replace(update, end=cut_short(update.start, update.end, share))
+            shorter = replace(update, end=scaled_end(update.start, update.end, share))
             found = movement_norm(shorter)
             if found <= bound * (1 + ROUNDING):
                 return shorter, share
@@ -246,7 +246,7 @@ def _counted(update: ClientUpdate, most: int) -> ClientUpdate:
     return replace(update, metrics=replace(update.metrics, num_examples=most))
 
 
-def cut_short(start: Adapter, end: Adapter, share: float) -> Adapter:
+def scaled_end(start: Adapter, end: Adapter, share: float) -> Adapter:
     """Return the best adapter of the rank of ``start`` for dW_start + share (dW_end - dW_start).
 
     Nothing depends on the gauge in which a client wrote ``end``. Where one of a module's two factors did not move it

@@ -106,7 +106,7 @@ class Registrar:
     def refresh(self, grid: Grid, reply_timeout: float) -> bool:
         """Begin a round: ask nodes that are new for their clients; return whether one was added or changed its node."""
         roster = self.roster
-        roster.patience.tick()
+        roster.backoff.tick()
         keys = {node.node_id: node.public_key for node in grid.get_nodes()}
         new = roster.see(list(keys), keys)
         self._warn_of_strangers(new)

@@ -20,7 +20,7 @@ class FederationError(RuntimeError):
 
 
 @dataclass
-class Patience:
+class Backoff:
     """Exponential back-off for silent nodes: one that does not answer is skipped, for twice as many rounds each time.
 
     A node that never answers is asked in rounds 1, 3, 6, 11, 20, ...: it delays about log2(rounds) rounds by the time
@@ -64,7 +64,7 @@ class Roster:
         cards: client-id -> what is known of the client, also of those that left.
         nodes: client-id -> the node that it is reached at.
         left_out: node or client -> why it takes no part.
-        patience: which nodes are not asked for a while.
+        backoff: which nodes are not asked for a while.
         most_clients: how many clients one node with a key of its own may host; simulated nodes host any number.
         changed: client-id -> the signature that was known, for clients that came (back) with another one.
         least: minimum number of clients in each of two groups, those that train and those that do not; if fewer are
@@ -75,7 +75,7 @@ class Roster:
     cards: dict[str, ClientCard] = field(default_factory=dict)
     nodes: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    patience: Patience = field(default_factory=Patience)
+    backoff: Backoff = field(default_factory=Backoff)
     most_clients: int = 1
     changed: dict[str, Signature] = field(default_factory=dict)
     least: int = 0
@@ -93,16 +93,16 @@ class Roster:
     def resting(self) -> set[str]:
         """Return the clients whose node is connected and is not asked in this round, as it did not answer."""
         connected = self._connected()
-        resting = {name for name in connected if self.patience.rests(self.nodes[name])}
+        resting = {name for name in connected if self.backoff.rests(self.nodes[name])}
         for trains in (True, False):
             group = {name for name, card in connected.items() if card.trains == trains}
             if len(group - resting) < self.least:
-                resting -= {name for name in group if not self.patience.fell_silent(self.nodes[name])}
+                resting -= {name for name in group if not self.backoff.fell_silent(self.nodes[name])}
         return resting if resting != set(connected) else set()
 
     def note(self, asked: Collection[int], heard: Collection[int]) -> None:
-        """Note which of the nodes ``asked`` answered; the others rest (:class:`Patience`)."""
-        self.patience.note(asked, heard)
+        """Note which of the nodes ``asked`` answered; the others rest (:class:`Backoff`)."""
+        self.backoff.note(asked, heard)
 
     def see(self, present: Collection[int], keys: Mapping[int, bytes]) -> list[int]:
         """Note the nodes that are connected, with their public keys, and return those to be asked who they are.
@@ -116,7 +116,7 @@ class Roster:
         for node_id in [one for one, holder in self._refused_for.items() if holder not in holders]:
             self._asked.discard(node_id)
             del self._refused_for[node_id]
-        return sorted(one for one in self._present - self._asked if not self.patience.rests(one))
+        return sorted(one for one in self._present - self._asked if not self.backoff.rests(one))
 
     def _recheck(self) -> None:
         """Bar the clients whose permission is gone since their node was admitted, and let those in that have it again.

@@ -15,7 +15,7 @@ from flwr.app import Message
 from benchmarks.local_grid import LocalGrid
 from client_app.app import app
 from client_app.privacy import private
-from client_app.runtime import UNTOLD_EXAMPLES, ClientRuntime, open_runtime
+from client_app.runtime import HIDDEN_EXAMPLES, ClientRuntime, open_runtime
 from client_app.site import Site
 from client_app.tasks import (
     NothingKept,
@@ -73,7 +73,7 @@ def test_no_reply_of_a_private_run_holds_an_exact_figure(tmp_path: Path) -> None
             told.setdefault(name, []).extend(value if isinstance(value, list) else [value])
     kinds = {message.metadata.message_type for message in grid.sent}
     assert kinds == {"query.signature", "train", "evaluate"}
-    assert set(told.pop("num_examples")) == {UNTOLD_EXAMPLES}
+    assert set(told.pop("num_examples")) == {HIDDEN_EXAMPLES}
     assert max(told.pop("seconds")) > 0
     assert {name: set(numbers) for name, numbers in told.items()} == {name: {0.0} for name in told}
     assert {"num_test", "test_accuracy", "test_loss", "validation_loss", "train_loss"} <= set(told)
@@ -102,8 +102,8 @@ def test_what_a_client_tells_does_not_follow_from_how_many_samples_it_has() -> N
     name = runtime.federation.client_ids[0]
     described, trained, scored = replies(runtime, name)
     (card,) = described.cards
-    assert len(runtime.client(name).train) != UNTOLD_EXAMPLES
-    assert card.num_examples == trained.metrics.num_examples == UNTOLD_EXAMPLES
+    assert len(runtime.client(name).train) != HIDDEN_EXAMPLES
+    assert card.num_examples == trained.metrics.num_examples == HIDDEN_EXAMPLES
     assert card.signature.log_num_examples == pytest.approx(torch.tensor(100.0).log().item())
     assert scored.num_test == 0
 
@@ -123,7 +123,7 @@ def test_a_changed_signature_of_a_private_run_tells_the_same_number(monkeypatch:
     start = Start(runtime.model.fresh_adapter(0))
     reply = train_start(runtime, TrainRequest(name, 1, 1, start, signature_digest="another"), NothingKept())
     assert reply.signature is not None
-    assert round(float(torch.tensor(reply.signature.log_num_examples).exp())) == UNTOLD_EXAMPLES
+    assert round(float(torch.tensor(reply.signature.log_num_examples).exp())) == HIDDEN_EXAMPLES
     again = replace(runtime, config=runtime.config.with_values({"privacy.exact-figures": True}))
     assert again.signature(name).digest() != reply.signature.digest()
 

@@ -39,7 +39,9 @@ def test_the_published_mixture_is_that_of_least_loss_over_the_starts_that_client
     clients = {name: SummedClient(runtime, SumRequest(name, 2, "", "masked"), NothingKept()) for name in names}
     mixtures = [(0.0, 1.0), *(at_scale(0.5, 0.5, factor) for factor in SCALES)]
     questions = [Question("losses", {**public, "mixture": torch.tensor(one)}) for one in mixtures]
-    told = [torch.cat([answer["anchor"], answer["own"]]) for answer in (c.told(questions[1]) for c in clients.values())]
+    told = [
+        torch.cat([answer["anchor"], answer["own"]]) for answer in (c.answer(questions[1]) for c in clients.values())
+    ]
     least = int(torch.stack(told).sum(dim=0).argmin())
     assert found.state.published["mixture"].tolist() == pytest.approx(mixtures[least])
     for index in (0, 1, 5):
@@ -76,7 +78,7 @@ def test_a_public_head_that_makes_losses_overflow_for_some_does_not_show_for_who
     question = Question("head losses", public_anchor(replace(anchor, head=torch.full_like(anchor.head, 1e38))))
     name = runtime.federation.client_ids[0]
     client = SummedClient(runtime, SumRequest(name, 1, "", "masked", clients=5), NothingKept())
-    assert not client.told(question)["losses"].isfinite().all()
+    assert not client.answer(question)["losses"].isfinite().all()
     form = layout(question, client.sizes())
     assert isinstance(form, FixedPoint)
     assert not form.encode(answer_or_zeros(client, question, form.parts)).any()

@@ -70,7 +70,7 @@ def test_a_masked_vector_is_not_what_the_client_tells(sums_run: tuple[Path, Reco
         client = str(reply.content["config"]["client_id"])  # type: ignore[index]
         request = SumRequest(client, 2, "", "masked", clients=len(masked), question=Question("moments", {}))
         one = SummedClient(runtime, request, NothingKept())
-        plain = layout(request.question, one.sizes()).encode(one.told(request.question))  # type: ignore[arg-type]
+        plain = layout(request.question, one.sizes()).encode(one.answer(request.question))  # type: ignore[arg-type]
         assert (vector[: len(plain)] != plain).mean() > 0.99
     assert len(masked) >= 3
 
@@ -242,4 +242,4 @@ def test_an_anchor_of_another_shape_is_refused() -> None:
     wrong = runtime.model.fresh_adapter(0).truncated(2)
     request = SumRequest("any", 1, "", "masked", clients=5, question=Question("movement of B", public_anchor(wrong)))
     with pytest.raises(ValueError, match="does not fit"):
-        SummedClient(runtime, request, NothingKept()).told(request.question)  # type: ignore[arg-type]
+        SummedClient(runtime, request, NothingKept()).answer(request.question)  # type: ignore[arg-type]

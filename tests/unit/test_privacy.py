@@ -63,7 +63,7 @@ def signature_of(
         clip=clip,
         noise=noise,
         draw=draw,
-        told_examples=told,
+        reported_examples=told,
     )
 
 

@@ -17,7 +17,7 @@ from flwr.common.constant import ErrorCode
 from hyperlora.messages.signature import SignatureReply
 from hyperlora.storage.allow_list import AllowList, Permission, one_line_key
 from strategies.federation.registrar import Registrar
-from strategies.federation.roster import Patience, Roster
+from strategies.federation.roster import Backoff, Roster
 from tests.builders import CLASSES, SIGNATURE_SIZE, make_card
 from tests.sites import SiteGrid
 
@@ -114,12 +114,12 @@ def test_without_a_list_the_first_node_has_the_client_until_it_leaves() -> None:
 
 
 def test_a_silent_node_rests_twice_as_long_each_time_and_any_answer_makes_its_rest_short_again() -> None:
-    patience, asked = Patience(), []
+    backoff, asked = Backoff(), []
     for clock in range(1, 31):
-        patience.tick()
-        if not patience.rests(7):
+        backoff.tick()
+        if not backoff.rests(7):
             asked.append(clock)
-            patience.note([7], [7] if clock == 20 else [])
+            backoff.note([7], [7] if clock == 20 else [])
     assert asked == [1, 3, 6, 11, 20, 21, 23, 26]
 
 
@@ -128,17 +128,17 @@ def test_who_rests_is_asked_where_too_few_are_left_unless_it_fell_silent_in_this
     roster.see([1, 2, 3], {})
     for node_id, name in enumerate("abc", start=1):
         roster.enter(node_id, SignatureReply([replace(make_card(name), trains=name != "c")], {}))
-    roster.patience.tick()
+    roster.backoff.tick()
     roster.note([1, 2, 3], [2, 3])
     assert list(roster.reachable()) == ["b", "c"]
-    roster.patience.tick()
-    assert roster.patience.rests(1)
+    roster.backoff.tick()
+    assert roster.backoff.rests(1)
     assert list(roster.reachable()) == ["a", "b", "c"]
     roster.least = 1
     assert list(roster.reachable()) == ["b", "c"]
     roster.note([3], [])
     assert list(roster.reachable()) == ["b"]
-    roster.patience.tick()
+    roster.backoff.tick()
     assert list(roster.reachable()) == ["a", "b", "c"]
 
 

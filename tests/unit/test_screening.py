@@ -16,11 +16,11 @@ from strategies.engine.screening import (
     TOO_FAR,
     TOO_LONG,
     Screen,
-    cut_short,
     distances_to_median,
     farthest,
     movement_gram,
     movement_norm,
+    scaled_end,
     weights_to_median,
 )
 from strategies.methods.base.server import ClientUpdate, example_weights
@@ -239,7 +239,7 @@ def test_a_movement_that_the_cut_to_the_rank_lengthens_is_cut_again() -> None:
     honest = [update_to(nearby(200 + index, 1.0), f"client-{index}") for index in range(5)]
     far = update_to(nearby(7, 30.0))
     bound = Screen()._bound([movement_norm(one) for one in [*honest, far]])
-    once = replace(far, end=cut_short(far.start, far.end, bound / movement_norm(far)))
+    once = replace(far, end=scaled_end(far.start, far.end, bound / movement_norm(far)))
     assert movement_norm(once) > 1.005 * bound
     assert movement_norm(Screen().apply([*honest, far]).updates[5]) <= bound * (1 + 1e-6)
 

@@ -163,7 +163,7 @@ class Answering:
     def __init__(self, answer: dict[str, torch.Tensor] | Exception) -> None:
         self.answer = answer
 
-    def told(self, question: Question) -> dict[str, torch.Tensor]:
+    def answer(self, question: Question) -> dict[str, torch.Tensor]:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
