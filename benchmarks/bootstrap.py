@@ -23,6 +23,9 @@ COMPARISONS = {
     "as received against adapted": ("zero_step", "k_step"),
 }
 
+CROSSED = "adapted against as received"
+"""The last comparison, seen from the rival: its adapted figure against the reference's as received."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -35,8 +38,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``above``, ``below``, or ``level`` where the interval holds zero."""
-        return "above" if self.low > 0 else "below" if self.high < 0 else "level"
+        """``above``, ``below``, or ``level`` where the interval, as it is printed, holds zero.
+
+        An end that rounds to 0.0 is within what another draw of the bootstrap would change.
+        """
+        return "above" if round(self.low, 1) > 0 else "below" if round(self.high, 1) < 0 else "level"
 
     def __str__(self) -> str:
         """Return a cell of a table."""
@@ -83,12 +89,15 @@ def bootstrap_means(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def interval_table(results: Mapping[str, Runs], order: Sequence[str], reference: str) -> str:
-    """Return a markdown table of differences to ``reference`` in points with 95 % intervals."""
-    columns = [f"{group}, {what}" for group in ("seen", "unseen") for what in COMPARISONS]
+    """Return a markdown table of differences to ``reference`` in points with 95 % intervals.
+
+    In the last column of a group the row's adapted figure is compared with the reference's as received.
+    """
+    columns = [f"{group}, {what}" for group in ("seen", "unseen") for what in (*list(COMPARISONS)[:2], CROSSED)]
     rows, seeds = {}, set()
     for name in order:
         found = [
-            paired_difference(results.get(name, []), results.get(reference, []), group, pair)
+            paired_difference(results.get(name, []), results.get(reference, []), group, pair[::-1])
             for group in ("seen", "unseen")
             for pair in COMPARISONS.values()
         ]
@@ -100,7 +109,7 @@ def interval_table(results: Mapping[str, Runs], order: Sequence[str], reference:
     numbers = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
     note = (
         f"\n\nPoints, paired by client and seed, 95 % intervals of a bootstrap over {numbers} seed(s) and the clients "
-        "of each; so few seeds make the draw of seeds coarse. Level: the interval holds zero."
+        "of each; so few seeds make the draw of seeds coarse. Level: the interval, as printed, holds zero."
     )
     return markdown(f"minus {reference}", columns, rows) + note
 

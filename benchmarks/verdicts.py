@@ -14,8 +14,8 @@ def verdicts(results: Mapping[str, Runs], order: Sequence[str], reference: str) 
     """Return a sentence: in how many comparisons the reference is above, level and below, the last two by name.
 
     A comparison is a rival, a group (seen or unseen) and a column: both as received, both adapted, or the reference as
-    received against the adapted rival. "Level" is an interval of :mod:`benchmarks.bootstrap` that holds zero. Empty
-    where there is nothing to compare.
+    received against the adapted rival. "Level": the interval, as printed, holds zero.
+    Empty where there is nothing to compare.
     """
     found = list(_comparisons(results, order, reference))
     if not found:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.bootstrap import bootstrap_means, interval_table, paired_difference
+from benchmarks.bootstrap import COMPARISONS, Difference, bootstrap_means, interval_table, paired_difference
 from benchmarks.pages import of_one_fingerprint
 
 
@@ -43,6 +43,21 @@ def test_a_table_says_level_where_the_interval_holds_zero() -> None:
     row = interval_table(found, ["a", "b"], "a").splitlines()[2]
     assert row.startswith("| b | +0.0 [-10.0, +10.0], level | +15.0 [+10.0, +20.0] | ")
     assert interval_table(found, ["a", "b"], "c") == ""
+
+
+def test_the_crossed_column_of_a_table_is_the_verdicts_comparison_with_the_sign_turned() -> None:
+    found = {"a": [run(0, [0.5, 0.5], [0.9, 0.9])], "b": [run(0, [0.1, 0.1], [0.3, 0.3])]}
+    row = interval_table(found, ["a", "b"], "a").splitlines()[2]
+    crossed = paired_difference(found["a"], found["b"], "seen", COMPARISONS["as received against adapted"])
+    assert crossed is not None
+    assert crossed.mean == pytest.approx(20.0)
+    assert row.split(" | ")[3] == "-20.0 [-20.0, -20.0]"
+
+
+def test_an_end_that_is_printed_as_zero_is_level() -> None:
+    assert Difference(1.0, 0.04, 2.0, 3).verdict == "level"
+    assert Difference(1.0, 0.06, 2.0, 3).verdict == "above"
+    assert Difference(-1.0, -2.0, -0.04, 3).verdict == "level"
 
 
 def test_a_table_has_runs_of_one_fingerprint_only_and_says_which_rows_are_left_out() -> None:
