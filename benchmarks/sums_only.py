@@ -193,7 +193,7 @@ class Evaluation:
         return {part: torch.stack([one[part] for one in parts]).sum(dim=0) for part in parts[0]}
 
     def _deviations(self, public: PublicHeads, name: str, group: int) -> Tensor:
-        distances, own = public.clusters.distances(self.vector(name)), self.statistics[name]
+        distances, own = public.distances(self.vector(name)), self.statistics[name]
         return deviations(public.generator, own, public.statistics.groups[group], distances)
 
     def served(self, public: PublicHeads) -> dict[str, Adapter]:

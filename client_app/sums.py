@@ -106,9 +106,8 @@ class SummedClient:
     def deviations(self, question: Question) -> Answer:
         """Tell how far its classes lie from what the clusters predict for them."""
         public, own = PublicHeads.of(question.clusters, question.groups), self._statistics(question)
-        distances = question.clusters.distances(self._vector)
-        group = question.groups.groups[int(distances.argmin())]
-        return {"deviations": deviations(public.generator, own, group, distances)}
+        group = question.groups.groups[question.clusters.nearest(self._vector)]
+        return {"deviations": deviations(public.generator, own, group, public.distances(self._vector))}
 
     def head_losses(self, question: Question) -> Answer:
         """Tell the validation losses with the anchor's head times every factor, for the head before round 1."""

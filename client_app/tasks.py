@@ -95,7 +95,9 @@ class HostedClient:
             return self.runtime.client_half.compose(self, adapter, self.plan)
         return Composition(adapter, self.plan.base)
 
-    def trainer(self, purpose: str, learning_rate: float, make_penalty: MakePenalty | None = None) -> LocalTrainer:
+    def trainer(
+        self, purpose: str, learning_rate: float, make_penalty: MakePenalty | None = None, *, rank: int = 0
+    ) -> LocalTrainer:
         """Return a fresh trainer of the loaded model, whose batches follow from client, round and purpose."""
         train = self.runtime.config.train
         return LocalTrainer(
@@ -107,6 +109,7 @@ class HostedClient:
             nested=self.runtime.config.lora.nested,
             penalty=make_penalty(self.model) if make_penalty else None,
             meter=self.meter,
+            rank=rank,
         )
 
     def train(
@@ -123,7 +126,7 @@ class HostedClient:
         model.load(self.with_prior(composition.adapter))
         with model.prepared(trains or plan.trains, core_of(plan), composition.base):
             start_accuracy, start_loss = evaluate(model, validation)
-            train_loss = self.trainer("train", learning_rate, make_penalty).run(steps)
+            train_loss = self.trainer("train", learning_rate, make_penalty, rank=rank).run(steps)
             end_accuracy, end_loss = evaluate(model, validation)
             core = model.extract_core() if plan.trains == "core" else {}
         end = resized(model.extract(), rank)
@@ -279,7 +282,7 @@ def evaluate_adapter(runtime: ClientRuntime, request: EvaluateRequest, keeper: K
     model.load(client.with_prior(composition.adapter))
     scores, validation_losses, made = list[Scores](), list[float](), 0
     with model.prepared(plan.trains, core_of(plan), composition.base):
-        trainer = client.trainer("evaluate", runtime.config.train.rate_of_use)
+        trainer = client.trainer("evaluate", runtime.config.train.rate_of_use, rank=composition.adapter.rank)
         for steps in request.steps:
             trainer.run(steps - made)
             made = steps

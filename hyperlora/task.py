@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hyperlora.config.lora import LoraConfig
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> AdaptedModel:
+def build_model(
+    data: DataConfig, model: ModelConfig, lora: LoraConfig, class_names: Sequence[str] = ()
+) -> AdaptedModel:
     """Build the frozen backbone and put LoRA modules and a head for the data set's classes on it.
 
     Raises:
@@ -27,7 +30,7 @@ def build_model(data: DataConfig, model: ModelConfig, lora: LoraConfig) -> Adapt
     """
     from models.adapters.adapted_model import AdaptedModel  # brings PEFT and transformers, slow to import
 
-    backbone = _backbone(data, model)
+    backbone = _backbone(data, model, class_names)
     return AdaptedModel(
         backbone,
         rank=lora.rank,
@@ -50,11 +53,11 @@ def backbone_file(data: DataConfig, model: ModelConfig) -> bytes:
     return weights_bytes(_backbone(data, model).module)
 
 
-def _backbone(data: DataConfig, model: ModelConfig) -> Backbone:
+def _backbone(data: DataConfig, model: ModelConfig, class_names: Sequence[str] = ()) -> Backbone:
     from hyperlora.data.digits import digits_public
     from models.backbones.loading import build_backbone  # brings timm
 
-    class_names = data_set_info(data).class_names
+    class_names = tuple(class_names) or data_set_info(data).class_names
     return build_backbone(
         name=model.name,
         weights=model.weights,

@@ -24,7 +24,11 @@ STAYS = (
     "metrics.jsonl and asked.jsonl, which name it: figures of rounds, and who was asked (privacy that is spent)",
     "audit.jsonl, which names it in a hash chain from which no line can be removed",
     "reports written before, experiment trackers, copies of this directory and the client's own disk",
+    "federations published before (as in published/) and adapters exported to other places: delete those yourself",
 )
+
+EXPORTED = ("{}", "{}-merged", "{}-rank-*", "{}-*-bytes")
+"""What ``hyperlora export`` calls what it makes of a client's adapter."""
 
 
 @dataclass(frozen=True)
@@ -97,4 +101,8 @@ def _dropped_files(
         with storage_errors(adapter, "cannot be removed"):
             shutil.rmtree(adapter)
         dropped.append(f"adapters/{client_id}")
+    for made in (one for name in EXPORTED for one in sorted((directory.path / "exports").glob(name.format(client_id)))):
+        with storage_errors(made, "cannot be removed"):
+            shutil.rmtree(made)
+        dropped.append(f"exports/{made.name}")
     return dropped

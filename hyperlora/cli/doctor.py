@@ -18,6 +18,7 @@ import psutil
 import typer
 
 from hyperlora.cli.output import OutputFormat, print_table, reports_errors, say
+from hyperlora.cli.processes import usable_cores
 from hyperlora.storage.files import CACHE, cache_directory
 
 FLOWER = "1.41."
@@ -119,7 +120,7 @@ def check_programs() -> Finding:
 
 def check_machine() -> Iterator[Finding]:
     """Tell cores and memory."""
-    cores, free = len(os.sched_getaffinity(0)), psutil.virtual_memory().available
+    cores, free = usable_cores(), psutil.virtual_memory().available
     yield Finding("cores", f"{cores}; a simulation runs {cores} clients at once (--cpus-per-client 1)")
     fix = "run fewer clients at once: hyperlora run --cpus-per-client 2 (or more)" if free < LEAST_MEMORY else ""
     yield Finding("memory", f"{free / GIB:.1f} GiB available", fix)

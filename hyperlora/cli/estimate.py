@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
+
+from hyperlora.cli.processes import usable_cores
 
 if TYPE_CHECKING:
     from client_app.runtime import ClientRuntime
@@ -88,7 +89,7 @@ def estimate(runtime: ClientRuntime, client_ids: Sequence[str], samples: int, co
         evaluation_seconds=clients * config.steps_of_use * step + scored,
         adapter_bytes=sum(tensor.nbytes for tensor in adapter.tensors().values()),
         process_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        processes=min(clients, os.cpu_count() or 1),
+        processes=min(clients, usable_cores()),
     )
 
 

@@ -12,6 +12,7 @@ import typer
 
 from hyperlora.cli.output import CommandError, reports_errors, say
 from hyperlora.config.sizes import parse_bytes
+from hyperlora.storage.run_names import EVALUATION, is_published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,7 +155,11 @@ def _adapter_of(run: RunFiles, client: str | None) -> Path:
         from models.adapters.adapter import NO_FORM
 
         raise CommandError(NO_FORM)
-    if not adapters.is_dir():
+    if is_published(run.path):
+        if client:
+            raise CommandError(f"'{run.path}' was published, which leaves clients' adapters out: leave out --client")
+        return require_adapter(run.path / ANCHOR)
+    if not adapters.is_dir() or not (run.path / EVALUATION).exists():  # written after the adapters, dropped on a resume
         raise CommandError(
             f"the run in '{run.path}' has not ended, so it wrote no adapters; "
             f"go on with: hyperlora run --resume {run.path}"

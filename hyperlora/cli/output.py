@@ -48,7 +48,7 @@ class CommandError(Exception):
 
 def say(line: str, *, style: str | None = None, stderr: bool = False) -> None:
     """Print one line as it is: no markup, no highlighting, no wrapping."""
-    Console(stderr=stderr).print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=stderr).print(line, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

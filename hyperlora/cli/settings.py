@@ -13,7 +13,7 @@ from typing import Any
 
 from hyperlora.cli.output import CommandError
 from hyperlora.config.renamed import current_names
-from hyperlora.config.schema import PATH_KEYS, RunConfig, Scalar
+from hyperlora.config.schema import PATH_KEYS, RunConfig, Scalar, config_keys
 from hyperlora.storage.run_names import CONFIG, followed, is_published
 
 INPUT_KEYS = ("data.path", "model.weights", "federation.allowed-clients", "run.signing-key")
@@ -121,7 +121,7 @@ def flatten(table: Mapping[str, Any], source: Path | str = "the settings", prefi
 
 
 def parse_override(text: str) -> tuple[str, Scalar]:
-    """Split ``key=value``; the value is a TOML scalar or, where it is none, the text itself."""
+    """Split ``key=value``; the value is a TOML scalar, or the text itself where it is none or the setting is a text."""
     name, equals, raw = text.partition("=")
     if not equals or not name.strip():
         raise CommandError(f"'-c {text}' is not of the form key=value")
@@ -129,7 +129,9 @@ def parse_override(text: str) -> tuple[str, Scalar]:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw
-    return name.strip(), value if isinstance(value, (bool, int, float, str)) else raw
+    is_text = name.strip() in {entry.key for entry in config_keys() if entry.type is str}
+    taken = isinstance(value, str) or (isinstance(value, (bool, int, float)) and not is_text)
+    return name.strip(), value if taken else raw
 
 
 def with_absolute_paths(values: Mapping[str, Scalar]) -> dict[str, Scalar]:

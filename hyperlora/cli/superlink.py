@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import shutil
 import socket
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from hyperlora.cli.flower import Connection, base_environment, program
 from hyperlora.cli.output import CommandError
-from hyperlora.cli.processes import MARKER, end_marked, guarded, shielded
+from hyperlora.cli.processes import MARKER, end_marked, guarded, shielded, usable_cores
 from hyperlora.storage.files import write_text
 
 NAME = "local"
@@ -69,7 +68,7 @@ def simulation_size(supernodes: int, cpus: int, gpus: float) -> str:
     Raises:
         CommandError: when a client would get more CPUs than there are.
     """
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if cpus > cores:
         raise CommandError(f"--cpus-per-client {cpus} exceeds the {cores} CPUs of this machine")
     return f"{federation_size(supernodes, cpus, gpus)} init-args-num-cpus={cores}"

@@ -45,7 +45,7 @@ def names_out_of(names: Sequence[str], instead: str = "") -> Rule:
 StepList = Annotated[
     str,
     Rule(
-        lambda value: all(part.strip().isdigit() for part in value.split(",") if value), "numbers separated by commas"
+        lambda value: all(part.strip().isdecimal() for part in value.split(",") if value), "numbers separated by commas"
     ),
 ]
 

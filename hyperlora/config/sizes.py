@@ -14,7 +14,7 @@ def parse_bytes(text: str) -> int:
         ValueError: it is no number above 0 with one of these units.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)b?", text.strip().lower())
-    if not found or not float(found[1]):
+    if not found or float(found[1]) * UNITS[found[2]] < 1:
         raise ValueError(f"expected a size as 50000, 50k or 1.5M, got '{text}'")
     return int(float(found[1]) * UNITS[found[2]])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,10 @@ def _local(path: str, known: HubSet) -> dict[str, Dataset]:
     others = [str(file) for file in files if str(file) not in tests]
     chosen = {split: part for split, part in (("train", others), (TEST, tests)) if part}
     try:
-        return {split: load_dataset("parquet", data_files=part, split="train") for split, part in chosen.items()}
+        return {
+            split: load_dataset("parquet", data_files=list(map(glob.escape, part)), split="train")
+            for split, part in chosen.items()
+        }
     except Exception as error:  # datasets wraps whatever pyarrow raises in several unrelated types
         raise DataError(f"the parquet files in '{path}' cannot be read ({type(error).__name__})") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,16 @@ import numpy as np
 from PIL import Image
 
 from hyperlora.data.federation import DataError
-from hyperlora.data.listing import ONE_DOMAIN, Listing, Origin, Source, absolute_path, number_labels, rows_by_domain
+from hyperlora.data.listing import (
+    ONE_DOMAIN,
+    Listing,
+    Origin,
+    Source,
+    absolute_path,
+    in_order,
+    number_labels,
+    rows_by_domain,
+)
 from hyperlora.progress import counted
 from hyperlora.seeds import content_key
 
@@ -26,6 +36,9 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MOST_NAMED = 3
 MODES = {1: "L", 3: "RGB"}
+MOST_OF_16_BITS = 2**16 - 1
+DEEPEST = 4
+"""Levels of directories that are looked into: one more than a tree of images has, so that its error names them."""
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -34,9 +47,24 @@ def decode_image(encoded: bytes, image_size: int, channels: int = 3) -> Tensor:
     import torch  # takes seconds, and listing files does without
 
     with Image.open(io.BytesIO(encoded)) as image:
-        resized = image.convert(MODES[channels]).resize((image_size, image_size), Image.Resampling.BICUBIC)
+        resized = _of_eight_bits(image).convert(MODES[channels])
+        resized = resized.resize((image_size, image_size), Image.Resampling.BICUBIC)
     pixels = np.array(resized).reshape(image_size, image_size, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image of 16 bits (X-rays, microscopes) scaled to 8, where Pillow would cut values off at 255.
+
+    Raises:
+        ValueError: its values are of 32 bits or are fractions, and have no scale of their own.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if not image.mode.startswith("I") or values.min() < 0 or values.max() > MOST_OF_16_BITS:
+        raise ValueError(f"values of mode {image.mode} have no scale")
+    return Image.fromarray((values // 257).astype(np.uint8))
 
 
 def read_images(
@@ -69,9 +97,16 @@ def named_files(files: Sequence[Path]) -> str:
 
 
 def image_files(root: Path) -> list[Path]:
-    """Return all images below a directory, sorted; hidden ones are passed over."""
-    found = counted(root.rglob("*"), f"listing files in '{root}'")
+    """Return all images below a directory, sorted; hidden ones are passed over, links are followed."""
+    found = counted(_below(root), f"listing files in '{root}'")
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES and not _hidden(path, root))
+
+
+def _below(root: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if len(Path(folder).relative_to(root).parts) >= DEEPEST - 1:
+            folders.clear()
+        yield from (Path(folder) / name for name in names)
 
 
 def unreadable_images(files: Iterable[Path], *, thorough: bool = False) -> Iterator[Path | None]:
@@ -107,7 +142,7 @@ def listing_of_files(
     names, numbers = number_labels(labels, classes, origin.path)
 
     def read(domain: str, rows: Sequence[int]) -> Source:
-        samples = ((_file_bytes(files[row]), numbers[row]) for row in rows)
+        samples = ((file_bytes(files[row]), numbers[row]) for row in rows)
         return read_images(samples, domain, origin.image_size, [files[row] for row in rows])
 
     return Listing(names, rows_by_domain(domains, numbers), numbers, read, test)
@@ -127,7 +162,7 @@ def list_folder(name: str, origin: Origin) -> Listing:
     depth = _depth(root, files)
     parts = [path.relative_to(root).parts for path in files]
     folders = root.glob("/".join("*" * (depth - 1)))
-    classes = origin.classes or sorted({path.name for path in folders if path.is_dir() and not _hidden(path, root)})
+    classes = origin.classes or in_order({path.name for path in folders if path.is_dir() and not _hidden(path, root)})
     domains = [part[0] if depth == 3 else ONE_DOMAIN for part in parts]
     return listing_of_files(files, domains, [part[-2] for part in parts], classes, origin)
 
@@ -158,7 +193,8 @@ def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _file_bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
+    """Return what a file holds; nothing where it cannot be read, which the log then says."""
     try:
         return path.read_bytes()
     except OSError as error:

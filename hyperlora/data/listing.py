@@ -100,16 +100,16 @@ def number_labels(labels: Sequence[str], classes: Sequence[str], origin: str) ->
     """Return the names of the classes and the number of each label, -1 for one that is not among them.
 
     Args:
-        labels: names, or numbers that count the classes from 0.
+        labels: names, or numbers that count the classes from 0 where no class has a number for a name.
         classes: names in order; empty takes the labels that occur, sorted (by value where all are numbers).
         origin: where they come from, for messages.
 
     Raises:
         DataError: no label is among the classes, or there is none.
     """
-    names = tuple(classes) or _sorted({label for label in labels if label})
+    names = tuple(classes) or in_order({label for label in labels if label})
     numbers = {name: index for index, name in enumerate(names)}
-    if classes:
+    if classes and not any(name.isdecimal() for name in names):
         numbers |= {str(index): index for index in range(len(names)) if str(index) not in numbers}
     found = [numbers.get(label, -1) for label in labels]
     if not found or max(found) < 0:
@@ -123,10 +123,13 @@ def _tell(labels: Sequence[str], found: Sequence[int], names: Sequence[str], ori
     if unknown:
         named = ", ".join(f"'{label}' ({count})" for label, count in unknown.most_common(5))
         log.warning("%d samples of '%s' are left out, their class is unknown: %s", unknown.total(), origin, named)
-    empty = [name for index, name in enumerate(names) if index not in set(found)]
+    occurring = set(found)
+    empty = [name for index, name in enumerate(names) if index not in occurring]
     if empty:
         log.warning("%d of %d classes have no sample in '%s': %s", len(empty), len(names), origin, ", ".join(empty[:5]))
 
 
-def _sorted(names: set[str]) -> tuple[str, ...]:
-    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+def in_order(names: set[str]) -> tuple[str, ...]:
+    """Return the names of classes sorted, by value where all are numbers."""
+    numeric = all(name.isdecimal() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hyperlora.data.federation import ClientData, DataError, Samples
-from hyperlora.data.images import SUFFIXES, UNREADABLE, decode_image, named_files
+from hyperlora.data.images import SUFFIXES, UNREADABLE, decode_image, file_bytes, named_files
 from hyperlora.data.listing import Origin
-from hyperlora.data.opening import list_samples
+from hyperlora.data.opening import read_listing
 from hyperlora.data.plans import split_by_key
 from hyperlora.progress import counted
 from hyperlora.seeds import content_key
@@ -51,9 +51,8 @@ def read_image_folder(
         DataError: a directory is no class of the task, or there are too few images.
     """
     files = list(_labelled_files(root, class_names))
-    samples = [(file.read_bytes(), label) for file, label in files]
-    reading = counted(samples, "reading images", len(samples))
-    decoded = [_decoded(encoded, image_size, channels) for encoded, _ in reading]
+    samples = [(file_bytes(file), label) for file, label in counted(files, "reading images", len(files))]
+    decoded = [_decoded(encoded, image_size, channels) for encoded, _ in samples]
     bad = [file for (file, _), image in zip(files, decoded, strict=True) if image is None]
     if bad:
         named = named_files([file.relative_to(root) for file in bad])
@@ -118,7 +117,7 @@ def read_text_table(path: Path, client_id: str, kind: str, origin: Origin, share
     located = Origin(
         str(path.absolute()), 1, origin.classes, origin.text_column, origin.label_column, origin.domain_column
     )
-    listing = list_samples("instructions" if kind == "instructions" else suffix, located)
+    listing = read_listing("instructions" if kind == "instructions" else suffix, located)
     texts, labels, keys = listing.read(client_id, [row for rows in listing.domains.values() for row in rows])
     if len(keys) < LEAST_SAMPLES:
         raise DataError(f"'{path}' has {len(keys)} texts of the run's classes, expected at least {LEAST_SAMPLES}")
@@ -153,7 +152,9 @@ def _labelled_files(root: Path, class_names: Sequence[str]) -> Iterator[tuple[Pa
 
 
 def _decoded(encoded: bytes, image_size: int, channels: int) -> Tensor | None:
+    """Return an image, grey as clients of a run make it: the mean of the colours."""
     try:
-        return decode_image(encoded, image_size, channels)
+        pixels = decode_image(encoded, image_size)
     except UNREADABLE:
         return None
+    return pixels if channels == 3 else pixels.float().mean(0, keepdim=True).byte()

@@ -153,6 +153,8 @@ def _capped(client_id: str, plan: ClientPlan, limit: int) -> ClientPlan:
 def _check_names(domains: Rows) -> None:
     first: dict[str, str] = {}
     for domain in domains:
+        if domain != domain.encode(errors="replace").decode():
+            raise DataError(f"the name of domain {domain!r} is not in UTF-8: rename it")
         if first.setdefault(safe_id(domain), domain) != domain:
             raise DataError(
                 f"domains '{first[safe_id(domain)]}' and '{domain}' would have the same client ids; rename one"

@@ -6,6 +6,7 @@ Instruction data: jsonl, csv or parquet files with the columns prompt and respon
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import logging
 from bisect import bisect_left
@@ -20,6 +21,7 @@ from hyperlora.seeds import content_key
 
 Row = Mapping[str, Any]
 SEPARATOR = "\x1f"
+LONGEST_CELL = 2**31 - 1
 COLUMNS = (("prompt", "response"), ("instruction", "output"))
 LENGTHS = ("64", "128", "256", "512", "1024", "2048", "more")
 """Classes of a sample: the characters that it has at most. Their frequencies tell the lengths of a client's texts."""
@@ -123,20 +125,33 @@ def _rows(kind: str, file: Path, needed: Sequence[str]) -> Iterator[Row]:
 
 
 def _read_csv(file: Path) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_CELL)
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        yield from csv.DictReader(stream)
+        rows = csv.DictReader(stream, strict=True)
+        try:
+            yield from rows
+        except csv.Error as error:
+            raise DataError(
+                f"'{file}' cannot be read as csv: {error}, up to line {rows.line_num}; a text with a quote or a comma "
+                "stands in double quotes, and a quote in it is doubled"
+            ) from error
 
 
 def _read_jsonl(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as stream:
-        yield from (json.loads(line) for line in stream if line.strip())
+    with file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, Mapping):
+                    raise DataError(f"line {number} of '{file}' is no object of columns: {line.strip()[:40]}")
+                yield row
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:
     from datasets import load_dataset  # slow to import
 
     try:
-        table = load_dataset("parquet", data_files=str(file), split="train")
+        table = load_dataset("parquet", data_files=glob.escape(str(file)), split="train")
     except Exception as error:  # datasets wraps whatever pyarrow raises in several unrelated types
         raise DataError(f"'{file}' cannot be read as parquet ({type(error).__name__})") from error
     yield from table
@@ -170,7 +185,7 @@ def list_instructions(name: str, origin: Origin) -> Listing:
 
 
 def _instruction_rows(origin: Origin) -> list[tuple[list[str], str]]:
-    kind = Path(origin.path).suffix.removeprefix(".") or "jsonl"
+    kind = "jsonl" if Path(origin.path).is_dir() else Path(origin.path).suffix.removeprefix(".").lower() or "jsonl"
     if kind not in _READERS:
         raise DataError(f"instructions are jsonl, csv or parquet files, got '{origin.path}'")
     try:

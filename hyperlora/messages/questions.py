@@ -220,6 +220,7 @@ def _classes(question: Question, sizes: Sizes) -> dict[str, Part]:
         "scatter": Part((groups, width, width), FEATURE * MOST_SAMPLES),
         "freedom": Part((groups,), MOST_SAMPLES),
         "clients": Part((groups,), 1.0),
+        "paired": Part((groups,), 1.0),
         "agreeing": Part((groups,), 1.0),
     }
 

@@ -143,7 +143,8 @@ class RunFiles:
             raise RunFilesError(
                 f"the run's weights '{config.weights}' are not on this machine: name them with --weights"
             )
-        model = build_model(self.config.data, config, self.config.lora)
+        names = self.clients.class_names if self.clients else ()  # the run's data may be on another machine
+        model = build_model(self.config.data, config, self.config.lora, names)
         built = model.backbone.fingerprint
         if built != self.fingerprint:
             raise RunFilesError(

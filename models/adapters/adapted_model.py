@@ -179,13 +179,18 @@ class AdaptedModel:
         """Return kind -> R (blocks, r, r), in a context that trains a core."""
         return read_core(self._layers)
 
-    def take_gradient(self) -> Adapter:
-        """Return the gradient in the shape of the adapter (zero where there is none) and clear it."""
+    def gradient(self) -> Adapter:
+        """Return a copy of the gradient in the shape of the adapter, zero where there is none."""
         low_rank = {kind: _stack(layers, _gradient_of) for kind, layers in self._layers.items()}
         head = self._head()
         gradient = torch.cat([_gradient_of(head.weight), _gradient_of(head.bias)[:, None]], dim=1)
-        self.clear_gradient()
         return Adapter(low_rank, gradient)
+
+    def take_gradient(self) -> Adapter:
+        """Return the gradient in the shape of the adapter (zero where there is none) and clear it."""
+        gradient = self.gradient()
+        self.clear_gradient()
+        return gradient
 
     def clear_gradient(self) -> None:
         """Forget the gradient that was computed last."""

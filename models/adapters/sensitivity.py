@@ -69,11 +69,12 @@ def agreed(told: Sequence[Mapping[str, Tensor]], before: Mapping[str, float]) ->
         told: kind -> (blocks,) sensitivities of 0 or more, of each client.
         before: what this function returned for the round before; empty in the first.
     """
-    vectors = [_as_vector(one) for one in told if one]
+    given = [one for one in told if one]
+    vectors = [_as_vector(one) for one in given]
     shares = [one / one.sum() for one in vectors if one.sum() > 0]
     if not shares:
         return dict(before)
-    names = [f"{kind} {block}" for kind, one in sorted(told[0].items()) for block in range(len(one))]
+    names = [f"{kind} {block}" for kind, one in sorted(given[0].items()) for block in range(len(one))]
     median = torch.stack(shares).quantile(0.5, dim=0)
     found = zip(names, median.tolist(), strict=True)
     return {name: BETA * before.get(name, now) + (1 - BETA) * now for name, now in found}

@@ -61,7 +61,8 @@ class LocalTrainer:
         nested: draw for every step how many of the first components of each product it works with (DyLoRA, arXiv
             2210.07558), so that every lower rank is of use by itself; the scaling stays that of the whole rank.
         penalty: a scalar that is added to the loss at every step, such as a proximal term; None adds nothing.
-        meter: is shown the adapter and its gradient after every step; None is shown nothing.
+        meter: is shown the gradient of the loss and the adapter after the step; None is shown nothing.
+        rank: of the client's adapter, which ``nested`` draws from; 0 is the model's.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class LocalTrainer:
         nested: bool = False,
         penalty: Penalty | None = None,
         meter: SensitivityMeter | None = None,
+        rank: int = 0,
     ) -> None:
         self._model, self._samples, self._penalty, self._meter = model, samples, penalty, meter
         self._optimizers = optimizer.build(model)
         self._batches = _endless_batches(len(samples), batch_size, seed)
-        self._ranks = _endless_ranks(model.extract().rank, derive_seed(seed, "ranks")) if nested else None
+        self._ranks = _endless_ranks(rank or model.extract().rank, derive_seed(seed, "ranks")) if nested else None
 
     def run(self, steps: int) -> float:
         """Make ``steps`` optimiser steps and return the mean training loss over them (0.0 for no step)."""
@@ -95,9 +97,11 @@ class LocalTrainer:
             losses.append(float(value.detach()))
             return value if self._penalty is None else value + self._penalty()
 
-        descend(loss, self._optimizers, self._model.cut(next(self._ranks)) if self._ranks else None)
+        gradients: list[Adapter] = []
+        seen = None if self._meter is None else lambda: gradients.append(self._model.gradient())
+        descend(loss, self._optimizers, self._model.cut(next(self._ranks)) if self._ranks else None, seen)
         if self._meter is not None:
-            self._meter.see(self._model.extract(), self._model.take_gradient())
+            self._meter.see(self._model.extract(), gradients[0])
         return losses[0]
 
 
@@ -109,6 +113,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Te
     """
     if logits.ndim == 3:
         logits, labels = logits.mT.flatten(0, 1), labels.flatten()
+        if reduction == "mean":  # 0 where no token counts, as where prompts fill all of a batch
+            return F.cross_entropy(logits, labels, reduction="sum") / (labels != NO_TARGET).sum().clamp_min(1)
     return F.cross_entropy(logits, labels, reduction=reduction)
 
 
@@ -116,6 +122,7 @@ def descend(
     loss: Callable[[], Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
     meanwhile: AbstractContextManager[None] | None = None,
+    seen: Callable[[], None] | None = None,
 ) -> None:
     """Make one step of all optimisers, in turn, on one gradient.
 
@@ -123,11 +130,14 @@ def descend(
         loss: computes it.
         optimizers: are stepped in this order.
         meanwhile: what holds while loss and gradient are computed, and no longer when the step is made.
+        seen: is called when the gradient is there, before an optimiser turns it into a step.
     """
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     with meanwhile or nullcontext():
         torch.autograd.backward(loss())
+    if seen is not None:
+        seen()
     for optimizer in optimizers:
         optimizer.step()
 

@@ -8,7 +8,7 @@ head. A head follows from it in closed form (:mod:`models.personalization.head_g
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,8 +44,8 @@ class ClassStatistics:
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom of the scatter: samples less classes that have any."""
-        return float(self.counts.sum() - (self.counts > 0).sum())
+        """Degrees of freedom of the scatter: of each class its samples less one."""
+        return float((self.counts - 1.0).clamp_min(0.0).sum())
 
     def dense_scatter(self) -> Tensor:
         """Return F^T F + diag(remainder), (d, d)."""
@@ -128,7 +128,8 @@ def bounded(statistics: Sequence[ClassStatistics]) -> list[ClassStatistics]:
         return list(statistics)
     spreads = torch.stack([one.dense_scatter().diagonal().sum() / max(one.freedom, 1.0) for one in statistics])
     most = MOST_SAMPLES * torch.stack([one.counts.sum() for one in statistics]).median()
-    widest = WIDEST_SPREAD * spreads.median()
+    known = spreads[torch.tensor([one.freedom > 0 for one in statistics])]
+    widest = WIDEST_SPREAD * known.median() if len(known) else torch.tensor(torch.inf)
     return [
         at_most(one, float(most), float(widest / spread.clamp_min(1e-12)))
         for one, spread in zip(statistics, spreads, strict=True)
@@ -136,7 +137,8 @@ def bounded(statistics: Sequence[ClassStatistics]) -> list[ClassStatistics]:
 
 
 def at_most(one: ClassStatistics, most: float, spread: float = 1.0) -> ClassStatistics:
-    """Return statistics of at most ``most`` samples, the scatter times ``spread`` where that is below 1."""
+    """Return statistics of at most ``most`` samples, their variance within classes times ``spread`` where below 1."""
     weight = min(1.0, most / max(float(one.counts.sum()), 1.0))
-    narrow = min(1.0, spread) * weight
-    return ClassStatistics(weight * one.counts, weight * one.sums, narrow**0.5 * one.scatter, narrow * one.remainder)
+    fewer = ClassStatistics(weight * one.counts, weight * one.sums, one.scatter, one.remainder)
+    narrow = min(1.0, spread) * fewer.freedom / max(one.freedom, 1.0)
+    return replace(fewer, scatter=narrow**0.5 * one.scatter, remainder=narrow * one.remainder)

@@ -148,7 +148,7 @@ class HeadGenerator:
         parts = [parts[one] for one in kept]
         whitening = Whitening.of(parts)
         observed = whitening.observed(parts)
-        observed = replace(observed, means=drawn_in(observed.label, observed.means))
+        observed = replace(observed, means=drawn_in(observed.label, observed.means, observed.noise))
         variances = likeliest(observed.of_part(len(parts), classes, MOST_OBSERVED), distances)
         if len(observed.client) > MOST_EXACT:
             variances = replace(variances, client=0.0)
@@ -230,7 +230,8 @@ def believed(statistics: Sequence[ClassStatistics]) -> list[int]:
     likely = with_likely_spread(statistics)
     chosen = [statistics[one] for one in likely]
     observed = Whitening.of(chosen).observed(chosen)
-    return [likely[one] for one in with_likely_means(len(chosen), observed.client, observed.label, observed.means)]
+    kept = with_likely_means(len(chosen), observed.client, observed.label, observed.means, observed.noise)
+    return [likely[one] for one in kept]
 
 
 def _blocks(observed: Observed, variances: Variances, distances: Tensor, classes: int) -> list[Block]:

@@ -48,15 +48,16 @@ def with_likely_spread(statistics: Sequence[ClassStatistics]) -> list[int]:
     return _without(len(statistics), unlikely)
 
 
-def with_likely_means(clients: int, client: Tensor, label: Tensor, means: Tensor) -> list[int]:
+def with_likely_means(clients: int, client: Tensor, label: Tensor, means: Tensor, noise: Tensor) -> list[int]:
     """Return the indices of the clients whose class means lie where others' do; few are judged as by spread.
 
     Args:
         clients: how many there are.
         client, label: (n,) of each class mean.
         means: (n, d) whitened.
+        noise: (n,) their variance by the number of samples.
     """
-    ratios = distance_ratios(label, means)
+    ratios = distance_ratios(label, means, noise)
     unlikely = set()
     for index in range(clients if clients >= LEAST_CLIENTS else 0):
         own = ratios[client == index]
@@ -65,9 +66,9 @@ def with_likely_means(clients: int, client: Tensor, label: Tensor, means: Tensor
     return _without(clients, unlikely)
 
 
-def drawn_in(label: Tensor, means: Tensor) -> Tensor:
+def drawn_in(label: Tensor, means: Tensor, noise: Tensor) -> Tensor:
     """Return class means (n, d) with single ones that lie too far from their class's median moved towards it."""
-    ratios = distance_ratios(label, means)
+    ratios = distance_ratios(label, means, noise)
     drawn = means.clone()
     for row in (ratios > FARTHEST_CLASS).nonzero()[:, 0].tolist():
         centre = means[label == label[row]].median(dim=0).values
@@ -75,17 +76,19 @@ def drawn_in(label: Tensor, means: Tensor) -> Tensor:
     return drawn
 
 
-def distance_ratios(label: Tensor, means: Tensor) -> Tensor:
+def distance_ratios(label: Tensor, means: Tensor, noise: Tensor) -> Tensor:
     """Return how far each class mean lies from its class's median, in units of the median distance, (n,).
 
-    A class that fewer than three clients have tells nothing: 0.
+    The unit is no smaller than what chance alone makes of the median client's samples: where most clients hold the same
+    data, the others are not far away for that. A class that fewer than three clients have tells nothing: 0.
     """
     ratios = torch.zeros(len(label), dtype=means.dtype)
     for one in label.unique().tolist():  # type: ignore[no-untyped-call]
         rows = (label == one).nonzero()[:, 0]
         if len(rows) > 2:
             distances = (means[rows] - means[rows].median(dim=0).values).norm(dim=1)
-            ratios[rows] = distances / distances.median().clamp_min(1e-12)
+            by_chance = float((means.shape[1] * noise[rows].median()).sqrt())
+            ratios[rows] = distances / distances.median().clamp_min(max(by_chance, 1e-12))
     return ratios
 
 

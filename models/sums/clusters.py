@@ -81,7 +81,7 @@ def grow_clusters(sums: SumsOfVectors, *, least: int, most: int) -> Clusters:
         raise ValueError(f"sums over fewer than {least} clients would tell of single ones, and there are {count:.0f}")
     variance = told[length + 1 :] / told[0] - center.square()
     scale = variance.clamp_min(0.0).sqrt().clamp_min(1e-6)
-    found = Clusters(center, scale, torch.zeros(1, length), told[:1])
+    found = Clusters(center.float(), scale.float(), torch.zeros(1, length), told[:1].float())
     while (tried := _split(sums, found, least, most)) is not None:
         found = tried
     return found

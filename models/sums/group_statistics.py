@@ -45,6 +45,7 @@ def contribution(one: ClassStatistics, group: int, groups: int) -> dict[str, Ten
         "scatter": one.dense_scatter(),
         "freedom": torch.tensor(one.freedom),
         "clients": torch.tensor(1.0),
+        "paired": torch.tensor(float(samples > 1)),
         "agreeing": pairs,
     }
     return {name: placed(part, group, groups) for name, part in told.items()}
@@ -64,7 +65,7 @@ class GroupStatistics:
     Attributes:
         groups: statistics of each group as if it were one client, in the order of the clusters.
         clients: (K,) clients of each.
-        agreeing: mean share of pairs of a client's samples that are of one class.
+        agreeing: mean share of pairs of a client's samples that are of one class, over clients that have two samples.
     """
 
     groups: tuple[ClassStatistics, ...]
@@ -76,7 +77,7 @@ class GroupStatistics:
         """Read the sums of contributions."""
         count = len(sums["clients"])
         groups = tuple(_group({name: part[one] for name, part in sums.items()}) for one in range(count))
-        return cls(groups, sums["clients"], float(sums["agreeing"].sum() / sums["clients"].sum()))
+        return cls(groups, sums["clients"], float(sums["agreeing"].sum() / sums["paired"].sum().clamp_min(1.0)))
 
     def discriminant(self) -> Tensor:
         """Return the head (C, d + 1) of the classes of all groups; raises ValueError without two samples of a class."""
@@ -107,8 +108,8 @@ def _group(sums: Mapping[str, Tensor]) -> ClassStatistics:
     A group's scatter is around the means of its clients, so that it has fewer degrees of freedom than its counts tell.
     """
     counts = sums["counts"].clamp_min(0.0)
-    told = float(counts.sum() - (counts > 0).sum())
-    scatter = sums["scatter"].double() * told / max(float(sums["freedom"]), 1.0)
+    freedom = float((counts - 1.0).clamp_min(0.0).sum())
+    scatter = sums["scatter"].double() * freedom / max(float(sums["freedom"]), 1.0)
     values, directions = torch.linalg.eigh(scatter)
     factor = (values.clamp_min(0.0).sqrt()[:, None] * directions.mT)[-SCATTER_RANK:]
     remainder = (scatter.diagonal() - factor.square().sum(dim=0)).clamp_min(0.0)
@@ -147,7 +148,7 @@ def deviations(generator: HeadGenerator, own: ClassStatistics, group: ClassStati
         generator: fitted to the groups.
         own: the client's class statistics.
         group: those of its group, which has it in it.
-        distances: (K,) squared distances of the client's signature to the centroids.
+        distances: squared distances of the client's signature to the groups that the generator was fitted to.
     """
     mine = generator.whitening.observed([own])
     share = own.counts[mine.label].double() / group.counts[mine.label].double()

@@ -12,6 +12,8 @@ from models.personalization.head_generator import HeadGenerator, posterior_means
 from models.sums.clusters import Clusters
 from models.sums.group_statistics import GroupStatistics, Spread
 
+GROUP = "group-"
+
 
 @dataclass(frozen=True)
 class PublicHeads:
@@ -32,7 +34,7 @@ class PublicHeads:
     @classmethod
     def of(cls, clusters: Clusters, statistics: GroupStatistics) -> PublicHeads:
         """Fit to groups; raises ValueError where no group has two samples of a class."""
-        named = {f"group-{index}": one for index, one in enumerate(statistics.groups, start=1)}
+        named = {f"{GROUP}{index}": one for index, one in enumerate(statistics.groups, start=1)}
         return cls(clusters, statistics, HeadGenerator.fit(named, clusters.between()))
 
     def head(self, vector: Tensor, own: ClassStatistics | None) -> Tensor:
@@ -42,9 +44,14 @@ class PublicHeads:
             vector: its signature vector, that clusters are of.
             own: its class statistics; None where it has no samples.
         """
-        distances, generator = self.clusters.distances(vector).double(), self.generator
+        distances, generator = self.distances(vector), self.generator
         means = self._means(distances, own)
         return generator.whitening.head(means, generator.within_class.precision(distances, own))
+
+    def distances(self, vector: Tensor) -> Tensor:
+        """Return squared distances to the groups that the generator was fitted to, in its order, which may be fewer."""
+        fitted = [int(name.removeprefix(GROUP)) - 1 for name in self.generator.names]
+        return self.clusters.distances(vector).double()[fitted]
 
     def _means(self, distances: Tensor, own: ClassStatistics | None) -> Tensor:
         generator = self.generator

@@ -41,18 +41,18 @@ class ClientVectors:
     record: RoundRecord
 
     def moments(self) -> Tensor:
-        """Return the sum of moments (2 k + 1,)."""
+        """Return the sum of moments (2 k + 1,), float64: a variance is the difference of two of them."""
         told = self._ask("moments", {}, "count")
         return torch.cat([told["count"], told["sum"], told["squares"]])
 
     def spread(self, clusters: Clusters, directions: Tensor) -> Tensor:
         """Return the sum of spreads (K, k) along ``directions`` (K, k)."""
-        return self._ask("spread", {**public_clusters(clusters), "directions": directions})["spread"]
+        return self._ask("spread", {**public_clusters(clusters), "directions": directions})["spread"].float()
 
     def members(self, clusters: Clusters) -> Tensor:
         """Return the sum of memberships (K, 1 + k)."""
         told = self._ask("members", public_clusters(clusters), "counts")
-        return torch.cat([told["counts"], told["sums"]], dim=1)
+        return torch.cat([told["counts"], told["sums"]], dim=1).float()
 
     def _ask(self, kind: str, public: Mapping[str, Tensor], counts: str = "") -> dict[str, Tensor]:
         """Return the sums; ``counts`` names the one that counts clients, which a client that lies may have changed."""
@@ -62,7 +62,7 @@ class ClientVectors:
         if counts and not self._possible(told.sums[counts], len(told.clients)):
             self.record.note_missing_sum(kind, "it counts clients that are not in it: one of them does not tell 1")
             raise NoSumError(kind)
-        return {name: one.float() for name, one in told.sums.items()}
+        return dict(told.sums)
 
     def _possible(self, counts: Tensor, clients: int) -> bool:
         """Tell whether numbers of clients can be those of so many; who had no finite answer counts for none."""

@@ -248,7 +248,7 @@ class SumsStrategy(LoraStrategy):
             return 0.0, 1.0
         asked = Question("losses", self._public(published, mixture))
         told = channel.ask(grid, names, asked, self.record)
-        if told is None:
+        if told is None or not float(told.sums["anchor"]):  # a sum of 0: nobody has validation samples
             return mixture
         loss, factor = min(zip(told.sums["own"].tolist(), SCALES, strict=True))
         return at_scale(*mixture, factor) if loss < float(told.sums["anchor"]) else (0.0, 1.0)

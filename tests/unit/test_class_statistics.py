@@ -79,6 +79,21 @@ def test_honest_clients_stay_and_an_outlier_counts_for_no_more_than_is_likely() 
     assert spread < 5 * float(pooled_covariance(honest, 0.0).trace())
 
 
+@pytest.mark.parametrize("count", [8, 30, 60])
+def test_a_large_client_among_small_ones_keeps_its_variance_and_takes_no_freedom_from_others(count: int) -> None:
+    def client(seed: int, samples: int) -> ClassStatistics:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(samples) % 150
+        return compute_class_statistics(torch.randn(samples, 5, generator=generator), labels, num_classes=150, rank=5)
+
+    small, large = [client(seed, count) for seed in range(9)], client(9, 600)
+    parts = bounded([*small, large])
+    assert all(one.freedom >= 0 for one in parts)
+    if parts[-1].freedom:
+        variance = parts[-1].dense_scatter().trace() / parts[-1].freedom
+        torch.testing.assert_close(variance, large.dense_scatter().trace() / large.freedom, rtol=1e-3, atol=0)
+
+
 REQUEST = StatisticsRequest("a", 3, 4, Start(make_adapter(0)))
 
 

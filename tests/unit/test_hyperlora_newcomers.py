@@ -77,6 +77,8 @@ def test_too_few_scores_or_none_at_all_change_nothing() -> None:
     assert METHOD.apply_probe_losses(state, losses(0.0, "abc")) is state
     broken = {name: {**one, "0.5/0/1": float("nan")} for name, one in losses(0.0).items()}
     assert METHOD.apply_probe_losses(state, broken) is state
+    no_samples = {name: dict.fromkeys(one, 0.0) for name, one in losses(0.0).items()}  # no sample, no loss
+    assert METHOD.apply_probe_losses(state, no_samples) is state
     assert replace(METHOD, probe_clients=0).probe_starts(state, KNOWN, 1) == {}
     assert METHOD.probe_starts(state, KNOWN[:3], 1) == {}
 

@@ -68,14 +68,22 @@ def test_where_half_would_be_left_out_or_few_are_known_nobody_is() -> None:
     assert with_likely_spread(list(with_lies(4, **FLAT).values())) == list(range(CLIENTS))
     assert with_likely_spread(list(with_lies(1, **FLAT).values())[:3]) == [0, 1, 2]
     label, means = torch.zeros(3, dtype=torch.long), torch.tensor([[0.0], [1.0], [99.0]])
-    assert with_likely_means(3, torch.arange(3), label, means) == [0, 1, 2]
+    assert with_likely_means(3, torch.arange(3), label, means, torch.zeros(3)) == [0, 1, 2]
+
+
+def test_copies_of_one_client_make_nobody_implausible() -> None:
+    """Three of five hold the same data, so that the median distance is 0; the others differ by chance alone."""
+    means = torch.tensor([[0.0, 0.0]] * 3 + [[0.3, 0.1], [-0.2, 0.3]], dtype=torch.float64)
+    label, noise = torch.zeros(5, dtype=torch.long), torch.full((5,), 0.05)
+    assert float(distance_ratios(label, means, noise).max()) < 2
+    assert torch.equal(drawn_in(label, means, noise), means)
 
 
 def test_one_class_that_lies_too_far_is_drawn_in_and_the_others_stay() -> None:
     means = torch.tensor([[0.0, 0.0], [2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, 90.0]], dtype=torch.float64)
     label = torch.zeros(5, dtype=torch.long)
-    assert distance_ratios(label, means).tolist() == pytest.approx([0.0, 1.0, 1.0, 1.0, 45.0])
-    drawn = drawn_in(label, means)
+    assert distance_ratios(label, means, torch.zeros(5)).tolist() == pytest.approx([0.0, 1.0, 1.0, 1.0, 45.0])
+    drawn = drawn_in(label, means, torch.zeros(5))
     assert torch.equal(drawn[:4], means[:4])
     assert drawn[4].tolist() == pytest.approx([0.0, 2 * FARTHEST_CLASS])
 

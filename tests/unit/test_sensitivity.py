@@ -80,6 +80,10 @@ def test_a_cohort_agrees_on_the_median_share_and_one_liar_does_not_move_it() -> 
     assert later == pytest.approx({"fc 0": 0.85 * 0.75 + 0.15 * 0.25, "fc 1": 0.85 * 0.25 + 0.15 * 0.75})
 
 
+def test_one_that_tells_nothing_costs_its_own_part() -> None:
+    assert agreed([{}, told(3.0, 1.0)], {}) == pytest.approx({"fc 0": 0.75, "fc 1": 0.25})
+
+
 def test_nothing_told_changes_nothing() -> None:
     assert agreed([{}], {"fc 0": 1.0}) == {"fc 0": 1.0}
     assert agreed([told(0.0, 0.0)], {}) == {}

@@ -135,6 +135,34 @@ def test_a_head_from_groups_of_one_client_is_what_a_newcomer_is_served_in_the_op
     torch.testing.assert_close(public.head(mine, own), expected, rtol=1e-3, atol=1e-3)
 
 
+def groups_of(told: Sequence[ClassStatistics], points: Tensor) -> PublicHeads:
+    """Return what is public of groups of one client each, at ``points``."""
+    parts = [contribution(one, index, len(told)) for index, one in enumerate(told)]
+    sums = {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in parts[0]}
+    count, width = points.shape
+    clusters = Clusters(torch.zeros(width), torch.ones(width), points, torch.ones(count))
+    return PublicHeads.of(clusters, GroupStatistics.of(sums))
+
+
+def test_a_group_that_cannot_be_costs_the_others_nothing() -> None:
+    told, points = clients(6, 0.2, 0.2), torch.randn(6, 4, generator=torch.Generator().manual_seed(3))
+    told[0] = replace(told[0], scatter=3.5 * told[0].scatter, remainder=3.5**2 * told[0].remainder)
+    public, without = groups_of(told, points), groups_of(told[1:], points[1:])
+    assert public.generator.disbelieved == {"group-1"}
+    mine, own = points[2] + 0.1, clients(7, 0.2, 0.2)[-1]
+    torch.testing.assert_close(public.head(mine, own), without.head(mine, own), rtol=1e-3, atol=1e-3)
+    assert len(deviations(public.generator, own, public.statistics.groups[2], public.distances(mine))) == 4
+
+
+def test_a_client_of_one_sample_says_nothing_of_how_often_two_agree() -> None:
+    counts = [torch.tensor([50.0, 0.0]), torch.tensor([0.0, 1.0])]
+    parts = [
+        contribution(ClassStatistics(one, torch.zeros(2, 2), torch.zeros(0, 2), torch.zeros(2)), 0, 1) for one in counts
+    ]
+    sums = {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in parts[0]}
+    assert GroupStatistics.of(sums).agreeing == 1.0
+
+
 def test_a_client_with_classes_of_its_own_moves_its_head_more_where_clients_differ_more() -> None:
     told = clients(30, 0.0, 0.3)
     public, own, at = one_group(told), clients(31, 0.0, 0.3)[-1], torch.zeros(4)

@@ -130,6 +130,15 @@ def test_the_loss_of_a_language_model_is_pytorchs_over_tokens_that_count() -> No
         torch.testing.assert_close(gradients[1], gradients[0])
 
 
+def test_a_batch_without_a_token_that_counts_has_no_loss() -> None:
+    logits, labels = torch.randn(2, 5, 3, requires_grad=True), torch.full((2, 3), -100)
+    loss = cross_entropy(logits, labels)
+    loss.backward()
+    assert float(loss) == 0.0
+    assert logits.grad is not None
+    assert not bool(logits.grad.any())
+
+
 def test_half_precision_rounds_products_and_nothing_that_is_kept(model: AdaptedModel) -> None:
     tokens = torch.randn(9, 16, 64, generator=torch.Generator().manual_seed(5))
     training = trainer(model)

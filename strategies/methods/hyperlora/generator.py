@@ -113,9 +113,9 @@ class ServedGenerator:
         )
 
     def _lesson_names(self, state: HyperLoraState) -> list[str]:
-        """Return the clients of the memory that it is taught from: all, or a random choice of ``MOST_LESSONS``."""
+        """Return the clients of the memory that it is taught from: all, or ``MOST_LESSONS``, drawn anew every round."""
         names = state.names
-        chooser = random.Random(derive_seed(self.seed, "lessons", sum(state.num_examples.values()), len(names)))
+        chooser = random.Random(derive_seed(self.seed, "lessons", _mark_of_round(state)))
         return sorted(chooser.sample(names, min(MOST_LESSONS, len(names))))
 
     def _lessons(
@@ -127,7 +127,7 @@ class ServedGenerator:
         """
         real = state.standardize(torch.stack([state.signature_vectors[name] for name in names]))
         counts = torch.tensor([float(state.num_examples[name]) for name in names])
-        chance = torch.Generator().manual_seed(derive_seed(self.seed, "virtual", float(real.sum()).hex()))
+        chance = torch.Generator().manual_seed(derive_seed(self.seed, "virtual", _mark_of_round(state)))
         virtual = virtual_embeddings(real, self.teaching.virtual, self.teaching.noise, chance)
         lessons = torch.cat([real, virtual])
         own = torch.cat([torch.eye(len(real)), torch.zeros(len(virtual), len(real))]).bool()
@@ -173,3 +173,8 @@ def embedding_size(state: HyperLoraState) -> int:
 def project(state: HyperLoraState, vectors: Tensor) -> Tensor:
     """Return the generator's embeddings (S, p) for signature vectors (S, k)."""
     return vectors if state.projection is None else state.projection(vectors)
+
+
+def _mark_of_round(state: HyperLoraState) -> str:
+    """Return what no two rounds share and a resumed run makes again: the anchor's head, summed up."""
+    return float(state.anchor.head.double().sum()).hex()

@@ -103,7 +103,7 @@ def apply_probe_losses(
     the anchor. Fewer than ``LEAST_CLIENTS`` clients change nothing.
     """
     full = [[one.get(candidate.name, math.nan) for candidate in tried] for one in losses.values()]
-    full = [row for row in full if all(map(math.isfinite, row))]
+    full = [row for row in full if all(map(math.isfinite, row)) and any(row)]  # 0 throughout: no validation samples
     if len(full) < LEAST_CLIENTS:
         return state
     columns = list(zip(*([loss - row[0] for loss in row] for row in full), strict=True))
