@@ -94,16 +94,16 @@ class SitePolicy(Section):
             told, shown = getattr(privacy, name), name.replace("_", "-")
             if told < least[name]:
                 return f"it needs privacy.{shown} of at least {least[name]:g}, and this run has {told:g}"
-            if budget and not told:
-                return (
-                    f"it has a budget of epsilon {budget:g}, and without noise (privacy.{shown} is 0) "
-                    "its answer has no bound"
-                )
+            if not told:
+                why = f"it has a budget of epsilon {budget:g}" if budget else "it tells nothing without noise"
+                return f"{why}, and without noise (privacy.{shown} is 0) its answer has no bound"
         return None
 
     def _against_figures(self, kind: str, privacy: PrivacyConfig) -> str | None:
         if kind == "evaluate" and not self.exact_label_frequencies and not privacy.noised:
             return "it does not tell its label frequencies, and an evaluation without noise counts hits by class"
+        if kind == "evaluate" and not self.exact_counts and not privacy.keeps_scores:
+            return "it does not reveal how many samples it has, and an evaluation counts those that it tests on"
         if kind not in ("signature", "train", "statistics", "inputs") or privacy.mode == "sums":
             return None
         if not self.exact_counts and not privacy.keeps_counts:

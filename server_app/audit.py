@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from strategies.engine.records import RoundRecord
 from strategies.federation.transport import error_sentence
 
 FILE_NAME = "audit.jsonl"
+AT_MOST = 50
+"""Entries of a kind in one line, which has a largest size; the others go into further lines."""
 
 
 def digest_of_settings(config: RunConfig) -> str:
@@ -50,17 +53,19 @@ class RunAudit:
         """Write what was decided in a round: who was asked, whose contribution is missing or cut, who takes no part."""
         new = {who: why for who, why in left_out.items() if self._left_out.get(who) != why}
         self._left_out = dict(left_out)
-        self.note(
-            "round",
-            round=record.server_round,
-            cohort=record.cohort,
-            failures=record.failures,
-            missing_sums=record.missing_sums,
-            clipped=record.clipped,
-            drift=record.drift,
-            privacy=record.privacy,
-            left_out=new,
-        )
+        named: dict[str, Mapping[str, Any]] = {
+            "failures": record.failures,
+            "missing_sums": record.missing_sums,
+            "clipped": record.clipped,
+            "drift": record.drift,
+            "left_out": new,
+        }
+        first = {name: dict(islice(entries.items(), AT_MOST)) for name, entries in named.items()}
+        cohort, told = record.cohort, {"round": record.server_round}
+        self.note("round", **told, cohort=cohort[:AT_MOST], privacy=record.privacy, **first)
+        for start in range(AT_MOST, max(len(cohort), *map(len, named.values())), AT_MOST):
+            rest = {name: dict(islice(one.items(), start, start + AT_MOST)) for name, one in named.items()}
+            self.note("round goes on", **told, cohort=cohort[start : start + AT_MOST], **rest)
 
 
 class AuditedGrid(WrappedGrid):

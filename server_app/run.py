@@ -153,7 +153,7 @@ class _Run:
         """Run all rounds, or those after the last checkpoint."""
         rounds = self.config.federation.rounds
         if start_round > rounds:
-            if not self.strategy.scores:
+            if self.directory.has_results:
                 raise ConfigError(
                     f"{start_round - 1} rounds of the run in '{self.directory.path}' are made and federation.rounds "
                     f"is {rounds}: raise it"

@@ -38,29 +38,43 @@ def printable(text: str, most: int = MOST_TEXT) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in shown)
 
 
+MOST_COUNTED = 2.0**24
+"""Samples or tokens that a reply may count: float32 tells whole numbers up to there."""
+
+
 def encode_tensors(tensors: Mapping[str, Tensor], dtype: np.typing.DTypeLike) -> ArrayRecord:
     """Return an ArrayRecord with every tensor as ``dtype`` under its name."""
     arrays = {name: Array(tensor.detach().cpu().numpy().astype(dtype)) for name, tensor in tensors.items()}
     return ArrayRecord(arrays)
 
 
-def decode_tensors(record: ArrayRecord, expected: Shapes) -> dict[str, Tensor]:
+def decode_tensors(
+    record: ArrayRecord, expected: Shapes, largest: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of ``record`` as float32, exactly those of ``expected`` (name -> shape).
 
+    Args:
+        record: as it came.
+        expected: name -> shape.
+        largest: name -> largest size of a number, of those that may be larger than ``LARGEST``.
+
     Raises:
-        ProtocolError: a name is missing or unknown, a shape or dtype differs, or a number is not finite.
+        ProtocolError: a name is missing or unknown, a shape or dtype differs, or a number is not finite or too large.
     """
     if set(record) != set(expected):
         names = sorted(set(record) ^ set(expected))
         raise ProtocolError(f"arrays do not match: missing or unknown {', '.join(names[:4])}")
-    return {name: _decode_tensor(name, record[name], shape) for name, shape in expected.items()}
+    bounds = largest or {}
+    return {
+        name: _decode_tensor(name, record[name], shape, bounds.get(name, LARGEST)) for name, shape in expected.items()
+    }
 
 
-def _decode_tensor(name: str, array: Array, shape: tuple[int, ...]) -> Tensor:
+def _decode_tensor(name: str, array: Array, shape: tuple[int, ...], largest: float) -> Tensor:
     if tuple(array.shape) != shape or array.dtype not in ("float32", "float16"):
         raise ProtocolError(f"array '{name}': expected float {shape}, got {array.dtype} {tuple(array.shape)}")
     values = torch.from_numpy(read_array(name, array).astype(np.float32))
-    require_moderate({name: values})
+    require_moderate({name: values}, largest)
     return values
 
 
@@ -102,11 +116,11 @@ def decode_packed(record: ArrayRecord, shapes: Shapes, wire: str = "float32") ->
     return values
 
 
-def require_moderate(tensors: Mapping[str, Tensor]) -> None:
-    """Raise :class:`ProtocolError` for numbers beyond ``LARGEST``: products of them would overflow float32."""
+def require_moderate(tensors: Mapping[str, Tensor], largest: float = LARGEST) -> None:
+    """Raise :class:`ProtocolError` for numbers beyond ``largest``: products of larger ones would overflow float32."""
     for name, tensor in tensors.items():
-        if not bool((tensor.abs() <= LARGEST).all()):
-            raise ProtocolError(f"array '{name}' holds numbers beyond {LARGEST:g}, which no adapter or signature has")
+        if not bool((tensor.abs() <= largest).all()):
+            raise ProtocolError(f"array '{name}' holds numbers beyond {largest:g}, which no honest reply has")
 
 
 def require(record: Mapping[str, object], name: str, kind: type[Scalar]) -> Scalar:
@@ -195,13 +209,14 @@ def content_digest(content: RecordDict) -> str:
     """Return the SHA-256 over all records of a message's content, the same at the sender and at the recipient."""
     digest = hashlib.sha256()
     for name, record in sorted(content.items()):
-        digest.update(f"{type(record).__name__} {name}\n".encode())
+        digest.update(f"{type(record).__name__} {name}\n".encode("utf-8", "surrogatepass"))
         for key, value in sorted(record.items()):
             if isinstance(value, Array):
-                digest.update(f"{key} {value.dtype} {tuple(value.shape)} {len(value.data)}\n".encode())
+                said = f"{key} {value.dtype} {tuple(value.shape)} {len(value.data)}\n"
+                digest.update(said.encode("utf-8", "surrogatepass"))
                 digest.update(value.data)
             else:
-                digest.update(f"{key} {value!r}\n".encode())
+                digest.update(f"{key} {value!r}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

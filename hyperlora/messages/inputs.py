@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from hyperlora.messages.codec import (
+    MOST_COUNTED,
     ProtocolError,
     arrays_of,
     checked_config,
@@ -79,7 +80,8 @@ class InputsReply:
         for kind, factors in like.low_rank.items():
             blocks, _, n = factors.shape
             shapes |= {f"{kind}.counts": (blocks,), f"{kind}.rows": (blocks, request.rank + 1, n)}
-        parts = decode_tensors(arrays_of(content), shapes)
+        counted = {f"{kind}.counts": MOST_COUNTED for kind in like.low_rank}
+        parts = decode_tensors(arrays_of(content), shapes, counted)
         counts = {kind: parts[f"{kind}.counts"] for kind in like.low_rank}
         if not all(bool((one == one.round()).all()) and float(one.min()) >= 1 for one in counts.values()):
             raise ProtocolError("moments of inputs must count whole inputs, at least one for each module")

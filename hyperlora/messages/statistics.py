@@ -9,6 +9,8 @@ import numpy as np
 from flwr.app import RecordDict
 
 from hyperlora.messages.codec import (
+    LARGEST,
+    MOST_COUNTED,
     ProtocolError,
     arrays_of,
     checked_config,
@@ -83,12 +85,13 @@ class StatisticsReply:
         client_id, rows = require(config, "client_id", str), require(config, "scatter_rows", int)
         if client_id != request.client_id:
             raise ProtocolError("the statistics are of another client than the one that was asked")
-        if not 0 <= rows <= request.rank:
-            raise ProtocolError(f"the scatter has {rows} rows, at most {request.rank} were asked for")
+        if not min(1, request.rank) <= rows <= request.rank:
+            raise ProtocolError(f"the scatter has {rows} rows, 1 to {request.rank} were asked for")
         classes, columns = request.start.adapter.head.shape
         width = columns - 1
         shapes = {"counts": (classes,), "sums": (classes, width), "scatter": (rows, width), "remainder": (width,)}
-        parts = decode_tensors(arrays_of(content), shapes)
+        largest = {"counts": MOST_COUNTED, "sums": LARGEST * MOST_COUNTED, "remainder": LARGEST * MOST_COUNTED}
+        parts = decode_tensors(arrays_of(content), shapes, largest)
         try:
             statistics = ClassStatistics(**parts)
         except ValueError as error:
@@ -96,6 +99,10 @@ class StatisticsReply:
         counts = statistics.counts
         if not bool((counts == counts.round()).all()) or counts.sum() < 1:
             raise ProtocolError("class statistics must count whole samples, at least one")
+        if bool((statistics.sums.abs() > LARGEST * counts[:, None].clamp_min(1.0)).any()):
+            raise ProtocolError(f"class statistics have means beyond {LARGEST:g}")
+        if float(statistics.remainder.max()) > LARGEST * max(float(counts.sum()), 1.0):
+            raise ProtocolError(f"class statistics have variances beyond {LARGEST:g}")
         if bool((statistics.sums[counts == 0] != 0).any()):
             raise ProtocolError("class statistics have a sum of features for a class without samples")
         return cls(client_id, statistics)

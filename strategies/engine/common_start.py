@@ -117,7 +117,7 @@ def start_from_classes(start: Adapter, preparation: Preparation, seed: int) -> A
     try:
         parts = [parts[one] for one in believed(parts)]
         head = discriminant(mean_by_class(parts), pooled_covariance(parts, RIDGE).double())
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         log.warning("the head starts at zero: %s", error)
         return start
     tried = {f"{factor:g}": replace(start, head=factor * head) for factor in (0.0, *SCALES[::COARSE])}

@@ -73,6 +73,8 @@ SMALLEST_COHORT = 4
 MOST_CUTS = 8
 MOST_EXAMPLES = 10
 """A client counts for at most so many times the median number of samples of the clients known."""
+MOST_ENTRIES = 10.0
+"""How much farther than the median client's the entries of a client's factors and head may move."""
 ROUNDING = 1e-6
 TOO_LONG = "its movement is far longer than the others'"
 TOO_FAR = "its movement is among the farthest from the cohort's geometric median"
@@ -140,10 +142,13 @@ class Screen:
         known = {**former, **lengths}
         if len(known) < SMALLEST_COHORT:
             return replace(before, lengths=lengths)
-        bound = self._bound(list(known.values()))
+        bound, huge = self._bound(list(known.values())), _with_huge_factors(before.updates)
         after = replace(before, updates=[], lengths=lengths)
         for update in before.updates:
             name, length = update.card.client_id, lengths[update.card.client_id]
+            if length <= bound and name in huge:
+                after.left_out[name] = TOO_LONG
+                continue
             if length <= bound:
                 after.updates.append(update)
                 continue
@@ -205,9 +210,24 @@ def movement_gram(updates: Sequence[ClientUpdate]) -> Tensor:
     for kind in movements[0].low_rank:
         products = gram([one.low_rank[kind] for one in movements])
         total = total + products.flatten(start_dim=2).sum(dim=2)
-    for kind in updates[0].core:
-        total = total + _flat_gram([update.core[kind] for update in updates])
+    for kind, sent in updates[0].core_start.items():
+        total = total + _flat_gram([update.core[kind] - sent for update in updates])
     return total
+
+
+def _with_huge_factors(updates: Sequence[ClientUpdate]) -> set[str]:
+    """Return who moved the entries of its factors much farther than the others, whatever became of the product.
+
+    (c B, A / c) is the product of (B, A), and methods that average factors give it c times the weight.
+    """
+    moved = {one.card.client_id: _entries_moved(one) for one in updates}
+    most = MOST_ENTRIES * median_low(list(moved.values()))
+    return {name for name, length in moved.items() if length > most > 0}
+
+
+def _entries_moved(update: ClientUpdate) -> float:
+    start, end = update.start.tensors(), update.end.tensors()
+    return sum(float((end[name].double() - start[name].double()).square().sum()) for name in end) ** 0.5
 
 
 def _balanced(factors: Factors) -> Factors:

@@ -28,7 +28,7 @@ from strategies.engine.requests import RequestMaker
 from strategies.engine.settings import RoundSettings
 from strategies.engine.training import Training
 from strategies.engine.turns import in_turn, require_turns
-from strategies.federation.registrar import Registrar
+from strategies.federation.registrar import POLL_SECONDS, Registrar
 from strategies.federation.roster import FederationError, Roster
 from strategies.federation.transport import Exchange
 from strategies.methods.base.server import AsksStatistics, Method, ProbesStarts, Reports, with_clients
@@ -109,7 +109,7 @@ class LoraStrategy(Strategy):
                 f"federation.clients-per-round is {settings.clients_per_round}, but only {training} clients train "
                 f"({len(self.roster.reachable())} joined); lower it or add clients"
             )
-        require_turns(self.roster.cards.values(), rounds=settings.domain_rounds, min_replies=settings.min_replies)
+        require_turns(self.roster.cards.values(), rounds=settings.domain_rounds, least=settings.min_replies)
         self._joined = True
         self._register()
 
@@ -132,7 +132,8 @@ class LoraStrategy(Strategy):
             self.history.note_signature(name)  # it was released again
         note_returned(self.record, self.roster.cards, changed)
         turn = self.settings.domain_rounds
-        willing = in_turn(self._willing(), self.roster.cards.values(), rounds=turn, server_round=server_round)
+        least, known = self.settings.min_replies, self.roster.cards.values()
+        willing = in_turn(self._willing(), known, rounds=turn, least=least, server_round=server_round)
         at_work = self._training.at_work
         clients = {name: card for name, card in willing.items() if name not in at_work}
         size = self.settings.clients_per_round - len(at_work)
@@ -149,6 +150,26 @@ class LoraStrategy(Strategy):
             self.join(grid)
         if self.registrar.refresh(grid, self.settings.round_timeout):
             self._register()
+        self._await_training(grid)
+
+    def _await_training(self, grid: Grid) -> None:
+        """Wait where no client that trains is connected; raises FederationError where none comes back in time."""
+        deadline = time.monotonic() + self.settings.join_timeout
+        while not any(card.trains for card in self.roster.reachable().values()):
+            if time.monotonic() >= deadline:
+                raise FederationError(
+                    f"no client that trains has been connected for {self.settings.join_timeout:g} s: go on with "
+                    "--resume when they are back (federation.join-timeout says how long a run waits)"
+                )
+            log.warning("round %d: no client that trains is connected; waiting", self.record.server_round)
+            time.sleep(min(POLL_SECONDS, self.settings.join_timeout))
+            if self.registrar.refresh(grid, self.settings.round_timeout):
+                self._register()
+
+    def _spent(self) -> bool:
+        """Tell whether every client that trains, connected or away, has spent its privacy budget."""
+        training = {name: card for name, card in self.roster.cards.items() if card.trains}
+        return bool(training) and not self.history.within_budget(training, self.ledger)
 
     def aggregate_train(
         self,
@@ -245,7 +266,7 @@ class LoraStrategy(Strategy):
             arrays = result.arrays = self._requests.anchor_arrays(self.state) or arrays
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
-            if not self._willing():
+            if self._spent():
                 log.warning("round %d is the last: every client has spent its privacy budget", server_round)
                 self._last_round = server_round
             if server_round % self.settings.evaluate_every == 0 or server_round == self._last_round:

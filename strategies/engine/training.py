@@ -62,7 +62,12 @@ class Training:
 
     def replies(self, grid: Grid, messages: list[Message], timeout: float) -> Iterator[Message]:
         """Send the messages and return replies as they come, until the round has what it waits for."""
-        return replies_as_they_come(grid, messages, timeout, self._late.message_ids, self._late.enough)
+        exchange = self._exchange
+
+        def has_enough() -> bool:
+            return 0 < self._late.enough <= exchange.usable
+
+        return replies_as_they_come(grid, messages, timeout, self._late.message_ids, has_enough)
 
     def updates(self, replies: Iterable[Message], record: RoundRecord, history: History) -> list[ClientUpdate]:
         """Check every reply and return what the method is to see; nothing where too few can be used.
@@ -117,8 +122,11 @@ class Training:
 
 
 def _update(cards: Mapping[str, ClientCard], sent: Sent[TrainRequest], reply: TrainReply) -> ClientUpdate:
-    card, start = described(cards[sent.recipient], reply), sent.request.start.adapter
-    return ClientUpdate(card, start, reply.end, reply.metrics, reply.gradient, reply.core)
+    card, start = described(cards[sent.recipient], reply), sent.request.start
+    core_start = start.plan.core if reply.core else {}
+    return ClientUpdate(
+        card, start.adapter, reply.end, reply.metrics, reply.gradient, reply.core, core_start=core_start
+    )
 
 
 class Intake:

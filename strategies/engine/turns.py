@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from hyperlora.messages.signature import ClientCard
 from strategies.federation.roster import FederationError
 
+log = logging.getLogger(__name__)
+
 
 def in_turn(
-    clients: Mapping[str, ClientCard], known: Iterable[ClientCard], *, rounds: int, server_round: int
+    clients: Mapping[str, ClientCard], known: Iterable[ClientCard], *, rounds: int, least: int, server_round: int
 ) -> dict[str, ClientCard]:
     """Return those of ``clients`` that have the domain whose turn it is; all where domains take no turns.
 
@@ -20,35 +23,38 @@ def in_turn(
         clients: who could train, by client-id.
         known: every client that is known; those that are away count, so that nobody's turn moves with them.
         rounds: rounds of a turn; 0 where domains take none.
+        least: clients of a domain that takes turns, so that a round of its own can count.
         server_round: t, from 1 on.
     """
     if not rounds:
         return dict(clients)
-    domains = sorted(_sizes(known))
+    domains = sorted(_large(known, least)) or [""]
     turn = domains[(server_round - 1) // rounds % len(domains)]
     return {name: card for name, card in clients.items() if card.domain == turn}
 
 
-def require_turns(known: Iterable[ClientCard], *, rounds: int, min_replies: int) -> None:
-    """Refuse turns that cannot be taken.
+def require_turns(known: Iterable[ClientCard], *, rounds: int, least: int) -> None:
+    """Refuse turns that cannot be taken, and name the domains that are too small to take one.
 
     Raises:
-        FederationError: there is one domain only, or one that is too small for ``min_replies``.
+        FederationError: fewer than two domains can take turns.
     """
     if not rounds:
         return
     sizes = _sizes(known)
-    if len(sizes) < 2:
+    small = {name: size for name, size in sorted(sizes.items()) if size < least}
+    if len(sizes) - len(small) < 2:
+        found = ", ".join(f"'{name}' ({size})" for name, size in sorted(sizes.items()))
         raise FederationError(
-            f"federation.domain-rounds is {rounds}, but all clients that train have the domain "
-            f"'{next(iter(sizes), '')}': set it to 0, or give clients domains that can take turns"
+            f"federation.domain-rounds is {rounds}, but fewer than two domains have {least} clients that train "
+            f"(federation.min-replies): {found}; set it to 0, or give clients domains that can take turns"
         )
-    smallest = min(sizes, key=lambda domain: (sizes[domain], domain))
-    if sizes[smallest] < min_replies:
-        raise FederationError(
-            f"federation.min-replies is {min_replies}, but domain '{smallest}' has {sizes[smallest]} clients that "
-            "train, so that its turn would change nothing"
-        )
+    for name, size in small.items():
+        log.warning("domain '%s' has %d clients that train and takes no turn: a round needs %d", name, size, least)
+
+
+def _large(known: Iterable[ClientCard], least: int) -> list[str]:
+    return [name for name, size in _sizes(known).items() if size >= least]
 
 
 def _sizes(known: Iterable[ClientCard]) -> Counter[str]:

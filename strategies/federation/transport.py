@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 from flwr.app import Message, Metadata, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from hyperlora.messages.backbone import name_backbone
 from hyperlora.messages.codec import ProtocolError, count_bytes, printable
@@ -29,11 +31,14 @@ while another node of the same Flower home is unpacking it."""
 WRAPPING = re.compile(r"^<class '[^']*'>:<'|'>$")
 """What Flower puts around the text of an exception."""
 AT_A_TIME = 8
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, DecodeError)
+"""What Flower raises for a reply whose objects are no messages, after it has taken it in."""
 MOST_RECORDS, LEAST_QUOTA, QUOTA = 8, 2**26, 32
 """Records of a reply, at most twice those of its request where that is more; its bytes, at most ``QUOTA`` times those
 of its request where that is more."""
 MOST_SENTENCE = 400
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
+log = logging.getLogger(__name__)
 
 
 class Request(Protocol):
@@ -104,6 +109,7 @@ class Exchange(Generic[R]):
 
     sent: list[tuple[Metadata, Sent[R]]] = field(default_factory=list)
     bytes_down: int = 0
+    usable: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list)
     unsent: list[Message] = field(default_factory=list)
 
@@ -175,6 +181,7 @@ class Exchange(Generic[R]):
             try:
                 _require_quota(reply, size, *self.sizes[place])
                 answered.append((place, sent, _decoded(reply, sent.request, decode)))
+                self.usable += 1
             except ProtocolError as error:
                 failures[sent.recipient] = printable(str(error), MOST_SENTENCE)
         working = self._at_work([place for place, _ in waiting.values()]) if goes_on else Exchange[R]()
@@ -232,7 +239,11 @@ def error_sentence(reply: Message) -> str:
 
 
 def replies_as_they_come(
-    grid: Grid, messages: list[Message], timeout: float, earlier: Iterable[str] = (), enough: int = 0
+    grid: Grid,
+    messages: list[Message],
+    timeout: float,
+    earlier: Iterable[str] = (),
+    has_enough: Callable[[], bool] = lambda: False,
 ) -> Iterator[Message]:
     """Send ``messages`` at once and return their replies, as they come, until all have or the time is over.
 
@@ -244,23 +255,22 @@ def replies_as_they_come(
         messages: to send; Flower puts their ids in.
         timeout: seconds from now.
         earlier: ids of messages that were sent before and are waited for as well.
-        enough: replies without an error after which nothing more is waited for; 0 is all.
+        has_enough: tells whether what was used of the replies is enough, so that nothing more is waited for.
     """
     waiting = [*earlier, *(one for one in grid.push_messages(messages) if one)]
     messages.clear()
-    return _replies(grid, waiting, time.monotonic() + timeout, enough)
+    return _replies(grid, waiting, time.monotonic() + timeout, has_enough)
 
 
-def _replies(grid: Grid, waiting: list[str], deadline: float, enough: int) -> Iterator[Message]:
-    pause, usable = FIRST_PAUSE, 0
+def _replies(grid: Grid, waiting: list[str], deadline: float, has_enough: Callable[[], bool]) -> Iterator[Message]:
+    pause = FIRST_PAUSE
     while waiting and time.monotonic() < deadline:
         answered: set[str] = set()
         for some in (waiting[start : start + AT_A_TIME] for start in range(0, len(waiting), AT_A_TIME)):
-            for reply in grid.pull_messages(some):
+            for reply in _pulled(grid, some):
                 answered.add(reply.metadata.reply_to_message_id)
-                usable += not reply.has_error()
                 yield reply
-            if 0 < enough <= usable:
+            if has_enough():
                 return
             if time.monotonic() >= deadline:
                 break
@@ -268,3 +278,15 @@ def _replies(grid: Grid, waiting: list[str], deadline: float, enough: int) -> It
         if waiting:
             pause = FIRST_PAUSE if answered else min(2 * pause, LONGEST_PAUSE)
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+
+
+def _pulled(grid: Grid, message_ids: Sequence[str]) -> list[Message]:
+    """Return the replies that are there; one that Flower cannot read costs itself, and what came with it."""
+    try:
+        return list(grid.pull_messages(message_ids))
+    except UNREADABLE as error:
+        log.warning("a reply cannot be read: %s", printable(str(error)))
+    found: list[Message] = []
+    for one in message_ids if len(message_ids) > 1 else ():
+        found += _pulled(grid, [one])
+    return found

@@ -22,6 +22,9 @@ class NoSumError(RuntimeError):
     """A sum that clusters need was not to be had."""
 
 
+MISCOUNTED = "it counts clients that are not in it: one of them does not tell 1"
+
+
 @dataclass(frozen=True)
 class ClientVectors:
     """The vectors (k,) of some clients, of which sums are all that can be asked.
@@ -59,11 +62,12 @@ class ClientVectors:
         told = self.channel.ask(self.grid, self.names, Question(kind, public), self.record)
         if told is None:
             raise NoSumError(kind)
-        if counts and not self._possible(told.sums[counts], len(told.clients)):
-            self.record.note_missing_sum(kind, "it counts clients that are not in it: one of them does not tell 1")
+        if counts and not possible_counts(told.sums[counts], len(told.clients)):
+            self.record.note_missing_sum(kind, MISCOUNTED)
             raise NoSumError(kind)
         return dict(told.sums)
 
-    def _possible(self, counts: Tensor, clients: int) -> bool:
-        """Tell whether numbers of clients can be those of so many; who had no finite answer counts for none."""
-        return bool((counts > -HALF).all()) and HALF < float(counts.sum()) < clients + HALF
+
+def possible_counts(counts: Tensor, clients: int) -> bool:
+    """Tell whether numbers of clients can be those of so many; who had no finite answer counts for none."""
+    return bool((counts > -HALF).all()) and HALF < float(counts.sum()) < clients + HALF

@@ -13,7 +13,6 @@ from models.adapters.adapter import Adapter
 from models.sums.clusters import Clusters
 from models.sums.group_statistics import GroupStatistics
 from strategies.engine.records import RoundRecord
-from strategies.federation.roster import FederationError
 from strategies.sums.channel import SumChannel
 
 
@@ -29,19 +28,20 @@ def start_from_sums(
         names: the clients that train.
         record: of round 1; has their bytes and failures afterwards.
 
-    Raises:
-        FederationError: there is no sum, or nothing in it of the spread within classes.
+    Returns:
+        ``start`` itself where there is no sum, or one that cannot be that of honest clients; the record says why.
     """
     width = start.head.shape[1] - 1
     everybody = Clusters(torch.zeros(width), torch.ones(width), torch.zeros(1, width), torch.tensor([len(names)]))
     classes = Question("classes", {**public_anchor(start), **public_clusters(everybody)})
     told = channel.ask(grid, names, classes, record)
     if told is None:
-        raise FederationError("lora.head-start is classes, and there is no sum of what classes look like")
+        return start
     try:
         head = GroupStatistics.of(told.sums).discriminant()
-    except ValueError as error:
-        raise FederationError(f"lora.head-start is classes: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        record.note_missing_sum("classes", str(error))
+        return start
     whole = replace(start, head=head)
     tried = channel.ask(grid, names, Question("head losses", public_anchor(whole)), record)
     if tried is None:

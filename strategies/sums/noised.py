@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from hyperlora.messages.noised_questions import units_of
 from hyperlora.messages.questions import Question, public_anchor
+from hyperlora.seeds import derive_seed
 from strategies.engine.records import ClientScore
 from strategies.sums.channel import Summed
 from strategies.sums.noise_plan import NoisePlan
@@ -55,10 +55,13 @@ class NoisedSumsStrategy(SumsStrategy):
         return sum(one % every == 0 or one == most for one in range(1, rounds + 1))
 
     def _cohort(self, names: Sequence[str], server_round: int) -> list[str]:
-        """Return who trains in a round: clients take turns, so that none is in more rounds than it must be."""
-        order, size = sorted(names), min(self.settings.clients_per_round, len(names))
-        random.Random(f"turns:{self.settings.seed}").shuffle(order)
-        return sorted(order[((server_round - 1) * size + one) % len(order)] for one in range(size))
+        """Return who trains in a round: those that were asked least, so that none is in more rounds than it must be.
+
+        That holds whoever is away in which round; among equals the run's seed decides.
+        """
+        asked, seed = self.history.asked, self.settings.seed
+        order = sorted(names, key=lambda name: (asked.get(name, 0), derive_seed(seed, "turns", name)))
+        return sorted(order[: self.settings.clients_per_round])
 
     def _make_round(self, server_round: int, grid: Grid, timeout: float) -> MetricRecord | None:
         """Make a round: one sum over its cohort."""

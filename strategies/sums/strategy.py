@@ -24,7 +24,7 @@ from torch import Tensor
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.movements import MOVEMENTS
 from hyperlora.messages.plan import Start
-from hyperlora.messages.questions import Question, Sizes, public_anchor, public_clusters, public_groups
+from hyperlora.messages.questions import LOSS, Question, Sizes, public_anchor, public_clusters, public_groups
 from hyperlora.messages.signature import ClientCard
 from hyperlora.messages.train import TrainMetrics
 from models.adapters.adapter import Adapter
@@ -43,7 +43,7 @@ from strategies.federation.roster import FederationError
 from strategies.methods.base.server import ClientUpdate
 from strategies.methods.hyperlora.server import HyperLoraMethod
 from strategies.sums.channel import SumChannel, Summed
-from strategies.sums.client_vectors import ClientVectors, NoSumError
+from strategies.sums.client_vectors import MISCOUNTED, ClientVectors, NoSumError, possible_counts
 from strategies.sums.head_start import start_from_sums
 
 log = logging.getLogger(__name__)
@@ -200,6 +200,9 @@ class SumsStrategy(LoraStrategy):
                 log.warning("%d %s clients are too few for a sum", len(own), "seen" if seen else "unseen")
             elif own:
                 told = self._channel.ask(grid, own, question(seen), self.record)
+                if told and "clients" in told.sums and not possible_counts(told.sums["clients"], len(told.clients)):
+                    self.record.note_missing_sum("scores", MISCOUNTED)
+                    told = None
                 self.scores += self._scores(told, seen=seen) if told else []
         self.record.evaluation = evaluation_figures(self.scores)
         self.record.add_seconds("evaluating", time.perf_counter() - began)
@@ -287,9 +290,10 @@ class SumsStrategy(LoraStrategy):
     def _score(self, card: ClientCard, sums: Mapping[str, Tensor]) -> ClientScore:
         count, steps = max(float(sums["clients"]), 1.0), list(self.settings.evaluate_steps)
         accuracy, loss, validation, calibration = (
-            (sums[part] / count).tolist() for part in ("accuracy", "loss", "validation", "calibration")
+            (sums[part] / count).clamp(0.0, most).tolist()
+            for part, most in (("accuracy", 1.0), ("loss", LOSS), ("validation", LOSS), ("calibration", 1.0))
         )
-        tests = round(float(sums["tests"]))
+        tests = max(round(float(sums["tests"])), 0)
         reply = EvaluateReply(card.client_id, tests, accuracy, loss, validation, calibration, 0.0)
         request = EvaluateRequest(card.client_id, self.record.server_round, steps, Start(self._fresh))
         return client_score(card, request, reply)

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from hyperlora.cli.main import app
 from hyperlora.config.schema import RunConfig
 from hyperlora.storage.chained_log import ChainedLog
+from server_app.audit import RunAudit
 from server_app.run import run
+from strategies.engine.records import RoundRecord
 from tests.sites import SiteGrid
 
 pytestmark = pytest.mark.usefixtures("every_site_keeps_its_parts")
@@ -126,3 +128,12 @@ def test_a_folder_without_a_log_is_one_sentence(tmp_path: Path) -> None:
     status, sentence = verified(str(tmp_path))
     assert status == 1
     assert "is no log and holds none" in sentence
+
+
+def test_a_round_in_which_thousands_fail_goes_into_several_lines(tmp_path: Path) -> None:
+    audit, record = RunAudit(tmp_path), RoundRecord(1, cohort=[f"client-{one}" for one in range(20_000)])
+    record.failures = {f"train client-{one}": 400 * "\U0001f600" for one in range(500)}
+    audit.note_round(record, {"node 1": "silent"})
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert sum(len(line.get("failures", {})) for line in lines) == 500
+    assert sum(len(line.get("cohort", ())) for line in lines) == 20_000

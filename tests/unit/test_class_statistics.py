@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +139,15 @@ def test_more_rows_than_asked_for_and_another_client_are_refused() -> None:
         StatisticsReply.decode(StatisticsReply("b", own_statistics()).encode(), REQUEST)
     with pytest.raises(ProtocolError):
         StatisticsReply.decode(RecordDict(), REQUEST)
+
+
+def test_a_scatter_of_no_rows_is_refused_and_many_samples_are_not() -> None:
+    none = StatisticsReply("a", replace(own_statistics(), scatter=torch.zeros(0, WIDTH)))
+    with pytest.raises(ProtocolError, match="0 rows, 1 to 4"):
+        StatisticsReply.decode(none.encode(), REQUEST)
+    one = own_statistics()
+    many = replace(one, counts=1e5 * one.counts, sums=1e5 * one.sums, remainder=1e5 * one.remainder)
+    back = StatisticsReply.decode(StatisticsReply("a", many).encode(), REQUEST)
+    torch.testing.assert_close(back.statistics.sums, many.sums)
+    with pytest.raises(ProtocolError, match="means beyond"):
+        StatisticsReply.decode(StatisticsReply("a", replace(one, sums=one.sums + 1e7)).encode(), REQUEST)

@@ -18,7 +18,7 @@ from strategies.engine.records import RoundRecord
 from strategies.engine.strategy import LoraStrategy
 from strategies.methods.base.server import ClientUpdate
 from tests.builders import fake_client_app, make_adapter, make_card, make_metrics, products
-from tests.unit.test_lora_strategy import CARDS, SETTINGS, make_strategy
+from tests.unit.test_lora_strategy import CARDS, SETTINGS, _nan, make_strategy
 
 SLOW, DELAY = "client-2", 2
 LATE = replace(SETTINGS, replies_per_round=3, evaluate_every=100)
@@ -131,3 +131,12 @@ def test_a_reply_that_never_comes_has_failed_when_its_time_is_over() -> None:
 def test_rounds_that_cannot_go_on_are_refused(values: dict[str, int | str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         RunConfig.parse(values)
+
+
+def test_replies_that_cannot_be_used_are_not_among_those_that_a_round_waits_for() -> None:
+    settings = replace(LATE, clients_per_round=6, replies_per_round=5, min_replies=5)
+    for broken in [card.client_id for card in CARDS if card.trains]:
+        grid = LocalGrid(fake_client_app(CARDS, {broken: _nan}), {}, 8)
+        (record,) = made(make_strategy(settings=settings), grid, 1)
+        assert list(record.failures) == [f"train {broken}"]
+        assert record.training["clients"] == 5

@@ -519,3 +519,29 @@ def test_clients_that_are_evaluated_in_portions_get_the_scores_of_all_at_once(mo
     run(in_portions, 2)
     assert in_portions.scores == at_once.scores
     assert len(at_once.scores) > len(CARDS)
+
+
+class Away(LocalGrid):
+    """All nodes are away for a while in round 2."""
+
+    rounds, times = 0, 2
+
+    def get_node_ids(self) -> list[int]:
+        found = super().get_node_ids()
+        self.rounds += 1
+        return [] if self.rounds in range(3, 3 + self.times) else found
+
+
+def test_an_outage_of_all_nodes_is_waited_for_and_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strategies.engine.strategy.POLL_SECONDS", 0.01)
+    strategy, records = make_strategy(), list[RoundRecord]()
+    strategy.start(Away(fake_client_app(CARDS), {}, 3), num_rounds=4, timeout=5.0, on_round=records.append)
+    assert [len(record.cohort) for record in records] == [4] * 4
+
+
+def test_an_outage_that_lasts_ends_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strategies.engine.strategy.POLL_SECONDS", 0.05)
+    grid = Away(fake_client_app(CARDS), {}, 3)
+    grid.times = 10**6
+    with pytest.raises(FederationError, match="no client that trains has been connected"):
+        make_strategy().start(grid, num_rounds=4, timeout=5.0)

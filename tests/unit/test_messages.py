@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from hyperlora.messages.batch import EvaluateBatch, EvaluateReplies
-from hyperlora.messages.codec import ProtocolError, config_record, count_bytes
+from hyperlora.messages.codec import ProtocolError, config_record, content_digest, count_bytes
 from hyperlora.messages.evaluate import EvaluateReply, EvaluateRequest
 from hyperlora.messages.plan import Start
 from hyperlora.messages.signature import ClientCard, SignatureReply, SignatureRequest
@@ -262,3 +262,8 @@ def test_a_client_is_not_asked_for_any_number_of_steps(steps: int) -> None:
     asked = EvaluateRequest("a", 3, [steps], Start(make_adapter(0)))
     with pytest.raises(ProtocolError, match="numbers of local steps"):
         EvaluateRequest.decode(asked.encode(), make_adapter(5, fresh=True))
+
+
+def test_names_that_are_no_text_have_a_digest_too() -> None:
+    content = RecordDict({"\ud800": ArrayRecord({"\udfff": Array(np.zeros(2, dtype=np.float32))})})
+    assert len(content_digest(content)) == 64

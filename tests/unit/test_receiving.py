@@ -74,3 +74,17 @@ def test_who_never_answers_is_waited_for_until_the_time_is_over() -> None:
 
     grid = Silent(echo(), {}, 1)
     assert list(replies_as_they_come(grid, messages(grid), 0.2)) == []
+
+
+def test_a_reply_that_flower_cannot_read_costs_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(LocalGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            ids = list(message_ids)
+            if "2" in ids:
+                raise ValueError("Expecting value: line 1 column 1 (char 0)")  # json, of an object that is none
+            return super().pull_messages(ids)
+
+    monkeypatch.setattr(strategies.federation.transport, "FIRST_PAUSE", 0.0)
+    grid = Broken(echo(), {}, 1)
+    answered = [one.metadata.reply_to_message_id for one in replies_as_they_come(grid, messages(grid), 0.5)]
+    assert sorted(map(int, answered)) == [one for one in range(1, COUNT + 1) if one != 2]

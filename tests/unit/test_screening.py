@@ -24,7 +24,7 @@ from strategies.engine.screening import (
     weights_to_median,
 )
 from strategies.methods.base.server import ClientUpdate, example_weights
-from tests.builders import RANK, make_adapter, make_card, make_metrics, products
+from tests.builders import RANK, make_adapter, make_card, make_metrics, moved, products
 
 
 def updates_of_lengths(*lengths: float) -> list[ClientUpdate]:
@@ -267,3 +267,25 @@ def test_factors_that_cancel_do_not_hide_a_movement() -> None:
     )
     expected = (dense + (end.head - start.head).double().square().sum()).sqrt()
     assert movement_norm(update_to(end)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_no_choice_of_factors_gives_a_movement_more_weight_in_an_average_of_factors() -> None:
+    start = make_adapter(0, fresh=True)
+    updates = [
+        ClientUpdate(
+            make_card(name), start, moved(start, name, 1), make_metrics(num_examples=make_card(name).num_examples)
+        )
+        for name in "abcdefgh"
+    ]
+    huge = updates[0].end.map(lambda one: Factors(1e4 * one.B, one.A / 1e4))
+    screened = Screen().apply([replace(updates[0], end=huge), *updates[1:]])
+    assert screened.left_out == {"a": TOO_LONG}
+    assert not Screen().apply(updates).left_out
+
+
+def test_a_core_that_is_turned_round_has_moved_twice_its_length() -> None:
+    start = make_adapter(0)
+    sent = {"fc": torch.eye(2)[None]}
+    made = ClientUpdate(make_card("a"), start, start, make_metrics(), core={"fc": -sent["fc"]}, core_start=sent)
+    assert movement_norm(made) == pytest.approx(2 * 2**0.5)
+    assert movement_norm(replace(made, core=sent)) < 1e-9

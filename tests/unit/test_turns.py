@@ -107,17 +107,25 @@ def test_clients_that_are_away_are_served_by_what_they_told_of_their_classes_bef
 
 def test_without_turns_all_clients_are_drawn_from() -> None:
     clients = {card.client_id: card for card in CARDS if card.trains}
-    assert in_turn(clients, CARDS, rounds=0, server_round=1) == clients
+    assert in_turn(clients, CARDS, rounds=0, least=1, server_round=1) == clients
     assert settings().domain_rounds == 0
 
 
 @pytest.mark.parametrize(
     ("domains", "min_replies", "sentence"),
     [
-        ("a", 1, "domain-rounds is 2, but all clients that train have the domain 'a': set it to 0"),
-        ("abc", 3, "min-replies is 3, but domain 'c' has 2 clients that train"),
+        ("a", 1, "domain-rounds is 2, but fewer than two domains have 1 clients that train"),
+        ("ac", 3, "fewer than two domains have 3 clients that train"),
     ],
 )
 def test_domains_that_cannot_take_turns_are_refused(domains: str, min_replies: int, sentence: str) -> None:
     with pytest.raises(FederationError, match=sentence):
         run(rounds=1, cards=[card for card in CARDS if card.domain in domains], min_replies=min_replies)
+
+
+def test_a_client_that_invents_a_domain_takes_no_turn() -> None:
+    known = [*CARDS, replace(CARDS[0], client_id="liar", domain="zz")]
+    clients = {card.client_id: card for card in known if card.trains}
+    turns = [in_turn(clients, known, rounds=1, least=2, server_round=number) for number in range(1, 9)]
+    assert all(turns)
+    assert not any("liar" in one for one in turns)

@@ -33,6 +33,7 @@ class ClientUpdate:
         metrics: what it measured on the way.
         gradient: kind -> factors of the gradient of the frozen weights, where the method's plan asks for them.
         core: kind -> the trained R (blocks, r, r), where the method's plan was to train one.
+        core_start: kind -> the R that it was sent.
         weight: factor on its share of an average; 1 unless a robust rule says otherwise.
     """
 
@@ -43,6 +44,7 @@ class ClientUpdate:
     gradient: Mapping[str, Tensor] = field(default_factory=dict)
     core: Mapping[str, Tensor] = field(default_factory=dict)
     weight: float = 1.0
+    core_start: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Method(Protocol):

@@ -97,7 +97,7 @@ class HyperLoraState:
         described = {name: self.class_statistics[name] for name in self.training if name in self.class_statistics}
         try:
             return HeadGenerator.fit(described, self.distances(list(described), list(described))) if described else None
-        except ValueError:
+        except (ValueError, RuntimeError):
             return None
 
     def with_service(self, *, strength: float, share: float, scale: float) -> HyperLoraState:
