@@ -220,7 +220,7 @@ def content_digest(content: RecordDict) -> str:
     return digest.hexdigest()
 
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 
 def config_record(**entries: Any) -> ConfigRecord:

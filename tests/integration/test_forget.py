@@ -119,3 +119,12 @@ def test_a_run_with_a_damaged_list_of_clients_is_left_as_it_is(directory: Path) 
     with pytest.raises(RunFilesError, match=r"clients\.json' is damaged"):
         forget_client(directory, NAME)
     assert {path: path.read_bytes() for path in (directory / "checkpoints").iterdir()} == before
+
+
+def test_adapters_that_were_exported_go_too_and_a_published_federation_is_named(directory: Path) -> None:
+    made = ("clean-0", "clean-0-merged", "clean-0-rank-2", "clean-0-5000-bytes", "clean-01", "anchor")
+    for name in made:
+        (directory / "exports" / name).mkdir(parents=True)
+    done = forget_client(directory, NAME)
+    assert sorted(path.name for path in (directory / "exports").iterdir()) == ["anchor", "clean-01"]
+    assert any("published" in one for one in done.stays)

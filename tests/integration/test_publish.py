@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -119,3 +120,17 @@ def test_it_is_read_from_the_hub_by_name(published: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: asked.append(name) or str(published))
     assert RunFiles.open(Path("hf:somebody/digits")).config.method == "hyperlora"
     assert asked == ["somebody/digits"]
+
+
+def test_a_federation_of_own_data_needs_none_of_them(published: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(published, tmp_path / "photos"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "data.name": "folder"}))
+    assert RunFiles.open(copy).rebuild_model().backbone.fingerprint == RunFiles.open(published).fingerprint
+
+
+def test_the_anchor_of_a_published_federation_is_exported(published: Path, tmp_path: Path) -> None:
+    invoke("export", published, "--to", tmp_path / "anchor")
+    made, given = (folder / "adapter_model.safetensors" for folder in (tmp_path / "anchor", published / "anchor"))
+    assert made.read_bytes() == given.read_bytes()
+    assert "clients' adapters out" in invoke("export", published, "--client", "clean-0", status=1)

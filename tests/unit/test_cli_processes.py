@@ -1,6 +1,7 @@
 """Every process of a run is ended, whoever its parent is by then; nobody else's is."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ import uuid
 import psutil
 import pytest
 
-from hyperlora.cli.processes import MARKER, end_marked, marked_processes
+from hyperlora.cli.processes import MARKER, end_marked, interruptible, marked_processes
+from hyperlora.cli.superlink import simulation_size
 
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(0, flush=True); " + SLEEP
@@ -88,3 +90,18 @@ def test_another_mark_is_left_alone(mark):
     assert process.poll() is None
     end_marked(other)
     assert gone(process.pid)
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_simulation_has_the_cores_that_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    assert simulation_size(4, 1, 0).endswith("init-args-num-cpus=3")

@@ -79,6 +79,8 @@ def test_flower_is_told_the_declared_keys_only(app_dir):
         ("data.path=", ("data.path", "")),
         ("data.path=2024-01-02", ("data.path", "2024-01-02")),
         ("seed=[1]", ("seed", "[1]")),
+        ("lora.budget=50000", ("lora.budget", "50000")),
+        ("lora.ranks=4", ("lora.ranks", "4")),
     ],
 )
 def test_override(text, expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,12 @@ from hyperlora.secure_sum.noised_vector import NoisedVector, Unit, needed
 from models.adapters.adapter import Adapter
 from models.lowrank.factors import Factors
 from models.sums.shared_factor import framed, moved, movement
+from strategies.engine.history import History
+from strategies.engine.records import RoundRecord
+from strategies.sums.head_start import start_from_sums
 from strategies.sums.noise_plan import MOVEMENT, SHARES, NoisePlan
+from strategies.sums.noised import NoisedSumsStrategy
+from tests.builders import make_adapter
 
 CLASSES, WIDTH, CLIENTS = 5, 12, 40
 
@@ -160,3 +166,26 @@ def test_a_whole_run_costs_its_epsilon_and_no_more(cohort: int, rounds: int, eva
 
 def test_shares_are_of_the_kinds_that_there_are() -> None:
     assert {*SHARES} - {MOVEMENT} == {*NOISED_KINDS} - {*MOVEMENTS.values()}
+
+
+def test_clients_take_turns_whoever_is_away() -> None:
+    """A thousand clients, a hundred a round, ten rounds, another one away in each: nobody is asked twice."""
+    names, stub = [f"client-{one}" for one in range(1000)], SimpleNamespace(history=History())
+    stub.settings = SimpleNamespace(seed=3, clients_per_round=100)
+    for number in range(1, 11):
+        there = [name for name in names if name != f"client-{7 * number}"]
+        cohort = NoisedSumsStrategy._cohort(stub, there, number)  # type: ignore[arg-type]
+        assert len(cohort) == 100
+        stub.history.note_cohort(number, cohort)
+    assert set(stub.history.asked.values()) == {1}
+
+
+def test_a_first_sum_that_fails_or_cannot_be_leaves_the_start_as_it_is() -> None:
+    start, record = make_adapter(0, fresh=True), RoundRecord(1)
+    kind = len(start.head)
+    zeros = {"counts": torch.zeros(1, kind), "sums": torch.zeros(1, kind, 5), "scatter": torch.zeros(1, 5, 5)}
+    lie = {**zeros, **{name: torch.zeros(1) for name in ("freedom", "clients", "paired", "agreeing")}}
+    for told in (None, SimpleNamespace(sums=lie, clients=("a",))):
+        channel = SimpleNamespace(ask=lambda *_, told=told: told)
+        assert start_from_sums(start, channel, None, ["a"], record) is start  # type: ignore[arg-type]
+    assert "two samples" in record.missing_sums["classes"]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
 
 from hyperlora.data.federation import DataError, Division
-from hyperlora.data.listing import Origin
+from hyperlora.data.images import decode_image, image_files, list_folder
+from hyperlora.data.listing import Origin, number_labels
 from hyperlora.data.opening import describe_data, list_samples, open_federation
+from hyperlora.data.tables import list_table
 
 DIVISION = Division(0, 1, 0, 0, 0.2, 0.2)
 CLASSES = ("cat", "dog")
@@ -230,3 +234,58 @@ def test_a_table_without_rows_says_so(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.csv").write_text(content)
     with pytest.raises(DataError, match="has no rows"):
         list_samples("csv", Origin(str(tmp_path / "r.csv")))
+
+
+def test_numbers_that_are_names_of_classes_are_no_places(caplog: pytest.LogCaptureFixture) -> None:
+    names, numbers = number_labels(["1", "2", "3", "4", "5", "3"], ("1", "2", "4", "5"), "stars.csv")
+    assert (names, numbers) == (("1", "2", "4", "5"), [0, 1, -1, 2, 3, -1])
+    assert "'3' (2)" in caplog.text
+    assert number_labels(["0", "1"], ("cat", "dog"), "places.csv")[1] == [0, 1]
+
+
+def test_classes_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
+    for name in range(12):
+        (tmp_path / str(name)).mkdir()
+        Image.new("L", (4, 4), name).save(tmp_path / str(name) / "one.png")
+    assert list_folder("folder", Origin(str(tmp_path), 8)).class_names == tuple(map(str, range(12)))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('text,label\nfine,pos\n"Great film, I said,pos\nmore,neg\n', "unexpected end of data, up to line"),
+        ('text,label\n"a" b,pos\n', "expected after"),
+    ],
+)
+def test_a_quote_that_is_not_closed_is_an_error_and_swallows_nothing(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "texts.csv").write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        list_table("csv", Origin(str(tmp_path / "texts.csv"), 8))
+
+
+def test_tables_of_odd_forms(tmp_path: Path) -> None:
+    (tmp_path / "bom.jsonl").write_text('\ufeff{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n')
+    assert list_table("jsonl", Origin(str(tmp_path / "bom.jsonl"), 8)).class_names == ("x", "y")
+    (tmp_path / "null.jsonl").write_text('{"text": "a", "label": "x"}\nnull\n')
+    with pytest.raises(DataError, match=r"line 2 of .* is no object of columns: null"):
+        list_table("jsonl", Origin(str(tmp_path / "null.jsonl"), 8))
+    (tmp_path / "long.csv").write_text(f"text,label\n{'a' * 200_000},x\nb,y\n")
+    assert list_table("csv", Origin(str(tmp_path / "long.csv"), 8)).class_names == ("x", "y")
+
+
+def test_an_image_of_sixteen_bits_keeps_its_tones() -> None:
+    encoded = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(encoded, "PNG")
+    decoded = decode_image(encoded.getvalue(), 64)
+    assert len(decoded.unique()) > 200
+    assert int(decoded.max()) == 255
+
+
+def test_folders_of_classes_may_be_links(tmp_path: Path) -> None:
+    for name in ("photos/dog", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "one.png")
+    (tmp_path / "photos" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "dog" / "round").symlink_to(tmp_path / "photos")
+    files = image_files(tmp_path / "photos")
+    assert {file.parent.name for file in files} >= {"cat", "dog"}
