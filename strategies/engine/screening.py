@@ -14,6 +14,7 @@ Weiszfeld). v lies in the hull of the x_i, so weights over clients stand for it 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median_low
@@ -227,7 +228,8 @@ def _with_huge_factors(updates: Sequence[ClientUpdate]) -> set[str]:
 
 def _entries_moved(update: ClientUpdate) -> float:
     start, end = update.start.tensors(), update.end.tensors()
-    return sum(float((end[name].double() - start[name].double()).square().sum()) for name in end) ** 0.5
+    squares = [float((end[name].double() - start[name].double()).square().sum()) for name in end]
+    return math.sqrt(sum(squares))
 
 
 def _balanced(factors: Factors) -> Factors:
