@@ -161,12 +161,12 @@ class Answering:
     request = SumRequest("anna", 1, SUM, "masked")
 
     def __init__(self, answer: dict[str, torch.Tensor] | Exception) -> None:
-        self.answer = answer
+        self.given = answer
 
     def answer(self, question: Question) -> dict[str, torch.Tensor]:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+        if isinstance(self.given, Exception):
+            raise self.given
+        return self.given
 
 
 PARTS = {"count": Part((1,), 1.0), "sum": Part((2,), 8.0)}
