@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from hyperlora.messages.backbone import name_backbone
 from hyperlora.messages.codec import ProtocolError, count_bytes, printable
+from hyperlora.storage.files import StorageError
 
 TIMED_OUT = "no reply within the time limit"
 EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
@@ -284,6 +285,8 @@ def _pulled(grid: Grid, message_ids: Sequence[str]) -> list[Message]:
     """Return the replies that are there; one that Flower cannot read costs itself, and what came with it."""
     try:
         return list(grid.pull_messages(message_ids))
+    except StorageError:
+        raise  # of the audit log, which every reply goes into: the disk is full
     except UNREADABLE as error:
         log.warning("a reply cannot be read: %s", printable(str(error)))
     found: list[Message] = []
