@@ -23,8 +23,8 @@ COMPARISONS = {
     "as received against adapted": ("zero_step", "k_step"),
 }
 
-CROSSED = "adapted against as received"
-"""The last comparison, seen from the rival: its adapted figure against the reference's as received."""
+SEEN_FROM_THE_RIVAL = ("as received", "adapted", "adapted against as received")
+"""What the comparisons are where a row is the rival and what it is compared with is the reference."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def interval_table(results: Mapping[str, Runs], order: Sequence[str], reference:
 
     In the last column of a group the row's adapted figure is compared with the reference's as received.
     """
-    columns = [f"{group}, {what}" for group in ("seen", "unseen") for what in (*list(COMPARISONS)[:2], CROSSED)]
+    columns = [f"{group}, {what}" for group in ("seen", "unseen") for what in SEEN_FROM_THE_RIVAL]
     rows, seeds = {}, set()
     for name in order:
         found = [

@@ -60,12 +60,11 @@ class RunAudit:
             "drift": record.drift,
             "left_out": new,
         }
-        first = {name: dict(islice(entries.items(), AT_MOST)) for name, entries in named.items()}
-        cohort, told = record.cohort, {"round": record.server_round}
-        self.note("round", **told, cohort=cohort[:AT_MOST], privacy=record.privacy, **first)
-        for start in range(AT_MOST, max(len(cohort), *map(len, named.values())), AT_MOST):
-            rest = {name: dict(islice(one.items(), start, start + AT_MOST)) for name, one in named.items()}
-            self.note("round goes on", **told, cohort=cohort[start : start + AT_MOST], **rest)
+        number, cohort, privacy = record.server_round, record.cohort, record.privacy
+        for start in range(0, max(1, len(cohort), *map(len, named.values())), AT_MOST):
+            some = {name: dict(islice(one.items(), start, start + AT_MOST)) for name, one in named.items()}
+            event = "round goes on" if start else "round"
+            self.note(event, round=number, cohort=cohort[start : start + AT_MOST], privacy=privacy, **some)
 
 
 class AuditedGrid(WrappedGrid):

@@ -173,7 +173,9 @@ class FederationConfig(Section):
         "replies after which a round ends (FedBuff); later replies count in a later round, with less weight the later"
         " they are; 0 waits for all clients",
     )
-    join_timeout: PositiveFloat = key(120.0, "seconds to wait for federation.min-clients")
+    join_timeout: PositiveFloat = key(
+        120.0, "seconds to wait for federation.min-clients, and later if no training client is connected"
+    )
     round_timeout: PositiveFloat = key(600.0, "seconds after which a missing reply is given up")
 
     def check(self, config: RunConfig) -> None:

@@ -62,6 +62,8 @@ def _of_eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
+    if image.mode == "I" and values.min() >= 0 and values.max() <= 255:
+        return image  # 8 bits in a wider form
     if not image.mode.startswith("I") or values.min() < 0 or values.max() > MOST_OF_16_BITS:
         raise ValueError(f"values of mode {image.mode} have no scale")
     return Image.fromarray((values // 257).astype(np.uint8))

@@ -148,7 +148,7 @@ def deviations(generator: HeadGenerator, own: ClassStatistics, group: ClassStati
         generator: fitted to the groups.
         own: the client's class statistics.
         group: those of its group, which has it in it.
-        distances: squared distances of the client's signature to the groups that the generator was fitted to.
+        distances: (N,) squared distances of the client's signature to the groups that the generator was fitted to.
     """
     mine = generator.whitening.observed([own])
     share = own.counts[mine.label].double() / group.counts[mine.label].double()

@@ -49,7 +49,10 @@ class PublicHeads:
         return generator.whitening.head(means, generator.within_class.precision(distances, own))
 
     def distances(self, vector: Tensor) -> Tensor:
-        """Return squared distances to the groups that the generator was fitted to, in its order, which may be fewer."""
+        """Return squared distances (N,) of ``vector`` (k,) to the groups that the generator was fitted to, in order.
+
+        They are fewer than there are groups where some are disbelieved.
+        """
         fitted = [int(name.removeprefix(GROUP)) - 1 for name in self.generator.names]
         return self.clusters.distances(vector).double()[fitted]
 

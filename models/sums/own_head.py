@@ -43,6 +43,12 @@ def _least(anchor: Tensor, x: Tensor, labels: Tensor, weight: float) -> Tensor:
     """Return argmin over D (C, k) of sum_i CE(anchor_i + D x_i, y_i) + weight |D|^2 / 2, by L-BFGS from zero.
 
     The gradient is written out: with autograd and PyTorch's own L-BFGS a fit of ten classes takes four times as long.
+
+    Args:
+        anchor: (n, C) logits before.
+        x: (n, k) inputs.
+        labels: (n,).
+        weight: of the penalty.
     """
     from scipy.optimize import minimize  # takes time to import, and most runs have no such head
 

@@ -28,7 +28,7 @@ from strategies.engine.requests import RequestMaker
 from strategies.engine.settings import RoundSettings
 from strategies.engine.training import Training
 from strategies.engine.turns import in_turn, require_turns
-from strategies.federation.registrar import POLL_SECONDS, Registrar
+from strategies.federation.registrar import Registrar
 from strategies.federation.roster import FederationError, Roster
 from strategies.federation.transport import Exchange
 from strategies.methods.base.server import AsksStatistics, Method, ProbesStarts, Reports, with_clients
@@ -148,23 +148,8 @@ class LoraStrategy(Strategy):
         self.record = RoundRecord(server_round)
         if not self._joined:
             self.join(grid)
-        if self.registrar.refresh(grid, self.settings.round_timeout):
+        if self.registrar.await_training(grid, self.settings.join_timeout, self.settings.round_timeout):
             self._register()
-        self._await_training(grid)
-
-    def _await_training(self, grid: Grid) -> None:
-        """Wait where no client that trains is connected; raises FederationError where none comes back in time."""
-        deadline = time.monotonic() + self.settings.join_timeout
-        while not any(card.trains for card in self.roster.reachable().values()):
-            if time.monotonic() >= deadline:
-                raise FederationError(
-                    f"no client that trains has been connected for {self.settings.join_timeout:g} s: go on with "
-                    "--resume when they are back (federation.join-timeout says how long a run waits)"
-                )
-            log.warning("round %d: no client that trains is connected; waiting", self.record.server_round)
-            time.sleep(min(POLL_SECONDS, self.settings.join_timeout))
-            if self.registrar.refresh(grid, self.settings.round_timeout):
-                self._register()
 
     def _spent(self) -> bool:
         """Tell whether every client that trains, connected or away, has spent its privacy budget."""

@@ -103,6 +103,29 @@ class Registrar:
             log.info("waiting for clients: %d of %d, %.0f s left", joined, wanted, join_timeout - waited)
             time.sleep(min(POLL_SECONDS, join_timeout - waited))
 
+    def await_training(self, grid: Grid, join_timeout: float, reply_timeout: float) -> bool:
+        """Begin a round: refresh until a client that trains is connected; return whether any client is new or moved.
+
+        Args:
+            grid: Flower's.
+            join_timeout: seconds to wait for one that comes back.
+            reply_timeout: seconds to wait for the answers to one request.
+
+        Raises:
+            FederationError: none comes back in time.
+        """
+        changed, deadline = self.refresh(grid, reply_timeout), time.monotonic() + join_timeout
+        while not any(card.trains for card in self.roster.reachable().values()):
+            if time.monotonic() >= deadline:
+                raise FederationError(
+                    f"no client that trains has been connected for {join_timeout:g} s: go on with --resume when they "
+                    "are back (federation.join-timeout says how long a run waits)"
+                )
+            log.warning("no client that trains is connected; waiting")
+            time.sleep(min(POLL_SECONDS, join_timeout))
+            changed |= self.refresh(grid, reply_timeout)
+        return changed
+
     def refresh(self, grid: Grid, reply_timeout: float) -> bool:
         """Begin a round: ask nodes that are new for their clients; return whether one was added or changed its node."""
         roster = self.roster

@@ -106,7 +106,15 @@ class Answers(Generic[R, A]):
 
 @dataclass
 class Exchange(Generic[R]):
-    """Requests that are sent together; of a message that was handed out only metadata, bytes and records are kept."""
+    """Requests that are sent together; of a message that was handed out only metadata, bytes and records are kept.
+
+    Attributes:
+        sent: metadata of each message, with what was asked of whom.
+        bytes_down: bytes of all contents.
+        usable: replies that were decoded so far.
+        sizes: bytes and records of each message.
+        unsent: messages that are not handed out yet.
+    """
 
     sent: list[tuple[Metadata, Sent[R]]] = field(default_factory=list)
     bytes_down: int = 0

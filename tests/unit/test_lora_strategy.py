@@ -533,14 +533,14 @@ class Away(LocalGrid):
 
 
 def test_an_outage_of_all_nodes_is_waited_for_and_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strategies.engine.strategy.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("strategies.federation.registrar.POLL_SECONDS", 0.01)
     strategy, records = make_strategy(), list[RoundRecord]()
     strategy.start(Away(fake_client_app(CARDS), {}, 3), num_rounds=4, timeout=5.0, on_round=records.append)
     assert [len(record.cohort) for record in records] == [4] * 4
 
 
 def test_an_outage_that_lasts_ends_the_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strategies.engine.strategy.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("strategies.federation.registrar.POLL_SECONDS", 0.05)
     grid = Away(fake_client_app(CARDS), {}, 3)
     grid.times = 10**6
     with pytest.raises(FederationError, match="no client that trains has been connected"):

@@ -279,6 +279,9 @@ def test_an_image_of_sixteen_bits_keeps_its_tones() -> None:
     decoded = decode_image(encoded.getvalue(), 64)
     assert len(decoded.unique()) > 200
     assert int(decoded.max()) == 255
+    wide = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)).save(wide, "TIFF")
+    assert decode_image(wide.getvalue(), 16, 1).flatten().tolist() == list(range(256))
 
 
 def test_folders_of_classes_may_be_links(tmp_path: Path) -> None:
