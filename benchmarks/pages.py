@@ -2,9 +2,9 @@
 
 A block begins with ``<!-- results: SUITE | tables=A, B | variants=X; Y | reference=X | seeds=10, 11 -->`` and ends with
 ``<!-- /results -->``; all but the suite may be left out. The suites ``membership``, ``lira``, ``head_parts``,
-``forgetting``, ``gpu``, ``language``, ``sums``, ``sum-movements``, ``lira-sums``, ``central-privacy``, ``wire-deltas``
-and ``words`` are the tables of these modules, ``costs`` what every suite costs. Several suites, with commas, stand side
-by side in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
+``controls``, ``forgetting``, ``gpu``, ``language``, ``sums``, ``sum-movements``, ``lira-sums``, ``central-privacy``,
+``wire-deltas`` and ``words`` are the tables of these modules, ``costs`` what every suite costs. Several suites, with
+commas, stand side by side in one table, or one sentence each (``tables=verdicts``). A block without any result says so.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.amortisation import draw as draw_amortisation
 from benchmarks.attack_tables import attack_table, lira_table, loss_table, membership_table
 from benchmarks.bootstrap import calibration_table, interval_table
 from benchmarks.central_privacy import central_privacy_table
+from benchmarks.controls import controls_table
 from benchmarks.cost import cost_page
 from benchmarks.figures import draw_methods, draw_steps
 from benchmarks.forgetting import forgetting_table
@@ -71,6 +72,7 @@ OF_MODULES: dict[str, Callable[[Any], str]] = {
     "membership": membership_table,
     "lira": lira_table,
     "head_parts": head_parts_table,
+    "controls": controls_table,
     "forgetting": forgetting_table,
     "gpu": gpu_table,
     "language": language_table,

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.controls import BOTH, OURS, OWN_HEAD, PRIOR, controls_table, scored_run
 from benchmarks.forgetting import checkpoints, turns
 from benchmarks.head_parts import WHOLE, head_parts_table, scores
 from benchmarks.language import BASE, ROWS, Review, measured, write_federation
@@ -59,6 +60,23 @@ def test_heads_made_again_are_those_of_the_run_and_differ_without_a_part(short_r
     table = head_parts_table([{"setting": "digits/plain", "seed": 0, "parts": told}])
     assert table.startswith("| in place of what it is | plain, seen | plain, unseen |")
     assert len(table.splitlines()) == 2 + len(told) - 1
+
+
+def test_other_heads_are_scored_without_changing_the_run(short_run: Path) -> None:
+    run = RunFiles.open(short_run)
+    rows = scored_run(Job("smoke", OURS, run.config), OURS)
+    anchor = f"{OURS}, anchor's head"
+    for row, track in ((OURS, "start"), (anchor, "anchor")):
+        known = {one["client_id"]: (one["zero_step"], one["k_step"]) for one in run.scores if one["track"] == track}
+        assert {one["client_id"]: (one["zero_step"], one["k_step"]) for one in rows[row]} == known
+    others = [
+        rows[anchor],
+        *(rows[f"{anchor}, {what}"] for what in (PRIOR, OWN_HEAD, BOTH)),
+        rows[f"{OURS}, {OWN_HEAD}"],
+    ]
+    assert len({tuple(one["zero_step"] for one in found) for found in others}) == len(others)
+    table = controls_table([{"setting": "smoke", "seed": 0, "entry": OURS, "rows": rows}])
+    assert f"| {anchor}, {BOTH} |" in table
 
 
 def test_what_clients_of_former_domains_tell_again_is_what_the_run_served(short_run: Path) -> None:
