@@ -18,13 +18,17 @@ RECEIVED = ("zero_step", "zero_step")
 
 
 def bytes_table(results: Results, order: Sequence[str], reference: str) -> str:
-    """Return a markdown table: KiB of a client in a training round, accuracies as received, differences in points."""
+    """Return a markdown table: KiB of a client in a training round, accuracies as received, differences in points.
+
+    Rows in which nobody sent a message, as a model trained in one place, are left out; empty where none is left.
+    """
     names = {group: [group, f"{group}, minus {reference}"] for group in GROUPS}
     rows = {
         name: [*(f"{one:.1f}" for one in kib_of(results[name])), *_accuracies(results, name, reference)]
-        for name in order
-        if name in results
+        for name in with_messages(results, order)
     }
+    if not rows:
+        return ""
     seeds = sorted({run["seed"] for runs in results.values() for run in runs})
     note = (
         f"Percent as received and points with 95 % intervals (bootstrap over seeds and clients), seeds "
@@ -33,14 +37,27 @@ def bytes_table(results: Results, order: Sequence[str], reference: str) -> str:
     return markdown("as received", ["KiB down", "KiB up", *names["seen"], *names["unseen"]], rows) + "\n\n" + note
 
 
+def with_messages(results: Results, order: Sequence[str]) -> list[str]:
+    """Return the rows of ``order`` whose runs had messages of training."""
+    return [
+        name
+        for name in order
+        if name in results and any("train_down" in one["bytes"] for one in _rounds(results[name]))
+    ]
+
+
 def kib_of(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Return KiB that a client gets and sends in a training round."""
     return _kib(runs, "train_down"), _kib(runs, "train_up")
 
 
 def _kib(runs: Sequence[Mapping[str, Any]], way: str) -> float:
-    rounds = [one for run in runs for one in run["rounds"]]
+    rounds = _rounds(runs)
     return float(sum(one["bytes"][way] for one in rounds)) / sum(len(one["cohort"]) for one in rounds) / 1024
+
+
+def _rounds(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [one for run in runs for one in run["rounds"]]
 
 
 def _accuracies(results: Results, name: str, reference: str) -> list[str]:
@@ -58,7 +75,7 @@ def _received(runs: Sequence[Mapping[str, Any]], group: str) -> list[float]:
 
 def draw_bytes(results: Results, order: Sequence[str], target: Path) -> None:
     """Draw accuracy as received over the KiB of a client's two messages of a round, a color for each method."""
-    shown = [name for name in order if name in results]
+    shown = with_messages(results, order)
     if not shown:
         return save(unmeasured(), target)
     methods = list(dict.fromkeys(name.split(",")[0] for name in shown))

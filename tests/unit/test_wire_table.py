@@ -37,6 +37,15 @@ def test_the_table_has_kib_both_ways_and_differences_to_the_reference() -> None:
     assert narrow == "| fedit, int4 | 1.0 | 0.5 | 79.0 ± 0.0 | -1.0 [-1.0, -1.0] | 79.0 ± 0.0 | -1.0 [-1.0, -1.0] |"
 
 
+def test_a_model_trained_in_one_place_has_no_messages_and_no_row() -> None:
+    alone = made_run(0, 1.0, 0.9)
+    alone["rounds"] = [{**one, "cohort": [], "bytes": {}} for one in alone["rounds"]]
+    table = bytes_table({**FOUND, "centralised": [alone]}, [*FOUND, "centralised"], "fedit, float32")
+    assert "| fedit, int4 |" in table
+    assert "| centralised |" not in table
+    assert bytes_table({"centralised": [alone]}, ["centralised"], "centralised") == ""
+
+
 def test_the_figure_names_every_row_and_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / "a.svg", tmp_path / "b.svg"]
     for path in paths:
