@@ -23,11 +23,12 @@ import typer
 from flwr.app import Context, Message
 from torch import Tensor
 
-from benchmarks.bootstrap import interval_table
+from benchmarks.bootstrap import paired_difference
 from benchmarks.local_grid import LocalGrid
 from benchmarks.run_job import NODES, require_all_clients
 from benchmarks.study import Overrides, Seeds, Study, Target, given
 from benchmarks.suite import Job, load_jobs
+from benchmarks.table import markdown
 from client_app.handlers import ContextKeeper
 from client_app.runtime import ClientRuntime, open_runtime
 from client_app.tasks import Keeper, core_of, evaluate_adapter
@@ -48,15 +49,16 @@ HEAD_SCALE = 0.5
 
 @dataclass(frozen=True)
 class Entry:
-    """A variant of the suite that is run, and what its settings are changed to."""
+    """A variant of the suite, what its settings are changed to, and whether its clients score other heads as well."""
 
     variant: str
     changes: Mapping[str, Scalar] = field(default_factory=dict)
+    other_heads: bool = True
 
 
 ENTRIES = {
     OURS: Entry(OURS),
-    "hyperlora, newest anchor": Entry(OURS, {"hyperlora.averaging": 1.0}),
+    "hyperlora, newest anchor": Entry(OURS, {"hyperlora.averaging": 1.0}, other_heads=False),
     "fedit": Entry("fedit"),
     "fed-sb": Entry("fed-sb"),
     "clustered": Entry("clustered"),
@@ -164,7 +166,7 @@ def main(
     override: Overrides = None,
     to: Target = RESULT,
 ) -> None:
-    """Make the runs that are missing, score their clients with what HyperLoRA's clients have, and print the tables."""
+    """Make the runs that are missing, score their clients with what HyperLoRA's clients have, and print the table."""
     study, chosen = Study(to), entry or list(ENTRIES)
     if unknown := set(chosen) - set(ENTRIES):
         raise typer.BadParameter(f"there is no row {sorted(unknown)}; there are {', '.join(ENTRIES)}")
@@ -180,15 +182,15 @@ def main(
 
 
 def scored_run(job: Job, entry: str) -> dict[str, Scores]:
-    """Make a run and return, by row of the tables, every client's scores."""
+    """Make a run and return, by row of the table, every client's scores."""
     from client_app.app import app
     from server_app.run import run
 
     config = job.config.with_values(ENTRIES[entry].changes)
     tracks = {START_TRACK: entry}
-    if job.config.method == OURS:
+    if entry == OURS:
         tracks[ANCHOR] = f"{entry}, anchor's head"
-    controlled = ControlledApp(app, config, tracks)
+    controlled = ControlledApp(app, config, tracks if ENTRIES[entry].other_heads else {})
     with tempfile.TemporaryDirectory(prefix="hyperlora-controls-") as scratch:
         values = {**config.flat(), "run.output-dir": str(Path(scratch) / "run"), "run.checkpoint-every": 0}
         files = RunFiles.open(run(LocalGrid(controlled, values, NODES, remembers=False), values))
@@ -199,17 +201,40 @@ def scored_run(job: Job, entry: str) -> dict[str, Scores]:
 
 
 def controls_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return markdown tables: what rows are above or below HyperLoRA, by setting and in all, each run then a seed."""
-    settings = {name.rpartition("/")[2]: [run for run in runs if run["setting"] == name] for name in _settings(runs)}
-    if len(settings) > 1:
-        settings["all settings"] = list(runs)
-    order = list(dict.fromkeys(row for run in runs for row in run["rows"]))
-    tables = {name: interval_table(_by_row(found), order, OURS) for name, found in settings.items()}
-    return "\n\n".join(f"**{name}**\n\n{table}" for name, table in tables.items() if table)
+    """Return a markdown table: points of a row less HyperLoRA's as received, with 95 % intervals.
+
+    Rows are of clients as received or, where local steps changed anything, adapted.
+
+    Args:
+        runs: of :func:`main`'s file; their settings stand side by side, and where there are several all of them
+            together, each run then a seed of its own.
+    """
+    settings = dict.fromkeys(run["setting"] for run in runs)
+    shown = {name.rpartition("/")[2]: _by_row([run for run in runs if run["setting"] == name]) for name in settings}
+    if len(shown) > 1:
+        shown["all"] = _by_row(runs)
+    groups = [(name, group) for name in shown for group in ("seen", "unseen")]
+    rows = {
+        label: [_against_ours(shown[name], row, group, column) for name, group in groups]
+        for label, row, column in _lines(_by_row(runs))
+    }
+    return markdown(f"minus {OURS} as received", [", ".join(one) for one in groups], rows)
 
 
-def _settings(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(run["setting"] for run in runs))
+def _lines(found: Mapping[str, list[dict[str, Any]]]) -> list[tuple[str, str, str]]:
+    """Return the label, the row and the figure of every line."""
+    lines = []
+    for row, runs in found.items():
+        if row != OURS:
+            lines.append((row, row, "zero_step"))
+        if any(one["k_step"] != one["zero_step"] for run in runs for one in run["clients"]):
+            lines.append((f"{row}, adapted", row, "k_step"))
+    return lines
+
+
+def _against_ours(rows: Mapping[str, list[dict[str, Any]]], row: str, group: str, column: str) -> str:
+    found = paired_difference(rows.get(row, []), rows.get(OURS, []), group, (column, "zero_step"))
+    return str(found) if found else ""
 
 
 def _by_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
