@@ -24,7 +24,7 @@ from tests.disclosure import Secret, copy_memory, in_files, in_memory, secrets_o
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 SITES, PARTS = ("site-0", "site-1", "site-2"), 4
 """The sites host two clients each; a fourth part of the data set is at nobody's."""
-LOST, CLIENTS, LEFT = "site-2", 6, 4
+LOST, CLIENTS, LEFT, LOOKS = "site-2", 6, 4, 20
 SETTINGS: dict[str, Any] = {
     "privacy.mode": "sums",
     "privacy.least-clients": 3,
@@ -72,7 +72,10 @@ def server_processes(deployment: Deployment) -> list[int]:
 
 @dataclass
 class Watch:
-    """Kills a site while the first masked answer is worked on, and copies memories two sums later."""
+    """Kills a site while the first masked answer is worked on, and copies memories two sums later.
+
+    A site's process is looked at several times: it holds a message only until a client's own process has it.
+    """
 
     deployment: Deployment
     directory: Path
@@ -86,10 +89,11 @@ class Watch:
             self.deployment.stop(LOST, kill=True)
         if sent > 3 * CLIENTS + 9 * LEFT and not self.at_server:
             self.at_server = [self._copied(process) for process in server_processes(self.deployment)]
-            self.at_site = [self._copied(self.deployment.processes[SITES[0]].pid)]
+        if self.at_server and len(self.at_site) < LOOKS:
+            self.at_site.append(self._copied(self.deployment.processes[SITES[0]].pid))
 
     def _copied(self, process: int) -> Path:
-        copy = self.copies / str(process)
+        copy = self.copies / f"{process}-{len(self.at_site)}"
         copy_memory(process, copy)
         return copy
 
