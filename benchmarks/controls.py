@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ import typer
 from flwr.app import Context, Message
 from torch import Tensor
 
+from benchmarks.adapting import App
 from benchmarks.bootstrap import paired_difference
 from benchmarks.local_grid import LocalGrid
 from benchmarks.run_job import NODES, require_all_clients
@@ -39,12 +40,11 @@ from hyperlora.reporting.run_files import RunFiles
 from models.adapters.adapter import Adapter
 from models.personalization.head_generator import pseudo_counts
 from models.sums.own_head import own_head
+from strategies.methods.hyperlora.config import HyperLoraSettings
 
 RESULT = Path(__file__).parent / "results" / "controls.json"
 SEEDS, OURS, ANCHOR = (10, 11, 12), "hyperlora", "anchor"
 PRIOR, OWN_HEAD, BOTH = "fitted prior", "own head", "fitted prior, own head"
-HEAD_SCALE = 0.5
-"""What HyperLoRA multiplies heads by before a client adds its class prior (``hyperlora.head-scale``)."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ ENTRIES = {
     "hyperlora, newest anchor": Entry(OURS, {"hyperlora.averaging": 1.0}, other_heads=False),
     "fedit": Entry("fedit"),
     "fed-sb": Entry("fed-sb"),
-    "clustered": Entry("clustered"),
 }
-App = Callable[[Message, Context], Message]
 Scores = list[dict[str, Any]]
 
 
@@ -114,10 +112,10 @@ class ControlledApp:
         smoothed = self.config.prior_strength * runtime.frequencies(name).log()
         samples = train_features(runtime, request)
         heads = {OWN_HEAD: own_head(plus_bias(head, smoothed), *samples)}
-        if request.track == list(self.rows)[-1]:
+        if self.rows[request.track] != OURS:
             counts = counts_of(runtime, name) + self._expected
             prior = self.config.prior_strength * torch.log(counts / counts.sum())
-            heads[PRIOR] = plus_bias(HEAD_SCALE * head, prior)
+            heads[PRIOR] = plus_bias(self.config.of(HyperLoraSettings).head_scale * head, prior)
             heads[BOTH] = own_head(heads[PRIOR], *samples)
         for what, one in heads.items():
             row, steps = f"{self.rows[request.track]}, {what}", request.steps if what == PRIOR else [0]
@@ -210,13 +208,13 @@ def controls_table(runs: Sequence[Mapping[str, Any]]) -> str:
             together, each run then a seed of its own.
     """
     settings = dict.fromkeys(run["setting"] for run in runs)
-    shown = {name.rpartition("/")[2]: _by_row([run for run in runs if run["setting"] == name]) for name in settings}
+    shown = {name.rpartition("/")[2]: by_row([run for run in runs if run["setting"] == name]) for name in settings}
     if len(shown) > 1:
-        shown["all"] = _by_row(runs)
+        shown["all"] = by_row(runs)
     groups = [(name, group) for name in shown for group in ("seen", "unseen")]
     rows = {
         label: [_against_ours(shown[name], row, group, column) for name, group in groups]
-        for label, row, column in _lines(_by_row(runs))
+        for label, row, column in _lines(by_row(runs))
     }
     return markdown(f"minus {OURS} as received", [", ".join(one) for one in groups], rows)
 
@@ -237,7 +235,8 @@ def _against_ours(rows: Mapping[str, list[dict[str, Any]]], row: str, group: str
     return str(found) if found else ""
 
 
-def _by_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def by_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return by row of the table its runs, each of a seed of its own, as :func:`paired_difference` takes them."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         for name, scores in run["rows"].items():

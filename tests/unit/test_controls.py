@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 
 from benchmarks.bootstrap import Difference, paired_difference
-from benchmarks.controls import OURS, RESULT
+from benchmarks.controls import OURS, RESULT, by_row
 from benchmarks.pages import ROOT
 
 ANCHOR = "hyperlora, anchor's head, own head"
@@ -18,13 +16,9 @@ ANCHOR = "hyperlora, anchor's head, own head"
 
 def measured(row: str, group: str, column: str, setting: str) -> Difference:
     """Return how far HyperLoRA as received is above a row, in one setting or over all."""
-    found = [run for run in json.loads(RESULT.read_text(encoding="utf-8"))["runs"] if setting in run["setting"]]
-
-    def of(name: str) -> list[Mapping[str, Any]]:
-        runs = [run for run in found if name in run["rows"]]
-        return [{"seed": (run["setting"], run["seed"]), "clients": run["rows"][name]} for run in runs]
-
-    difference = paired_difference(of(OURS), of(row), group, ("zero_step", column))
+    runs = json.loads(RESULT.read_text(encoding="utf-8"))["runs"]
+    found = by_row([run for run in runs if setting in run["setting"]])
+    difference = paired_difference(found[OURS], found[row], group, ("zero_step", column))
     assert difference is not None
     return difference
 
